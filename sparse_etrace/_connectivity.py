@@ -1,0 +1,173 @@
+"""Which synapses exist: index arrays in receiver-major order, and the sort that gives it."""
+
+import operator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Array, Int
+
+MAX_INDEX = np.iinfo(np.int32).max
+
+
+class Connectivity(eqx.Module):
+    """The synapses `pre -> post` of a layer, without their weights.
+
+    Canonical order is receiver-major: synapses are sorted by `(post, pre)`, and parallel synapses stay in input order.
+    The incoming synapses of unit `i` are `post_ptr[i]:post_ptr[i + 1]`.
+
+    A pytree: the three index arrays are leaves, the two sizes are static. Build it with `from_edges`; the constructor
+    itself checks nothing, because its leaves may be traced.
+
+    Attributes:
+        pre: sending unit of each synapse, int32.
+        post: receiving unit of each synapse, int32, ascending.
+        post_ptr: first synapse of each receiving unit, and the number of synapses last, int32.
+        num_pre: number of sending units.
+        num_post: number of receiving units.
+
+    Example:
+        >>> import sparse_etrace as se
+        >>> conn = se.Connectivity.from_edges([2, 0, 1], [1, 1, 0], shape=(3, 2))
+        >>> conn.pre.tolist(), conn.post.tolist(), conn.post_ptr.tolist()
+        ([1, 0, 2], [0, 1, 1], [0, 1, 3])
+    """
+
+    pre: Int[Array, " num_synapses"]
+    post: Int[Array, " num_synapses"]
+    post_ptr: Int[Array, " num_post_and_1"]
+    num_pre: int = eqx.field(static=True)
+    num_post: int = eqx.field(static=True)
+
+    @classmethod
+    def from_edges(cls, pre: Any, post: Any, shape: Any) -> "Connectivity":
+        """Sort the edges `pre[k] -> post[k]` into a connectivity. Parallel edges and autapses are kept.
+
+        Args:
+            pre: sending units, `(num_synapses,)`, integers of any type, in any order.
+            post: receiving units, `(num_synapses,)`, integers of any type.
+            shape: `(num_pre, num_post)`.
+
+        Returns:
+            The connectivity, its index arrays in canonical order.
+
+        Raises:
+            TypeError: an argument is traced, or holds no integers.
+            ValueError: lengths differ, an index is outside `shape`, or there are too many synapses for int32.
+
+        Example:
+            >>> import sparse_etrace as se
+            >>> se.Connectivity.from_edges([0, 0], [0, 1], shape=(1, 2)).density
+            1.0
+        """
+        return canonical_order(pre, post, shape)[1]
+
+    @property
+    def num_synapses(self) -> int:
+        """Number of synapses, parallel ones counted singly."""
+        return self.pre.shape[-1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(num_pre, num_post)`."""
+        return self.num_pre, self.num_post
+
+    @property
+    def density(self) -> float:
+        """Synapses per pair of units, `num_synapses / (num_pre * num_post)`; 0 where there are no pairs."""
+        return self.num_synapses / max(self.num_pre * self.num_post, 1)
+
+
+def canonical_order(pre: Any, post: Any, shape: Any) -> tuple[np.ndarray, Connectivity]:
+    """Return `(order, connectivity)` with `connectivity.pre == pre[order]`, and likewise for `post`.
+
+    Args:
+        pre: sending units, `(num_synapses,)`, integers of any type, in any order.
+        post: receiving units, `(num_synapses,)`, integers of any type.
+        shape: `(num_pre, num_post)`.
+
+    Returns:
+        `order`, a numpy int32 array `(num_synapses,)` that says which input edge each canonical synapse was, and the
+        connectivity.
+
+    Raises:
+        TypeError: an argument is traced, or holds no integers.
+        ValueError: lengths differ, an index is outside `shape`, or there are too many synapses for int32.
+    """
+    pre, post, (num_pre, num_post) = edge_arrays(pre, post, shape)
+    edges = sp.coo_array((np.arange(pre.size, dtype=np.int32), (pre, post)), shape=(num_pre, num_post))
+    del pre, post
+    # Two stable counting sorts. The flag keeps scipy from summing parallel synapses.
+    edges.has_canonical_format = True
+    edges = edges.tocsr()
+    edges = edges.tocsc()
+    connectivity = Connectivity(
+        pre=jnp.asarray(edges.indices, jnp.int32),
+        post=jnp.asarray(expand_ptr(edges.indptr), jnp.int32),
+        post_ptr=jnp.asarray(edges.indptr, jnp.int32),
+        num_pre=num_pre,
+        num_post=num_post,
+    )
+    return edges.data, connectivity
+
+
+def edge_arrays(pre: Any, post: Any, shape: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """Return edges as two int32 arrays that fit `shape`, and the shape as Python integers."""
+    num_pre, num_post = check_shape(shape)
+    pre, post = index_array("pre", pre), index_array("post", post)
+    if pre.size != post.size:
+        raise ValueError(f"pre and post: {pre.size} and {post.size} entries; they need one entry each per synapse")
+    return as_indices("pre", pre, num_pre), as_indices("post", post, num_post), (num_pre, num_post)
+
+
+def expand_ptr(ptr: np.ndarray) -> np.ndarray:
+    """Return the unit of each synapse, int32, given where each unit's run of synapses starts."""
+    return np.repeat(np.arange(ptr.size - 1, dtype=np.int32), np.diff(ptr))
+
+
+def host_array(name: str, value: Any) -> np.ndarray:
+    """Return `value` as a numpy array, or raise TypeError if its numbers are not known yet."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(f"{name}: got a traced array; connectivity is built on the host, so call this outside jit/vmap")
+    return np.asarray(value)
+
+
+def index_array(name: str, value: Any) -> np.ndarray:
+    """Return `value` as a one-dimensional numpy array of integers, of any integer type."""
+    array = host_array(name, value)
+    if array.ndim != 1:
+        raise ValueError(f"{name}: got shape {array.shape}; it needs one dimension, (num_synapses,)")
+    if array.size > MAX_INDEX:
+        raise ValueError(
+            f"{name}: {array.size} synapses are too many for int32 (at most {MAX_INDEX}); split the layer in several"
+        )
+    if array.size == 0:
+        return np.zeros(0, np.int32)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: got {array.dtype}; indices are integers (ids of another type need `labels`)")
+    return array
+
+
+def as_indices(name: str, array: np.ndarray, size: int) -> np.ndarray:
+    """Return integers as int32 indices below `size`."""
+    if array.size and (array.min() < 0 or array.max() >= size):
+        first = int(np.argmax((array < 0) | (array >= size)))
+        raise ValueError(
+            f"{name}: index {array[first]} at entry {first} is out of range for {size} units; "
+            "use indices from 0, or give `shape` or `labels` that hold it"
+        )
+    return array.astype(np.int32, copy=False)
+
+
+def check_shape(shape: Any) -> tuple[int, int]:
+    """Return `shape` as two Python integers that int32 can index."""
+    try:
+        num_pre, num_post = (operator.index(size) for size in shape)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"shape: got {shape!r}; it needs two integers, (num_pre, num_post)") from error
+    if min(num_pre, num_post) < 0 or max(num_pre, num_post) > MAX_INDEX:
+        raise ValueError(f"shape: got {(num_pre, num_post)}; each size must be between 0 and {MAX_INDEX}")
+    return num_pre, num_post

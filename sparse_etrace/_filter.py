@@ -1,0 +1,79 @@
+"""What of a model is trained, and what its leaves are called."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from ._op.base import ETraceOp
+from ._param import Fixed
+from ._program import is_inexact
+
+
+def struct(tree: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes and types of a pytree of arrays, numbers or structs."""
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        leaf = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(one, tree)
+
+
+def structure(tree: PyTree[Any]) -> Any:
+    return jax.tree.structure(tree)
+
+
+def leaf_names(tree: PyTree[Any]) -> list[str]:
+    return [jax.tree_util.keystr(path).lstrip(".") for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def trainable(model: PyTree[Any]) -> PyTree[bool]:
+    """Filter specification: True on what is trained.
+
+    That is every floating array that is neither `Fixed` nor inside an op: indices, masks and the arrays of weight
+    functions never are.
+
+    Args:
+        model: a pytree.
+
+    Returns:
+        The same pytree with True and False for leaves.
+
+    Example:
+        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> param = se.ETraceParam({'weight': jnp.ones((2, 2))}, se.MatMulOp(weight_mask=jnp.ones((2, 2))))
+        >>> se.trainable(param).value, se.trainable(param).op.weight_mask
+        ({'weight': True}, False)
+    """
+
+    def is_apart(leaf: Any) -> bool:
+        return isinstance(leaf, ETraceOp | Fixed)
+
+    def one(leaf: Any) -> Any:
+        if is_apart(leaf):
+            return jax.tree.map(lambda _: False, leaf)
+        return isinstance(leaf, jax.ShapeDtypeStruct | jax.Array) and is_inexact(leaf) or eqx.is_inexact_array(leaf)
+
+    return jax.tree.map(one, model, is_leaf=is_apart)
+
+
+def trained_filter(model: PyTree[Any], train: Any) -> PyTree[bool]:
+    """Filter specification of what is trainable and, where `train` is given, allowed by it."""
+    spec = trainable(model)
+    if train is None:
+        return spec
+    allowed = jax.tree.map(lambda t, part: jax.tree.map(t if callable(t) else lambda _: t, part), train, model)
+    return jax.tree.map(lambda a, b: bool(a and b), spec, allowed)
+
+
+def refuse_zero(name: str, allow_zero: tuple[str, ...], used: bool) -> None:
+    """Raise for a trained leaf that can never get a gradient, unless it is allowed by name."""
+    if not any(name == allowed or name.startswith((allowed + ".", allowed + "[")) for allowed in allow_zero):
+        why = "it reaches `out` only by ways that the rule drops, or not at all" if used else "its value is never used"
+        raise ValueError(
+            f"model: {name!r} would never get a gradient: {why}. Remove it, leave it out with train=..., or allow it "
+            f"with allow_zero=({name!r},)."
+        )

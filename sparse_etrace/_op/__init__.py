@@ -1,0 +1,10 @@
+"""The ops: one idea, five connectivities."""
+
+from .base import ETraceOp as ETraceOp
+from .check import check_op as check_op
+from .conv import ConvOp as ConvOp
+from .elemwise import ElemWiseOp as ElemWiseOp
+from .lora import LoraOp as LoraOp
+from .matmul import MatMulOp as MatMulOp
+from .spmatmul import SpMatMulOp as SpMatMulOp
+from .weight_fn import Bounded as Bounded, SignLock as SignLock

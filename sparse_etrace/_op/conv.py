@@ -1,0 +1,157 @@
+"""The stencil of a convolution as connectivity."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from .base import ETraceOp, check_bias, check_shape, masked, read_weights, with_bias
+
+Weights = dict[str, Array]
+
+
+class ConvOp(ETraceOp):
+    """Convolution in one, two or three dimensions, channels last: `y = x (*) f(w * mask) + bias`.
+
+    Executes on `{'weight': (*window, c_in / groups, c_out), 'bias'?: (c_out,)}`. One weight serves at every output
+    position, so its trace has the output positions in front.
+
+    Args:
+        xinfo: `jax.ShapeDtypeStruct` of one input without batch axes: `(32, 3)` is one-dimensional with three channels,
+            `(32, 32, 3)` two-, `(32, 32, 32, 3)` three-dimensional.
+        window_strides: one stride for each spatial axis.
+        padding: `'SAME'`, `'VALID'`, or a pair `(low, high)` for each spatial axis.
+        lhs_dilation, rhs_dilation: dilation of the input and of the kernel, for each spatial axis.
+        feature_group_count: number of groups of channels.
+        weight_mask: shaped like the weight, or None.
+        weight_fn: elementwise function `f` of the weights; it never touches the bias.
+
+    Raises:
+        ValueError: an argument does not fit `xinfo`; or, on execution, the kernel, mask, bias or `x` has another shape.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, sparse_etrace as se
+        >>> op = se.ConvOp(jax.ShapeDtypeStruct((8, 1), jnp.float32), window_strides=[1], padding='SAME')
+        >>> se.ETraceParam({'weight': jnp.ones((3, 1, 2))}, op)(jnp.ones((8, 1))).shape
+        (8, 2)
+    """
+
+    xinfo: Any = eqx.field(static=True)
+    window_strides: tuple[int, ...] = eqx.field(static=True)
+    padding: Any = eqx.field(static=True)
+    lhs_dilation: tuple[int, ...] | None = eqx.field(static=True)
+    rhs_dilation: tuple[int, ...] | None = eqx.field(static=True)
+    feature_group_count: int = eqx.field(static=True)
+    weight_mask: Array | None
+    weight_fn: Callable[[Array], Array] | None
+    apply_weight_fn_before_mask: ClassVar[bool] = False
+    per_unit: ClassVar[tuple[str, ...]] = ("bias",)
+
+    def __init__(
+        self,
+        xinfo: Any,
+        window_strides: Sequence[int],
+        padding: str | Sequence[Sequence[int]],
+        lhs_dilation: Sequence[int] | None = None,
+        rhs_dilation: Sequence[int] | None = None,
+        feature_group_count: int = 1,
+        weight_mask: Any = None,
+        weight_fn: Callable[[Array], Array] | None = None,
+    ):
+        spatial = len(xinfo.shape) - 1
+        if spatial not in (1, 2, 3):
+            raise ValueError(
+                f"xinfo: expected a shape of 1 to 3 spatial axes and the channels, got {xinfo.shape}. "
+                "It describes one input, without batch axes."
+            )
+        given: dict[str, Any] = {"window_strides": window_strides}
+        given |= {"lhs_dilation": lhs_dilation, "rhs_dilation": rhs_dilation}
+        given["padding"] = None if isinstance(padding, str) else padding
+        for name, value in given.items():
+            if value is not None and len(value) != spatial:
+                raise ValueError(f"{name}: expected {spatial} entries, one for each spatial axis, got {value}.")
+        if isinstance(padding, str) and padding not in ("SAME", "VALID"):
+            raise ValueError(f"padding: expected 'SAME', 'VALID' or a pair for each spatial axis, got {padding!r}.")
+        if feature_group_count < 1 or xinfo.shape[-1] % feature_group_count:
+            raise ValueError(
+                f"feature_group_count: expected a divisor of the {xinfo.shape[-1]} input channels, "
+                f"got {feature_group_count}."
+            )
+        self.xinfo = jax.ShapeDtypeStruct(tuple(xinfo.shape), xinfo.dtype)
+        self.window_strides = tuple(window_strides)
+        self.padding = padding if isinstance(padding, str) else tuple((int(lo), int(hi)) for lo, hi in padding)
+        self.lhs_dilation = None if lhs_dilation is None else tuple(lhs_dilation)
+        self.rhs_dilation = None if rhs_dilation is None else tuple(rhs_dilation)
+        self.feature_group_count = feature_group_count
+        self.weight_mask = None if weight_mask is None else jnp.asarray(weight_mask)
+        self.weight_fn = weight_fn
+
+    @property
+    def input_ndim(self) -> int:
+        return len(self.xinfo.shape)
+
+    def phi(self, theta: Weights) -> Weights:
+        groups = self.feature_group_count
+        c_in = self.xinfo.shape[-1] // groups
+        what = f"({', '.join(['width', 'height', 'depth'][: self.input_ndim - 1])}, {c_in}, c_out)"
+        weight = masked(read_weights(theta, self.input_ndim + 1, what)["weight"], self)
+        if weight.shape[-2] != c_in or weight.shape[-1] % groups:
+            raise ValueError(
+                f"value['weight']: expected shape {what} with c_out a multiple of {groups}, got {weight.shape}. "
+                "The channels are those of xinfo, divided by feature_group_count."
+            )
+        check_bias(theta, weight.shape[-1])
+        return {**theta, "weight": weight}
+
+    def xw_to_y(self, x: Shaped[Array, "*batch_space c_in"], w: Weights) -> Float[Array, "*batch_position c_out"]:
+        batch, dtype = self._batch(x), jnp.result_type(x, w["weight"])
+        y = jax.lax.conv_general_dilated(
+            x.reshape(math.prod(batch), *self.xinfo.shape).astype(dtype),
+            w["weight"].astype(dtype),
+            dimension_numbers=self._axes,
+            feature_group_count=self.feature_group_count,
+            **self._geometry,
+        )
+        return with_bias(y.reshape(*batch, *y.shape[1:]), w)
+
+    def yw_to_w(self, y: Float[Array, "*batch_position c_out"], e: Weights) -> Weights:
+        between = (None,) * self.input_ndim
+        spread = {"weight": y[(..., *between, slice(None))], "bias": y}
+        return {key: spread[key] * leaf for key, leaf in e.items()}
+
+    def xy_to_dw(self, x: Array, y: Array, v: Weights) -> Weights:
+        *window, c_in, c_out = v["weight"].shape
+        batch, groups = self._batch(x), self.feature_group_count
+        patches = jax.lax.conv_general_dilated_patches(
+            x.reshape(math.prod(batch), *self.xinfo.shape).astype(jnp.result_type(x, y)),
+            window,
+            dimension_numbers=self._axes,
+            **self._geometry,
+        )
+        patches = patches.reshape(*batch, *patches.shape[1:-1], groups, c_in, math.prod(window))
+        grouped = y.reshape(*y.shape[:-1], groups, c_out // groups)
+        weight = jnp.einsum("...gcw,...go->...wcgo", patches, grouped).reshape(*y.shape[:-1], *v["weight"].shape)
+        slots = {"weight": weight, "bias": y}
+        return {key: slots[key] for key in v}
+
+    def _batch(self, x: Array) -> tuple[int, ...]:
+        check_shape("x", x.shape[-self.input_ndim :], self.xinfo.shape, "The shape of xinfo, behind the batch axes.")
+        return x.shape[: -self.input_ndim]
+
+    @property
+    def _axes(self) -> tuple[str, str, str]:
+        space = "DHW"[3 - self.input_ndim + 1 :]
+        return f"N{space}C", f"{space}IO", f"N{space}C"
+
+    @property
+    def _geometry(self) -> dict[str, Any]:
+        return {
+            "window_strides": self.window_strides,
+            "padding": self.padding,
+            "lhs_dilation": self.lhs_dilation,
+            "rhs_dilation": self.rhs_dilation,
+        }

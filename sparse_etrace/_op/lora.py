@@ -1,0 +1,66 @@
+"""All-to-all connectivity of low rank."""
+
+from typing import Any, ClassVar
+
+from jaxtyping import Array, Float, Shaped
+
+from .. import _kernels
+from .base import ETraceOp, check_bias, check_input, with_bias
+
+Weights = dict[str, Array]
+
+
+class LoraOp(ETraceOp):
+    """Low-rank layer, `y = alpha * x @ B @ A + bias`.
+
+    Executes on `{'B': (num_pre, rank), 'A': (rank, num_post), 'bias'?: (num_post,)}`. Its weights on the synapses are
+    `v = alpha * B @ A`.
+
+    Args:
+        alpha: scale; None for 1.
+
+    Raises:
+        ValueError: the keys are others, or the shapes do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> value = {'B': jnp.ones((4, 1)), 'A': jnp.ones((1, 2))}
+        >>> se.ETraceParam(value, se.LoraOp(alpha=0.5))(jnp.ones(4)).tolist()
+        [2.0, 2.0]
+
+    Reference:
+        Hu et al. 2022, International Conference on Learning Representations (arXiv 2106.09685).
+    """
+
+    alpha: Any
+    per_unit: ClassVar[tuple[str, ...]] = ("bias",)
+
+    def __init__(self, alpha: Any = None):
+        self.alpha = 1.0 if alpha is None else alpha
+
+    def phi(self, theta: Weights) -> Weights:
+        if not isinstance(theta, dict) or not {"A", "B"} <= set(theta) <= {"A", "B", "bias"}:
+            got = sorted(theta) if isinstance(theta, dict) else type(theta).__name__
+            raise ValueError(f"value: expected {{'B': ..., 'A': ..., 'bias'?: ...}}, got {got}. Use these names.")
+        b, a = theta["B"], theta["A"]
+        if b.ndim != 2 or a.ndim != 2 or b.shape[1] != a.shape[0]:
+            raise ValueError(
+                f"value['B'], value['A']: expected (num_pre, rank) and (rank, num_post), got {b.shape} and {a.shape}. "
+                "Give both the same rank."
+            )
+        check_bias(theta, a.shape[1])
+        rest = {key: leaf for key, leaf in theta.items() if key == "bias"}
+        return {"weight": (self.alpha * (b @ a)).astype(b.dtype), **rest}
+
+    def xw_to_y(self, x: Shaped[Array, "*batch pre"], w: Weights) -> Float[Array, "*batch post"]:
+        check_input(x, -1, w["weight"].shape[0])
+        return with_bias(x @ w["weight"], w)
+
+    def yw_to_w(self, y: Float[Array, "*batch post"], e: Weights) -> Weights:
+        return _kernels.dense.spread(y, e)
+
+    def xy_to_dw(self, x: Shaped[Array, "*batch pre"], y: Float[Array, "*batch post"], v: Weights) -> Weights:
+        return _kernels.dense.outer(x, y, v)
+
+    def sum_dw(self, x: Shaped[Array, "k *batch pre"], y: Float[Array, "k *batch post"], v: Weights) -> Weights:
+        return _kernels.dense.sum_outer(x, y, v)

@@ -1,0 +1,133 @@
+"""Any connectivity: the op at the centre, of which the others are special cases."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Array, Float, Shaped
+
+from .. import _kernels
+from .._connectivity import Connectivity
+from .._convert import matrix_connectivity
+from .._graph import Graph
+from .base import ETraceOp, applied, check_bias, check_input, check_shape, read_weights, window_per_unit, with_bias
+
+Weights = dict[str, Array]
+
+
+class SpMatMulOp(ETraceOp):
+    """Sparse layer, `y[post] = sum over s = (pre -> post) of f(w)[tie[s]] * x[pre] + bias[post]`.
+
+    Executes on `{'weight': (num_synapses,), 'bias'?: (num_post,)}`. On a `Connectivity` or a `Graph` the weights are in
+    canonical order; on a BCOO, BCSR, CSR or scipy matrix `M` they follow the order of that matrix's own data (that of
+    `M.tocoo()` for scipy formats without one), so `{'weight': M.data}` fits.
+
+    Args:
+        connectivity: what is connected.
+        weight_fn: elementwise function `f` of the weights; it never touches the bias.
+        tie: `(num_synapses,)`, the entry of `weight` that each synapse uses; None for one weight each.
+        axis: axis of `x` that holds the presynaptic units: -1, or -2 for `x` of shape `(..., num_pre, features)`, where
+            every feature passes through the same synapses and has a trace of its own.
+
+    Raises:
+        TypeError: `connectivity` is nothing that can be read as one.
+        ValueError: `tie`, `axis`, `weight`, `bias` or `x` has another shape, or `tie` is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> conn = se.Connectivity.from_edges([0, 1], [1, 0], shape=(2, 2))
+        >>> se.ETraceParam({'weight': jnp.array([3.0, 5.0])}, se.SpMatMulOp(conn))(jnp.array([1.0, 2.0])).tolist()
+        [6.0, 5.0]
+    """
+
+    connectivity: Connectivity
+    weight_fn: Callable[[Array], Array] | None
+    slot: Array | None
+    num_weights: int = eqx.field(static=True)
+    axis: int = eqx.field(static=True)
+    per_unit: ClassVar[tuple[str, ...]] = ("bias",)
+
+    def __init__(
+        self,
+        connectivity: Any,
+        weight_fn: Callable[[Array], Array] | None = None,
+        tie: Any = None,
+        axis: int = -1,
+    ):
+        if axis not in (-1, -2):
+            raise ValueError(f"axis: expected -1 or -2, got {axis}. Move the presynaptic axis of x there.")
+        slot = None
+        if isinstance(connectivity, Graph):
+            connectivity = connectivity.connectivity
+        if isinstance(connectivity, Connectivity):
+            num_weights = connectivity.num_synapses
+        else:
+            num_weights = _num_data(connectivity)
+            connectivity, slot = matrix_connectivity(connectivity)
+        if tie is not None:
+            tie = np.asarray(tie)
+            check_shape("tie", tie.shape, (num_weights,), "One index into value['weight'] for each synapse.")
+            if tie.dtype.kind not in "iu" or tie.min(initial=0) < 0:
+                raise ValueError(
+                    f"tie: expected integers >= 0, got {tie.dtype} from {tie.min(initial=0)}. "
+                    "Count the entries of value['weight'] from 0."
+                )
+            num_weights = int(tie.max(initial=-1)) + 1
+            slot = tie if slot is None else tie[np.asarray(slot)]
+        self.connectivity, self.weight_fn, self.num_weights, self.axis = connectivity, weight_fn, num_weights, axis
+        self.slot = None if slot is None else jnp.asarray(slot, jnp.int32)
+
+    @property
+    def input_ndim(self) -> int:
+        return -self.axis
+
+    def phi(self, theta: Weights) -> Weights:
+        weight = read_weights(theta, 1, f"({self.num_weights},)")["weight"]
+        hint = "One for each synapse of the op's connectivity, or for each index in tie."
+        check_shape("value['weight']", weight.shape, (self.num_weights,), hint)
+        check_bias(theta, self.connectivity.num_post)
+        weight = applied(self.weight_fn, weight)
+        return {**theta, "weight": weight if self.slot is None else weight[self.slot]}
+
+    def xw_to_y(self, x: Shaped[Array, "*batch_x"], w: Weights) -> Float[Array, "*batch_y"]:
+        check_input(x, self.axis, self.connectivity.num_pre)
+        y = with_bias(_kernels.spmv(self.connectivity, w["weight"], self._last(x)), w)
+        return self._last(y)
+
+    def yw_to_w(self, y: Float[Array, "*batch_y"], e: Weights) -> Weights:
+        y = self._last(y)
+        spread = {"weight": jnp.take(y, self.connectivity.post, axis=-1, mode="clip"), "bias": y}
+        return {key: spread[key] * leaf for key, leaf in e.items()}
+
+    def xy_to_dw(self, x: Shaped[Array, "*batch_x"], y: Float[Array, "*batch_y"], v: Weights) -> Weights:
+        x, y = self._last(x), self._last(y)
+        slots = {"weight": _kernels.sampled(self.connectivity, x, y), "bias": y}
+        return {key: slots[key] for key in v}
+
+    def window(
+        self, v: Weights, trace: Weights, carried: Array, entering: Array, signal: Array, direct: Array, x: Array
+    ) -> tuple[Weights, Weights]:
+        x, carried, entering, signal, direct = (self._last(part) for part in (x, carried, entering, signal, direct))
+        new: dict[str, Any] = dict.fromkeys(v)
+        taught: dict[str, Any] = dict.fromkeys(v)
+        if trace["weight"] is not None:
+            new["weight"], taught["weight"] = _kernels.trace.window(
+                self.connectivity, carried, entering, signal, direct, x, trace["weight"]
+            )
+        if trace.get("bias") is not None:
+            new["bias"], taught["bias"] = window_per_unit(v["bias"], trace["bias"], carried, entering, signal, direct)
+        return new, taught
+
+    def _last(self, x: Array) -> Array:
+        """Move the axis of the units behind all others, or back."""
+        return x if self.axis == -1 else jnp.swapaxes(x, -1, -2)
+
+
+def _num_data(matrix: Any) -> int:
+    """Number of entries in a matrix's own data, padding included."""
+    if sp.issparse(matrix) and matrix.format not in ("coo", "csr", "csc"):
+        return matrix.tocoo().nnz
+    return len(matrix.data) if hasattr(matrix, "data") else 0

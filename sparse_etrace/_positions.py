@@ -1,0 +1,225 @@
+"""Which unit does each element of a derivative belong to? The check that dynamics act on each unit by itself."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core as jex
+import jax.extend.source_info_util as source_info
+import jax.numpy as jnp
+import numpy as np
+
+from ._program import INLINED, sub_jaxprs
+
+ELEMENTWISE = {
+    "add", "add_any", "sub", "mul", "div", "neg", "select_n", "convert_element_type", "copy", "copy_p",
+    "reduce_precision", "real", "imag", "complex", "conj", "optimization_barrier", "name", "pvary", "stop_gradient",
+    "sharding_constraint", "mul_any", "integer_pow", "max", "min", "sign", "abs", "exp", "tanh", "logistic", "clamp",
+}  # fmt: skip
+
+
+class Mixed(NamedTuple):
+    """A derivative that joins several units, and the equation that joined them."""
+
+    primitive: str
+    where: str
+
+
+Ids = np.ndarray | Mixed | None
+"""For each element the number of its unit, -1 for none; None: no derivative passes here at all."""
+
+
+class _MixingError(Exception):
+    pass
+
+
+def follow(jaxpr: Any, consts: Sequence[Any], ids: Sequence[Ids]) -> list[Ids]:
+    """Unit numbers of the outputs of a jaxpr that is linear in the inputs that carry numbers."""
+    env: dict[Any, Ids] = dict(zip(jaxpr.invars, ids, strict=True))
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+
+    def value(var: Any) -> Any:
+        return var.val if isinstance(var, jex.Literal) else values.get(var)
+
+    for eqn in jaxpr.eqns:
+        given = [None if isinstance(v, jex.Literal) else env.get(v) for v in eqn.invars]
+        if all(g is None for g in given):
+            _fold(eqn, [value(v) for v in eqn.invars], values)
+            continue
+        mixed = next((g for g in given if isinstance(g, Mixed)), None)
+        if mixed is not None:
+            env.update(dict.fromkeys(eqn.outvars, mixed))
+            continue
+        try:
+            out = _through(eqn, given, [value(v) for v in eqn.invars])
+        except _MixingError:
+            blame = Mixed(eqn.primitive.name, source_info.summarize(eqn.source_info))
+            out = [blame] * len(eqn.outvars)
+        env.update(zip(eqn.outvars, out, strict=True))
+    return [None if isinstance(v, jex.Literal) else env.get(v) for v in jaxpr.outvars]
+
+
+def _fold(eqn: Any, args: list[Any], values: dict[Any, Any]) -> None:
+    """Keep small integer constants: they may be the indices of a gather or a slice."""
+    aval = eqn.outvars[0].aval
+    foldable = len(eqn.outvars) == 1 and getattr(aval, "dtype", None) is not None
+    if foldable and (aval.dtype == bool or np.issubdtype(aval.dtype, np.integer)) and aval.size <= 1 << 20:
+        if not sub_jaxprs(eqn) and all(a is not None for a in args):
+            with jax.ensure_compile_time_eval():
+                values[eqn.outvars[0]] = eqn.primitive.bind(*args, **eqn.params)
+
+
+def _through(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
+    name, params, inner = eqn.primitive.name, eqn.params, sub_jaxprs(eqn)
+    if name in INLINED or (len(inner) == 1 and name not in ("scan", "while", "cond") and name.startswith("custom")):
+        return follow(inner[0], getattr(params.get("jaxpr"), "consts", ()), ids)
+    if name == "scan":
+        return _scan(params, inner[0], ids)
+    if name == "cond":
+        branches = [follow(branch, (), ids[1:]) for branch in inner]
+        return [_join(list(parts)) for parts in zip(*branches, strict=True)]
+    if name in _STRUCTURAL:
+        return _STRUCTURAL[name](eqn, ids, values)
+    if name in ELEMENTWISE:
+        shape = eqn.outvars[0].aval.shape
+        full = [np.broadcast_to(i, shape) if i is not None and i.shape != shape else i for i in ids]
+        return [_join(full)] * len(eqn.outvars)
+    raise _MixingError
+
+
+def _join(parts: list[Any]) -> Any:
+    """Unit numbers of a sum: where both terms have one they must agree."""
+    present = [p for p in parts if p is not None]
+    if not present:
+        return None
+    total = present[0]
+    for part in present[1:]:
+        mixed = part if isinstance(part, Mixed) else total if isinstance(total, Mixed) else None
+        if mixed is not None:
+            return mixed
+        if part is not total:
+            if np.any((part != total) & (part >= 0) & (total >= 0)):
+                raise _MixingError
+            total = np.maximum(part, total)
+    return total
+
+
+def _reduce(ids: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Unit numbers of a sum over axes, all summands of one unit."""
+    top = ids.max(axis=axes, keepdims=True, initial=-1)
+    if np.any((ids != top) & (ids >= 0)):
+        raise _MixingError
+    return top.squeeze(axes)
+
+
+def _broadcast(ids: np.ndarray, shape: tuple[int, ...], dims: tuple[int, ...]) -> np.ndarray:
+    expanded = [1] * len(shape)
+    for axis, dim in enumerate(dims):
+        expanded[dim] = ids.shape[axis]
+    return np.broadcast_to(ids.reshape(expanded), shape)
+
+
+def _dot_general(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
+    if ids[0] is not None and ids[1] is not None:
+        raise _MixingError
+    side = 0 if ids[0] is not None else 1
+    contract, batch = (pair[side] for pair in eqn.params["dimension_numbers"])
+    own = ids[side]
+    reduced = _reduce(own, tuple(contract))
+    kept = [axis for axis in range(own.ndim) if axis not in contract]
+    order = [kept.index(axis) for axis in (*batch, *(axis for axis in kept if axis not in batch))]
+    reduced = reduced.transpose(order)
+    shape, free = eqn.outvars[0].aval.shape, own.ndim - len(contract) - len(batch)
+    start = len(batch) if side == 0 else len(shape) - free
+    return [_broadcast(reduced, shape, (*range(len(batch)), *range(start, start + free)))]
+
+
+def _by_binding(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
+    """Let the primitive itself move the numbers; its index operands must be known, its other operands are empty."""
+    args = []
+    for number, var, value in zip(ids, eqn.invars, values, strict=True):
+        if number is None and np.issubdtype(var.aval.dtype, np.integer):
+            if value is None:
+                raise _MixingError
+            args.append(jnp.asarray(value))
+        else:
+            shifted = np.zeros(var.aval.shape) if number is None else number + 1
+            if shifted.max(initial=0) >= 2**24:
+                raise _MixingError
+            args.append(jnp.asarray(shifted, jnp.float32))
+    with jax.ensure_compile_time_eval():
+        return [np.nan_to_num(np.asarray(eqn.primitive.bind(*args, **eqn.params))).astype(int) - 1]
+
+
+def _scatter_add(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
+    """Numbers scatter; where two of them meet, units mix."""
+    marks = [None if number is None else np.minimum(number, 0) for number in ids]
+    if _by_binding(eqn, marks, values)[0].max(initial=-1) > 0:
+        raise _MixingError
+    return _by_binding(eqn, ids, values)
+
+
+def _concatenate(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
+    parts = [np.full(v.aval.shape, -1) if i is None else i for i, v in zip(ids, eqn.invars, strict=True)]
+    return [np.concatenate(parts, eqn.params["dimension"])]
+
+
+def _split(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
+    ends = np.cumsum(eqn.params["sizes"])[:-1]
+    return list(np.split(ids[0], ends, eqn.params["axis"]))
+
+
+def _slice(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
+    p = eqn.params
+    strides = p["strides"] or (1,) * ids[0].ndim
+    return [ids[0][tuple(map(slice, p["start_indices"], p["limit_indices"], strides))]]
+
+
+def _pad(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
+    out = np.asarray(jax.lax.pad(jnp.asarray(ids[0]), -1, eqn.params["padding_config"]))
+    return [out]
+
+
+_STRUCTURAL: dict[str, Callable[[Any, list[Any], list[Any]], list[Any]]] = {
+    "reshape": lambda e, i, v: [i[0].reshape(e.outvars[0].aval.shape)],
+    "squeeze": lambda e, i, v: [i[0].reshape(e.outvars[0].aval.shape)],
+    "expand_dims": lambda e, i, v: [i[0].reshape(e.outvars[0].aval.shape)],
+    "transpose": lambda e, i, v: [i[0].transpose(e.params["permutation"])],
+    "broadcast_in_dim": lambda e, i, v: [
+        _broadcast(i[0], e.outvars[0].aval.shape, e.params["broadcast_dimensions"])
+    ],
+    "rev": lambda e, i, v: [np.flip(i[0], e.params["dimensions"])],
+    "reduce_sum": lambda e, i, v: [_reduce(i[0], tuple(e.params["axes"]))],
+    "slice": _slice,
+    "pad": _pad,
+    "concatenate": _concatenate,
+    "split": _split,
+    "dot_general": _dot_general,
+    "gather": _by_binding,
+    "dynamic_slice": _by_binding,
+    "dynamic_update_slice": _by_binding,
+    "scatter": _by_binding,
+    "scatter-add": _scatter_add,
+}  # fmt: skip
+
+
+def _scan(params: dict[str, Any], body: Any, ids: list[Any]) -> list[Any]:
+    consts, count = params["num_consts"], params["num_carry"]
+    fixed, carry, xs = ids[:consts], list(ids[consts : consts + count]), ids[consts + count :]
+    each = []
+    for x in xs:
+        if x is not None and np.any(x != x[:1]):
+            raise _MixingError
+        each.append(None if x is None else x[0])
+    while True:
+        out = follow(body, (), [*fixed, *carry, *each])
+        joined = [_join([a, b]) for a, b in zip(carry, out[:count], strict=True)]
+        if any(isinstance(j, Mixed) for j in joined):
+            raise _MixingError
+        if all(a is b or (a is not None and b is not None and np.array_equal(a, b))
+               for a, b in zip(joined, carry, strict=True)):  # fmt: skip
+            break
+        carry = joined
+    stacked = [o if o is None or isinstance(o, Mixed) else np.broadcast_to(o, (params["length"], *o.shape))
+               for o in out[count:]]  # fmt: skip
+    return joined + stacked

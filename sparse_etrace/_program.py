@@ -1,0 +1,208 @@
+"""A jaxpr as a flat list of equations: inlined, evaluated piecewise, and followed by labels."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.extend.core as jex
+import jax.extend.source_info_util as source_info
+import jaxtyping
+import numpy as np
+
+from ._op.base import boundary_p
+
+for _module in (__file__, eqx.__file__, jaxtyping.__file__):
+    source_info.register_exclusion(os.path.dirname(_module))
+
+INLINED = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
+
+Atom = int | jex.Literal
+Labels = frozenset
+
+
+class Node(NamedTuple):
+    """One equation; its inputs and outputs are numbers of values."""
+
+    eqn: Any
+    inputs: tuple[Atom, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def where(self) -> str:
+        return source_info.summarize(self.eqn.source_info)
+
+    @property
+    def is_boundary(self) -> bool:
+        return self.eqn.primitive is boundary_p
+
+    def run(self, values: Sequence[Any]) -> list[Any]:
+        """Execute the equation; an op or a cut without leaving a mark again."""
+        if self.is_boundary:
+            return list(self.eqn.params["call"](*values))
+        params = self.eqn.primitive.get_bind_params(self.eqn.params)
+        with source_info.user_context(self.eqn.source_info.traceback), self.eqn.ctx.manager:
+            out = self.eqn.primitive.bind(*values, **params)
+        return list(out) if self.eqn.primitive.multiple_results else [out]
+
+
+class Program(NamedTuple):
+    """Equations in order, with numbered values; `avals[i]` is the type of value `i`."""
+
+    nodes: list[Node]
+    inputs: list[int]
+    outputs: list[Atom]
+    consts: dict[int, Any]
+    avals: list[Any]
+
+    def evaluate(
+        self, known: Mapping[int, Any], wanted: Sequence[Atom], added: Mapping[int, Any] | None = None
+    ) -> list[Any]:
+        """Values of `wanted`, running only the equations that they need beyond what is `known`.
+
+        `added` is added to a value where it arises.
+        """
+        added = added or {}
+        values = {**self.consts, **known}
+        values.update((i, known[i] + extra) for i, extra in added.items() if i in known)
+        needed = {a for a in wanted if isinstance(a, int)}
+        run = []
+        for node in reversed(self.nodes):
+            if any(o in needed and o not in known for o in node.outputs):
+                run.append(node)
+                needed.update(a for a in node.inputs if isinstance(a, int))
+        for node in reversed(run):
+            out = node.run([read(values, a) for a in node.inputs])
+            for o, v in zip(node.outputs, out, strict=True):
+                if o not in known:
+                    values[o] = v + added[o] if o in added else v
+        return [read(values, a) for a in wanted]
+
+    def shapes(self, values: Iterable[int]) -> list[jax.ShapeDtypeStruct]:
+        return [jax.ShapeDtypeStruct(self.avals[i].shape, self.avals[i].dtype) for i in values]
+
+    def influence(self, labels: Mapping[int, Labels]) -> list[Labels]:
+        """For each value, the labels of the inputs that it depends on in any way."""
+        found: list[Labels] = [Labels()] * len(self.avals)
+        for value, given in labels.items():
+            found[value] = given
+        for node in self.nodes:
+            union = Labels().union(*(found[a] for a in node.inputs if isinstance(a, int)))
+            for o in node.outputs:
+                found[o] = found[o] | union
+        return found
+
+
+def read(values: Mapping[int, Any], atom: Atom) -> Any:
+    return values[atom] if isinstance(atom, int) else atom.val
+
+
+def sub_jaxprs(eqn: Any) -> list[Any]:
+    """Jaxprs inside an equation, as open jaxprs, closed ones in containers included."""
+    found = []
+    for value in eqn.params.values():
+        for item in value if isinstance(value, tuple | list) else [value]:
+            if isinstance(item, jex.ClosedJaxpr):
+                found.append(item.jaxpr)
+            elif isinstance(item, jex.Jaxpr):
+                found.append(item)
+    return found
+
+
+def flatten(closed: Any) -> Program:
+    """Inline every call of a jaxpr, keeping the equations of control flow and custom derivatives whole.
+
+    Raises:
+        NotImplementedError: an op or a cut runs inside control flow or a custom derivative.
+    """
+    nodes: list[Node] = []
+    avals: list[Any] = []
+    consts: dict[int, Any] = {}
+
+    def new(var: Any) -> int:
+        avals.append(var.aval)
+        return len(avals) - 1
+
+    def walk(jaxpr: Any, inner_consts: Iterable[Any], args: Sequence[Atom]) -> list[Atom]:
+        env: dict[Any, Atom] = dict(zip(jaxpr.invars, args, strict=True))
+        for var, value in zip(jaxpr.constvars, inner_consts, strict=True):
+            number = new(var)
+            env[var], consts[number] = number, value
+
+        def atom(var: Any) -> Atom:
+            return var if isinstance(var, jex.Literal) else env[var]
+
+        for eqn in jaxpr.eqns:
+            inputs = tuple(atom(v) for v in eqn.invars)
+            if eqn.primitive.name in INLINED:
+                inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+                is_closed = isinstance(inner, jex.ClosedJaxpr)
+                out = walk(inner.jaxpr if is_closed else inner, inner.consts if is_closed else (), inputs)
+                env.update(zip(eqn.outvars, out, strict=True))
+                continue
+            if eqn.primitive is not boundary_p and any(map(_has_boundary, sub_jaxprs(eqn))):
+                raise NotImplementedError(
+                    f"model: an op or a cut runs inside `{eqn.primitive.name}` at "
+                    f"{source_info.summarize(eqn.source_info)}. Call it outside: the step itself is already the body "
+                    "of a loop over time, and a branch can choose between outputs with jnp.where."
+                )
+            outputs = tuple(new(v) for v in eqn.outvars)
+            env.update(zip(eqn.outvars, outputs, strict=True))
+            nodes.append(Node(eqn, inputs, outputs))
+        return [atom(v) for v in jaxpr.outvars]
+
+    inputs = [new(v) for v in closed.jaxpr.invars]
+    outputs = walk(closed.jaxpr, closed.consts, inputs)
+    return Program(nodes, inputs, outputs, consts, avals)
+
+
+def _has_boundary(jaxpr: Any) -> bool:
+    return any(e.primitive is boundary_p or any(map(_has_boundary, sub_jaxprs(e))) for e in jaxpr.eqns)
+
+
+def propagate(jaxpr: Any, labels: Sequence[Labels]) -> list[Labels]:
+    """Labels of the outputs of a jaxpr, given those of its inputs, through calls and control flow."""
+    env: dict[Any, Labels] = dict(zip(jaxpr.invars, labels, strict=True))
+
+    def get(var: Any) -> Labels:
+        return Labels() if isinstance(var, jex.Literal) else env.get(var, Labels())
+
+    for eqn in jaxpr.eqns:
+        given = [get(v) for v in eqn.invars]
+        env.update(zip(eqn.outvars, _through(eqn, given), strict=True))
+    return [get(v) for v in jaxpr.outvars]
+
+
+def _through(eqn: Any, given: list[Labels]) -> list[Labels]:
+    name, inner = eqn.primitive.name, sub_jaxprs(eqn)
+    if name == "scan":
+        carry = slice(eqn.params["num_consts"], eqn.params["num_consts"] + eqn.params["num_carry"])
+        return _fixed_point(inner[0], given, carry)
+    if name == "cond":
+        branches = [propagate(branch, given[1:]) for branch in inner]
+        return [Labels().union(given[0], *parts) for parts in zip(*branches, strict=True)]
+    if len(inner) == 1 and len(inner[0].invars) == len(given) and len(inner[0].outvars) == len(eqn.outvars):
+        return propagate(inner[0], given)
+    union = Labels().union(*given)
+    return [union] * len(eqn.outvars)
+
+
+def _fixed_point(body: Any, given: list[Labels], carry: slice) -> list[Labels]:
+    while True:
+        out = propagate(body, given)
+        carried = [a | b for a, b in zip(given[carry], out, strict=False)]
+        if carried == given[carry]:
+            return [a | b for a, b in zip(carried, out, strict=False)] + out[len(carried) :]
+        given[carry] = carried
+
+
+def vjp_jaxpr(fn: Callable[..., Any], args: Any, *rest: Any) -> tuple[Any, Any]:
+    """Jaxpr of `(args, cotangents, rest) -> gradients` of `fn(args, *rest)`, and the shapes of the outputs of `fn`."""
+    out = jax.eval_shape(fn, args, *rest)
+    pull = jax.make_jaxpr(lambda args, cts, *rest: jax.vjp(lambda a: fn(a, *rest), args)[1](cts)[0])
+    return pull(args, out, *rest), out
+
+
+def is_inexact(aval: Any) -> bool:
+    return jax.dtypes.issubdtype(aval.dtype, np.inexact)

@@ -1,0 +1,316 @@
+"""What a learner does with a model, in words and bytes, before it runs."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ._algorithm import Learner
+from ._algorithm.base import TraceLearner
+from ._analysis import Analysis, closure
+from ._filter import struct, trained_filter
+from ._op.base import sum_to
+from ._program import is_inexact
+from ._routes import Call
+from ._step import Step
+from ._traces import routes_of
+
+PROBES = 8
+ORDER = ("exact", "diagonal", "factorised", "same-step only", "no gradient")
+
+
+class Row(NamedTuple):
+    """What `explain` says of one parameter leaf.
+
+    Attributes:
+        name, shape: the leaf.
+        op_calls: lines of the model where an op uses it, with the op.
+        groups: names of the hidden variables that it is traced into, group by group.
+        trace_shapes: shape of each of its traces or factors.
+        trace_bytes: their bytes.
+        rule: `exact`, `diagonal`, `factorised` or `same-step only`.
+        reached: how many of its entries a learning signal reaches, found by probing with random states; None where the
+            model holds no numbers.
+        size: how many entries it has.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    op_calls: tuple[str, ...]
+    groups: tuple[tuple[str, ...], ...]
+    trace_shapes: tuple[tuple[int, ...], ...]
+    trace_bytes: int
+    rule: str
+    reached: int | None
+    size: int
+
+
+class Report(NamedTuple):
+    """What `explain` returns: `rows`, one for each trained leaf; prints as a table."""
+
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        head = ("parameter", "shape", "rule", "traced into", "traces", "bytes", "reached", "op calls")
+        table = [
+            (
+                r.name,
+                str(r.shape),
+                r.rule,
+                "; ".join(", ".join(g) for g in r.groups) or "-",
+                " ".join(map(str, r.trace_shapes)) or "-",
+                f"{r.trace_bytes:,}",
+                "?" if r.reached is None else f"{r.reached:,} of {r.size:,}",
+                "; ".join(r.op_calls) or "outside of ops",
+            )
+            for r in self.rows
+        ]
+        return as_table(head, table)
+
+
+class Plan(NamedTuple):
+    """What `memory_plan` returns: bytes by buffer, and their sum; prints as a table."""
+
+    buffers: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.buffers.values())
+
+    @property
+    def traces(self) -> int:
+        """Bytes of all traces and factors."""
+        return sum(size for name, size in self.buffers.items() if name.startswith("trace "))
+
+    def __str__(self) -> str:
+        rows = [(name, f"{size:,}") for name, size in [*self.buffers.items(), ("total", self.total)]]
+        return as_table(("buffer", "bytes"), rows)
+
+
+def as_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    rows = [head, *rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Report:
+    """Say for each trained leaf by which rule it learns, what its traces cost, and how much of it can learn at all.
+
+    Args:
+        learner: the rule.
+        model: `state, out = model(state, x)`.
+        state: its state, arrays or `jax.ShapeDtypeStruct`.
+        x: one step's input, likewise.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError, NotImplementedError: as `learner.init`.
+
+    Example:
+        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> cell = se.cells.LeakyRate(3, se.ETraceParam({'weight': jnp.ones((2, 3))}, se.MatMulOp()))
+        >>> print(se.explain(se.D_RTRL(), cell, cell.init_state(), jnp.ones(2)).rows[0].rule)
+        exact
+    """
+    carry = eqx.filter_eval_shape(learner.init, model, state, x)
+    analysis = Analysis(model, state, x, learner.train)
+    traced = isinstance(learner, TraceLearner)
+    reached = _probe(analysis, model, state, x) if traced else {}
+    dropping = _dropping(analysis)
+    shapes = analysis.program.shapes(analysis.params)
+    rows = []
+    for i in analysis.trained:
+        uses = [
+            (call, leaf)
+            for call in analysis.learning
+            for leaf in range(len(call.weight_atoms))
+            if ("w", call.number, leaf) in analysis.direct[("p", i)]
+        ]
+        rules, kept, groups, hits = [], [], [], []
+        for call, leaf in uses:
+            if isinstance(learner, TraceLearner):
+                rules.append(_rule(analysis, learner, call, leaf, dropping))
+                kept += _kept(carry.traces[call.number], leaf)
+                members = [analysis.groups[g].variables for g, _ in routes_of(analysis, call)]
+                groups += [tuple(analysis.state_names[j] for j in m) for m in members]
+            else:
+                rules.append("exact")
+            hits.append(reached.get((call.number, leaf)))
+        if i in analysis.plain:
+            hidden = any(s[0] == "n" and s[1] in analysis.live for s in analysis.outside_ops(i))
+            rules.append("same-step only" if hidden and traced else "exact")
+        size = math.prod(shapes[i].shape)
+        known = [h for h in hits if h is not None]
+        rows.append(
+            Row(
+                analysis.param_names[i],
+                shapes[i].shape,
+                tuple(f"{c.op_name} at {c.node.where}" for c, _ in uses),
+                tuple(dict.fromkeys(groups)),
+                tuple(k.shape for k in kept),
+                sum(math.prod(k.shape) * k.dtype.itemsize for k in kept),
+                max(rules, key=ORDER.index),
+                max(known) if known else (size if not uses or not traced else None),
+                max((c.weight_sizes(analysis.program)[k] for c, k in uses), default=size) if known else size,
+            )
+        )
+    return Report(tuple(rows))
+
+
+def _dropping(analysis: Analysis) -> set[int]:
+    """State leaves from which some influence on later outputs is dropped: ops carry it on to hidden state."""
+    readers = {i: [s[1] for s in analysis.direct.get(("h", i), ()) if s[0] == "x"] for i in range(len(analysis.state))}
+    return {i for i, calls in readers.items() if any(analysis.stops[c] for c in calls)}
+
+
+def _rule(analysis: Analysis, learner: TraceLearner, call: Call, leaf: int, dropping: set[int]) -> str:
+    hit = {s[1] for s in analysis.within_step(("y", call.number)) if s[0] == "n"} & set(analysis.cluster)
+    if not routes_of(analysis, call):
+        return "same-step only" if hit else "exact"
+    if not learner.is_full(analysis, call)[leaf]:
+        return "factorised"
+    straight = {s[1] for s in analysis.direct[("y", call.number)] if s[0] == "n"}
+    later = closure(hit, {i: analysis.op_free(i) for i in range(len(analysis.state))})
+    return "exact" if hit <= straight and not later & dropping else "diagonal"
+
+
+def _kept(trace: Any, leaf: int) -> list[Any]:
+    """Traces of one weight leaf of a call, or the factors that stand for them."""
+    full = [jax.tree.leaves(t, is_leaf=lambda e: e is None)[leaf] for t in trace.full]
+    if all(e is None for e in full) and trace.factors is not None:
+        return [trace.factors.x, *trace.factors.f]
+    return [e for e in full if e is not None]
+
+
+def _probe(analysis: Analysis, model: Any, state: Any, x: Any) -> dict[tuple[int, int], int]:
+    """Entries of each weight leaf that a derivative of `out` reaches, at random states and inputs."""
+    params = jax.tree.leaves(eqx.filter(model, _is_array_like))
+    if any(isinstance(p, jax.ShapeDtypeStruct) for p in params):
+        return {}
+    step = Step(analysis)
+
+    def draw(tree: PyTree[Any], key: Any) -> list[Array]:
+        leaves = [
+            jnp.zeros(a.shape, a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else jnp.asarray(a)
+            for a in jax.tree.leaves(tree)
+        ]
+        keys = jax.random.split(key, len(leaves) + 1)
+        return [a + jax.random.normal(k, a.shape, a.dtype) if is_inexact(a) else a for k, a in zip(keys, leaves)]
+
+    @jax.jit
+    def once(params: list[Array], key: Any) -> dict[int, list[Array]]:
+        first, second, third = jax.random.split(key, 3)
+        weights = step.weights(params)
+        out, _, pull, jacobians = step.run(params, draw(state, first), draw(x, second), weights)
+        m, n, _, _ = pull(draw([o for o in out if is_inexact(o)], third))
+        xs, d, _ = jacobians()
+        found = {}
+        for call in analysis.learning:
+            op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
+            y, routes = n[call.number] != 0, routes_of(analysis, call)
+            if op.is_diagonal and routes:
+                y = jnp.broadcast_to(y, analysis.groups[routes[0][0]].shape)
+            for g, route in routes:
+                heard = m[g] != 0
+                for _ in range(len(heard)):
+                    heard = heard | jnp.any((d[g] != 0) & heard[:, None], axis=0)
+                y = y | jnp.any(route.spread(heard, len(analysis.groups[g].shape)), axis=0)
+            ones = None if op.is_diagonal else jnp.ones_like(xs[call.number])
+            slots = op.xy_to_dw(ones, y.astype(n[call.number].dtype), v)
+            found[call.number] = [leaf != 0 for leaf in jax.tree.leaves(sum_to(slots, v))]
+        return found
+
+    draws = [once(params, key) for key in jax.random.split(jax.random.key(0), PROBES)]
+    union = jax.tree.map(lambda *a: int(np.sum(np.any(np.stack(a), axis=0))), *draws)
+    return {(number, k): count for number, leaves in union.items() for k, count in enumerate(leaves)}
+
+
+def memory_plan(
+    learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any], steps: int = 16
+) -> Plan:
+    """Bytes per buffer of one window of `online_grad`, before anything is allocated.
+
+    Parameters, state, traces and gradients are counted; the workspace is what XLA plans for the compiled window.
+
+    Args:
+        learner: the rule.
+        model: `state, out = model(state, x)`; its arrays may be `jax.ShapeDtypeStruct`.
+        state: its state, likewise.
+        x: one step's input, likewise.
+        steps: steps in the window. For `BPTT` these are the steps that are differentiated through.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: `steps` is below 1, or as `learner.init`.
+
+    Example:
+        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> cell = se.cells.LeakyRate(3, se.ETraceParam({'weight': jnp.ones((2, 3))}, se.MatMulOp()))
+        >>> se.memory_plan(se.D_RTRL(), cell, cell.init_state(), jnp.ones(2)).traces
+        24
+    """
+    if steps < 1:
+        raise ValueError(f"steps: expected at least 1, got {steps}.")
+    carry = eqx.filter_eval_shape(learner.init, model, state, x)
+    arrays, static = eqx.partition(model, _is_array_like)
+    arrays, carry_arrays = struct(arrays), eqx.filter(carry, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    xs = jax.tree.map(lambda a: jax.ShapeDtypeStruct((steps, *a.shape), a.dtype), struct(x))
+
+    def window(arrays: Any, carry: Any, xs: Any) -> Any:
+        def loss(out: Any, y: None) -> tuple[Any, None]:
+            return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(out) if is_inexact(leaf)), None
+
+        result = learner.window(eqx.combine(arrays, static), carry, xs, None, loss)
+        return result.losses, result.grads, result.carry
+
+    memory: Any = jax.jit(window).lower(arrays, carry_arrays, xs).compile().memory_analysis()
+    trained = eqx.filter(arrays, trained_filter(arrays, learner.train))
+    buffers = {
+        "parameters": nbytes(trained),
+        "indices, masks and constants": nbytes(arrays) - nbytes(trained),
+        "state": nbytes(carry.state),
+        "inputs of the window": nbytes(xs),
+        "gradients": nbytes(trained),
+    }
+    if carry.traces is not None:
+        analysis = Analysis(model, state, x, learner.train)
+        for call in analysis.learning:
+            owners = _owners(analysis, call)
+            size = nbytes(carry.traces[call.number])
+            if size:
+                name = f"trace of {owners}"
+                buffers[name] = buffers.get(name, 0) + size
+    buffers["new state and traces"] = nbytes(carry)
+    counted = sum(buffers.values())
+    planned = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    buffers["workspace"] = max(planned - counted, 0)
+    return Plan(buffers)
+
+
+def _owners(analysis: Analysis, call: Call) -> str:
+    names = [
+        analysis.param_names[i]
+        for i in analysis.trained
+        if any(s[:2] == ("w", call.number) for s in analysis.direct[("p", i)])
+    ]
+    return ", ".join(names)
+
+
+def _is_array_like(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def nbytes(tree: PyTree[Any]) -> int:
+    """Bytes of all arrays of a pytree."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)

@@ -1,0 +1,243 @@
+"""Run one step of an analysed model, and take its derivatives where the learning rules want them."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ._analysis import Analysis
+from ._program import Atom, Labels, is_inexact
+from ._routes import Group, jacobian_forward, op_free_map
+
+OTHER = "anything but old state"
+
+
+class Signals(NamedTuple):
+    """What one step says to the traces; over several steps, each with a leading time axis.
+
+    Attributes:
+        x: input of each learning op call, None for one without.
+        n: derivative of the loss by the output of each learning op call, through everything later in the step.
+        m: for each group, derivative of the loss by its old variables, `(variables, *hidden)`.
+        hidden_jacobian: D for each group, `(variables, variables, *hidden)`.
+        output_jacobian: F for each (group, op call), `(variables, *y)`.
+    """
+
+    x: dict[int, Any]
+    n: dict[int, Array]
+    m: list[Array]
+    hidden_jacobian: list[Array]
+    output_jacobian: dict[tuple[int, int], Array]
+
+
+class Step:
+    """The executable side of an `Analysis`."""
+
+    def __init__(self, analysis: Analysis):
+        self.analysis = analysis
+        self.program = analysis.program
+
+    def weights(self, params: list[Array]) -> dict[int, tuple[tuple, tuple]]:
+        """Own arrays and weights of every op call, computed once from the parameters."""
+        calls = [c for c in self.analysis.calls if c.is_op]
+        wanted = [a for c in calls for a in (*c.op_atoms, *c.weight_atoms)]
+        values = iter(self.program.evaluate(dict(zip(self.analysis.params, params, strict=True)), wanted))
+        return {
+            c.number: (tuple(next(values) for _ in c.op_atoms), tuple(next(values) for _ in c.weight_atoms))
+            for c in calls
+        }
+
+    def forward(
+        self,
+        params: list[Array],
+        state: list[Array],
+        x: list[Array],
+        weights: dict[int, tuple[tuple, tuple]],
+        deltas: dict[int, Array],
+    ) -> tuple[list[Array], tuple[list[Array], dict[int, Any], list[Array]]]:
+        """One step in which each op reads the old state of the groups that it feeds as a constant.
+
+        Returns:
+            The outputs; and the new state, the input of each learning call and the outputs of all calls.
+        """
+        inputs = [*params, *state, *x]
+        values: dict[tuple[int, Labels], Any] = {
+            (i, Labels()): v for i, v in [*self.program.consts.items(), *zip(self.program.inputs, inputs, strict=True)]
+        }
+        found: dict[int, Any] = {}
+
+        def get(atom: Atom, stop: Labels) -> Any:
+            if not isinstance(atom, int):
+                return atom.val
+            stop, is_constant = self._needed(atom, stop)
+            value = values[(atom, stop)]
+            return jax.lax.stop_gradient(value) if is_constant else value
+
+        index = {c.node.outputs: c for c in self.analysis.calls}
+        for node, stop in self._plan:
+            if not node.is_boundary:
+                out = node.run([get(a, stop) for a in node.inputs])
+            else:
+                call = index[node.outputs]
+                args = [get(a, stop | self.analysis.stops[call.number]) for a in call.x_atoms]
+                if not call.is_op:
+                    out = node.run(args)
+                else:
+                    op, v, given = call.unflatten(*jax.lax.stop_gradient(weights[call.number]), args)
+                    y = op.xw_to_y(given, v)
+                    out = [y + deltas[call.number] if call.number in deltas else y]
+                    found[call.number] = given
+            values.update(((o, stop & self._depends[o]), v) for o, v in zip(node.outputs, out, strict=True))
+        everything = [get(a, Labels()) for c in self.analysis.calls for a in c.node.outputs]
+        new = [get(a, Labels()) for a in self.analysis.new]
+        xs = {c.number: found[c.number] for c in self.analysis.learning}
+        return [get(a, Labels()) for a in self.analysis.out], (new, xs, everything)
+
+    def _needed(self, atom: int, stop: Labels) -> tuple[Labels, bool]:
+        """Which variant of a value to take when the old state of the clusters `stop` is constant."""
+        stop = stop & self._depends[atom]
+        if stop and self._depends[atom] <= stop:
+            return Labels(), True
+        return stop, False
+
+    @cached_property
+    def _depends(self) -> list[Labels]:
+        """Clusters whose old state a value depends on, and `OTHER` where it depends on more than old state."""
+        a = self.analysis
+        found: list[Labels] = [Labels()] * len(self.program.avals)
+        for i in [*a.params, *a.x]:
+            found[i] = Labels([OTHER])
+        for i, cluster in a.cluster.items():
+            found[a.state[i]] = Labels([cluster])
+        index = {c.node.outputs: c.number for c in a.calls}
+        for node in self.program.nodes:
+            union = Labels().union(*(found[v] for v in node.inputs if isinstance(v, int)))
+            if node.is_boundary:
+                union = (union - a.stops[index[node.outputs]]) | {OTHER}
+            for o in node.outputs:
+                found[o] = union if hasattr(self.program.avals[o], "dtype") else Labels()
+        return found
+
+    @cached_property
+    def _plan(self) -> list[tuple[Any, Labels]]:
+        """Equations to run, each once for every set of clusters that some reader takes as constant."""
+        a = self.analysis
+        wanted: dict[int, set[Labels]] = {}
+
+        def ask(atom: Atom, stop: Labels) -> None:
+            if isinstance(atom, int):
+                wanted.setdefault(atom, set()).add(self._needed(atom, stop)[0])
+
+        for atom in [*a.out, *a.new, *(o for c in a.calls for o in c.node.outputs)]:
+            ask(atom, Labels())
+        index = {c.node.outputs: c for c in a.calls}
+        plan = []
+        for node in reversed(self.program.nodes):
+            for stop in sorted(set().union(*(wanted.get(o, set()) for o in node.outputs)), key=sorted):
+                call = index.get(node.outputs) if node.is_boundary else None
+                inputs = node.inputs if call is None else call.x_atoms
+                for atom in inputs:
+                    ask(atom, stop if call is None else stop | a.stops[call.number])
+                plan.append((node, stop))
+        return plan[::-1]
+
+    def run(
+        self,
+        params: list[Array],
+        state: list[Array],
+        x: list[Array],
+        weights: dict[int, tuple[tuple, tuple]],
+    ) -> tuple[list[Array], list[Array], Callable[..., tuple], Callable[[], tuple]]:
+        """One step with its derivatives.
+
+        Returns:
+            The outputs, the new state, `pull` from the derivative of the loss by the floating outputs to
+            `(m, n, gradients of the plain parameters, gradients by x)`, and a function that gives the inputs of the op
+            calls and the Jacobians D and F.
+        """
+        a = self.analysis
+        live = self._live
+        floating_x = [i for i, v in enumerate(x) if is_inexact(v)]
+
+        def loss_part(plain: list[Array], old: list[Array], deltas: dict[int, Array], xs: list[Array]) -> Any:
+            with_plain, with_old, with_x = list(params), list(state), list(x)
+            for i, v in zip(a.plain, plain, strict=True):
+                with_plain[i] = v
+            for i, v in zip(live, old, strict=True):
+                with_old[i] = v
+            for i, v in zip(floating_x, xs, strict=True):
+                with_x[i] = v
+            out, aux = self.forward(with_plain, with_old, with_x, weights, deltas)
+            return [v for v in out if is_inexact(v)], (out, *aux)
+
+        deltas = {c.number: jnp.zeros(c.y(self.program).shape, c.y(self.program).dtype) for c in a.learning}
+        args = ([params[i] for i in a.plain], [state[i] for i in live], deltas, [x[i] for i in floating_x])
+        _, vjp, (out, new, xs, ys) = jax.vjp(loss_part, *args, has_aux=True)
+
+        def jacobians() -> tuple[dict[int, Any], list[Array], dict[tuple[int, int], Array]]:
+            known = dict(zip(self.program.inputs, [*params, *state, *x], strict=True))
+            known |= dict(zip([o for c in a.calls for o in c.node.outputs], ys, strict=True))
+            d, f = [], {}
+            for number, group in enumerate(a.groups):
+                hidden, output = self._jacobian(group, known)
+                f.update({(number, c): value for c, value in output.items()})
+                d.append(hidden)
+            return xs, d, f
+
+        return out, new, jax.tree_util.Partial(self._pull, vjp), jacobians
+
+    def _pull(self, vjp: Callable[..., Any], cts: list[Array]) -> tuple:
+        a = self.analysis
+        plain, old, n, by_x = vjp(cts)
+        by_leaf = dict(zip(self._live, old, strict=True))
+        return [jnp.stack([by_leaf[i] for i in g.variables]) for g in a.groups], n, plain, by_x
+
+    @cached_property
+    def _live(self) -> list[int]:
+        return sorted(i for g in self.analysis.groups for i in g.variables)
+
+    def by_parameter(self, params: list[Array], dv: dict[int, list[Array]], plain: list[Array]) -> dict[int, Array]:
+        """Gradients of the trained leaves: those by the weights on synapses pulled back, those outside of ops added."""
+        a = self.analysis
+        wanted, cts = [], []
+        for c in a.learning:
+            for atom, ct, is_trained in zip(c.weight_atoms, dv[c.number], a.weight_is_trained(c), strict=True):
+                if is_trained:
+                    wanted.append(atom)
+                    cts.append(ct)
+
+        def phi(values: list[Array]) -> list[Array]:
+            known = dict(zip(a.params, params, strict=True))
+            known |= {a.params[i]: v for i, v in zip(a.trained, values, strict=True)}
+            return self.program.evaluate(known, wanted)
+
+        values = jax.vjp(phi, [params[i] for i in a.trained])[1](cts)[0]
+        grads = dict(zip(a.trained, values, strict=True))
+        for i, extra in zip(a.plain, plain, strict=True):
+            grads[i] = grads[i] + extra
+        return grads
+
+    def _jacobian(self, group: Group, known: dict[int, Any]) -> tuple[Array, dict[int, Array]]:
+        """D and F of one group: one VJP with ones for each of its variables."""
+        a = self.analysis
+        calls = [a.calls[r.call] for r in group.routes]
+        dense = [c for c in calls if not c.template(self.program)[0].is_diagonal]
+        sources = [a.state[i] for i in group.variables] + [c.node.outputs[0] for c in dense]
+        new = [a.new[i] for i in group.variables]
+        fn, rest = op_free_map(self.program, a.calls, sources, new)
+        others = [known[i] for i in rest]
+        out, vjp = jax.vjp(lambda v: fn(v, *others), [known[i] for i in sources])
+        count = len(out)
+        found = [vjp([jnp.full_like(o, float(i == k)) for i, o in enumerate(out)])[0] for k in range(count)]
+        hidden = jnp.stack([jnp.stack(row[:count]) for row in found])
+        output = {c.number: jnp.stack([row[count + k] for row in found]) for k, c in enumerate(dense)}
+        for c in calls:
+            if c not in dense:
+                y = c.node.outputs[0]
+                fn_y, rest_y = op_free_map(self.program, a.calls, [y], new)
+                push = jacobian_forward(fn_y, known[y], tuple(known[i] for i in rest_y))
+                output[c.number] = jnp.stack(push(jnp.ones_like(known[y])))
+        return hidden, output

@@ -1,0 +1,201 @@
+"""The two ways to keep eligibility traces, full and factorised, over a window of steps."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ._analysis import Analysis
+from ._routes import Call, Route
+from ._step import Signals
+
+
+class Factors(eqx.Module):
+    """Low-pass filtered input and sensitivity of one op call, and the steps since its start.
+
+    Attributes:
+        x: shaped like the input.
+        f: for each group, `(variables, *y)`.
+        steps: `(*y[:-1], 1)`, so that it can start again for each batch element.
+    """
+
+    x: Array
+    f: tuple[Array, ...]
+    steps: Array
+
+
+class CallTrace(NamedTuple):
+    """What is kept for one op call: for each group a trace per slot (None: not kept), and the factors (or None)."""
+
+    full: tuple[PyTree[Array], ...]
+    factors: Factors | None
+
+
+def routes_of(analysis: Analysis, call: Call) -> list[tuple[int, Route]]:
+    """The groups that an op call is traced into, and how its output lands on their units."""
+    return [(g, r) for g, group in enumerate(analysis.groups) for r in group.routes if r.call == call.number]
+
+
+def per_unit_leaves(analysis: Analysis, call: Call) -> list[bool]:
+    """For each weight leaf of a call, whether its slot is the target unit itself."""
+    op, v, _ = call.template(analysis.program)
+    paths = jax.tree_util.tree_flatten_with_path(v)[0]
+    return [op.is_diagonal or (bool(p) and getattr(p[0], "key", None) in op.per_unit) for p, _ in paths]
+
+
+def slot_shapes(analysis: Analysis, call: Call, group: int) -> list[Any]:
+    """Shapes of the trace of each weight leaf of a call, without the axis of hidden variables."""
+    op, v, x = call.template(analysis.program)
+    aval = call.y(analysis.program)
+    shape = analysis.groups[group].shape if op.is_diagonal else aval.shape
+    y = jax.ShapeDtypeStruct(shape, aval.dtype)
+    return jax.tree.leaves(jax.eval_shape(lambda v, x, y: op.xy_to_dw(x, y, v), v, x, y))
+
+
+def init_trace(analysis: Analysis, call: Call, full: Sequence[bool], dtype: Any) -> CallTrace:
+    """Traces of zero. `full` says for each weight leaf whether it has a trace per slot; the others have factors."""
+    _, v, x = call.template(analysis.program)
+    routes = routes_of(analysis, call)
+    trained = analysis.weight_is_trained(call)
+    y = call.y(analysis.program)
+    traces = []
+    for g, _ in routes:
+        count = len(analysis.groups[g].variables)
+        leaves = [
+            jnp.zeros((count, *s.shape), dtype or s.dtype) if keep and f else None
+            for s, keep, f in zip(slot_shapes(analysis, call, g), trained, full, strict=True)
+        ]
+        traces.append(jax.tree.unflatten(jax.tree.structure(v), leaves))
+    factors = None
+    if routes and any(keep and not f for keep, f in zip(trained, full, strict=True)):
+        f = tuple(jnp.zeros((len(analysis.groups[g].variables), *y.shape), dtype or y.dtype) for g, _ in routes)
+        filtered = jnp.zeros(x.shape, dtype or jnp.result_type(x.dtype, y.dtype))
+        factors = Factors(filtered, f, jnp.zeros((*y.shape[:-1], 1), jnp.int32))
+    return CallTrace(tuple(traces), factors)
+
+
+def adjoint(hidden_jacobian: Array, m: Array) -> tuple[Array, Array, Array, Array]:
+    """Backward over a window, per unit: `lam_{k-1} = m_k + D_k^T lam_k` from 0, `P_{k-1} = P_k D_k` from 1.
+
+    Returns:
+        `lam_1 .. lam_K`, `P_1 .. P_K`, `lam_0`, `P_0`.
+    """
+
+    def back(carry: tuple[Array, Array], step: tuple[Array, Array]) -> tuple[tuple[Array, Array], Any]:
+        (lam, p), (d, m_k) = carry, step
+        new = m_k + jnp.sum(d * lam[:, None], axis=0), jnp.sum(p[:, :, None] * d[None], axis=1)
+        return new, carry
+
+    count = m.shape[1]
+    one = jnp.eye(count, dtype=m.dtype).reshape(count, count, *[1] * (m.ndim - 2))
+    start = jnp.zeros_like(m[0]), jnp.broadcast_to(one, hidden_jacobian.shape[1:])
+    (lam_0, p_0), (lam, p) = jax.lax.scan(back, start, (hidden_jacobian, m), reverse=True, unroll=len(m) == 1)
+    return lam, p, lam_0, p_0
+
+
+def advance(
+    analysis: Analysis,
+    weights: dict[int, tuple[tuple, tuple]],
+    traces: dict[int, CallTrace],
+    signals: Signals,
+    decay: float,
+) -> tuple[dict[int, CallTrace], dict[int, list[Array]]]:
+    """Take every trace through the steps of a window.
+
+    Returns:
+        The new traces, and for each op call the gradient of its weights (a list of leaves).
+    """
+    adjoints = [adjoint(d, m) for d, m in zip(signals.hidden_jacobian, signals.m, strict=True)]
+    new, gradients = {}, {}
+    for call in analysis.learning:
+        new[call.number], gradients[call.number] = _advance_call(
+            analysis, call, weights[call.number], traces[call.number], signals, adjoints, decay
+        )
+    return new, gradients
+
+
+def _advance_call(
+    analysis: Analysis,
+    call: Call,
+    weights: tuple[tuple, tuple],
+    trace: CallTrace,
+    signals: Signals,
+    adjoints: list[tuple[Array, Array, Array, Array]],
+    decay: float,
+) -> tuple[CallTrace, list[Array]]:
+    op, v, _ = call.unflatten(*weights, call.x_atoms)
+    x, n = signals.x[call.number], signals.n[call.number]
+    trained, routes = analysis.weight_is_trained(call), routes_of(analysis, call)
+    in_full = [f is not None for f in _leaves(trace.full[0])] if routes else [False] * len(trained)
+    parts: list[list[Array | None]] = []
+
+    def sampled(x: Any, y: Array, only: Sequence[bool]) -> None:
+        found = [jnp.sum(y, axis=0)] if op.is_diagonal else jax.tree.leaves(_pull_weights(op, v, x, y))
+        parts.append([leaf if keep else None for leaf, keep in zip(found, only, strict=True)])
+
+    if not routes or op.is_diagonal:
+        sampled(x, n, trained)
+    full = []
+    for number, (g, route) in enumerate(routes if any(in_full) else []):
+        ndim = len(analysis.groups[g].shape)
+        lam, p, lam_0, p_0 = (route.spread(part, ndim) for part in adjoints[g])
+        f = signals.output_jacobian[(g, call.number)]
+        entering, direct = jnp.sum(p * f[:, None], axis=2), jnp.sum(lam * f, axis=1)
+        if number == 0 and not op.is_diagonal:
+            direct = direct + n
+        old = jax.tree.map(lambda w, e: None if e is None else e.astype(w.dtype), v, trace.full[number])
+        eps, gradient = op.window(v, old, p_0, entering, lam_0, direct, x)
+        full.append(jax.tree.map(lambda e, o: e.astype(o.dtype), eps, trace.full[number]))
+        parts.append(_leaves(gradient))
+    factors = trace.factors
+    if factors is not None:
+        factors, filtered, taught = _filter(analysis, call, routes, factors, signals, decay)
+        sampled(filtered, taught, [keep and not is_full for keep, is_full in zip(trained, in_full, strict=True)])
+    total = []
+    for leaf, *found in zip(jax.tree.leaves(v), *parts, strict=True):
+        present = [part for part in found if part is not None]
+        total.append(sum(present[1:], present[0]) if present else jnp.zeros_like(leaf))
+    return CallTrace(tuple(full) or trace.full, factors), total
+
+
+def _pull_weights(op: Any, v: PyTree[Array], x: Any, y: Array) -> PyTree[Array]:
+    return jax.vjp(lambda v: op.xw_to_y(x, v), v)[1](y)[0]
+
+
+def _leaves(tree: PyTree[Any]) -> list[Any]:
+    return jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None)
+
+
+def _filter(
+    analysis: Analysis,
+    call: Call,
+    routes: list[tuple[int, Route]],
+    factors: Factors,
+    signals: Signals,
+    decay: float,
+) -> tuple[Factors, Array, Array]:
+    """Factors through a window: the filtered input and the signal that it meets, at each step."""
+    dtype = signals.n[call.number].dtype
+    stored = factors
+
+    def step(factors: Factors, now: tuple) -> tuple[Factors, tuple[Array, Array]]:
+        x, n, parts = now
+        filtered = decay * factors.x + x
+        taught = (1 - decay) * n
+        f = []
+        for (g, route), old, (d, m, f_now) in zip(routes, factors.f, parts, strict=True):
+            ndim = len(analysis.groups[g].shape)
+            d, m = route.spread(d, ndim), route.spread(m, ndim)
+            taught = taught + decay * jnp.sum(m * old, axis=0)
+            f.append(decay * jnp.sum(d * old[None], axis=1) + (1 - decay) * f_now)
+        correction = 1 - jnp.power(jnp.asarray(decay, dtype), (factors.steps + 1).astype(dtype))
+        return Factors(filtered, tuple(f), factors.steps + 1), (filtered, taught / correction)
+
+    parts = [(signals.hidden_jacobian[g], signals.m[g], signals.output_jacobian[(g, call.number)]) for g, _ in routes]
+    wide = Factors(stored.x.astype(dtype), tuple(f.astype(dtype) for f in stored.f), stored.steps)
+    x = signals.x[call.number].astype(dtype)
+    new, (filtered, taught) = jax.lax.scan(step, wide, (x, signals.n[call.number], parts), unroll=len(x) == 1)
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), new, stored), filtered, taught

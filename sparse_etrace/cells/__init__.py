@@ -1,0 +1,7 @@
+"""Recurrent cells: modules that are called as `state, out = cell(state, x)` and take any op."""
+
+from .alif import ALIF as ALIF, ALIFState as ALIFState
+from .gru import GRU as GRU
+from .leaky_rate import LeakyRate as LeakyRate
+from .lif import LIF as LIF, LIFState as LIFState
+from .mgu import MGU as MGU

@@ -1,0 +1,87 @@
+"""Adaptive leaky integrate-and-fire neurons."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .. import surrogate
+from .._param import ETraceParam
+from .base import Constant, constant, current, unit_shape
+
+
+class ALIFState(NamedTuple):
+    """Membrane potential behind the reset, adaptation, and spikes."""
+
+    v: Array
+    b: Array
+    z: Array
+
+
+class ALIF(eqx.Module):
+    """Integrate-and-fire neurons whose threshold rises with their own spikes.
+
+    `u_t = a v_{t-1} + (1 - a) (inp(x_t) + rec(z_{t-1}))`, `z_t = [u_t >= theta + beta b_{t-1}]`,
+    `b_t = rho b_{t-1} + (1 - rho) z_t`, `v_t = u_t - theta z_t`; the output is `z_t`.
+
+    Args:
+        units: number of neurons, or their shape.
+        inp: input parameter, with any op.
+        rec: recurrent parameter, with any op; None for a layer without recurrence.
+        decay: `a` from 0 to 1: a number, an array, or an `ElemWiseParam`, which is trained.
+        threshold: `theta > 0`, in the units of the potential; likewise.
+        adaptation_decay: `rho` from 0 to 1; likewise.
+        adaptation: `beta >= 0`, in the units of the potential; likewise.
+        spike: the step function with its surrogate derivative, of `(u - theta - beta b) / theta`.
+
+    Raises:
+        ValueError: a constant is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> cell = se.cells.ALIF(3, se.ETraceParam({'weight': jnp.full((2, 3), 9.0)}, se.MatMulOp()))
+        >>> cell(cell.init_state(4), jnp.ones((4, 2)))[1].shape
+        (4, 3)
+
+    Reference:
+        Bellec et al. 2018, Advances in Neural Information Processing Systems 31 (arXiv 1803.09574).
+    """
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+    inp: ETraceParam | None
+    rec: ETraceParam | None
+    decay: Constant
+    threshold: Constant
+    adaptation_decay: Constant
+    adaptation: Constant
+    spike: Callable[[Array], Array]
+
+    def __init__(
+        self,
+        units: int | tuple[int, ...],
+        inp: ETraceParam | None,
+        rec: ETraceParam | None = None,
+        decay: Any = 0.9,
+        threshold: Any = 1.0,
+        adaptation_decay: Any = 0.98,
+        adaptation: Any = 1.0,
+        spike: Callable[[Array], Array] | None = None,
+    ):
+        self.shape, self.inp, self.rec = unit_shape(units), inp, rec
+        self.decay = constant(decay, "decay", 0, 1)
+        self.threshold = constant(threshold, "threshold", 1e-12, jnp.inf)
+        self.adaptation_decay = constant(adaptation_decay, "adaptation_decay", 0, 1)
+        self.adaptation = constant(adaptation, "adaptation", 0, jnp.inf)
+        self.spike = surrogate.triangle() if spike is None else spike
+
+    def init_state(self, *batch: int) -> ALIFState:
+        """Rest, no adaptation, no spikes; `batch` are the sizes of the leading batch axes."""
+        return ALIFState(*(jnp.zeros((*batch, *self.shape)) for _ in range(3)))
+
+    def __call__(self, state: ALIFState, x: Array) -> tuple[ALIFState, Array]:
+        decay, threshold, rho = self.decay(), self.threshold(), self.adaptation_decay()
+        u = decay * state.v + (1 - decay) * current(self.inp, x, self.rec, state.z)
+        z = self.spike((u - threshold - self.adaptation() * state.b) / threshold)
+        return ALIFState(u - threshold * z, rho * state.b + (1 - rho) * z, z), z

@@ -1,0 +1,45 @@
+"""What the cells share."""
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .._param import ETraceParam, Fixed
+
+Constant = ETraceParam | Fixed
+
+
+def unit_shape(units: int | tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(units) if isinstance(units, tuple) else (operator.index(units),)
+
+
+def constant(value: Any, name: str, low: float | int, high: float | int) -> Constant:
+    """A constant of a cell: a parameter as it is, a number or array as `Fixed`, checked against its bounds."""
+    if isinstance(value, ETraceParam | Fixed):
+        return value
+    if not isinstance(value, jax.core.Tracer):
+        numbers = np.asarray(value, float)
+        if not np.all((low <= numbers) & (numbers <= high)):
+            raise ValueError(
+                f"{name}: expected values from {low} to {high}, got {value}. To train it, give an ElemWiseParam."
+            )
+    return Fixed(jnp.asarray(value, float))
+
+
+def current(inp: ETraceParam | None, x: Array, rec: ETraceParam | None, h: Array) -> Array:
+    """Input current of a layer: from outside and from its own old output `h`, which has the shape of the state."""
+    total = jnp.zeros_like(h)
+    for name, param, given in (("inp", inp, x), ("rec", rec, h)):
+        if param is not None:
+            y = param(given)
+            if y.shape != h.shape[max(h.ndim - y.ndim, 0) :]:
+                raise ValueError(
+                    f"{name}: expected an output of the shape of the state, {h.shape}, got {y.shape}. "
+                    "Fit the weights to `units`, and the batch axes of `init_state` to those of the input."
+                )
+            total = total + y
+    return total

@@ -1,0 +1,66 @@
+"""Gated recurrent unit."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._param import ETraceParam
+from .base import current, unit_shape
+
+
+class GRU(eqx.Module):
+    """Gated recurrent unit.
+
+    `r = sigmoid(inp_r(x) + rec_r(h))`, `u = sigmoid(inp_u(x) + rec_u(h))`, `c = tanh(inp_c(x) + rec_c(r h))`,
+    `h_t = (1 - u) h + u c`; the output is `h_t`.
+
+    Args:
+        units: number of units, or their shape.
+        inp_r, inp_u, inp_c: input parameters of reset gate, update gate and candidate, with any op.
+        rec_r, rec_u, rec_c: their recurrent parameters.
+
+    Example:
+        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> inp = [se.ETraceParam({'weight': jnp.ones((2, 3))}, se.MatMulOp()) for _ in range(3)]
+        >>> rec = [se.ETraceParam({'weight': jnp.ones((3, 3))}, se.MatMulOp()) for _ in range(3)]
+        >>> cell = se.cells.GRU(3, *inp, *rec)
+        >>> cell(cell.init_state(5), jnp.ones((5, 2)))[1].shape
+        (5, 3)
+
+    Reference:
+        Cho et al. 2014, Empirical Methods in Natural Language Processing (arXiv 1406.1078).
+    """
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+    inp_r: ETraceParam
+    inp_u: ETraceParam
+    inp_c: ETraceParam
+    rec_r: ETraceParam
+    rec_u: ETraceParam
+    rec_c: ETraceParam
+
+    def __init__(
+        self,
+        units: int | tuple[int, ...],
+        inp_r: ETraceParam,
+        inp_u: ETraceParam,
+        inp_c: ETraceParam,
+        rec_r: ETraceParam,
+        rec_u: ETraceParam,
+        rec_c: ETraceParam,
+    ):
+        self.shape = unit_shape(units)
+        self.inp_r, self.inp_u, self.inp_c = inp_r, inp_u, inp_c
+        self.rec_r, self.rec_u, self.rec_c = rec_r, rec_u, rec_c
+
+    def init_state(self, *batch: int) -> Float[Array, "*batch units"]:
+        """Zero activity; `batch` are the sizes of the leading batch axes."""
+        return jnp.zeros((*batch, *self.shape))
+
+    def __call__(self, h: Array, x: Array) -> tuple[Array, Array]:
+        reset = jax.nn.sigmoid(current(self.inp_r, x, self.rec_r, h))
+        update = jax.nn.sigmoid(current(self.inp_u, x, self.rec_u, h))
+        candidate = jnp.tanh(current(self.inp_c, x, self.rec_c, reset * h))
+        h = (1 - update) * h + update * candidate
+        return h, h

@@ -1,0 +1,78 @@
+"""Leaky integrate-and-fire neurons."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .. import surrogate
+from .._param import ETraceParam
+from .base import Constant, constant, current, unit_shape
+
+
+class LIFState(NamedTuple):
+    """Membrane potential behind the reset, and spikes."""
+
+    v: Array
+    z: Array
+
+
+class LIF(eqx.Module):
+    """Leaky integrate-and-fire neurons with a soft reset; the spike is read before it.
+
+    `u_t = a v_{t-1} + (1 - a) (inp(x_t) + rec(z_{t-1}))`, `z_t = [u_t >= theta]`, `v_t = u_t - theta z_t`; the output
+    is `z_t`.
+
+    Args:
+        units: number of neurons, or their shape.
+        inp: input parameter, with any op.
+        rec: recurrent parameter, with any op; None for a layer without recurrence.
+        decay: `a` from 0 to 1, `exp(-dt / tau)`: a number, an array, or an `ElemWiseParam`, which is trained.
+        threshold: `theta > 0`, in the units of the potential; likewise.
+        spike: the step function with its surrogate derivative, of the potential relative to threshold `u / theta - 1`.
+
+    Raises:
+        ValueError: `decay` or `threshold` is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> cell = se.cells.LIF(3, se.ETraceParam({'weight': jnp.full((2, 3), 9.0)}, se.MatMulOp()), decay=0.9)
+        >>> cell(cell.init_state(), jnp.ones(2))[1].tolist()
+        [1.0, 1.0, 1.0]
+
+    Reference:
+        Neftci, Mostafa and Zenke 2019, IEEE Signal Processing Magazine 36:51.
+    """
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+    inp: ETraceParam | None
+    rec: ETraceParam | None
+    decay: Constant
+    threshold: Constant
+    spike: Callable[[Array], Array]
+
+    def __init__(
+        self,
+        units: int | tuple[int, ...],
+        inp: ETraceParam | None,
+        rec: ETraceParam | None = None,
+        decay: Any = 0.9,
+        threshold: Any = 1.0,
+        spike: Callable[[Array], Array] | None = None,
+    ):
+        self.shape, self.inp, self.rec = unit_shape(units), inp, rec
+        self.decay = constant(decay, "decay", 0, 1)
+        self.threshold = constant(threshold, "threshold", 1e-12, jnp.inf)
+        self.spike = surrogate.triangle() if spike is None else spike
+
+    def init_state(self, *batch: int) -> LIFState:
+        """Rest, no spikes; `batch` are the sizes of the leading batch axes."""
+        return LIFState(jnp.zeros((*batch, *self.shape)), jnp.zeros((*batch, *self.shape)))
+
+    def __call__(self, state: LIFState, x: Array) -> tuple[LIFState, Array]:
+        decay, threshold = self.decay(), self.threshold()
+        u = decay * state.v + (1 - decay) * current(self.inp, x, self.rec, state.z)
+        z = self.spike(u / threshold - 1)
+        return LIFState(u - threshold * z, z), z

@@ -1,0 +1,242 @@
+"""The main job: a real nervous system learns a real task online, on the synapses that it has."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from ._algorithm import BPTT, D_RTRL, ES_D_RTRL, Learner
+from ._connectivity import Connectivity
+from ._filter import trainable
+from ._graph import Graph
+from ._online import fit
+from ._op import MatMulOp, SignLock, SpMatMulOp
+from ._param import ElemWiseParam, ETraceParam, NonTempParam
+from ._report import memory_plan
+from ._transform import scale_spectral_radius
+from .datasets import MNIST1D, mnist1d, worm
+
+STEPS, READ, BATCH, HELD_OUT = 40, 20, 50, 500
+READOUT_ONLY = "readout only"
+
+
+class WormNet(eqx.Module):
+    """Rate model of the worm: each neuron leaks at a pace that its own synaptic current `y` sets.
+
+    `y = W h`, `g = sigmoid(leak + gain y + gate(x))`, `h <- g h + (1 - g) tanh(y + bias + drive(x))`, and a readout of
+    all neurons.
+
+    Args:
+        graph: neurons and synapses; the sign of a synapse is that of its presynaptic neuron.
+        key: random key.
+    """
+
+    synapses: ETraceParam
+    drive: ETraceParam
+    gate: ETraceParam
+    gain: ETraceParam
+    bias: ETraceParam
+    leak: ETraceParam
+    readout: ETraceParam
+
+    def __init__(self, graph: Graph, key: Array):
+        conn, count = graph.connectivity, graph.connectivity.num_post
+        sensory = np.flatnonzero(["sensory" in role for role in graph.node_attrs["role"]])
+        inputs = Connectivity.from_edges(np.zeros(len(sensory), int), sensory, shape=(1, count))
+        keys = jax.random.split(key, 6)
+        sign = jnp.asarray(graph.node_attrs["sign"], jnp.float32)[conn.pre]
+        drawn = eqx.tree_at(lambda g: g.weight, graph, sign * jax.random.uniform(keys[0], (conn.num_synapses,)))
+        weight = jnp.abs(scale_spectral_radius(drawn, 1.0).weight)
+        self.synapses = ETraceParam({"weight": weight}, SpMatMulOp(graph, weight_fn=SignLock(sign)))
+        self.drive = ETraceParam({"weight": jax.random.normal(keys[1], (len(sensory),))}, SpMatMulOp(inputs))
+        self.gate = ETraceParam({"weight": jax.random.normal(keys[2], (len(sensory),))}, SpMatMulOp(inputs))
+        self.gain = ElemWiseParam(jax.random.normal(keys[3], (count,)))
+        self.bias = ElemWiseParam(0.3 * jax.random.normal(keys[4], (count,)))
+        tau = jnp.exp(jax.random.uniform(keys[5], (count,), maxval=jnp.log(40.0)))
+        self.leak = ElemWiseParam(jax.scipy.special.logit(jnp.exp(-1 / tau)))
+        self.readout = NonTempParam({"weight": jnp.zeros((count, 10)), "bias": jnp.zeros(10)}, MatMulOp())
+
+    def init_state(self, *batch: int) -> Float[Array, "*batch neurons"]:
+        return jnp.zeros((*batch, self.leak.value.shape[0]))
+
+    def __call__(self, h: Array, x: Array) -> tuple[Array, Array]:
+        y = self.synapses(h)
+        g = jax.nn.sigmoid(self.leak() + self.gain() * y + self.gate(x))
+        h = g * h + (1 - g) * jnp.tanh(y + self.bias() + self.drive(x))
+        return h, self.readout(h)
+
+
+class Rule(NamedTuple):
+    """A learner under comparison, and its peak learning rate."""
+
+    name: str
+    learner: Learner
+    rate: float
+
+
+def rules(model: WormNet) -> list[Rule]:
+    nothing = jax.tree.map(lambda _: False, trainable(model))
+    only_readout = eqx.tree_at(lambda m: m.readout, nothing, replace=True)
+    return [
+        Rule(READOUT_ONLY, D_RTRL(train=only_readout), 0.1),
+        Rule("ES-D-RTRL", ES_D_RTRL(decay=0.9), 0.02),
+        Rule("D-RTRL", D_RTRL(), 0.02),
+        Rule("BPTT", BPTT(), 0.02),
+    ]
+
+
+def loss_fn(out: Float[Array, "batch classes"], target: tuple[Array, Array]) -> Array:
+    """Cross entropy at the steps that count."""
+    label, share = target
+    return share * optax.softmax_cross_entropy_with_integer_labels(out, label).mean()
+
+
+@eqx.filter_jit
+def predict(model: WormNet, x: Float[Array, "batch steps"]) -> Array:
+    """Class by the mean log-probability over the steps that count."""
+    _, out = jax.lax.scan(lambda h, pixel: model(h, pixel), model.init_state(x.shape[0]), x.T[:, :, None])
+    return jnp.argmax(jnp.mean(jax.nn.log_softmax(out[-READ:]), axis=0), axis=-1)
+
+
+def accuracy(model: WormNet, x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.mean(np.asarray(predict(model, jnp.asarray(x))) == y))
+
+
+def batches(x: np.ndarray, y: np.ndarray, seed: int) -> Iterator[tuple[Any, Any]]:
+    """Endless random batches, time first, with the weight of each step in the loss."""
+    rng = np.random.default_rng(seed)
+    share = np.where(np.arange(STEPS) < STEPS - READ, 0, 1 / READ).astype(np.float32)
+    while True:
+        order = rng.permutation(len(x))
+        for start in range(0, len(x) - BATCH + 1, BATCH):
+            chosen = order[start : start + BATCH]
+            yield x[chosen].T[:, :, None], (np.broadcast_to(y[chosen], (STEPS, BATCH)), share)
+
+
+def train(rule: Rule, model: WormNet, data: MNIST1D, updates: int, seed: int) -> tuple[WormNet, dict[str, Any]]:
+    """Train by one rule; the curve is accuracy on the held-out training sequences."""
+    every = max(updates // 15, 1)
+    schedule = optax.warmup_cosine_decay_schedule(
+        rule.rate / 10, rule.rate, min(100, updates // 10), updates, rule.rate / 50
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+    stream = batches(data.x_train[HELD_OUT:], data.y_train[HELD_OUT:], seed)
+    held_out = data.x_train[:HELD_OUT], data.y_train[:HELD_OUT]
+    curve, opt_state, start = [(0, accuracy(model, *held_out))], None, time.perf_counter()
+    with tqdm(total=updates, desc=rule.name.ljust(12), unit="update") as bar:
+        while bar.n < updates:
+            part = [next(stream) for _ in range(min(every, updates - bar.n))]
+            result = fit(
+                rule.learner, loss_fn, optimizer, model, part, state=model.init_state(BATCH), opt_state=opt_state,
+                progress=False,
+            )  # fmt: skip
+            model, opt_state = result.model, result.opt_state
+            bar.update(len(part))
+            curve.append((bar.n, accuracy(model, *held_out)))
+            bar.set_postfix(held_out=f"{100 * curve[-1][1]:.1f} %")
+    return model, {
+        "test_accuracy": accuracy(model, data.x_test, data.y_test),
+        "held_out_accuracy": curve[-1][1],
+        "seconds": round(time.perf_counter() - start, 1),
+        "curve": curve,
+    }
+
+
+def memory(model: WormNet) -> dict[str, Any]:
+    """Bytes at batch 1: the traces, whatever the length, and the working memory by the length of a sequence."""
+    state, x = model.init_state(1), jnp.zeros((1, 1))
+    forward = {name: memory_plan(rule, model, state, x) for name, rule in _online_rules().items()}
+    return {
+        "trace_bytes": {name: plan.traces for name, plan in forward.items()},
+        "total_bytes": {name: plan.total for name, plan in forward.items()},
+        "bptt_total_bytes": {steps: memory_plan(BPTT(), model, state, x, steps).total for steps in (40, 1000, 10000)},
+    }
+
+
+def _online_rules() -> dict[str, Learner]:
+    return {"ES-D-RTRL": ES_D_RTRL(), "D-RTRL": D_RTRL()}
+
+
+def trace_in_time(model: WormNet, pixels: np.ndarray) -> np.ndarray:
+    """Eligibility traces of all synapses while one sequence passes, `(steps, synapses)`."""
+    learner, steps = D_RTRL(), []
+    carry = learner.init(model, model.init_state(), jnp.zeros(1))
+    for pixel in pixels:
+        carry, _ = learner.step(model, carry, jnp.asarray([pixel]))
+        largest = max((t.full[0] for t in carry.traces.values() if t.full), key=lambda e: max(a.size for a in _arrays(e)))
+        steps.append(np.asarray(largest["weight"][0]))
+    return np.stack(steps)
+
+
+def _arrays(tree: Any) -> list[Array]:
+    return jax.tree.leaves(tree)
+
+
+def run(out: Path, quick: bool = False, seed: int = 0) -> dict[str, Any]:
+    """Train by all rules, save `worm.json` and `worm.png`, and return the numbers.
+
+    Args:
+        out: folder for the results; it is made if it does not exist.
+        quick: 300 updates instead of 1,500.
+        seed: of initial weights and batches.
+
+    Returns:
+        The content of `worm.json`.
+    """
+    from .plot import worm_figure
+
+    updates = 300 if quick else 1500
+    graph, data = worm(), mnist1d()
+    mean, std = data.x_train.mean(), data.x_train.std()
+    data = data._replace(x_train=(data.x_train - mean) / std, x_test=(data.x_test - mean) / std)
+    model = WormNet(graph, jax.random.key(seed))
+    conn = graph.connectivity
+    print(f"C. elegans: {conn.num_post} neurons, {conn.num_synapses:,} chemical synapses. MNIST-1D, pixel by pixel.")
+    results: dict[str, Any] = {
+        "updates": updates,
+        "seed": seed,
+        "neurons": conn.num_post,
+        "synapses": conn.num_synapses,
+        "untrained": {"test_accuracy": accuracy(model, data.x_test, data.y_test)},
+    }
+    trained = {}
+    for rule in rules(model):
+        trained[rule.name], results[rule.name] = train(rule, model, data, updates, seed)
+    results["memory"] = memory(model)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "worm.json").write_text(json.dumps(results, indent=2) + "\n")
+    learned = trained["D-RTRL"]
+    example = data.x_test[0]
+    worm_figure(out / "worm.png", results, graph, _weights(model), _weights(learned), example, trace_in_time(learned, example))
+    print(summary(results))
+    print(f"Saved {out / 'worm.json'} and {out / 'worm.png'}.")
+    return results
+
+
+def _weights(model: WormNet) -> np.ndarray:
+    return np.asarray(model.synapses.op.phi(model.synapses.value)["weight"])
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The numbers in words."""
+    lines = [f"{'test accuracy, untrained':32}{100 * results['untrained']['test_accuracy']:6.1f} %"]
+    for name in (READOUT_ONLY, "ES-D-RTRL", "D-RTRL", "BPTT"):
+        found = results[name]
+        lines.append(f"{name:32}{100 * found['test_accuracy']:6.1f} %   {found['seconds']:6.1f} s")
+    gap = results["BPTT"]["test_accuracy"] - results["D-RTRL"]["test_accuracy"]
+    lines.append(f"{'gap of D-RTRL to BPTT':32}{100 * gap:6.1f} points, after {results['updates']} updates each")
+    used = results["memory"]
+    for name, size in used["trace_bytes"].items():
+        lines.append(f"{'traces of ' + name:32}{size / 1e3:10,.1f} kB   for any number of steps")
+    for steps, size in used["bptt_total_bytes"].items():
+        lines.append(f"{f'BPTT, {steps:,} steps':32}{size / 1e3:10,.1f} kB   (all buffers)")
+    return "\n".join(lines)

@@ -1,0 +1,112 @@
+"""Figures."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+import numpy as np
+
+from ._graph import Graph
+
+COLOURS = {"readout only": "#999999", "ES-D-RTRL": "#E69F00", "D-RTRL": "#0072B2", "BPTT": "#000000"}
+
+
+def worm_figure(
+    path: Path,
+    results: dict[str, Any],
+    graph: Graph,
+    before: np.ndarray,
+    after: np.ndarray,
+    pixels: np.ndarray,
+    traces: np.ndarray,
+) -> None:
+    """Draw what the worm demo found: learning curves, memory, the connectome with its weights, some traces.
+
+    Args:
+        path: the PNG file.
+        results: the numbers of the demo.
+        graph: the connectome.
+        before, after: weights of its synapses, `(num_synapses,)`.
+        pixels: one input sequence, `(steps,)`.
+        traces: eligibility traces during that sequence, `(steps, num_synapses)`.
+    """
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    ((curves, memory), (wiring, traced)) = figure.subplots(2, 2)
+    figure.suptitle(
+        f"The {results['neurons']} neurons and {results['synapses']:,} chemical synapses of C. elegans learn MNIST-1D "
+        "pixel by pixel"
+    )
+    _curves(curves, results)
+    _memory(memory, results)
+    _wiring(wiring, graph, before, after)
+    _traces(traced, graph, pixels, traces)
+    figure.savefig(path, dpi=120)
+
+
+def _curves(axes: Any, results: dict[str, Any]) -> None:
+    for name, colour in COLOURS.items():
+        updates, accuracy = np.array(results[name]["curve"]).T
+        label = f"{name}: {100 * results[name]['test_accuracy']:.1f} % on the test set"
+        axes.plot(updates, 100 * accuracy, color=colour, label=label, lw=2)
+    axes.axhline(10, color="grey", ls=":", lw=1)
+    axes.annotate("chance", (0, 10), xytext=(2, 3), textcoords="offset points", color="grey")
+    axes.set(xlabel="updates (batches of 50 sequences)", ylabel="accuracy on held-out sequences (%)", ylim=(0, 100))
+    axes.set_title("Learning")
+    axes.legend(loc="lower right", frameon=False)
+
+
+def _memory(axes: Any, results: dict[str, Any]) -> None:
+    used = results["memory"]
+    steps = [int(s) for s in used["bptt_total_bytes"]]
+    axes.plot(steps, [b / 1e6 for b in used["bptt_total_bytes"].values()], "o-", color=COLOURS["BPTT"], label="BPTT")
+    for name, size in used["total_bytes"].items():
+        axes.plot(steps, [size / 1e6] * len(steps), "o-", color=COLOURS[name], label=name)
+    axes.set(xscale="log", yscale="log", xlabel="steps in a sequence", ylabel="memory for one sequence (MB)")
+    axes.set_title("Memory: all buffers of one gradient, batch 1")
+    axes.legend(frameon=False)
+
+
+def _wiring(axes: Any, graph: Graph, before: np.ndarray, after: np.ndarray) -> None:
+    roles = np.asarray(graph.node_attrs["role"])
+    kinds = ["sensory", "interneuron", "motor"]
+    rank = np.array([next((k for k, kind in enumerate(kinds) if kind in role), len(kinds)) for role in roles])
+    order = np.argsort(rank, kind="stable")
+    place = np.argsort(order)
+    conn = graph.connectivity
+    change = np.abs(after - before)
+    limit = np.quantile(np.abs(after), 0.98)
+    drawn = axes.scatter(
+        place[np.asarray(conn.post)], place[np.asarray(conn.pre)], c=after, s=3 + 25 * change / change.max(),
+        cmap="RdBu_r", vmin=-limit, vmax=limit, linewidths=0,
+    )  # fmt: skip
+    ends = np.cumsum(np.bincount(rank))
+    for end in ends[:-1]:
+        axes.axhline(end - 0.5, color="grey", lw=0.5)
+        axes.axvline(end - 0.5, color="grey", lw=0.5)
+    names = [*kinds, "other"][: len(ends)]
+    middle = (np.concatenate([[0], ends[:-1]]) + ends) / 2
+    axes.set_xticks(middle, names)
+    axes.set_yticks(middle, names, rotation=90, va="center")
+    axes.tick_params(length=0)
+    axes.set(xlabel="receiving neuron", ylabel="sending neuron", xlim=(-1, len(roles)), ylim=(len(roles), -1))
+    axes.set_title("Every synapse after D-RTRL (large dot: changed most)")
+    axes.figure.colorbar(drawn, ax=axes, label="weight (red excites, blue inhibits)", extend="both")
+
+
+def _traces(axes: Any, graph: Graph, pixels: np.ndarray, traces: np.ndarray) -> None:
+    conn, names = graph.connectivity, graph.nodes
+    strength = np.abs(traces).max(axis=0)
+    chosen: list[int] = []
+    for s in np.argsort(-strength):
+        if all(conn.post[s] != conn.post[k] for k in chosen):
+            chosen.append(int(s))
+        if len(chosen) == 5:
+            break
+    for s, colour in zip(chosen, ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"], strict=False):
+        label = f"{names[int(conn.pre[s])]} to {names[int(conn.post[s])]}"
+        axes.plot(traces[:, s] / strength[s], color=colour, label=label)
+    scaled = pixels / np.abs(pixels).max()
+    axes.step(np.arange(len(pixels)), scaled, color="grey", lw=1, ls="--", where="mid", label="input pixel")
+    axes.set(xlabel="time (steps)", ylabel="eligibility trace (of its maximum)")
+    axes.set_title("What five synapses remember of one sequence")
+    axes.legend(frameon=False, fontsize="small", ncols=2)

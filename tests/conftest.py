@@ -1,0 +1,29 @@
+import importlib.util
+import os
+
+import hypothesis
+import jax
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+# The first example of a test compiles, so its time says nothing.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=30, print_blob=True)
+hypothesis.settings.load_profile("suite")
+
+
+def pytest_report_header():
+    # `sparse_etrace` is found, not imported: the shape checks are installed only after this file is read.
+    spec = importlib.util.find_spec("sparse_etrace")
+    return f"sparse_etrace under test: {spec.origin if spec else 'not installed'}"
+
+
+def pytest_collection_modifyitems(items):
+    # The longest test first, so that no worker is left alone with it at the end.
+    items.sort(key=lambda item: item.path.name != "test_wheel.py")
+
+
+@pytest.fixture
+def x64():
+    """Runs a test in float64."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,622 @@
+"""Random models of every kind, each twice: for the library and, by hand, for the oracles."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+
+import sparse_etrace as se
+
+A, N = 0.7, 4
+INPUTS, OUTPUTS = 3, 2
+
+
+class Net(eqx.Module):
+    """A forward function of `oracles`, on the ops of the library."""
+
+    params: dict[str, Any]
+    forward: Callable = eqx.field(static=True)
+    calls: tuple = eqx.field(static=True)
+
+    def __call__(self, state, x):
+        return self.forward(_Library(self.params, dict(self.calls)), state, state, x)
+
+
+class _Library:
+    def __init__(self, params, calls):
+        self.params, self.calls = params, calls
+
+    def __call__(self, name, x=None):
+        param = self.params[self.calls.get(name, name)]
+        return param(x) if isinstance(param, se.ETraceParam) else param
+
+    def cut(self, name, fn, *args):
+        return se.cut(fn)(*args)
+
+
+class CellNet(eqx.Module):
+    """A cell of the library and a readout."""
+
+    cell: Any
+    out: se.ETraceParam
+    state_type: Callable = eqx.field(static=True)
+
+    def __call__(self, state, x):
+        new, h = self.cell(self.state_type(**state) if self.state_type is not dict else state["h"], x)
+        return new._asdict() if self.state_type is not dict else {"h": new}, self.out(h)
+
+
+class Wrapped(eqx.Module):
+    """A model behind a transformation of its step."""
+
+    model: Any
+    how: Callable = eqx.field(static=True)
+
+    def __call__(self, state, x):
+        return self.how(lambda model, state, x: model(state, x))(self.model, state, x)
+
+
+class Part(NamedTuple):
+    """A parameter for both sides; without an op a plain array."""
+
+    value: Any
+    op: Any = None
+    oracle: Any = None
+    is_etrace: bool = True
+    grad: se.ETraceGrad = se.ETraceGrad.adaptive
+
+    def param(self):
+        if self.op is None:
+            return self.value
+        return se.ETraceParam(self.value, self.op, grad=self.grad, is_etrace=self.is_etrace)
+
+
+class Case(NamedTuple):
+    model: Any
+    twin: oracles.Twin
+    xs: Any
+    ys: Any
+
+    def read(self, grads):
+        """Gradients of the model by name of parameter."""
+        while isinstance(grads, Wrapped):
+            grads = grads.model
+        found = {}
+        for name in self.twin.values:
+            part = grads.params[name] if isinstance(grads, Net) else getattr(grads.cell, name, None)
+            part = grads.out if part is None and isinstance(grads, CellNet) else part
+            found[name] = part.value if isinstance(part, se.ETraceParam) else part
+        return found
+
+
+def make(rng, forward, parts, state, traced, calls=None, model=None, batch=(2,), x=(INPUTS,), steps=7, out=(OUTPUTS,)):
+    calls = {name: name for name, p in parts.items() if p.op is not None} if calls is None else calls
+    params = {name: part.param() for name, part in parts.items()}
+    model = Net(params, forward, tuple(calls.items())) if model is None else model(params)
+    values = {name: part.value for name, part in parts.items()}
+    twin = oracles.Twin(forward, values, {k: p.oracle for k, p in parts.items() if p.op is not None}, state, calls, traced)
+    return Case(model, twin, array(rng, steps, *batch, *x), array(rng, steps, *batch, *out))
+
+
+def array(rng, *shape, scale=1.0):
+    return jnp.asarray(scale * rng.normal(size=shape), float)
+
+
+# --- parameters ------------------------------------------------------------------------------------------------------
+
+
+def dense(rng, pre, post, bias=True, scale=1.0, mask=False, fn=None, fn_first=False, **rest):
+    value = {"weight": array(rng, pre, post, scale=scale / math.sqrt(pre))}
+    value |= {"bias": array(rng, post, scale=0.3)} if bias else {}
+    mask = jnp.asarray(rng.random((pre, post)) < 0.6) if mask else None
+    op = se.MatMulOp(weight_mask=mask, weight_fn=fn, apply_weight_fn_before_mask=fn_first)
+    return Part(value, op, oracles.dense(mask, fn, fn_first), **rest)
+
+
+def edges(rng, pre, post, share=0.6):
+    """Random synapses in receiver-major order, none of the units without one."""
+    m = rng.random((pre, post)) < share
+    m[rng.integers(pre, size=post), np.arange(post)] = True
+    m[np.arange(pre), rng.integers(post, size=pre)] = True
+    i, j = np.nonzero(m.T)
+    return j, i
+
+
+def sparse(rng, pre, post, bias=True, scale=1.0, fn=None, tie=False, axis=-1):
+    j, i = edges(rng, pre, post)
+    tie = rng.integers(3, size=len(j)) if tie else None
+    if tie is not None:
+        tie[:3] = [0, 1, 2]
+    value = {"weight": array(rng, len(j) if tie is None else 3, scale=scale)}
+    value |= {"bias": array(rng, post, scale=0.3)} if bias else {}
+    op = se.SpMatMulOp(se.Connectivity.from_edges(j, i, shape=(pre, post)), weight_fn=fn, tie=tie, axis=axis)
+    return Part(value, op, oracles.sparse(j, i, (pre, post), fn, tie, axis))
+
+
+def conv(rng, space, c_in, c_out, window, strides, padding, groups=1, mask=False, fn=None, bias=True):
+    value = {"weight": array(rng, *window, c_in // groups, c_out, scale=0.5)}
+    value |= {"bias": array(rng, c_out, scale=0.3)} if bias else {}
+    mask = jnp.asarray(rng.random(value["weight"].shape) < 0.7) if mask else None
+    info = jax.ShapeDtypeStruct((*space, c_in), jnp.zeros(()).dtype)
+    op = se.ConvOp(info, strides, padding, feature_group_count=groups, weight_mask=mask, weight_fn=fn)
+    return Part(value, op, oracles.conv(strides, padding, groups, mask, fn))
+
+
+def lora(rng, pre, post, rank=2, alpha=0.7, bias=True):
+    value = {"B": array(rng, pre, rank, scale=0.7), "A": array(rng, rank, post, scale=0.7)}
+    value |= {"bias": array(rng, post, scale=0.3)} if bias else {}
+    return Part(value, se.LoraOp(alpha), oracles.lora(alpha))
+
+
+def elemwise(value, fn=lambda w: w):
+    return Part(value, se.ElemWiseOp(fn), oracles.elemwise(fn))
+
+
+def plain(value):
+    return Part(value)
+
+
+# --- spikes ----------------------------------------------------------------------------------------------------------
+
+
+@jax.custom_jvp
+def spike(u):
+    return (u >= 0).astype(u.dtype)
+
+
+spike.defjvp(lambda p, t: (spike(p[0]), jnp.maximum(0, 1 - jnp.abs(p[0])) * t[0]))
+
+
+@jax.custom_vjp
+def spike_vjp(u):
+    return (u >= 0).astype(u.dtype)
+
+
+spike_vjp.defvjp(lambda u: (spike_vjp(u), u), lambda u, ct: (ct / (1 + 2 * jnp.abs(u)) ** 2,))
+
+
+# --- forward functions -----------------------------------------------------------------------------------------------
+
+
+def rate_forward(op, h, held, x):
+    new = A * h["h"] + (1 - A) * jnp.tanh(op("inp", x) + op("rec", held["h"]))
+    return {"h": new}, op("out", new)
+
+
+def feed_forward_in(op, h, held, x):
+    new = A * h["h"] + (1 - A) * jnp.tanh(op("inp", x))
+    return {"h": new}, op("out", new)
+
+
+def flat_rate_forward(op, h, held, x):
+    """The readout sees all axes of the units in one."""
+    new = A * h["h"] + (1 - A) * jnp.tanh(op("inp", x) + op("rec", held["h"]))
+    return {"h": new}, op("out", new.reshape(*x.shape[:1], -1))
+
+
+def decay_forward(op, h, held, x):
+    a = op("decay")
+    new = a * h["h"] + (1 - a) * jnp.tanh(op("inp", x) + op("rec", held["h"]) + op("drive"))
+    return {"h": new}, op("out", new)
+
+
+def plain_readout_forward(op, h, held, x):
+    new = A * h["h"] + (1 - A) * jnp.tanh(op("inp", x) + op("rec", held["h"]))
+    return {"h": new}, new @ op("out") + op("offset")
+
+
+def lif_forward(op, h, held, x, spike=spike):
+    u = A * h["v"] + (1 - A) * (op("inp", x) + op("rec", held["z"]))
+    z = spike(u - 1)
+    return {"v": u - z, "z": z}, op("out", z)
+
+
+def lif_vjp_forward(op, h, held, x):
+    return lif_forward(op, h, held, x, spike_vjp)
+
+
+def alif_forward(op, h, held, x):
+    """As `se.cells.ALIF` with its defaults but a decay of A."""
+    u = A * h["v"] + (1 - A) * (op("inp", x) + op("rec", held["z"]))
+    z = spike(u - 1 - h["b"])
+    return {"v": u - z, "b": 0.98 * h["b"] + 0.02 * z, "z": z}, op("out", z)
+
+
+def alif_v_forward(op, h, held, x):
+    """The adaptation reads this step's potential, and the readout both."""
+    u = A * h["v"] + (1 - A) * (op("inp", x) + op("rec", held["z"]))
+    z = spike(u - 1 - h["b"])
+    b = 0.9 * h["b"] + 0.3 * jnp.tanh(u)
+    return {"v": u - z, "b": b, "z": z}, op("out", z + 0.5 * b)
+
+
+def gru_forward(op, h, held, x):
+    r = jax.nn.sigmoid(op("inp_r", x) + op("rec_r", held["h"]))
+    u = jax.nn.sigmoid(op("inp_u", x) + op("rec_u", held["h"]))
+    c = jnp.tanh(op("inp_c", x) + op("rec_c", r * held["h"]))
+    new = (1 - u) * h["h"] + u * c
+    return {"h": new}, op("out", new)
+
+
+def mgu_forward(op, h, held, x):
+    f = jax.nn.sigmoid(op("inp_f", x) + op("rec_f", held["h"]))
+    c = jnp.tanh(op("inp_c", x) + op("rec_c", f * held["h"]))
+    new = (1 - f) * h["h"] + f * c
+    return {"h": new}, op("out", new)
+
+
+def fused_gru_forward(op, h, held, x):
+    """Reset and update gate from one op: half of its output acts through another op only."""
+    y = jax.nn.sigmoid(op("inp_ru", x) + op("rec_ru", held["h"]))
+    c = jnp.tanh(op("inp_c", x) + op("rec_c", y[..., :N] * held["h"]))
+    new = (1 - y[..., N:]) * h["h"] + y[..., N:] * c
+    return {"h": new}, op("out", new)
+
+
+def fused_forward(op, h, held, x):
+    """Three slices of one op."""
+    y = op("inp", x) + op("rec", held["h"])
+    f, i, g = y[..., :N], y[..., N : 2 * N], y[..., 2 * N :]
+    new = jax.nn.sigmoid(f) * h["h"] + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return {"h": new}, op("out", new)
+
+
+def lstm_forward(op, h, held, x):
+    """Four parts of one op, two hidden variables."""
+    i, f, g, o = jnp.split(op("inp", x) + op("rec", held["h"]), 4, axis=-1)
+    c = jax.nn.sigmoid(f) * h["c"] + jax.nn.sigmoid(i) * jnp.tanh(g)
+    new = jax.nn.sigmoid(o) * jnp.tanh(c)
+    return {"c": c, "h": new}, op("out", new)
+
+
+def two_forward(op, h, held, x):
+    a = A * h["a"] + (1 - A) * jnp.tanh(op("inp", x) + op("rec", held["a"]))
+    b = A * h["b"] + (1 - A) * jnp.tanh(op("between", a) + op("rec2", held["b"]))
+    return {"a": a, "b": b}, op("out", b)
+
+
+def two_lif_forward(op, h, held, x):
+    u = A * h["v"] + (1 - A) * (op("inp", x) + op("rec", held["z"]))
+    z = spike(u - 1)
+    u2 = A * h["v2"] + (1 - A) * (op("between", z) + op("rec2", held["z2"]))
+    z2 = spike(u2 - 1)
+    return {"v": u - z, "z": z, "v2": u2 - z2, "z2": z2}, op("out", z2)
+
+
+def late_forward(op, h, held, x):
+    """The second layer reads the first one step late."""
+    a = A * h["a"] + (1 - A) * jnp.tanh(op("inp", x) + op("rec", held["a"]))
+    b = A * h["b"] + (1 - A) * jnp.tanh(op("between", h["a"]) + op("rec2", held["b"]))
+    return {"a": a, "b": b}, op("out", b)
+
+
+def feedback_forward(op, h, held, x):
+    """The first layer reads the second one step late: recurrence through both."""
+    a = A * h["a"] + (1 - A) * jnp.tanh(op("inp", x) + op("rec", held["b"]))
+    b = A * h["b"] + (1 - A) * jnp.tanh(op("between", a))
+    return {"a": a, "b": b}, op("out", b)
+
+
+def skip_forward(op, h, held, x):
+    y = op("inp", x)
+    new = A * h["h"] + (1 - A) * jnp.tanh(y + op("rec", held["h"]))
+    return {"h": new}, op("out", new) + y[..., :OUTPUTS]
+
+
+def old_readout_forward(op, h, held, x):
+    new = A * h["h"] + (1 - A) * jnp.tanh(op("inp", x) + op("rec", held["h"]))
+    return {"h": new}, op("out", h["h"])
+
+
+def twice_forward(op, h, held, x):
+    new = A * h["h"] + (1 - A) * jnp.tanh(op("inp", x) + op("rec", held["h"]) + 0.5 * op("again", jnp.sin(held["h"])))
+    return {"h": new}, op("out", new)
+
+
+def delay_buffer_forward(op, h, held, x):
+    """The recurrence arrives three steps late, through one leaf."""
+    new = A * h["h"] + (1 - A) * jnp.tanh(op("inp", x) + op("rec", held["line"][0]))
+    return {"h": new, "line": jnp.concatenate([h["line"][1:], new[None]])}, op("out", new)
+
+
+def delay_chain_forward(op, h, held, x):
+    """A second layer reads the first three steps late, through a chain of leaves."""
+    a = A * h["a"] + (1 - A) * jnp.tanh(op("inp", x) + op("rec", held["d2"]))
+    b = A * h["b"] + (1 - A) * jnp.tanh(op("between", h["d2"]))
+    return {"a": a, "b": b, "d1": h["a"], "d2": h["d1"]}, op("out", b)
+
+
+def clock_forward(op, h, held, x):
+    """Counter, key, clock and a running mean of the input in the state."""
+    key, now = jax.random.split(h["key"])
+    noise = 0.1 * jax.random.normal(now, h["h"].shape, h["h"].dtype)
+    mean = 0.9 * h["mean"] + 0.1 * x
+    gain = 1 + 0.1 * jnp.sin(h["clock"]) + 0.1 * (h["count"] % 2)
+    new = A * h["h"] + (1 - A) * gain * jnp.tanh(op("inp", x - mean) + op("rec", held["h"]) + noise)
+    return {"h": new, "key": key, "mean": mean, "clock": h["clock"] + 0.5, "count": h["count"] + 1}, op("out", new)
+
+
+def _norm(a):
+    return (a - a.mean(-1, keepdims=True)) / jnp.sqrt(a.var(-1, keepdims=True) + 1e-3)
+
+
+def _attend(q, k, v):
+    return jax.nn.softmax(jnp.einsum("...i,...j->...ij", q, k), axis=-1) @ v[..., None]
+
+
+def cut_forward(op, h, held, x):
+    normed = op.cut("norm", _norm, held["h"])
+    new = A * h["h"] + (1 - A) * jnp.tanh(op("inp", x) + op("rec", normed))
+    seen = op.cut("attention", _attend, new, 2 * new, new)[..., 0]
+    return {"h": new}, op("out", seen)
+
+
+# --- cases -----------------------------------------------------------------------------------------------------------
+
+
+def _state(rng, batch, *names, shape=(N,)):
+    return {name: array(rng, *batch, *shape, scale=0.5) for name in names}
+
+
+def _layer(rng, scale=1.0, **rest):
+    return {"inp": dense(rng, INPUTS, N, scale=scale, **rest), "rec": sparse(rng, N, N, scale=scale, bias=False)}
+
+
+def rate(rng, batch=(2,), forward=rate_forward, **parts):
+    given = _layer(rng) | {"out": dense(rng, N, OUTPUTS)} | parts
+    return make(rng, forward, given, _state(rng, batch, "h"), {"inp": ("h",), "rec": ("h",)}, batch=batch)
+
+
+def rate_cell(rng, batch=(2,)):
+    parts = _layer(rng) | {"decay": elemwise(array(rng, N), jax.nn.sigmoid), "out": dense(rng, N, OUTPUTS)}
+
+    def forward(op, h, held, x):
+        a = op("decay")
+        new = a * h["h"] + (1 - a) * jnp.tanh(op("inp", x) + op("rec", held["h"]))
+        return {"h": new}, op("out", new)
+
+    def model(p):
+        return CellNet(se.cells.LeakyRate(N, p["inp"], p["rec"], decay=p["decay"]), p["out"], dict)
+
+    traced = dict.fromkeys(("inp", "rec", "decay"), ("h",))
+    return make(rng, forward, parts, _state(rng, batch, "h"), traced, model=model, batch=batch)
+
+
+def lif(rng, batch=(2,), forward=lif_forward):
+    parts = _layer(rng, scale=3.0) | {"out": dense(rng, N, OUTPUTS)}
+    return make(rng, forward, parts, _state(rng, batch, "v", "z"), dict.fromkeys(("inp", "rec"), ("v",)), batch=batch)
+
+
+def lif_cell(rng, batch=(2,)):
+    def model(p):
+        cell = se.cells.LIF(N, p["inp"], p["rec"], decay=A, spike=spike)
+        return CellNet(cell, p["out"], type(cell.init_state()))
+
+    parts = _layer(rng, scale=3.0) | {"out": dense(rng, N, OUTPUTS)}
+    traced = dict.fromkeys(("inp", "rec"), ("v",))
+    return make(rng, lif_forward, parts, _state(rng, batch, "v", "z"), traced, model=model, batch=batch)
+
+
+def alif_cell(rng, batch=(2,)):
+    def model(p):
+        cell = se.cells.ALIF(N, p["inp"], p["rec"], decay=A, spike=spike)
+        return CellNet(cell, p["out"], type(cell.init_state()))
+
+    parts = _layer(rng, scale=3.0) | {"out": dense(rng, N, OUTPUTS)}
+    traced = dict.fromkeys(("inp", "rec"), ("v", "b"))
+    return make(rng, alif_forward, parts, _state(rng, batch, "v", "b", "z"), traced, model=model, batch=batch)
+
+
+def alif_v(rng, batch=(2,)):
+    parts = _layer(rng, scale=3.0) | {"out": dense(rng, N, OUTPUTS)}
+    traced = dict.fromkeys(("inp", "rec"), ("v", "b"))
+    return make(rng, alif_v_forward, parts, _state(rng, batch, "v", "b", "z"), traced, batch=batch)
+
+
+def gru_cell(rng, batch=(2,)):
+    names = ("inp_r", "inp_u", "inp_c", "rec_r", "rec_u", "rec_c")
+    parts = {k: dense(rng, INPUTS, N) if k[0] == "i" else sparse(rng, N, N, bias=False) for k in names}
+    traced = {k: ("h",) for k in names if k[-1] != "r"}
+
+    def model(p):
+        return CellNet(se.cells.GRU(N, *(p[k] for k in names)), p["out"], dict)
+
+    parts |= {"out": dense(rng, N, OUTPUTS)}
+    return make(rng, gru_forward, parts, _state(rng, batch, "h"), traced, model=model, batch=batch)
+
+
+def mgu_cell(rng, batch=(2,)):
+    names = ("inp_f", "inp_c", "rec_f", "rec_c")
+    parts = {k: dense(rng, INPUTS, N) if k[0] == "i" else dense(rng, N, N, bias=False) for k in names}
+
+    def model(p):
+        return CellNet(se.cells.MGU(N, *(p[k] for k in names)), p["out"], dict)
+
+    parts |= {"out": dense(rng, N, OUTPUTS)}
+    traced = dict.fromkeys(names, ("h",))
+    return make(rng, mgu_forward, parts, _state(rng, batch, "h"), traced, model=model, batch=batch)
+
+
+def fused_gru(rng, batch=(2,)):
+    parts = {
+        "inp_ru": dense(rng, INPUTS, 2 * N), "rec_ru": sparse(rng, N, 2 * N, bias=False),
+        "inp_c": dense(rng, INPUTS, N), "rec_c": sparse(rng, N, N, bias=False), "out": dense(rng, N, OUTPUTS),
+    }  # fmt: skip
+    traced = dict.fromkeys(("inp_ru", "rec_ru", "inp_c", "rec_c"), ("h",))
+    return make(rng, fused_gru_forward, parts, _state(rng, batch, "h"), traced, batch=batch)
+
+
+def fused(rng, batch=(2,), forward=fused_forward, gates=3, names=("h",)):
+    parts = {
+        "inp": dense(rng, INPUTS, gates * N), "rec": sparse(rng, N, gates * N, bias=False), "out": dense(rng, N, OUTPUTS),
+    }  # fmt: skip
+    return make(rng, forward, parts, _state(rng, batch, *names), dict.fromkeys(("inp", "rec"), names), batch=batch)
+
+
+def lstm(rng, batch=(2,)):
+    return fused(rng, batch, lstm_forward, 4, ("c", "h"))
+
+
+def layers(rng, forward, first, second, batch=(2,), scale=1.0, state=("a", "b"), rec2=True, calls=None):
+    parts = _layer(rng, scale) | {"between": dense(rng, N, N, scale=scale), "out": dense(rng, N, OUTPUTS)}
+    parts |= {"rec2": sparse(rng, N, N, bias=False, scale=scale)} if rec2 else {}
+    traced = dict.fromkeys(("inp", "rec"), first) | dict.fromkeys(("between", "rec2"), second)
+    return make(rng, forward, parts, _state(rng, batch, *state), traced, calls, batch=batch)
+
+
+def two(rng):
+    return layers(rng, two_forward, ("a",), ("b",))
+
+
+def two_lif(rng):
+    return layers(rng, two_lif_forward, ("v",), ("v2",), scale=3.0, state=("v", "z", "v2", "z2"))
+
+
+def late(rng):
+    return layers(rng, late_forward, ("a",), ("b",))
+
+
+def feedback(rng):
+    return layers(rng, feedback_forward, ("a",), ("b",), rec2=False)
+
+
+def delay_chain(rng):
+    return layers(rng, delay_chain_forward, ("a", "d1", "d2"), ("b",), rec2=False, state=("a", "b", "d1", "d2"))
+
+
+def shared(rng):
+    """Both layers use one recurrent parameter."""
+    calls = {"inp": "inp", "rec": "rec", "between": "between", "rec2": "rec", "out": "out"}
+    return layers(rng, two_forward, ("a",), ("b",), rec2=False, calls=calls)
+
+
+def skip(rng):
+    return rate(rng, forward=skip_forward)
+
+
+def old_readout(rng):
+    return rate(rng, forward=old_readout_forward)
+
+
+def tied(rng):
+    return rate(rng, rec=sparse(rng, N, N, tie=True))
+
+
+def twice(rng):
+    """One parameter in two calls of a step."""
+    calls = {"inp": "inp", "rec": "rec", "again": "rec", "out": "out"}
+    parts = _layer(rng) | {"out": dense(rng, N, OUTPUTS)}
+    traced = dict.fromkeys(("inp", "rec", "again"), ("h",))
+    return make(rng, twice_forward, parts, _state(rng, (2,), "h"), traced, calls)
+
+
+def axis_2(rng):
+    """Two features through the same synapses."""
+    parts = {"inp": sparse(rng, INPUTS, N, axis=-2), "rec": sparse(rng, N, N, axis=-2), "out": sparse(rng, N, OUTPUTS, axis=-2)}
+    state = _state(rng, (2,), "h", shape=(N, 2))
+    traced = dict.fromkeys(("inp", "rec"), ("h",))
+    return make(rng, rate_forward, parts, state, traced, x=(INPUTS, 2), out=(OUTPUTS, 2))
+
+
+def conv_1d(rng, **kinds):
+    parts = {
+        "inp": conv(rng, (6,), 2, 4, (3,), (2,), ((1, 1),), **kinds),
+        "rec": conv(rng, (3,), 4, 4, (3,), (1,), ((1, 1),), groups=2, bias=False),
+        "out": dense(rng, 12, OUTPUTS),
+    }
+    state = _state(rng, (2,), "h", shape=(3, 4))
+    return make(rng, flat_rate_forward, parts, state, dict.fromkeys(("inp", "rec"), ("h",)), x=(6, 2), steps=5)
+
+
+def conv_2d(rng):
+    parts = {
+        "inp": conv(rng, (4, 3), 2, 2, (2, 2), (2, 1), ((0, 0), (1, 0)), mask=True, fn=jnp.tanh),
+        "rec": conv(rng, (2, 3), 2, 2, (2, 3), (1, 1), ((1, 0), (1, 1))),
+        "out": dense(rng, 12, OUTPUTS),
+    }
+    state = _state(rng, (2,), "h", shape=(2, 3, 2))
+    return make(rng, flat_rate_forward, parts, state, dict.fromkeys(("inp", "rec"), ("h",)), x=(4, 3, 2), steps=5)
+
+
+def low_rank(rng):
+    return rate(rng, inp=lora(rng, INPUTS, N), rec=lora(rng, N, N, rank=1, alpha=1.3, bias=False))
+
+
+def masked(rng):
+    return rate(rng, inp=dense(rng, INPUTS, N, mask=True, fn=jnp.cos), rec=dense(rng, N, N, mask=True, fn=jnp.tanh))
+
+
+def function_first(rng):
+    inp = dense(rng, INPUTS, N, mask=True, fn=jnp.cos, fn_first=True)
+    return rate(rng, inp=inp, rec=dense(rng, N, N, mask=True, fn=jnp.square, fn_first=True))
+
+
+def sparse_function(rng):
+    return rate(rng, inp=sparse(rng, INPUTS, N, fn=jnp.square), rec=sparse(rng, N, N, fn=jnp.tanh, tie=True))
+
+
+def decay(rng, batch=(2,)):
+    """Elementwise parameters: a decay per unit, and a drive made of a dictionary."""
+    drive = elemwise({"gain": array(rng, N), "shift": array(rng, N)}, lambda w: jnp.tanh(w["gain"]) * w["shift"])
+    parts = _layer(rng) | {"decay": elemwise(array(rng, N), jax.nn.sigmoid), "drive": drive, "out": dense(rng, N, OUTPUTS)}
+    traced = dict.fromkeys(("inp", "rec", "decay", "drive"), ("h",))
+    return make(rng, decay_forward, parts, _state(rng, batch, "h"), traced, batch=batch)
+
+
+def nontemp(rng):
+    """Readout and input without trace."""
+    return rate(rng, inp=dense(rng, INPUTS, N), out=dense(rng, N, OUTPUTS, is_etrace=False))
+
+
+def untraced_input(rng):
+    case = rate(rng, inp=dense(rng, INPUTS, N, is_etrace=False))
+    return case._replace(twin=case.twin._replace(traced={"rec": ("h",)}))
+
+
+def plain_readout(rng):
+    parts = {"out": plain(array(rng, N, OUTPUTS)), "offset": plain(array(rng, OUTPUTS))}
+    return rate(rng, forward=plain_readout_forward, **parts)
+
+
+def delay_buffer(rng):
+    case = rate(rng, forward=delay_buffer_forward)
+    return case._replace(twin=case.twin._replace(state=case.twin.state | {"line": array(rng, 3, 2, N)}))
+
+
+def clock(rng):
+    case = rate(rng, forward=clock_forward)
+    extra = {"key": jax.random.key(3), "mean": array(rng, 2, INPUTS), "clock": jnp.zeros(()), "count": jnp.zeros((), int)}
+    return case._replace(twin=case.twin._replace(state=case.twin.state | extra))
+
+
+def cut(rng):
+    return rate(rng, forward=cut_forward)
+
+
+def lif_vjp(rng):
+    return lif(rng, forward=lif_vjp_forward)
+
+
+def no_recurrence(rng):
+    parts = {"inp": dense(rng, INPUTS, N, fn=jnp.tanh), "out": dense(rng, N, OUTPUTS)}
+    return make(rng, feed_forward_in, parts, _state(rng, (2,), "h"), {"inp": ("h",)})
+
+
+KINDS = {
+    f.__name__: f
+    for f in (
+        rate, rate_cell, lif, lif_cell, lif_vjp, alif_cell, alif_v, gru_cell, mgu_cell, fused, lstm, fused_gru, two,
+        two_lif, late, feedback, delay_chain, delay_buffer, shared, skip, old_readout, tied, twice, axis_2, conv_1d,
+        conv_2d, low_rank, masked, function_first, sparse_function, decay, nontemp, untraced_input, plain_readout, clock,
+        cut, no_recurrence,
+    )
+}  # fmt: skip
+
+
+def build(kind, seed=0, **options):
+    return KINDS[kind](np.random.default_rng([seed, *kind.encode()]), **options)

@@ -1,0 +1,349 @@
+"""Reference gradients without the library: explicit Jacobians, stop-gradient twins, factor formulas, plain BPTT.
+
+A model is written a second time, by hand, as `forward(op, h, held, x) -> (state, out)` over a dictionary of state.
+`held` has the numbers of the old state `h`, for whatever the learning rule reads as a constant: an op whose output
+reaches a group takes that group's old state from `held`, everything else comes from `h`. `op(call, x)` runs an op,
+`op(name)` gives an elementwise or a plain parameter, `op.cut(name, fn, *args)` is a declared boundary.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# --- ops by hand -----------------------------------------------------------------------------------------------------
+
+
+class Op(NamedTuple):
+    """`v = phi(theta)`, `y = apply(x, v)`; without `takes_input` its traces are exact under every learner."""
+
+    phi: Callable
+    apply: Callable
+    takes_input: bool = True
+
+
+def _bias(y, v, shape=None):
+    return y + v["bias"] if "bias" in v else y
+
+
+def dense(mask=None, fn=None, fn_first=False):
+    def phi(theta):
+        f, m = fn or (lambda w: w), 1.0 if mask is None else mask
+        return {**theta, "weight": f(theta["weight"]) * m if fn_first else f(theta["weight"] * m)}
+
+    return Op(phi, lambda x, v: _bias(jnp.einsum("...j,ji->...i", x, v["weight"]), v))
+
+
+def sparse(pre, post, shape, fn=None, tie=None, axis=-1):
+    """`pre`, `post`, `tie` in the order of the weights."""
+    slots = np.arange(len(pre)) if tie is None else np.asarray(tie)
+
+    def phi(theta):
+        return {**theta, "weight": (fn or (lambda w: w))(theta["weight"])[slots]}
+
+    def apply(x, v):
+        full = jnp.zeros(shape, v["weight"].dtype)
+        for s, (j, i) in enumerate(zip(pre, post)):
+            full = full.at[j, i].add(v["weight"][s])
+        if axis == -1:
+            return _bias(x @ full, v)
+        return jnp.einsum("...jf,ji->...if", x, full) + (v["bias"][:, None] if "bias" in v else 0.0)
+
+    return Op(phi, apply)
+
+
+def conv(strides, padding, groups=1, mask=None, fn=None):
+    """One tap at a time; `padding` a pair for each spatial axis."""
+
+    def phi(theta):
+        return {**theta, "weight": (fn or (lambda w: w))(theta["weight"] * (1.0 if mask is None else mask))}
+
+    def apply(x, v):
+        w, space = v["weight"], len(strides)
+        batch = x.ndim - space - 1
+        x = jnp.pad(x, [(0, 0)] * batch + list(padding) + [(0, 0)])
+        count = [(x.shape[batch + d] - w.shape[d]) // strides[d] + 1 for d in range(space)]
+        y = 0.0
+        for tap in np.ndindex(*w.shape[:space]):
+            part = x[(..., *(slice(t, t + s * (c - 1) + 1, s) for t, s, c in zip(tap, strides, count)), slice(None))]
+            parts = zip(jnp.split(part, groups, -1), jnp.split(w[tap], groups, -1))
+            y = y + jnp.concatenate([jnp.einsum("...c,co->...o", p, k) for p, k in parts], -1)
+        return _bias(y, v)
+
+    return Op(phi, apply)
+
+
+def lora(alpha=1.0):
+    def phi(theta):
+        rest = {k: leaf for k, leaf in theta.items() if k == "bias"}
+        return {"weight": alpha * jnp.einsum("jr,ri->ji", theta["B"], theta["A"]), **rest}
+
+    return Op(phi, lambda x, v: _bias(jnp.einsum("...j,ji->...i", x, v["weight"]), v))
+
+
+def elemwise(fn=lambda w: w):
+    return Op(fn, lambda x, v: v, takes_input=False)
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+class Twin(NamedTuple):
+    """A model by hand.
+
+    values: parameters by name. ops: their ops; a name without one is a plain array.
+    calls: name of each op call -> name of its parameter. traced: op call -> the state that it is traced into.
+    """
+
+    forward: Callable
+    values: dict[str, Any]
+    ops: dict[str, Op]
+    state: dict[str, Any]
+    calls: dict[str, str]
+    traced: dict[str, tuple[str, ...]]
+
+
+def loss_fn(out, target):
+    return 0.5 * jnp.sum((out - target) ** 2) + 0.1 * jnp.sum(jnp.sin(out))
+
+
+class _Ops:
+    """What `forward` calls. Outputs of ops are as `given`, or computed with `delta` added; both are recorded."""
+
+    def __init__(self, twin, v, values, given=None, delta=None):
+        self.twin, self.v, self.values, self.given, self.delta = twin, v, values, given, delta
+        self.x, self.y = {}, {}
+
+    def __call__(self, name, x=None):
+        if name not in self.twin.calls:
+            return self.values[name]
+        return self._boundary(name, lambda: self.twin.ops[self.twin.calls[name]].apply(x, self.v[name]), x)
+
+    def cut(self, name, fn, *args):
+        return self._boundary(name, lambda: fn(*args), None)
+
+    def _boundary(self, name, run, x):
+        if self.given is not None:
+            return self.given[name]
+        y = run()
+        y = y if self.delta is None else y + self.delta[name]
+        self.x[name], self.y[name] = x, y
+        return y
+
+
+def _floating(state):
+    return [k for k in sorted(state) if jnp.issubdtype(state[k].dtype, jnp.floating)]
+
+
+def _pack(state):
+    """Floating state as one vector, and back."""
+    names = _floating(state)
+    sizes = np.cumsum([0, *(math.prod(state[k].shape) for k in names)])
+
+    def unpack(vector):
+        parts = {k: vector[a:b].reshape(state[k].shape) for k, a, b in zip(names, sizes, sizes[1:])}
+        return {**state, **parts}
+
+    return jnp.concatenate([state[k].ravel() for k in names]), unpack
+
+
+def _weights(twin, values):
+    return {c: twin.ops[w].phi(values[w]) for c, w in twin.calls.items()}
+
+
+def _plain(twin, values):
+    return {name: value for name, value in values.items() if name not in twin.calls.values()}
+
+
+def _to_values(twin, values, dv, plain, phi_derivative=True):
+    """Gradients by weights of op calls as gradients by parameters."""
+    total = dict(plain)
+    for c, w in twin.calls.items():
+        pulled = jax.vjp(twin.ops[w].phi, values[w])[1](dv[c])[0] if phi_derivative else dv[c]
+        total[w] = jax.tree.map(jnp.add, total[w], pulled) if w in total else pulled
+    return total
+
+
+# --- (b) explicit Jacobians, (c) factors -----------------------------------------------------------------------------
+
+
+def linearise(twin, values, state, x, target):
+    """One step, explicitly: loss, new state, m, n, D, F, inputs of ops, dy/dv and gradients of plain arrays.
+
+    The whole state is one vector of H numbers. m (H,), D (H, H), and for each call n (*y), F (H, *y).
+    """
+    h, unpack = _pack(state)
+    v, plain = _weights(twin, values), _plain(twin, values)
+    first = _Ops(twin, v, values)
+    new, _ = twin.forward(first, state, state, x)
+    delta = {c: jnp.zeros_like(y) for c, y in first.y.items()}
+
+    def loss(h, delta, plain):
+        out = twin.forward(_Ops(twin, v, {**values, **plain}, delta=delta), unpack(h), state, x)[1]
+        return loss_fn(out, target)
+
+    def op_free(h, y):
+        return _pack(twin.forward(_Ops(twin, v, values, given=y), unpack(h), unpack(h), x)[0])[0]
+
+    value, (m, n, by_plain) = jax.value_and_grad(loss, (0, 1, 2))(h, delta, plain)
+    d, f = jax.jacobian(op_free, (0, 1))(h, first.y)
+    dydv = {
+        c: jax.jacobian(lambda v, c=c: twin.ops[twin.calls[c]].apply(first.x[c], v))(v[c]) for c in twin.calls
+    }
+    return value, new, m, n, d, f, first.x, dydv, by_plain
+
+
+class Traces(NamedTuple):
+    """State, dense traces dh/dv of every call, and its factors."""
+
+    state: Any
+    eps: Any
+    xhat: Any
+    fhat: Any
+    t: Any
+    before: Any
+
+
+def online(twin, xs, ys, factored=(), decay=0.9, wrong=None, carry=None):
+    """D-RTRL by explicit Jacobians; calls in `factored` by the formula of ES-D-RTRL (biases exact).
+
+    Returns losses (T,), gradients of each step with a leading time axis, and a carry to go on from.
+    `wrong`: "no trace", "diagonal", "late signal", "no weight_fn": mistakes that a comparison must notice.
+    """
+    return _online(twin.forward, tuple(sorted(factored)), decay, wrong, twin._replace(forward=None), carry, xs, ys)
+
+
+def _online(forward, factored, decay, wrong, rest, carry, xs, ys):
+    twin = rest._replace(forward=forward)
+    values = twin.values
+
+    @jax.jit
+    def run(values, carry, xs, ys):
+        return jax.lax.scan(functools.partial(step, values), carry, (xs, ys))
+
+    def step(values, carry, now):
+        value, new, m, n, d, f, xin, dydv, by_plain = linearise(twin, values, carry.state, *now)
+        if wrong == "diagonal":
+            d = d * jnp.eye(len(d), dtype=d.dtype)
+        if wrong == "late signal":
+            (m, n), now_signal = carry.before, (m, n)
+        dv, eps, xhat, fhat = {}, {}, {}, {}
+        for c in twin.calls:
+            op, v = twin.ops[twin.calls[c]], twin.ops[twin.calls[c]].phi(values[twin.calls[c]])
+            fy = f[c].reshape(len(m), -1)
+            kept = {} if wrong == "no trace" else {"eps": m}
+            trace = carry.eps[c]
+            dv[c] = jax.tree.map(
+                lambda e, j, n=n[c]: (jnp.tensordot(m, e, 1) if kept else 0.0) + jnp.tensordot(n, j, n.ndim),
+                trace, dydv[c],
+            )  # fmt: skip
+            fresh = jax.tree.map(lambda j, fy=fy, size=n[c].size: jnp.tensordot(fy, j.reshape(size, *j.shape[n[c].ndim :]), 1), dydv[c])
+            eps[c] = jax.tree.map(lambda e, g: jnp.tensordot(d, e, 1) + g, trace, fresh)
+            if not (op.takes_input and twin.traced.get(c)):
+                continue
+            xhat[c] = decay * carry.xhat[c] + xin[c]
+            signal = decay * (m @ carry.fhat[c]).reshape(n[c].shape) + (1 - decay) * n[c]
+            signal = signal / (1 - decay ** (carry.t + 1))
+            fhat[c] = decay * d @ carry.fhat[c] + (1 - decay) * fy
+            if c in factored:
+                taught = jax.vjp(lambda v, c=c: op.apply(xhat[c], v), v)[1](signal)[0]
+                dv[c] = {**taught, **{k: g for k, g in dv[c].items() if k == "bias"}}
+        before = now_signal if wrong == "late signal" else carry.before
+        grads = _to_values(twin, values, dv, by_plain, wrong != "no weight_fn")
+        return Traces(new, eps, xhat, fhat, carry.t + 1, before), (value, grads)
+
+    if carry is None:
+        x = jax.tree.map(lambda a: a[0], (xs, ys))
+        _, _, m, n, _, f, xin, dydv, _ = jax.eval_shape(functools.partial(linearise, twin), values, twin.state, *x)
+
+        def zero(shape, like=m):
+            return jnp.zeros(shape, like.dtype)
+
+        many = [c for c in twin.calls if twin.ops[twin.calls[c]].takes_input and twin.traced.get(c)]
+        carry = Traces(
+            twin.state,
+            {c: jax.tree.map(lambda j, c=c: zero((*m.shape, *j.shape[n[c].ndim :])), dydv[c]) for c in twin.calls},
+            {c: zero(xin[c].shape) for c in many},
+            {c: zero((*m.shape, n[c].size)) for c in many},
+            jnp.zeros((), int),
+            jax.tree.map(lambda s: zero(s.shape), (m, n)),
+        )
+    carry, (losses, grads) = run(values, carry, xs, ys)
+    return losses, grads, carry
+
+
+# --- (a) stop-gradient twin, (d) backpropagation through time --------------------------------------------------------
+
+
+def stop_gradient_twin(twin, xs, ys):
+    """Sum over time of D-RTRL's gradient, by BPTT: each op call sees only the memory of the state it is traced into.
+
+    Right where no op feeds another op of its own group.
+    """
+    plain = _plain(twin, twin.values)
+
+    def total(v, plain, live):
+        def step(state, now):
+            x, y = now
+            h = {k: s if k in live or k not in _floating(state) else jax.lax.stop_gradient(s) for k, s in state.items()}
+            held = {k: jax.lax.stop_gradient(s) if k in _floating(state) else s for k, s in state.items()}
+            new, out = twin.forward(_Ops(twin, v, {**twin.values, **plain}), h, held, x)
+            return new, loss_fn(out, y)
+
+        return jnp.sum(jax.lax.scan(step, twin.state, (xs, ys))[1])
+
+    v = _weights(twin, twin.values)
+    routes = {twin.traced.get(c, ()) for c in twin.calls}
+    by_route = {r: jax.jit(jax.grad(functools.partial(total, live=r)))(v, plain) for r in routes}
+    dv = {c: by_route[twin.traced.get(c, ())][c] for c in twin.calls}
+    return _to_values(twin, twin.values, dv, jax.jit(jax.grad(functools.partial(total, live=()), 1))(v, plain))
+
+
+def bptt(twin, xs, ys):
+    """Gradient of the sum of losses, through everything."""
+
+    @jax.jit
+    @jax.grad
+    def total(values):
+        state, loss = twin.state, 0.0
+        for t in range(len(xs)):
+            state, out = twin.forward(_Ops(twin, _weights(twin, values), values), state, state, xs[t])
+            loss = loss + loss_fn(out, ys[t])
+        return loss
+
+    return total(twin.values)
+
+
+# --- comparison ------------------------------------------------------------------------------------------------------
+
+
+def relative_error(got, expected):
+    """Largest deviation of any leaf, relative to the largest entry of that leaf."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    worst = 0.0
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.shape == b.shape, (a.shape, b.shape)
+        scale = np.abs(b).max(initial=0.0)
+        assert np.isfinite(a).all() and np.isfinite(b).all()
+        worst = max(worst, float(np.abs(a - b).max(initial=0.0) / max(scale, 1e-30)))
+    return worst
+
+
+def relative_error_by_step(got, expected):
+    """As `relative_error`, and at each step relative to that step (at least to a millionth of the largest)."""
+    worst = relative_error(got, expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        a, b = (np.asarray(g).reshape(len(g), -1) for g in (a, b))
+        scale = np.maximum(np.abs(b).max(1), 1e-6 * np.abs(b).max())
+        worst = max(worst, float((np.abs(a - b).max(1) / np.maximum(scale, 1e-30)).max()))
+    return worst
+
+
+def nonzero(grads):
+    """Whether every leaf has a gradient somewhere, so that a comparison says something."""
+    return all(np.abs(np.asarray(g)).max() > 1e-7 for g in jax.tree.leaves(grads))

@@ -1,0 +1,120 @@
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+import sparse_etrace as se
+from sparse_etrace._connectivity import canonical_order
+
+INTEGERS = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64]
+
+
+@st.composite
+def edge_lists(draw):
+    shape = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    edge = st.tuples(st.integers(0, shape[0] - 1), st.integers(0, shape[1] - 1))
+    return draw(st.lists(edge, max_size=25)), shape
+
+
+def arrays(edges, dtype=np.int64):
+    pairs = np.array(edges, dtype).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+@given(edge_lists(), st.sampled_from(INTEGERS))
+def test_order_is_receiver_major_and_stable(drawn, dtype):
+    edges, shape = drawn
+    pre, post = arrays(edges, dtype)
+    order, conn = canonical_order(pre, post, shape)
+    expected = sorted(range(len(edges)), key=lambda k: (edges[k][1], edges[k][0], k))
+    assert order.tolist() == expected
+    assert conn.pre.tolist() == [edges[k][0] for k in expected]
+    assert conn.post.tolist() == [edges[k][1] for k in expected]
+    starts = [sum(post < unit for _, post in edges) for unit in range(shape[1] + 1)]
+    assert conn.post_ptr.tolist() == starts
+    assert {conn.pre.dtype, conn.post.dtype, conn.post_ptr.dtype, order.dtype} == {np.dtype("int32")}
+    assert (conn.shape, conn.num_synapses) == (shape, len(edges))
+    assert conn.density == len(edges) / (shape[0] * shape[1])
+    np.testing.assert_array_equal(np.stack(arrays(edges, dtype)), np.stack([pre, post]))
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0), (1, 1), (2, 3)])
+def test_no_synapses(shape):
+    conn = se.Connectivity.from_edges([], [], shape=shape)
+    assert (conn.num_synapses, conn.density, conn.shape) == (0, 0.0, shape)
+    assert conn.post_ptr.tolist() == [0] * (shape[1] + 1)
+
+
+def test_is_a_pytree_under_jit_vmap_and_map():
+    conn = se.Connectivity.from_edges(jnp.array([2, 0]), [1, 0], shape=(3, 2))
+    assert len(jax.tree.leaves(conn)) == 3
+    back = jax.jit(lambda c: c)(conn)
+    assert (back.shape, back.pre.tolist()) == ((3, 2), [0, 2])
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), conn)
+    assert stacked.num_synapses == 2
+    assert jax.vmap(lambda c: c.pre.sum() + c.num_synapses)(stacked).tolist() == [4, 4]
+    assert jax.tree.map(lambda leaf: None, conn).num_pre == 3
+
+
+@pytest.mark.parametrize(
+    "pre, post, shape, error, match",
+    [
+        ([0, 3], [0, 0], (3, 2), ValueError, "pre: index 3 at entry 1 is out of range for 3 units"),
+        ([0, 0], [-1, 0], (3, 2), ValueError, "post: index -1 at entry 0 is out of range"),
+        (np.array([2**64 - 1], np.uint64), [0], (3, 2), ValueError, "pre: index 18446744073709551615"),
+        ([0], [0, 1], (3, 2), ValueError, "pre and post: 1 and 2 entries"),
+        ([[0]], [0], (3, 2), ValueError, r"pre: got shape \(1, 1\); it needs one dimension"),
+        ([0.0], [0], (3, 2), TypeError, "pre: got float64; indices are integers"),
+        ([0], [True], (3, 2), TypeError, "post: got bool"),
+        ([0], [0], (3, -2), ValueError, r"shape: got \(3, -2\); each size"),
+        ([0], [0], (3, 2**31), ValueError, "shape: got .*; each size must be between"),
+        ([0], [0], (3, 2.0), TypeError, "shape: got .*two integers"),
+        ([0], [0], (3, 2, 1), TypeError, "shape: got .*two integers"),
+    ],
+)
+def test_refuses_edges(pre, post, shape, error, match):
+    with pytest.raises(error, match=match):
+        canonical_order(pre, post, shape)
+
+
+def test_refuses_more_synapses_than_int32_has():
+    many = np.broadcast_to(np.int32(0), (2**31,))
+    with pytest.raises(ValueError, match="pre: 2147483648 synapses are too many for int32"):
+        se.Connectivity.from_edges(many, many, shape=(1, 1))
+
+
+def test_refuses_traced_edges():
+    with pytest.raises(TypeError, match="pre: got a traced array"):
+        jax.jit(lambda pre: se.Connectivity.from_edges(pre, [0], shape=(1, 1)))(jnp.zeros(1, int))
+
+
+MEASURE = """
+import time
+import numpy as np
+import sparse_etrace as se
+
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+rng, size, units = np.random.default_rng(0), 15_000_000, 139_000
+pre, post = rng.integers(0, units, size), rng.integers(0, units, size)
+weight = rng.random(size, np.float32)
+se.from_edges([0], [0])
+open("/proc/self/clear_refs", "w").write("5")
+before, start = status("VmRSS"), time.process_time()
+graph = se.from_edges(pre, post, weight, shape=(units, units))
+conn = graph.connectivity
+result = [conn.pre, conn.post, conn.post_ptr, graph.weight]
+print(time.process_time() - start, (status("VmHWM") - before) / sum(leaf.nbytes for leaf in result))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_fifteen_million_edges_in_three_seconds_and_three_times_the_memory():
+    ran = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    seconds, memory = map(float, ran.stdout.split())
+    assert seconds < 3 and memory < 3

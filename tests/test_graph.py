@@ -1,0 +1,218 @@
+import doctest
+import importlib
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import networkx as nx
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, strategies as st
+
+import sparse_etrace as se
+from sparse_etrace import _transform
+
+
+def dense_oracle(edges, weights, shape):
+    matrix = np.zeros(shape)
+    for (pre, post), weight in zip(edges, weights):
+        matrix[pre, post] += weight
+    return matrix
+
+
+@st.composite
+def weighted_edges(draw, square=False):
+    num_pre = draw(st.integers(1, 6))
+    shape = (num_pre, num_pre if square else draw(st.integers(1, 6)))
+    edge = st.tuples(st.integers(0, shape[0] - 1), st.integers(0, shape[1] - 1))
+    edges = draw(st.lists(edge, max_size=20))
+    weights = draw(st.lists(st.integers(-4, 4), min_size=len(edges), max_size=len(edges)))
+    return edges, [weight / 2 for weight in weights], shape
+
+
+def make(drawn):
+    edges, weights, shape = drawn
+    pairs = np.array(edges, int).reshape(-1, 2)
+    return se.from_edges(pairs[:, 0], pairs[:, 1], weights, shape)
+
+
+@given(weighted_edges())
+def test_matrices_agree_with_a_loop_over_edges(drawn):
+    graph, expected = make(drawn), dense_oracle(*drawn)
+    np.testing.assert_array_equal(graph.to_dense(), expected)
+    np.testing.assert_array_equal(graph.to_scipy().toarray(), expected)
+    np.testing.assert_array_equal(graph.to_bcoo().todense(), expected)
+    assert graph.to_scipy().nnz == graph.to_bcoo().nse == len(drawn[0])
+    x = jnp.arange(2.0 * expected.shape[0]).reshape(2, -1)
+    np.testing.assert_array_equal(x @ graph.to_dense(), x @ graph.to_bcoo())
+    other = 2 * np.arange(len(drawn[0]))
+    np.testing.assert_array_equal(graph.to_dense(other), graph.to_scipy(other).toarray())
+    np.testing.assert_array_equal(graph.to_dense(other), graph.to_bcoo(other).todense())
+
+
+@given(weighted_edges(square=True))
+def test_networkx_round_trip(drawn):
+    graph = make(drawn)
+    written = graph.to_networkx()
+    assert written.is_multigraph() == (len(set(drawn[0])) < len(drawn[0]))
+    assert sorted((u, v, w) for u, v, w in written.edges(data="weight")) == sorted(
+        (*edge, weight) for edge, weight in zip(drawn[0], drawn[1])
+    )
+    back = se.from_networkx(written)
+    assert list(back.nodes) == list(graph.nodes)
+    for one, two in zip(jax.tree.leaves(graph), jax.tree.leaves(back), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_labels_and_attributes():
+    nodes = ["b", ("a", 1), frozenset([2]), 2**60]
+    graph = se.Graph(
+        se.Connectivity.from_edges([0, 1], [1, 3], shape=(4, 4)),
+        jnp.array([1.0, 2.0]),
+        nodes,
+        {"kind": ["x", "y", "x", "z"], "place": np.arange(8).reshape(4, 2)},
+        {"delay": [3, 2**60]},
+    )
+    assert graph.nodes == tuple(nodes) and [graph.index_of(label) for label in nodes] == [0, 1, 2, 3]
+    assert graph.pre_nodes == graph.post_nodes == graph.nodes
+    written = graph.to_networkx(weight=jnp.array([5.0, 6.0]), weight_name="size")
+    assert written.edges["b", ("a", 1)] == {"size": 5.0, "delay": 3}
+    assert written.edges[("a", 1), 2**60]["delay"] == 2**60
+    assert written.nodes["b"]["kind"] == "x" and written.nodes[2**60]["place"].tolist() == [6, 7]
+
+
+def test_rectangular_nodes_are_two_sets():
+    graph = se.from_edges(["x", "x"], ["u", "v"], [1.0, 2.0], shape=(1, 2), labels=["x", "u", "v"])
+    assert (graph.pre_nodes, graph.post_nodes) == (("x",), ("u", "v"))
+    assert graph.to_dense().tolist() == [[1.0, 2.0]]
+    assert dict(graph.to_networkx().edges) == {("x", "u"): {"weight": 1.0}, ("x", "v"): {"weight": 2.0}}
+    plain = se.from_edges([0], [1], shape=(1, 2))
+    assert (list(plain.pre_nodes), list(plain.post_nodes), plain.index_of(2)) == ([0], [1, 2], 2)
+    assert list(plain.to_networkx().edges) == [(0, 2)]
+
+
+def test_is_a_pytree_and_inputs_stay_the_callers():
+    attrs = np.array([1, 2])
+    graph = se.Graph(se.Connectivity.from_edges([0, 1], [1, 0], shape=(2, 2)), jnp.ones(2), edge_attrs={"k": attrs})
+    attrs[0] = 9
+    assert graph.edge_attrs["k"].tolist() == [1, 2] and len(jax.tree.leaves(graph)) == 4
+    doubled = jax.jit(lambda g: eqx.tree_at(lambda h: h.weight, g, 2 * g.weight))(graph)
+    assert doubled.weight.tolist() == [2.0, 2.0] and doubled.edge_attrs["k"].tolist() == [1, 2]
+    assert jax.jit(lambda g: g.to_dense() + g.to_bcoo().todense())(graph).tolist() == [[0.0, 2.0], [2.0, 0.0]]
+    grad = jax.grad(lambda w: graph.to_dense(w)[0, 1])(graph.weight)
+    assert grad.tolist() == [0.0, 1.0]
+    written = graph.to_scipy()
+    written.data[:] = 7
+    assert graph.weight.tolist() == [1.0, 1.0]
+
+
+def test_half_precision_is_widened_for_scipy():
+    graph = se.from_edges([0], [0], [0.5], dtype=jnp.bfloat16)
+    assert graph.weight.dtype == jnp.bfloat16 and graph.to_scipy().dtype == np.float32
+
+
+def test_graph_errors():
+    conn = se.Connectivity.from_edges([0, 1], [1, 0], shape=(2, 2))
+    with pytest.raises(ValueError, match="nodes: 3 labels for 2 nodes"):
+        se.Graph(conn, jnp.ones(2), "abc")
+    with pytest.raises(ValueError, match=r"labels: 'a' at entry 1 equals the one at entry 0"):
+        se.Graph(conn, jnp.ones(2), ["a", "a"])
+    with pytest.raises(TypeError, match=r"labels: \['a'\] at entry 1 is not hashable"):
+        se.Graph(conn, jnp.ones(2), ["a", ["a"]])
+    with pytest.raises(ValueError, match=r"node_attrs: 'kind' has shape \(3,\); its first axis needs 2"):
+        se.Graph(conn, jnp.ones(2), node_attrs={"kind": [1, 2, 3]})
+    with pytest.raises(ValueError, match=r"edge_attrs: 'delay' has shape \(\)"):
+        se.Graph(conn, jnp.ones(2), edge_attrs={"delay": 1})
+    graph = se.Graph(conn, jnp.ones(2), ["a", "b"], edge_attrs={"weight": [1, 2]})
+    for label in ("c", ["a"]):
+        with pytest.raises(ValueError, match="label: no node is called"):
+            graph.index_of(label)
+    with pytest.raises(ValueError, match="label: no node is called 2"):
+        se.from_edges([0], [1]).index_of(2)
+    with pytest.raises(ValueError, match=r"weight: got shape \(3,\); it needs one entry per synapse, \(2,\)"):
+        graph.to_dense(jnp.ones(3))
+    with pytest.raises(ValueError, match="weight_name: an edge attribute is already called 'weight'"):
+        graph.to_networkx()
+
+
+@given(weighted_edges(square=True))
+def test_spectral_radius_is_numpys(drawn):
+    expected = np.abs(np.linalg.eigvals(dense_oracle(*drawn))).max()
+    # An eigenvalue of multiplicity m is only known to eps ** (1 / m).
+    assert se.spectral_radius(make(drawn)) == pytest.approx(expected, abs=1e-2, rel=1e-4)
+
+
+def random_graph(size, degree, signed, seed=0):
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal(size * degree)
+    ends = rng.integers(0, size, (2, size * degree))
+    return se.from_edges(*ends, weight if signed else np.abs(weight), (size, size))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("size", [40, 700])
+def test_spectral_radius_dense_and_iterated(size, signed):
+    graph = random_graph(size, 5, signed)
+    expected = np.abs(np.linalg.eigvals(np.asarray(graph.to_dense(), np.float64))).max()
+    assert se.spectral_radius(graph) == pytest.approx(expected, rel=1e-6)
+    assert se.spectral_radius(graph) == se.spectral_radius(graph)
+    assert se.spectral_radius(se.scale_spectral_radius(graph, 0.9)) == pytest.approx(0.9, rel=1e-5)
+
+
+def test_spectral_radius_of_special_graphs():
+    assert se.spectral_radius(se.Connectivity.from_edges([], [], shape=(0, 0))) == 0
+    assert se.spectral_radius(se.from_edges([0], [0], [-3.0])) == 3
+    # Nilpotent: one path through many units, with entries that hide it from rounding.
+    assert se.spectral_radius(se.from_edges(np.arange(999), np.arange(1, 1000), np.full(999, 7.0))) == 0
+    # Cancelled parallel synapses are no cycle.
+    assert se.spectral_radius(se.from_edges([0, 0, 1], [1, 1, 0], [1.0, -1.0, 5.0])) == 0
+    conn = se.Connectivity.from_edges([0, 1, 2], [1, 0, 2], shape=(3, 3))
+    assert se.spectral_radius(conn) == pytest.approx(1)
+    assert se.spectral_radius(conn, np.array([2.0, 8.0, 1.0])) == pytest.approx(4)
+    # Every eigenvalue of a ring has the same modulus.
+    weight = np.random.default_rng(0).random(400).astype(np.float32) + 0.5
+    ring = se.from_edges(np.arange(400), (np.arange(400) + 1) % 400, weight)
+    assert se.spectral_radius(ring) == pytest.approx(np.exp(np.log(weight.astype(float)).mean()), rel=1e-4)
+
+
+def test_largest_of_many_components_wins():
+    blocks = [np.random.default_rng(seed).standard_normal((4, 4)) for seed in range(5)]
+    matrix = sp.block_diag(blocks).tocoo()
+    expected = max(np.abs(np.linalg.eigvals(block)).max() for block in blocks)
+    assert se.spectral_radius(se.from_scipy(matrix)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_transform_errors(monkeypatch):
+    with pytest.raises(ValueError, match=r"graph: got shape \(1, 2\); only a square graph"):
+        se.spectral_radius(se.from_edges([0], [1], shape=(1, 2)))
+    loop = se.from_edges([0], [0])
+    for rho in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="rho: got"):
+            se.scale_spectral_radius(loop, rho)
+    with pytest.raises(ValueError, match="graph: its spectral radius is 0"):
+        se.scale_spectral_radius(se.from_edges([0], [1]), 1.0)
+
+    def fails(*args, **kwargs):
+        raise _transform.ArpackError(-9999)
+
+    monkeypatch.setattr(_transform, "eigs", fails)
+    graph = random_graph(500, 5, True)
+    dense = np.asarray(graph.to_dense(), np.float64)
+    assert se.spectral_radius(graph) == pytest.approx(np.abs(np.linalg.eigvals(dense)).max(), rel=1e-6)
+    monkeypatch.setattr(_transform, "_DENSE_FALLBACK", 400)
+    with pytest.raises(ValueError, match="graph: the Arnoldi iteration for a component of .* did not converge"):
+        se.spectral_radius(graph)
+
+
+@pytest.mark.parametrize("module", ["_connectivity", "_labels", "_graph", "_build", "_edges", "_convert", "_transform"])
+def test_docstring_examples(module):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = doctest.testmod(importlib.import_module(f"sparse_etrace.{module}"))
+    assert result.failed == 0
+
+
+def test_written_graph_is_networkx():
+    assert isinstance(se.from_edges([0], [1]).to_networkx(), nx.DiGraph)
