@@ -66,7 +66,7 @@ def _fold(eqn: Any, args: list[Any], values: dict[Any, Any]) -> None:
     if foldable and (aval.dtype == bool or np.issubdtype(aval.dtype, np.integer)) and aval.size <= 1 << 20:
         if not sub_jaxprs(eqn) and all(a is not None for a in args):
             with jax.ensure_compile_time_eval():
-                values[eqn.outvars[0]] = eqn.primitive.bind(*args, **eqn.params)
+                values[eqn.outvars[0]] = eqn.primitive.bind(*map(jnp.asarray, args), **eqn.params)
 
 
 def _through(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
@@ -136,19 +136,19 @@ def _dot_general(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
 
 def _by_binding(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
     """Let the primitive itself move the numbers; its index operands must be known, its other operands are empty."""
-    args = []
+    args: list[Any] = []
     for number, var, value in zip(ids, eqn.invars, values, strict=True):
         if number is None and np.issubdtype(var.aval.dtype, np.integer):
             if value is None:
                 raise _MixingError
-            args.append(jnp.asarray(value))
+            args.append(value)
         else:
-            shifted = np.zeros(var.aval.shape) if number is None else number + 1
+            shifted = np.zeros(var.aval.shape, np.float32) if number is None else (number + 1).astype(np.float32)
             if shifted.max(initial=0) >= 2**24:
                 raise _MixingError
-            args.append(jnp.asarray(shifted, jnp.float32))
+            args.append(shifted)
     with jax.ensure_compile_time_eval():
-        return [np.nan_to_num(np.asarray(eqn.primitive.bind(*args, **eqn.params))).astype(int) - 1]
+        return [np.nan_to_num(np.asarray(eqn.primitive.bind(*map(jnp.asarray, args), **eqn.params))).astype(int) - 1]
 
 
 def _scatter_add(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
@@ -176,8 +176,9 @@ def _slice(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
 
 
 def _pad(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
-    out = np.asarray(jax.lax.pad(jnp.asarray(ids[0]), -1, eqn.params["padding_config"]))
-    return [out]
+    with jax.ensure_compile_time_eval():
+        numbers = jnp.asarray(ids[0])
+        return [np.asarray(jax.lax.pad(numbers, jnp.asarray(-1, numbers.dtype), eqn.params["padding_config"]))]
 
 
 _STRUCTURAL: dict[str, Callable[[Any, list[Any], list[Any]], list[Any]]] = {

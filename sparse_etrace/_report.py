@@ -1,6 +1,7 @@
 """What a learner does with a model, in words and bytes, before it runs."""
 
 import math
+import os.path
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -34,8 +35,8 @@ class Row(NamedTuple):
         trace_shapes: shape of each of its traces or factors.
         trace_bytes: their bytes.
         rule: `exact`, `diagonal`, `factorised` or `same-step only`.
-        reached: how many of its entries a learning signal reaches, found by probing with random states; None where the
-            model holds no numbers.
+        reached: how many of its entries a learning signal can reach, found by probing with random states and random
+            values of all that is trained; None where the model holds no numbers.
         size: how many entries it has.
     """
 
@@ -153,7 +154,7 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
             Row(
                 analysis.param_names[i],
                 shapes[i].shape,
-                tuple(f"{c.op_name} at {c.node.where}" for c, _ in uses),
+                tuple(f"{c.op_name} at {os.path.basename(c.node.where)}" for c, _ in uses),
                 tuple(dict.fromkeys(groups)),
                 tuple(k.shape for k in kept),
                 sum(math.prod(k.shape) * k.dtype.itemsize for k in kept),
@@ -207,7 +208,9 @@ def _probe(analysis: Analysis, model: Any, state: Any, x: Any) -> dict[tuple[int
 
     @jax.jit
     def once(params: list[Array], key: Any) -> dict[int, list[Array]]:
-        first, second, third = jax.random.split(key, 3)
+        first, second, third, fourth = jax.random.split(key, 4)
+        drawn = iter(draw([params[i] for i in analysis.trained], fourth))
+        params = [next(drawn) if i in analysis.trained else p for i, p in enumerate(params)]
         weights = step.weights(params)
         out, _, pull, jacobians = step.run(params, draw(state, first), draw(x, second), weights)
         m, n, _, _ = pull(draw([o for o in out if is_inexact(o)], third))

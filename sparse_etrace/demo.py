@@ -25,7 +25,7 @@ from ._report import memory_plan
 from ._transform import scale_spectral_radius
 from .datasets import MNIST1D, mnist1d, worm
 
-STEPS, READ, BATCH, HELD_OUT = 40, 20, 50, 500
+STEPS, READ, CHUNK, BATCH, HELD_OUT = 40, 20, 20, 50, 500
 READOUT_ONLY = "readout only"
 
 
@@ -137,7 +137,7 @@ def train(rule: Rule, model: WormNet, data: MNIST1D, updates: int, seed: int) ->
             part = [next(stream) for _ in range(min(every, updates - bar.n))]
             result = fit(
                 rule.learner, loss_fn, optimizer, model, part, state=model.init_state(BATCH), opt_state=opt_state,
-                progress=False,
+                chunk=None if isinstance(rule.learner, BPTT) else CHUNK, progress=False,
             )  # fmt: skip
             model, opt_state = result.model, result.opt_state
             bar.update(len(part))
@@ -154,16 +154,13 @@ def train(rule: Rule, model: WormNet, data: MNIST1D, updates: int, seed: int) ->
 def memory(model: WormNet) -> dict[str, Any]:
     """Bytes at batch 1: the traces, whatever the length, and the working memory by the length of a sequence."""
     state, x = model.init_state(1), jnp.zeros((1, 1))
-    forward = {name: memory_plan(rule, model, state, x) for name, rule in _online_rules().items()}
+    online: dict[str, Learner] = {"ES-D-RTRL": ES_D_RTRL(), "D-RTRL": D_RTRL()}
+    forward = {name: memory_plan(rule, model, state, x) for name, rule in online.items()}
     return {
         "trace_bytes": {name: plan.traces for name, plan in forward.items()},
         "total_bytes": {name: plan.total for name, plan in forward.items()},
         "bptt_total_bytes": {steps: memory_plan(BPTT(), model, state, x, steps).total for steps in (40, 1000, 10000)},
     }
-
-
-def _online_rules() -> dict[str, Learner]:
-    return {"ES-D-RTRL": ES_D_RTRL(), "D-RTRL": D_RTRL()}
 
 
 def trace_in_time(model: WormNet, pixels: np.ndarray) -> np.ndarray:
@@ -172,13 +169,9 @@ def trace_in_time(model: WormNet, pixels: np.ndarray) -> np.ndarray:
     carry = learner.init(model, model.init_state(), jnp.zeros(1))
     for pixel in pixels:
         carry, _ = learner.step(model, carry, jnp.asarray([pixel]))
-        largest = max((t.full[0] for t in carry.traces.values() if t.full), key=lambda e: max(a.size for a in _arrays(e)))
-        steps.append(np.asarray(largest["weight"][0]))
+        (trace,) = (e for e in jax.tree.leaves(carry.traces) if e.shape == (1, *model.synapses.value["weight"].shape))
+        steps.append(np.asarray(trace[0]))
     return np.stack(steps)
-
-
-def _arrays(tree: Any) -> list[Array]:
-    return jax.tree.leaves(tree)
 
 
 def run(out: Path, quick: bool = False, seed: int = 0) -> dict[str, Any]:
@@ -214,9 +207,9 @@ def run(out: Path, quick: bool = False, seed: int = 0) -> dict[str, Any]:
     results["memory"] = memory(model)
     out.mkdir(parents=True, exist_ok=True)
     (out / "worm.json").write_text(json.dumps(results, indent=2) + "\n")
-    learned = trained["D-RTRL"]
-    example = data.x_test[0]
-    worm_figure(out / "worm.png", results, graph, _weights(model), _weights(learned), example, trace_in_time(learned, example))
+    learned, example = trained["D-RTRL"], data.x_test[0]
+    traces = trace_in_time(learned, example)
+    worm_figure(out / "worm.png", results, graph, _weights(model), _weights(learned), example, traces)
     print(summary(results))
     print(f"Saved {out / 'worm.json'} and {out / 'worm.png'}.")
     return results

@@ -46,9 +46,7 @@ def sparse(pre, post, shape, fn=None, tie=None, axis=-1):
         return {**theta, "weight": (fn or (lambda w: w))(theta["weight"])[slots]}
 
     def apply(x, v):
-        full = jnp.zeros(shape, v["weight"].dtype)
-        for s, (j, i) in enumerate(zip(pre, post)):
-            full = full.at[j, i].add(v["weight"][s])
+        full = jnp.zeros(shape, v["weight"].dtype).at[pre, post].add(v["weight"])
         if axis == -1:
             return _bias(x @ full, v)
         return jnp.einsum("...jf,ji->...if", x, full) + (v["bias"][:, None] if "bias" in v else 0.0)
@@ -136,7 +134,7 @@ class _Ops:
 
 
 def _floating(state):
-    return [k for k in sorted(state) if jnp.issubdtype(state[k].dtype, jnp.floating)]
+    return [k for k in sorted(state) if jax.dtypes.issubdtype(state[k].dtype, np.floating)]
 
 
 def _pack(state):
@@ -171,16 +169,30 @@ def _to_values(twin, values, dv, plain, phi_derivative=True):
 # --- (b) explicit Jacobians, (c) factors -----------------------------------------------------------------------------
 
 
-def linearise(twin, values, state, x, target):
-    """One step, explicitly: loss, new state, m, n, D, F, inputs of ops, dy/dv and gradients of plain arrays.
+class Step(NamedTuple):
+    """One step, explicitly. With the floating state as one vector of H numbers and an output y for each op call:
 
-    The whole state is one vector of H numbers. m (H,), D (H, H), and for each call n (*y), F (H, *y).
+    m (H,) = dL/dh_{t-1}, n (*y) = dL/dy, d (H, H) = dh/dh_{t-1} and f (H, *y) = dh/dy of the op-free map, inputs x of
+    the calls, dydv (*y, *v), and the gradients of plain arrays.
     """
+
+    loss: Any
+    state: Any
+    m: Any
+    n: Any
+    d: Any
+    f: Any
+    x: Any
+    dydv: Any
+    plain: Any
+
+
+def linearise(twin, values, state, x, target):
     h, unpack = _pack(state)
     v, plain = _weights(twin, values), _plain(twin, values)
-    first = _Ops(twin, v, values)
-    new, _ = twin.forward(first, state, state, x)
-    delta = {c: jnp.zeros_like(y) for c, y in first.y.items()}
+    seen = _Ops(twin, v, values)
+    new, _ = twin.forward(seen, state, state, x)
+    delta = {c: jnp.zeros_like(y) for c, y in seen.y.items()}
 
     def loss(h, delta, plain):
         out = twin.forward(_Ops(twin, v, {**values, **plain}, delta=delta), unpack(h), state, x)[1]
@@ -190,90 +202,86 @@ def linearise(twin, values, state, x, target):
         return _pack(twin.forward(_Ops(twin, v, values, given=y), unpack(h), unpack(h), x)[0])[0]
 
     value, (m, n, by_plain) = jax.value_and_grad(loss, (0, 1, 2))(h, delta, plain)
-    d, f = jax.jacobian(op_free, (0, 1))(h, first.y)
-    dydv = {
-        c: jax.jacobian(lambda v, c=c: twin.ops[twin.calls[c]].apply(first.x[c], v))(v[c]) for c in twin.calls
-    }
-    return value, new, m, n, d, f, first.x, dydv, by_plain
+    d, f = jax.jacobian(op_free, (0, 1))(h, seen.y)
+    dydv = {c: jax.jacobian(lambda v, c=c, w=w: twin.ops[w].apply(seen.x[c], v))(v[c]) for c, w in twin.calls.items()}
+    return Step(value, new, m, n, d, f, seen.x, dydv, by_plain)
 
 
 class Traces(NamedTuple):
-    """State, dense traces dh/dv of every call, and its factors."""
+    """State, dense traces dh/dv of every call, its factors, steps so far, and the last learning signal."""
 
     state: Any
     eps: Any
     xhat: Any
     fhat: Any
     t: Any
-    before: Any
+    signal: Any
 
 
-def online(twin, xs, ys, factored=(), decay=0.9, wrong=None, carry=None):
-    """D-RTRL by explicit Jacobians; calls in `factored` by the formula of ES-D-RTRL (biases exact).
+class Run(NamedTuple):
+    """Losses and gradients of each step (time first): D-RTRL's, and those with factors; and where to go on from."""
 
-    Returns losses (T,), gradients of each step with a leading time axis, and a carry to go on from.
-    `wrong`: "no trace", "diagonal", "late signal", "no weight_fn": mistakes that a comparison must notice.
+    losses: Any
+    exact: Any
+    factored: Any
+    carry: Traces
+
+
+def online(twin, xs, ys, decay=0.9, factored=None, wrong=None, carry=None):
+    """D-RTRL by explicit Jacobians, and ES-D-RTRL by its formula, with exact biases.
+
+    factored: the op calls with factors; None for all that have a trace and an input.
+    wrong: "no trace", "diagonal", "late signal", "no weight_fn": mistakes that a comparison must notice.
     """
-    return _online(twin.forward, tuple(sorted(factored)), decay, wrong, twin._replace(forward=None), carry, xs, ys)
+    many = [c for c in twin.calls if c in twin.traced and twin.ops[twin.calls[c]].takes_input]
+    factored = many if factored is None else factored
+    carry = _zero_traces(twin, many, xs[0], ys[0]) if carry is None else carry
 
-
-def _online(forward, factored, decay, wrong, rest, carry, xs, ys):
-    twin = rest._replace(forward=forward)
-    values = twin.values
-
-    @jax.jit
-    def run(values, carry, xs, ys):
-        return jax.lax.scan(functools.partial(step, values), carry, (xs, ys))
-
-    def step(values, carry, now):
-        value, new, m, n, d, f, xin, dydv, by_plain = linearise(twin, values, carry.state, *now)
-        if wrong == "diagonal":
-            d = d * jnp.eye(len(d), dtype=d.dtype)
-        if wrong == "late signal":
-            (m, n), now_signal = carry.before, (m, n)
-        dv, eps, xhat, fhat = {}, {}, {}, {}
-        for c in twin.calls:
-            op, v = twin.ops[twin.calls[c]], twin.ops[twin.calls[c]].phi(values[twin.calls[c]])
-            fy = f[c].reshape(len(m), -1)
-            kept = {} if wrong == "no trace" else {"eps": m}
-            trace = carry.eps[c]
-            dv[c] = jax.tree.map(
-                lambda e, j, n=n[c]: (jnp.tensordot(m, e, 1) if kept else 0.0) + jnp.tensordot(n, j, n.ndim),
-                trace, dydv[c],
-            )  # fmt: skip
-            fresh = jax.tree.map(lambda j, fy=fy, size=n[c].size: jnp.tensordot(fy, j.reshape(size, *j.shape[n[c].ndim :]), 1), dydv[c])
-            eps[c] = jax.tree.map(lambda e, g: jnp.tensordot(d, e, 1) + g, trace, fresh)
-            if not (op.takes_input and twin.traced.get(c)):
+    def step(carry, now):
+        s = linearise(twin, twin.values, carry.state, *now)
+        m, n = carry.signal if wrong == "late signal" else (s.m, s.n)
+        d = s.d * jnp.eye(len(m), dtype=m.dtype) if wrong == "diagonal" else s.d
+        exact, by_factors, eps, xhat, fhat = {}, {}, {}, {}, {}
+        for c, w in twin.calls.items():
+            exact[c] = jax.tree.map(lambda j, n=n[c]: jnp.tensordot(n, j, n.ndim), s.dydv[c])
+            by_factors[c] = exact[c]
+            if c not in twin.traced:
                 continue
-            xhat[c] = decay * carry.xhat[c] + xin[c]
-            signal = decay * (m @ carry.fhat[c]).reshape(n[c].shape) + (1 - decay) * n[c]
+            if wrong != "no trace":
+                exact[c] = jax.tree.map(lambda now, e: now + jnp.tensordot(m, e, 1), exact[c], carry.eps[c])
+            f = s.f[c]
+            fresh = jax.tree.map(lambda j, f=f: jnp.tensordot(f, j, f.ndim - 1), s.dydv[c])
+            eps[c] = jax.tree.map(lambda e, g: jnp.tensordot(d, e, 1) + g, carry.eps[c], fresh)
+            by_factors[c] = exact[c]
+            if c not in many:
+                continue
+            xhat[c] = decay * carry.xhat[c] + s.x[c]
+            signal = decay * jnp.tensordot(m, carry.fhat[c], 1) + (1 - decay) * n[c]
             signal = signal / (1 - decay ** (carry.t + 1))
-            fhat[c] = decay * d @ carry.fhat[c] + (1 - decay) * fy
+            fhat[c] = decay * jnp.tensordot(d, carry.fhat[c], 1) + (1 - decay) * f
             if c in factored:
-                taught = jax.vjp(lambda v, c=c: op.apply(xhat[c], v), v)[1](signal)[0]
-                dv[c] = {**taught, **{k: g for k, g in dv[c].items() if k == "bias"}}
-        before = now_signal if wrong == "late signal" else carry.before
-        grads = _to_values(twin, values, dv, by_plain, wrong != "no weight_fn")
-        return Traces(new, eps, xhat, fhat, carry.t + 1, before), (value, grads)
+                v = twin.ops[w].phi(twin.values[w])
+                taught = jax.vjp(lambda v, c=c, w=w: twin.ops[w].apply(xhat[c], v), v)[1](signal)[0]
+                by_factors[c] = {**taught, **{k: g for k, g in exact[c].items() if k == "bias"}}
+        grads = (_to_values(twin, twin.values, dv, s.plain, wrong != "no weight_fn") for dv in (exact, by_factors))
+        return Traces(s.state, eps, xhat, fhat, carry.t + 1, (s.m, s.n)), (s.loss, *grads)
 
-    if carry is None:
-        x = jax.tree.map(lambda a: a[0], (xs, ys))
-        _, _, m, n, _, f, xin, dydv, _ = jax.eval_shape(functools.partial(linearise, twin), values, twin.state, *x)
+    carry, (losses, exact, by_factors) = jax.jit(lambda *args: jax.lax.scan(step, *args))(carry, (xs, ys))
+    return Run(losses, exact, by_factors, carry)
 
-        def zero(shape, like=m):
-            return jnp.zeros(shape, like.dtype)
 
-        many = [c for c in twin.calls if twin.ops[twin.calls[c]].takes_input and twin.traced.get(c)]
-        carry = Traces(
-            twin.state,
-            {c: jax.tree.map(lambda j, c=c: zero((*m.shape, *j.shape[n[c].ndim :])), dydv[c]) for c in twin.calls},
-            {c: zero(xin[c].shape) for c in many},
-            {c: zero((*m.shape, n[c].size)) for c in many},
-            jnp.zeros((), int),
-            jax.tree.map(lambda s: zero(s.shape), (m, n)),
-        )
-    carry, (losses, grads) = run(values, carry, xs, ys)
-    return losses, grads, carry
+def _zero_traces(twin, many, x, y):
+    s = jax.eval_shape(lambda x, y: linearise(twin, twin.values, twin.state, x, y), x, y)
+    zero = lambda *shape: np.zeros(shape, s.m.dtype)  # noqa: E731
+    size = len(s.m)
+    return Traces(
+        twin.state,
+        {c: jax.tree.map(lambda j, c=c: zero(size, *j.shape[s.n[c].ndim :]), s.dydv[c]) for c in twin.traced},
+        {c: zero(*s.x[c].shape) for c in many},
+        {c: zero(size, *s.n[c].shape) for c in many},
+        np.zeros((), int),
+        jax.tree.map(lambda a: zero(*a.shape), (s.m, s.n)),
+    )
 
 
 # --- (a) stop-gradient twin, (d) backpropagation through time --------------------------------------------------------

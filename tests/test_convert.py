@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from jax.experimental.sparse import BCOO, BCSR, CSR, bcoo_concatenate
 
 import sparse_etrace as se
@@ -280,6 +280,8 @@ def test_scipy_spare_room_and_other_dimensions():
         se.from_scipy(matrix)
 
 
+# Every new shape compiles.
+@settings(max_examples=12)
 @given(edge_lists(), st.integers(0, 3), st.randoms())
 def test_bcoo(drawn, padding, random):
     edges, shape = drawn

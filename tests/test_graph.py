@@ -1,15 +1,10 @@
-import doctest
-import importlib
-import warnings
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import networkx as nx
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 import sparse_etrace as se
 from sparse_etrace import _transform
@@ -38,6 +33,8 @@ def make(drawn):
     return se.from_edges(pairs[:, 0], pairs[:, 1], weights, shape)
 
 
+# Every new shape compiles.
+@settings(max_examples=12)
 @given(weighted_edges())
 def test_matrices_agree_with_a_loop_over_edges(drawn):
     graph, expected = make(drawn), dense_oracle(*drawn)
@@ -91,6 +88,7 @@ def test_rectangular_nodes_are_two_sets():
     plain = se.from_edges([0], [1], shape=(1, 2))
     assert (list(plain.pre_nodes), list(plain.post_nodes), plain.index_of(2)) == ([0], [1, 2], 2)
     assert list(plain.to_networkx().edges) == [(0, 2)]
+    assert se.from_edges([5], [4], labels=range(6)).nodes == range(6)
 
 
 def test_is_a_pytree_and_inputs_stay_the_callers():
@@ -204,15 +202,3 @@ def test_transform_errors(monkeypatch):
     monkeypatch.setattr(_transform, "_DENSE_FALLBACK", 400)
     with pytest.raises(ValueError, match="graph: the Arnoldi iteration for a component of .* did not converge"):
         se.spectral_radius(graph)
-
-
-@pytest.mark.parametrize("module", ["_connectivity", "_labels", "_graph", "_build", "_edges", "_convert", "_transform"])
-def test_docstring_examples(module):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        result = doctest.testmod(importlib.import_module(f"sparse_etrace.{module}"))
-    assert result.failed == 0
-
-
-def test_written_graph_is_networkx():
-    assert isinstance(se.from_edges([0], [1]).to_networkx(), nx.DiGraph)

@@ -11,15 +11,15 @@ from jax.test_util import check_grads
 import sparse_etrace as se
 from sparse_etrace import _kernels
 
-BATCHES = [(), (3,), (2, 3)]
+BATCHES = [(), (3,), (2, 2)]
 
 
 @st.composite
 def connectivities(draw):
     """Rectangular, with empty rows, parallel synapses, hubs, one synapse or none."""
-    num_pre, num_post = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    num_pre, num_post = draw(st.sampled_from([(1, 1), (6, 3), (2, 6)]))
     kind = draw(st.sampled_from(["any", "in-hub", "out-hub", "one", "none"]))
-    size = {"one": 1, "none": 0}.get(kind, draw(st.integers(0, 20)))
+    size = {"one": 1, "none": 0}.get(kind, draw(st.sampled_from([4, 15])))
     pre = draw(st.lists(st.integers(0, num_pre - 1), min_size=size, max_size=size))
     post = draw(st.lists(st.integers(0, num_post - 1), min_size=size, max_size=size))
     pre = [pre[0]] * size if kind == "out-hub" and size else pre
@@ -27,6 +27,7 @@ def connectivities(draw):
     return se.Connectivity.from_edges(np.array(pre, int), np.array(post, int), shape=(num_pre, num_post))
 
 
+few = hypothesis.settings(max_examples=16)
 cases = hypothesis.given(
     conn=connectivities(),
     batch=st.sampled_from(BATCHES),
@@ -50,6 +51,7 @@ def ends(conn):
     return list(zip(conn.pre.tolist(), conn.post.tolist()))
 
 
+@few
 @cases
 def test_products(conn, batch, variables, dtype, seed):
     with jax.enable_x64(True):
@@ -67,6 +69,7 @@ def test_products(conn, batch, variables, dtype, seed):
         same(_kernels.sampled(conn, x, y), sampled, dtype)
 
 
+@few
 @cases
 def test_trace_roll(conn, batch, variables, dtype, seed):
     with jax.enable_x64(True):
@@ -82,6 +85,7 @@ def test_trace_roll(conn, batch, variables, dtype, seed):
         same(_kernels.trace.roll(conn, *map(jnp.asarray, (d, f, x, trace))), expected, dtype)
 
 
+@few
 @cases
 def test_trace_window(conn, batch, variables, dtype, seed):
     with jax.enable_x64(True):
@@ -104,8 +108,9 @@ def test_trace_window(conn, batch, variables, dtype, seed):
         same(got[1], gradient, dtype)
 
 
+@few
 @hypothesis.given(
-    sizes=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    sizes=st.sampled_from([(1, 1), (4, 2), (0, 3), (3, 0)]),
     batch=st.sampled_from(BATCHES),
     with_bias=st.booleans(),
     dtype=st.sampled_from([np.float32, np.float64]),
@@ -146,8 +151,8 @@ def test_inputs_need_not_be_floats(dtype):
     assert _kernels.dense.outer(spikes, y, v)["weight"].tolist() == [[1.0, 2.0], [0.0, 0.0]]
 
 
-@pytest.mark.parametrize("batch", BATCHES)
-def test_derivatives(x64, batch):
+def test_derivatives(x64):
+    batch = (2,)
     conn = se.Connectivity.from_edges([0, 2, 1, 2, 2], [1, 0, 1, 1, 1], shape=(3, 2))
     new = normal(0, np.float64)
     weight, x, y = new(5), new(*batch, 3), new(*batch, 2)
@@ -159,7 +164,7 @@ def test_derivatives(x64, batch):
         (_kernels.trace.roll, (d, f, x, trace)),
         (_kernels.trace.window, (d, f[None], f, y[None], x[None], trace)),
     ):
-        check_grads(lambda *args, fn=fn: fn(conn, *map(jnp.asarray, args)), tuple(map(jnp.asarray, args)), order=2)
+        check_grads(jax.jit(lambda *args, fn=fn: fn(conn, *args)), tuple(map(jnp.asarray, args)), order=1)
 
 
 def test_the_transposed_product_is_the_derivative_of_the_forward_one(x64):

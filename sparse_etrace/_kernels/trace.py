@@ -4,7 +4,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from .._connectivity import Connectivity
-from .products import sampled
 
 
 def roll(
@@ -15,8 +14,9 @@ def roll(
     trace: Float[Array, "vars *batch synapses"],
 ) -> Float[Array, "vars *batch synapses"]:
     """One step of a trace, `eps_s[a] <- sum_b D[i,a,b] eps_s[b] + F[i,a] x[j]` for `s = (j -> i)`."""
-    at_post = jnp.take(hidden_jacobian, connectivity.post, axis=-1, mode="clip")
-    return jnp.sum(at_post * trace[None], axis=1) + sampled(connectivity, x[None], output_jacobian)
+    carried = jnp.take(hidden_jacobian, connectivity.post, axis=-1, mode="clip")
+    entering = jnp.take(output_jacobian, connectivity.post, axis=-1, mode="clip")
+    return jnp.sum(carried * trace[None], axis=1) + entering * jnp.take(x, connectivity.pre, axis=-1, mode="clip")
 
 
 def window(

@@ -210,7 +210,7 @@ class OpCall(eqx.Module):
     traced: bool = eqx.field(static=True)
     grad: Any = eqx.field(static=True)
 
-    def unflatten(self, flat: list) -> tuple[ETraceOp, PyTree[Array], Any]:
+    def unflatten(self, flat: list) -> tuple[ETraceOp, PyTree[Any], Any]:
         """Op, weights and input; anything may stand in the arrays' places."""
         arrays, v, x = jax.tree.unflatten(self.structure, flat)
         leaves, treedef = self.statics

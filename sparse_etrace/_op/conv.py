@@ -76,6 +76,10 @@ class ConvOp(ETraceOp):
                 raise ValueError(f"{name}: expected {spatial} entries, one for each spatial axis, got {value}.")
         if isinstance(padding, str) and padding not in ("SAME", "VALID"):
             raise ValueError(f"padding: expected 'SAME', 'VALID' or a pair for each spatial axis, got {padding!r}.")
+        if isinstance(padding, str) and set(lhs_dilation or ()) - {1}:
+            raise ValueError(
+                f"padding: expected a pair for each spatial axis where lhs_dilation is given, got {padding!r}."
+            )
         if feature_group_count < 1 or xinfo.shape[-1] % feature_group_count:
             raise ValueError(
                 f"feature_group_count: expected a divisor of the {xinfo.shape[-1]} input channels, "
