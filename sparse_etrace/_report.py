@@ -81,6 +81,7 @@ class Plan(NamedTuple):
 
     @property
     def total(self) -> int:
+        """Bytes of all buffers together."""
         return sum(self.buffers.values())
 
     @property

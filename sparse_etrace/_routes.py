@@ -136,8 +136,8 @@ def make_group(
             how = f"`{ids.primitive}` at {ids.where}" if isinstance(ids, Mixed) else "a permutation of the units"
             raise ValueError(
                 f"model: the hidden state {variable.name!r} is mixed across units or batch by {how}. A trace per "
-                "synapse needs dynamics that act on each unit by itself: make the mixing an op (ETraceParam), declare it "
-                "a boundary with se.cut, or use a learner without that need, BPTT."
+                "synapse needs dynamics that act on each unit by itself: make the mixing an op (ETraceParam), declare "
+                "it a boundary with se.cut, or use a learner without that need, BPTT."
             )
     name = variables[0].name
     routes = [_route(c, ids, numbers, name) for c, ids in zip(dense, found[len(variables) :], strict=True)]

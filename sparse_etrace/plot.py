@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 import numpy as np
+from matplotlib.figure import Figure
 
 from ._graph import Graph
 

@@ -175,7 +175,7 @@ def test_sparse(tie, fn, axis, dtype):
         close(got, expected + (b if axis == -1 else b[:, None]), dtype)
         if axis == -1:
             bcoo = BCOO((jnp.asarray(v, dtype), jnp.stack([conn.pre, conn.post], axis=1)), shape=SHAPE)
-            close(x.reshape(-1, 3) @ bcoo, expected.reshape(-1, 4), dtype)
+            close(jnp.asarray(x.reshape(-1, 3)) @ bcoo, expected.reshape(-1, 4), dtype)
     se.check_op(op, {"weight": jnp.asarray(w), "bias": jnp.asarray(b)}, x)
 
 
@@ -238,7 +238,7 @@ def test_sparse_matrix_in_the_order_of_its_own_data(name):
     x, y = normal(2, M.shape[0]), normal(2, M.shape[1])
     close(param(x), x @ by_hand(M, data))
     if isinstance(M, BCOO | BCSR):
-        close(param(x), x @ (M if isinstance(M, BCOO) else M.to_bcoo()))
+        close(param(x), jnp.asarray(x) @ (M if isinstance(M, BCOO) else M.to_bcoo()))
     # The gradient follows the same order, with zeros where there is padding.
     grad = jax.grad(lambda w: jnp.vdot(se.ETraceParam({"weight": w}, op)(x), y))(jnp.asarray(data))
     marks = by_hand(M, np.arange(len(data)) + 1.0)
@@ -248,7 +248,10 @@ def test_sparse_matrix_in_the_order_of_its_own_data(name):
     assert marks.any()
     # A tie also counts in that order.
     tied = se.SpMatMulOp(M, tie=np.arange(len(data)) % 2)
-    close(se.ETraceParam({"weight": [2.0, 5.0]}, tied)(x), x @ by_hand(M, np.where(np.arange(len(data)) % 2, 5.0, 2.0)))
+    close(
+        se.ETraceParam({"weight": np.array([2.0, 5.0])}, tied)(x),
+        x @ by_hand(M, np.where(np.arange(len(data)) % 2, 5.0, 2.0)),
+    )
 
 
 # --- low rank, elementwise -------------------------------------------------------------------------------------------
@@ -349,8 +352,7 @@ def test_sampled_product_is_the_generic_one_position_by_position(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("steps", [1, 4])
-@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("steps, batch", [(1, ()), (3, (2,))])
 def test_sum_and_window_are_the_generic_ones(name, steps, batch):
     op, v, x, y = setting(name, steps, *batch)
     each = [op.xy_to_dw(x[k], y[k], v) for k in range(steps)]
@@ -362,7 +364,7 @@ def test_sum_and_window_are_the_generic_ones(name, steps, batch):
     carried, signal = normal(variables, variables, *units, seed=3), normal(variables, *units, seed=4)
     entering = normal(steps, variables, *units, seed=5)
     coefficients = tuple(map(jnp.asarray, (carried, entering, signal, y)))
-    full = jax.jit(op.window)(v, trace, *coefficients, x)
+    full = jax.jit(lambda *args: op.window(*args))(v, trace, *coefficients, x)
     assert_trees(full, jax.jit(lambda *args: se.ETraceOp.window(op, *args))(v, trace, *coefficients, x))
     for key in v:  # without a trace for one leaf, the other's is the same
         partial = {**trace, key: None}
@@ -543,8 +545,9 @@ ERRORS = {
     "no dict": (run(np.ones((2, 3)), se.MatMulOp(), 2), r"value: expected \{'weight': .*got ArrayImpl. Name"),
     "rank": (
         run({"weight": np.ones(3)}, se.MatMulOp(), 2),
-        r"value\['weight'\]: expected shape \(num_pre, num_post\), got \(3,\)",
+        r"value\['weight'\]: expected one array of shape \(num_pre, num_post\), got \(3,\)",
     ),
+    "list": (run({"weight": [1.0]}, se.MatMulOp(), 1), r"value\['weight'\]: expected one array .* got list"),
     "bias": (
         run({"weight": np.ones((2, 3)), "bias": np.ones(1)}, se.MatMulOp(), 2),
         r"value\['bias'\]: expected shape \(3,\), got \(1,\). One value for each postsynaptic unit",
@@ -565,7 +568,6 @@ ERRORS = {
         run({"weight": np.ones((2, 3))}, se.MatMulOp(), (2, 3)),
         r"x: expected 2 presynaptic units on axis -1, got shape \(2, 3\). Batch axes come in front",
     ),
-    "scalar": (run({"weight": np.ones((2, 3))}, se.MatMulOp(), ()), r"x: expected 2 presynaptic .* got shape \(\)"),
     "sparse input": (
         lambda: se.ETraceParam({"weight": np.ones(6)}, se.SpMatMulOp(connectivity(), axis=-2))(np.ones((2, 3))),
         r"x: expected 3 presynaptic units on axis -2, got shape \(2, 3\)",
@@ -592,7 +594,7 @@ ERRORS = {
         run({"weight": np.ones((2, 3))}, se.LoraOp(), 2),
         r"value: expected \{'B': ..., 'A': ..., 'bias'\?: ...\}, got \['weight'\]. Use these names",
     ),
-    "no low rank": (run(np.ones(2), se.LoraOp(), 2), "value: expected {'B'.* got ArrayImpl"),
+    "no low rank": (run(np.ones(2), se.LoraOp(), 2), r"value: expected \{'B'.* got ArrayImpl"),
     "rank of low rank": (
         run({"B": np.ones((2, 1)), "A": np.ones((2, 3))}, se.LoraOp(), 2),
         r"value\['B'\], value\['A'\]: expected \(num_pre, rank\) and \(rank, num_post\), got \(2, 1\) and \(2, 3\).",
@@ -616,7 +618,7 @@ ERRORS = {
     ),
     "kernel": (
         run({"weight": np.ones((3, 4))}, se.ConvOp(XINFO, [1], "SAME"), (8, 4)),
-        r"value\['weight'\]: expected shape \(width, 4, c_out\), got \(3, 4\)",
+        r"value\['weight'\]: expected one array of shape \(width, 4, c_out\), got \(3, 4\)",
     ),
     "channels": (
         run({"weight": np.ones((3, 3, 2))}, se.ConvOp(XINFO, [1], "SAME"), (8, 4)),

@@ -108,6 +108,7 @@ class TraceLearner(Learner):
 
     @property
     def factor_decay(self) -> float:
+        """Share of the old factor where traces are factorised."""
         return 0.0
 
     def analyse(self, model: Any, state: PyTree[Any], x: PyTree[Any]) -> Analysis:

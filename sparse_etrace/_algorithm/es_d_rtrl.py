@@ -42,6 +42,7 @@ class ES_D_RTRL(TraceLearner):
 
     @property
     def factor_decay(self) -> float:
+        """Share of the old factor."""
         return self.decay
 
     def is_full(self, analysis: Analysis, call: Call) -> list[bool]:

@@ -41,6 +41,7 @@ class Hybrid(TraceLearner):
 
     @property
     def factor_decay(self) -> float:
+        """Share of the old factor."""
         return self.decay
 
     def is_full(self, analysis: Analysis, call: Call) -> list[bool]:

@@ -39,6 +39,7 @@ class ETraceOp(eqx.Module):
 
     @property
     def input_ndim(self) -> int:
+        """Rank of `x` without batch axes."""
         return 1
 
     def phi(self, theta: PyTree[Array]) -> PyTree[Array]:
@@ -129,8 +130,9 @@ def read_weights(theta: Any, ndim: int, what: str) -> Any:
     if not isinstance(theta, dict) or "weight" not in theta or not set(theta) <= {"weight", "bias"}:
         keys = sorted(theta) if isinstance(theta, dict) else type(theta).__name__
         raise ValueError(f"value: expected {{'weight': {what}, 'bias'?: ...}}, got {keys}. Name the arrays like that.")
-    if jnp.ndim(theta["weight"]) != ndim:
-        raise ValueError(f"value['weight']: expected shape {what}, got {jnp.shape(theta['weight'])}. Reshape it.")
+    if getattr(theta["weight"], "ndim", None) != ndim:
+        got = getattr(theta["weight"], "shape", type(theta["weight"]).__name__)
+        raise ValueError(f"value['weight']: expected one array of shape {what}, got {got}.")
     return theta
 
 

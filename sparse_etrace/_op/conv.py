@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from .base import ETraceOp, check_bias, check_shape, masked, read_weights, with_bias
 
@@ -96,9 +96,10 @@ class ConvOp(ETraceOp):
 
     @property
     def input_ndim(self) -> int:
+        """Rank of `x` without batch axes."""
         return len(self.xinfo.shape)
 
-    def phi(self, theta: Weights) -> Weights:
+    def phi(self, theta: PyTree[Array]) -> Weights:
         groups = self.feature_group_count
         c_in = self.xinfo.shape[-1] // groups
         what = f"({', '.join(['width', 'height', 'depth'][: self.input_ndim - 1])}, {c_in}, c_out)"

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from .. import _kernels
 from .base import ETraceOp, check_bias, check_input, with_bias
@@ -38,7 +38,7 @@ class LoraOp(ETraceOp):
     def __init__(self, alpha: Any = None):
         self.alpha = 1.0 if alpha is None else alpha
 
-    def phi(self, theta: Weights) -> Weights:
+    def phi(self, theta: PyTree[Array]) -> Weights:
         if not isinstance(theta, dict) or not {"A", "B"} <= set(theta) <= {"A", "B", "bias"}:
             got = sorted(theta) if isinstance(theta, dict) else type(theta).__name__
             raise ValueError(f"value: expected {{'B': ..., 'A': ..., 'bias'?: ...}}, got {got}. Use these names.")

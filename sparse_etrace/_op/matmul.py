@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from .. import _kernels
 from .base import ETraceOp, check_bias, check_input, masked, read_weights, with_bias
@@ -47,7 +47,7 @@ class MatMulOp(ETraceOp):
         self.weight_fn = weight_fn
         self.apply_weight_fn_before_mask = apply_weight_fn_before_mask
 
-    def phi(self, theta: Weights) -> Weights:
+    def phi(self, theta: PyTree[Array]) -> Weights:
         weight = masked(read_weights(theta, 2, "(num_pre, num_post)")["weight"], self)
         check_bias(theta, weight.shape[1])
         return {**theta, "weight": weight}

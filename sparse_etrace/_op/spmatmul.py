@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from .. import _kernels
 from .._connectivity import Connectivity
@@ -16,6 +16,7 @@ from .._graph import Graph
 from .base import ETraceOp, applied, check_bias, check_input, check_shape, read_weights, window_per_unit, with_bias
 
 Weights = dict[str, Array]
+Traces = dict[str, Array | None]
 
 
 class SpMatMulOp(ETraceOp):
@@ -82,9 +83,10 @@ class SpMatMulOp(ETraceOp):
 
     @property
     def input_ndim(self) -> int:
+        """Rank of `x` without batch axes."""
         return -self.axis
 
-    def phi(self, theta: Weights) -> Weights:
+    def phi(self, theta: PyTree[Array]) -> Weights:
         weight = read_weights(theta, 1, f"({self.num_weights},)")["weight"]
         hint = "One for each synapse of the op's connectivity, or for each index in tie."
         check_shape("value['weight']", weight.shape, (self.num_weights,), hint)
@@ -108,11 +110,11 @@ class SpMatMulOp(ETraceOp):
         return {key: slots[key] for key in v}
 
     def window(
-        self, v: Weights, trace: Weights, carried: Array, entering: Array, signal: Array, direct: Array, x: Array
-    ) -> tuple[Weights, Weights]:
+        self, v: Weights, trace: Traces, carried: Array, entering: Array, signal: Array, direct: Array, x: Array
+    ) -> tuple[Traces, Traces]:
         x, carried, entering, signal, direct = (self._last(part) for part in (x, carried, entering, signal, direct))
-        new: dict[str, Any] = dict.fromkeys(v)
-        taught: dict[str, Any] = dict.fromkeys(v)
+        new: Traces = dict.fromkeys(v)
+        taught: Traces = dict.fromkeys(v)
         if trace["weight"] is not None:
             new["weight"], taught["weight"] = _kernels.trace.window(
                 self.connectivity, carried, entering, signal, direct, x, trace["weight"]
