@@ -22,8 +22,8 @@ def online_grad(
     loss_fn: Callable[..., Any],
     model: Callable[..., Any],
     carry: Carry,
-    xs: PyTree[Array],
-    ys: PyTree[Array],
+    xs: PyTree[Any],
+    ys: PyTree[Any],
     chunk: int | None = None,
     has_aux: bool = False,
 ) -> tuple:
@@ -57,16 +57,22 @@ def online_grad(
         >>> losses.shape
         (5,)
     """
-    xs, ys = jax.tree.map(jnp.asarray, (xs, ys))
-    lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves((xs, ys))}
-    if len(lengths) != 1 or None in lengths or 0 in lengths:
-        raise ValueError(
-            f"xs, ys: expected one common number of steps >= 1 on the first axis, got {sorted(map(str, lengths))}."
-        )
+    xs, ys = _read_stream(xs, ys)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk: expected at least 1 step, got {chunk}.")
     losses, grads, carry, aux = _online_grad(learner, loss_fn, model, carry, xs, ys, chunk, has_aux)
     return (losses, grads, carry, aux) if has_aux else (losses, grads, carry)
+
+
+def _read_stream(xs: PyTree[Any], ys: PyTree[Any]) -> tuple[PyTree[Array], PyTree[Array]]:
+    xs, ys = jax.tree.map(jnp.asarray, (xs, ys))
+    lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves((xs, ys))}
+    if len(lengths) != 1 or None in lengths or 0 in lengths:
+        raise ValueError(
+            f"xs, ys: expected one common number of steps >= 1 on the first axis, got {sorted(map(str, lengths))}. "
+            "Time comes first, then the batch."
+        )
+    return xs, ys
 
 
 @eqx.filter_jit
@@ -156,7 +162,7 @@ def fit(
         The trained model, the optimizer's state, the carry and the losses.
 
     Raises:
-        ValueError: `update` is none of the above, or there is no data.
+        ValueError: `update` is none of the above, there is no data, or a pair differs in length.
 
     Example:
         >>> import jax.numpy as jnp, optax, sparse_etrace as se
@@ -174,7 +180,7 @@ def fit(
     start, losses = None, []
     bar = tqdm(data, disable=not progress, unit="sequence")
     for xs, ys in bar:
-        xs, ys = jax.tree.map(jnp.asarray, (xs, ys))
+        xs, ys = _read_stream(xs, ys)
         if start is None:
             start = carry = learner.init(model, state, jax.tree.map(lambda a: a[0], xs))
         steps = jax.tree.leaves((xs, ys))[0].shape[0]

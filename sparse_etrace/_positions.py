@@ -62,8 +62,9 @@ def follow(jaxpr: Any, consts: Sequence[Any], ids: Sequence[Ids]) -> list[Ids]:
 def _fold(eqn: Any, args: list[Any], values: dict[Any, Any]) -> None:
     """Keep small integer constants: they may be the indices of a gather or a slice."""
     aval = eqn.outvars[0].aval
-    foldable = len(eqn.outvars) == 1 and getattr(aval, "dtype", None) is not None
-    if foldable and (aval.dtype == bool or np.issubdtype(aval.dtype, np.integer)) and aval.size <= 1 << 20:
+    dtype = getattr(aval, "dtype", None)
+    discrete = dtype is not None and (dtype == bool or jax.dtypes.issubdtype(dtype, np.integer))
+    if discrete and len(eqn.outvars) == 1 and aval.size <= 1 << 20:
         if not sub_jaxprs(eqn) and all(a is not None for a in args):
             with jax.ensure_compile_time_eval():
                 values[eqn.outvars[0]] = eqn.primitive.bind(*map(jnp.asarray, args), **eqn.params)
@@ -138,7 +139,7 @@ def _by_binding(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
     """Let the primitive itself move the numbers; its index operands must be known, its other operands are empty."""
     args: list[Any] = []
     for number, var, value in zip(ids, eqn.invars, values, strict=True):
-        if number is None and np.issubdtype(var.aval.dtype, np.integer):
+        if number is None and jax.dtypes.issubdtype(var.aval.dtype, np.integer):
             if value is None:
                 raise _MixingError
             args.append(value)

@@ -36,7 +36,7 @@ class Row(NamedTuple):
         trace_bytes: their bytes.
         rule: `exact`, `diagonal`, `factorised` or `same-step only`.
         reached: how many of its entries a learning signal can reach, found by probing with random states and random
-            values of all that is trained; None where the model holds no numbers.
+            values of all that is trained; None where the model holds no numbers, and for `BPTT`.
         size: how many entries it has.
     """
 
@@ -136,7 +136,7 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
             for leaf in range(len(call.weight_atoms))
             if ("w", call.number, leaf) in analysis.direct[("p", i)]
         ]
-        rules, kept, groups, hits = [], [], [], []
+        rules, kept, groups = [], [], []
         for call, leaf in uses:
             if isinstance(learner, TraceLearner):
                 rules.append(_rule(analysis, learner, call, leaf, dropping))
@@ -145,12 +145,9 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
                 groups += [tuple(analysis.state_names[j] for j in m) for m in members]
             else:
                 rules.append("exact")
-            hits.append(reached.get((call.number, leaf)))
         if i in analysis.plain:
             hidden = any(s[0] == "n" and s[1] in analysis.live for s in analysis.outside_ops(i))
             rules.append("same-step only" if hidden and traced else "exact")
-        size = math.prod(shapes[i].shape)
-        known = [h for h in hits if h is not None]
         rows.append(
             Row(
                 analysis.param_names[i],
@@ -159,9 +156,9 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
                 tuple(dict.fromkeys(groups)),
                 tuple(k.shape for k in kept),
                 sum(math.prod(k.shape) * k.dtype.itemsize for k in kept),
-                max(rules, key=ORDER.index),
-                max(known) if known else (size if not uses or not traced else None),
-                max((c.weight_sizes(analysis.program)[k] for c, k in uses), default=size) if known else size,
+                max(rules, key=ORDER.index, default=ORDER[-1]),
+                reached.get(i),
+                math.prod(shapes[i].shape),
             )
         )
     return Report(tuple(rows))
@@ -192,31 +189,30 @@ def _kept(trace: Any, leaf: int) -> list[Any]:
     return [e for e in full if e is not None]
 
 
-def _probe(analysis: Analysis, model: Any, state: Any, x: Any) -> dict[tuple[int, int], int]:
-    """Entries of each weight leaf that a derivative of `out` reaches, at random states and inputs."""
+def _probe(analysis: Analysis, model: Any, state: Any, x: Any) -> dict[int, int]:
+    """Entries of each trained leaf that a derivative of `out` reaches, at random states, inputs and values.
+
+    What is trained is drawn as well: a readout that starts at zero does not stay there.
+    """
     params = jax.tree.leaves(eqx.filter(model, _is_array_like))
     if any(isinstance(p, jax.ShapeDtypeStruct) for p in params):
         return {}
     step = Step(analysis)
 
-    def draw(tree: PyTree[Any], key: Any) -> list[Array]:
-        leaves = [
-            jnp.zeros(a.shape, a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else jnp.asarray(a)
-            for a in jax.tree.leaves(tree)
-        ]
+    def draw(leaves: list[Any], key: Any) -> list[Array]:
         keys = jax.random.split(key, len(leaves) + 1)
         return [a + jax.random.normal(k, a.shape, a.dtype) if is_inexact(a) else a for k, a in zip(keys, leaves)]
 
     @jax.jit
-    def once(params: list[Array], key: Any) -> dict[int, list[Array]]:
-        first, second, third, fourth = jax.random.split(key, 4)
-        drawn = iter(draw([params[i] for i in analysis.trained], fourth))
+    def once(params: list[Array], state: list[Array], x: list[Array], key: Any) -> list[Array]:
+        keys = jax.random.split(key, 5)
+        drawn = iter(draw([params[i] for i in analysis.trained], keys[0]))
         params = [next(drawn) if i in analysis.trained else p for i, p in enumerate(params)]
         weights = step.weights(params)
-        out, _, pull, jacobians = step.run(params, draw(state, first), draw(x, second), weights)
-        m, n, _, _ = pull(draw([o for o in out if is_inexact(o)], third))
-        xs, d, _ = jacobians()
-        found = {}
+        out, _, pull, jacobians = step.run(params, draw(state, keys[1]), draw(x, keys[2]), weights)
+        m, n, plain, _ = pull(draw([jnp.zeros_like(o) for o in out if is_inexact(o)], keys[3]))
+        xs, d, f = jacobians()
+        taught = {}
         for call in analysis.learning:
             op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
             y, routes = n[call.number] != 0, routes_of(analysis, call)
@@ -226,15 +222,27 @@ def _probe(analysis: Analysis, model: Any, state: Any, x: Any) -> dict[tuple[int
                 heard = m[g] != 0
                 for _ in range(len(heard)):
                     heard = heard | jnp.any((d[g] != 0) & heard[:, None], axis=0)
-                y = y | jnp.any(route.spread(heard, len(analysis.groups[g].shape)), axis=0)
+                landed = route.spread(heard, len(analysis.groups[g].shape)) & (f[(g, call.number)] != 0)
+                y = y | jnp.any(landed, axis=0)
             ones = None if op.is_diagonal else jnp.ones_like(xs[call.number])
-            slots = op.xy_to_dw(ones, y.astype(n[call.number].dtype), v)
-            found[call.number] = [leaf != 0 for leaf in jax.tree.leaves(sum_to(slots, v))]
-        return found
+            slots = jax.tree.leaves(sum_to(op.xy_to_dw(ones, y.astype(n[call.number].dtype), v), v))
+            random = draw([jnp.zeros_like(leaf) for leaf in slots], jax.random.fold_in(keys[4], call.number))
+            taught[call.number] = [jnp.where(leaf != 0, r, 0) for leaf, r in zip(slots, random, strict=True)]
+        grads = step.by_parameter(params, taught, plain)
+        return [grads[i] != 0 for i in analysis.trained]
 
-    draws = [once(params, key) for key in jax.random.split(jax.random.key(0), PROBES)]
-    union = jax.tree.map(lambda *a: int(np.sum(np.any(np.stack(a), axis=0))), *draws)
-    return {(number, k): count for number, leaves in union.items() for k, count in enumerate(leaves)}
+    given = [[_numbers(a) for a in jax.tree.leaves(tree)] for tree in (state, x)]
+    draws = [once(params, *given, key) for key in jax.random.split(jax.random.key(0), PROBES)]
+    counts = [int(np.sum(np.any(np.stack(leaves), axis=0))) for leaves in zip(*draws)]
+    return dict(zip(analysis.trained, counts, strict=True))
+
+
+def _numbers(leaf: Any) -> Array:
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return jnp.asarray(leaf)
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.split(jax.random.key(0), leaf.shape)
+    return jnp.zeros(leaf.shape, leaf.dtype)
 
 
 def memory_plan(

@@ -1,5 +1,6 @@
 """Random models of every kind, each twice: for the library and, by hand, for the oracles."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -58,7 +59,7 @@ class Wrapped(eqx.Module):
     how: Callable = eqx.field(static=True)
 
     def __call__(self, state, x):
-        return self.how(lambda model, state, x: model(state, x))(self.model, state, x)
+        return self.how(lambda state, x: self.model(state, x))(state, x)
 
 
 class Part(NamedTuple):
@@ -84,8 +85,7 @@ class Case(NamedTuple):
 
     def read(self, grads):
         """Gradients of the model by name of parameter."""
-        while isinstance(grads, Wrapped):
-            grads = grads.model
+        grads = grads.model if isinstance(grads, Wrapped) else grads
         found = {}
         for name in self.twin.values:
             part = grads.params[name] if isinstance(grads, Net) else getattr(grads.cell, name, None)
@@ -99,7 +99,9 @@ def make(rng, forward, parts, state, traced, calls=None, model=None, batch=(2,),
     params = {name: part.param() for name, part in parts.items()}
     model = Net(params, forward, tuple(calls.items())) if model is None else model(params)
     values = {name: part.value for name, part in parts.items()}
-    twin = oracles.Twin(forward, values, {k: p.oracle for k, p in parts.items() if p.op is not None}, state, calls, traced)
+    twin = oracles.Twin(
+        forward, values, {k: p.oracle for k, p in parts.items() if p.op is not None}, state, calls, traced
+    )
     return Case(model, twin, array(rng, steps, *batch, *x), array(rng, steps, *batch, *out))
 
 
@@ -465,7 +467,10 @@ def lstm(rng, batch=(2,)):
 def layers(rng, forward, first, second, batch=(2,), scale=1.0, state=("a", "b"), rec2=True, calls=None):
     parts = _layer(rng, scale) | {"between": dense(rng, N, N, scale=scale), "out": dense(rng, N, OUTPUTS)}
     parts |= {"rec2": sparse(rng, N, N, bias=False, scale=scale)} if rec2 else {}
-    traced = dict.fromkeys(("inp", "rec"), first) | dict.fromkeys(("between", "rec2"), second)
+    calls = {name: name for name in parts} if calls is None else calls
+    traced = dict.fromkeys(("inp", "rec"), first) | dict.fromkeys(
+        [c for c in ("between", "rec2") if c in calls], second
+    )
     return make(rng, forward, parts, _state(rng, batch, *state), traced, calls, batch=batch)
 
 
@@ -517,7 +522,11 @@ def twice(rng):
 
 def axis_2(rng):
     """Two features through the same synapses."""
-    parts = {"inp": sparse(rng, INPUTS, N, axis=-2), "rec": sparse(rng, N, N, axis=-2), "out": sparse(rng, N, OUTPUTS, axis=-2)}
+    parts = {
+        "inp": sparse(rng, INPUTS, N, axis=-2),
+        "rec": sparse(rng, N, N, axis=-2),
+        "out": sparse(rng, N, OUTPUTS, axis=-2),
+    }
     state = _state(rng, (2,), "h", shape=(N, 2))
     traced = dict.fromkeys(("inp", "rec"), ("h",))
     return make(rng, rate_forward, parts, state, traced, x=(INPUTS, 2), out=(OUTPUTS, 2))
@@ -563,7 +572,11 @@ def sparse_function(rng):
 def decay(rng, batch=(2,)):
     """Elementwise parameters: a decay per unit, and a drive made of a dictionary."""
     drive = elemwise({"gain": array(rng, N), "shift": array(rng, N)}, lambda w: jnp.tanh(w["gain"]) * w["shift"])
-    parts = _layer(rng) | {"decay": elemwise(array(rng, N), jax.nn.sigmoid), "drive": drive, "out": dense(rng, N, OUTPUTS)}
+    parts = _layer(rng) | {
+        "decay": elemwise(array(rng, N), jax.nn.sigmoid),
+        "drive": drive,
+        "out": dense(rng, N, OUTPUTS),
+    }
     traced = dict.fromkeys(("inp", "rec", "decay", "drive"), ("h",))
     return make(rng, decay_forward, parts, _state(rng, batch, "h"), traced, batch=batch)
 
@@ -590,7 +603,12 @@ def delay_buffer(rng):
 
 def clock(rng):
     case = rate(rng, forward=clock_forward)
-    extra = {"key": jax.random.key(3), "mean": array(rng, 2, INPUTS), "clock": jnp.zeros(()), "count": jnp.zeros((), int)}
+    extra = {
+        "key": jax.random.key(3),
+        "mean": array(rng, 2, INPUTS),
+        "clock": jnp.zeros(()),
+        "count": jnp.zeros((), int),
+    }
     return case._replace(twin=case.twin._replace(state=case.twin.state | extra))
 
 
@@ -620,3 +638,42 @@ KINDS = {
 
 def build(kind, seed=0, **options):
     return KINDS[kind](np.random.default_rng([seed, *kind.encode()]), **options)
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+DECAY = 0.8
+
+
+@functools.cache
+def reference(kind, seed=0):
+    """A case and what the oracles say of it, in float64; ES-D-RTRL with DECAY."""
+    with jax.enable_x64(True):
+        case = build(kind, seed)
+        return case, oracles.online(case.twin, case.xs, case.ys, decay=DECAY)
+
+
+def start(learner, case):
+    return learner.init(case.model, case.twin.state, jax.ShapeDtypeStruct(case.xs.shape[1:], case.xs.dtype))
+
+
+def run(learner, case, chunk=3, carry=None, steps=slice(None)):
+    """Losses, gradients by name and carry of `online_grad` on some steps of a case."""
+    carry = start(learner, case) if carry is None else carry
+    xs, ys = case.xs[steps], case.ys[steps]
+    losses, grads, carry = se.online_grad(learner, oracles.loss_fn, case.model, carry, xs, ys, chunk=chunk)
+    return losses, case.read(grads), carry
+
+
+def run_by_step(learner, case):
+    """Losses and gradients of each step, from split calls with the carry going on."""
+    carry, losses, grads = start(learner, case), [], []
+    for t in range(len(case.xs)):
+        loss, grad, carry = run(learner, case, 1, carry, slice(t, t + 1))
+        losses.append(loss)
+        grads.append(grad)
+    return jnp.concatenate(losses), jax.tree.map(lambda *g: jnp.stack(g), *grads)
+
+
+def total(grads):
+    return jax.tree.map(lambda g: jnp.sum(g, 0), grads)

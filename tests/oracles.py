@@ -272,7 +272,7 @@ def online(twin, xs, ys, decay=0.9, factored=None, wrong=None, carry=None):
 
 def _zero_traces(twin, many, x, y):
     s = jax.eval_shape(lambda x, y: linearise(twin, twin.values, twin.state, x, y), x, y)
-    zero = lambda *shape: np.zeros(shape, s.m.dtype)  # noqa: E731
+    zero = lambda *shape: np.zeros(shape, s.m.dtype)
     size = len(s.m)
     return Traces(
         twin.state,

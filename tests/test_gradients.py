@@ -1,6 +1,4 @@
-"""D-RTRL and ES-D-RTRL step by step against explicit Jacobians, for models of every kind, in float64."""
-
-import functools
+"""D-RTRL step by step against explicit Jacobians, for models of every kind, in float64; and what every learner owes."""
 
 import equinox as eqx
 import jax
@@ -9,64 +7,31 @@ import models
 import numpy as np
 import oracles
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
+from models import reference, run, run_by_step, start, total
 
 import sparse_etrace as se
 
-pytestmark = pytest.mark.usefixtures("x64")
 TOLERANCE = 1e-10
 # One op feeds another of its own group, so BPTT with stopped gradients says something else.
 NO_TWIN = {"mgu_cell", "fused_gru"}
-
-
-def stack(grads):
-    return jax.tree.map(lambda *g: jnp.stack(g), *grads)
-
-
-def total(grads):
-    return jax.tree.map(lambda g: jnp.sum(g, 0), grads)
-
-
-def start(learner, case):
-    return learner.init(case.model, case.twin.state, jax.ShapeDtypeStruct(case.xs.shape[1:], case.xs.dtype))
-
-
-def by_step(learner, case):
-    """Gradients of each step, from split calls with the carry going on."""
-    carry, losses, grads = start(learner, case), [], []
-    for t in range(len(case.xs)):
-        now = slice(t, t + 1)
-        loss, g, carry = se.online_grad(
-            learner, oracles.loss_fn, case.model, carry, case.xs[now], case.ys[now], chunk=1
-        )
-        losses.append(loss[0])
-        grads.append(case.read(g))
-    return jnp.stack(losses), stack(grads)
-
-
-def in_windows(learner, case, chunk=3):
-    carry = start(learner, case)
-    return case.read(se.online_grad(learner, oracles.loss_fn, case.model, carry, case.xs, case.ys, chunk=chunk)[1])
-
-
-@functools.cache
-def reference(kind):
-    with jax.enable_x64(True):
-        case = models.build(kind)
-        return case, oracles.online(case.twin, case.xs, case.ys, decay=0.8)
+LEARNERS = [se.D_RTRL(), se.ES_D_RTRL(decay=models.DECAY), se.Hybrid(decay=models.DECAY), se.BPTT()]
+by_name = pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: type(learner).__name__)
+float64 = pytest.mark.usefixtures("x64")
 
 
 @pytest.mark.parametrize("kind", models.KINDS)
+@float64
 def test_d_rtrl(kind):
     case, expected = reference(kind)
     assert oracles.nonzero(expected.exact)
-    losses, grads = by_step(se.D_RTRL(), case)
+    losses, grads = run_by_step(se.D_RTRL(), case)
     assert oracles.relative_error(losses, expected.losses) < TOLERANCE
     assert oracles.relative_error_by_step(grads, expected.exact) < TOLERANCE
-    assert oracles.relative_error(in_windows(se.D_RTRL(), case), total(expected.exact)) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", [k for k in models.KINDS if k not in NO_TWIN])
+@float64
 def test_oracles_agree(kind):
     """Explicit Jacobians and BPTT with stopped gradients are two ways to the same numbers."""
     case, expected = reference(kind)
@@ -74,8 +39,253 @@ def test_oracles_agree(kind):
     assert oracles.relative_error(twin, total(expected.exact)) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
-def test_es_d_rtrl(kind):
+@given(st.sampled_from(["rate", "alif_v", "tied"]), st.integers(1, 2**16))
+@settings(max_examples=4)
+@float64
+def test_random_models(kind, seed):
+    case, expected = models.reference(kind, seed)
+    assert oracles.relative_error_by_step(run_by_step(se.D_RTRL(), case)[1], expected.exact) < TOLERANCE
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3)], ids=str)
+@pytest.mark.parametrize("kind", ["rate", "decay", "alif_v"])
+@float64
+def test_batch_axes(kind, batch):
+    case = models.build(kind, batch=batch)
+    expected = oracles.online(case.twin, case.xs, case.ys, decay=models.DECAY)
+    for learner, grads in (se.D_RTRL(), expected.exact), (se.ES_D_RTRL(decay=models.DECAY), expected.factored):
+        assert oracles.relative_error_by_step(run_by_step(learner, case)[1], grads) < TOLERANCE
+
+
+@pytest.mark.parametrize("how", [jax.jit, jax.vmap, jax.checkpoint, lambda f: jax.jit(jax.vmap(jax.checkpoint(f)))])
+@pytest.mark.parametrize("kind", ["lif_vjp", "fused"])
+@float64
+def test_transformed_models(kind, how):
     case, expected = reference(kind)
-    _, grads = by_step(se.ES_D_RTRL(decay=0.8), case)
-    assert oracles.relative_error_by_step(grads, expected.factored) < TOLERANCE
+    case = case._replace(model=models.Wrapped(case.model, how))
+    assert oracles.relative_error_by_step(run_by_step(se.D_RTRL(), case)[1], expected.exact) < TOLERANCE
+
+
+# --- BPTT ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind", ["rate", "alif_cell", "gru_cell", "two_lif", "conv_2d", "delay_buffer", "cut", "decay"]
+)
+@float64
+def test_bptt(kind):
+    case, _ = reference(kind)
+    expected = oracles.bptt(case.twin, case.xs, case.ys)
+    assert oracles.relative_error(run(se.BPTT(), case, None)[1], expected) < TOLERANCE
+
+
+@float64
+def test_d_rtrl_without_recurrence_is_bptt():
+    case, _ = reference("no_recurrence")
+    expected = oracles.bptt(case.twin, case.xs, case.ys)
+    assert oracles.relative_error(run(se.D_RTRL(), case)[1], expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["rate", "lif", "nontemp", "plain_readout", "old_readout"])
+@by_name
+@float64
+def test_readout_is_that_of_bptt(learner, kind):
+    case, _ = reference(kind)
+    expected = oracles.bptt(case.twin, case.xs, case.ys)
+    grads = run(learner, case, None)[1]
+    names = [name for name in ("out", "offset") if name in expected]
+    if kind != "old_readout":
+        assert oracles.relative_error({n: grads[n] for n in names}, {n: expected[n] for n in names}) < TOLERANCE
+    else:
+        assert oracles.relative_error(grads["out"], expected["out"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("learner", LEARNERS[:3], ids=lambda learner: type(learner).__name__)
+@float64
+def test_reset_gate_has_its_same_step_gradient(learner):
+    case, _ = reference("gru_cell")
+    _, grads = run_by_step(learner, case)
+    state = case.twin.state
+    for t in range(len(case.xs)):
+        now = oracles.bptt(case.twin._replace(state=state), case.xs[t : t + 1], case.ys[t : t + 1])
+        for name in ("inp_r", "rec_r"):
+            assert oracles.relative_error(jax.tree.map(lambda g, t=t: g[t], grads[name]), now[name]) < TOLERANCE
+        state, _ = case.model(state, case.xs[t])
+
+
+# --- sparse against dense --------------------------------------------------------------------------------------------
+
+
+@by_name
+@float64
+def test_sparse_equals_its_dense_masked_twin(learner):
+    case, _ = reference("rate")
+    rec = case.model.params["rec"]
+    conn = rec.op.connectivity
+    synapses = (np.asarray(conn.pre), np.asarray(conn.post))
+    full = jnp.zeros(conn.shape).at[synapses].set(rec.value["weight"])
+    mask = jnp.zeros(conn.shape).at[synapses].set(1)
+    dense = se.ETraceParam({"weight": full}, se.MatMulOp(weight_mask=mask))
+    twin = case._replace(model=eqx.tree_at(lambda m: m.params["rec"], case.model, dense, is_leaf=_is_param))
+    for k in (1, 3):
+        got, expected = run(learner, case, k)[1], run(learner, twin, k)[1]
+        expected["rec"] = {"weight": expected["rec"]["weight"][synapses]}
+        assert oracles.relative_error(got, expected) < TOLERANCE
+
+
+def _is_param(leaf):
+    return isinstance(leaf, se.ETraceParam)
+
+
+# --- step ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["alif_v", "plain_readout", "decay", "clock", "late"])
+@pytest.mark.parametrize("learner", LEARNERS[:2], ids=lambda learner: type(learner).__name__)
+@float64
+def test_gradient_of_step(learner, kind):
+    """What `filter_grad` of one `step` gives is the gradient of `online_grad` at that step."""
+    case, expected = reference(kind)
+    expected = expected.exact if isinstance(learner, se.D_RTRL) else expected.factored
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad(has_aux=True)
+    def loss(model, carry, x, y):
+        carry, out = learner.step(model, carry, x)
+        return oracles.loss_fn(out, y), carry
+
+    carry, grads = start(learner, case), []
+    for x, y in zip(case.xs, case.ys, strict=True):
+        (_, carry), g = loss(case.model, carry, x, y)
+        grads.append(case.read(g))
+    got = jax.tree.map(lambda *g: jnp.stack(g), *grads)
+    assert oracles.relative_error_by_step(got, expected) < TOLERANCE
+
+
+@float64
+def test_gradients_of_step_by_carry_and_input():
+    case, _ = reference("alif_v")
+    learner = se.D_RTRL()
+    _, _, carry = run(learner, case)
+    x, y = case.xs[0], case.ys[0]
+
+    def loss(given):
+        return oracles.loss_fn(learner.step(case.model, given[0], given[1])[1], y)
+
+    by_carry, by_x = eqx.filter_grad(loss)((carry, x))
+    assert all(not np.any(g) for g in jax.tree.leaves(by_carry))
+    expected = jax.grad(lambda x: oracles.loss_fn(case.model(carry.state, x)[1], y))(x)
+    assert oracles.relative_error(by_x, expected) < TOLERANCE
+
+
+# --- carry -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("learner", LEARNERS[:2], ids=lambda learner: type(learner).__name__)
+@float64
+def test_reset_of_some_batch_elements(learner):
+    """Element 1 of two starts again after three steps, so it is as if it had been two sequences."""
+    case, _ = reference("alif_v")
+
+    def element(b, steps):
+        state = {k: s[b] for k, s in case.twin.state.items()}
+        xs, ys = case.xs[steps, b], case.ys[steps, b]
+        result = oracles.online(case.twin._replace(state=state), xs, ys, decay=models.DECAY)
+        return total(result.exact if isinstance(learner, se.D_RTRL) else result.factored)
+
+    parts = element(0, slice(None)), element(1, slice(3)), element(1, slice(3, None))
+    expected = jax.tree.map(lambda *g: sum(g), *parts)
+    _, before, carry = run(learner, case, 3, steps=slice(3))
+    carry = learner.reset(carry, jnp.array([False, True]), case.twin.state)
+    _, after, _ = run(learner, case, 3, carry, slice(3, None))
+    assert oracles.relative_error(jax.tree.map(jnp.add, before, after), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["sparse_function", "low_rank"])
+@float64
+def test_parameters_that_change_between_calls(kind):
+    """Traces are of the weights on synapses; the derivative of phi is taken at the current parameter."""
+    case, expected = reference(kind)
+    first = oracles.online(case.twin, case.xs[:4], case.ys[:4])
+    moved = jax.tree.map(lambda g: g - 0.1, case.twin.values)
+    second = oracles.online(case.twin._replace(values=moved), case.xs[4:], case.ys[4:], carry=first.carry)
+    learner = se.D_RTRL()
+    _, _, carry = run(learner, case, 3, steps=slice(4))
+    trained = se.trainable(case.model)
+    model = jax.tree.map(lambda p, t: p - 0.1 if t else p, case.model, trained)
+    _, grads, _ = run(learner, case._replace(model=model), 3, carry, slice(4, None))
+    assert oracles.relative_error(grads, total(second.exact)) < TOLERANCE
+
+
+# --- what is trained, and in which type -------------------------------------------------------------------------------
+
+
+def _only(*wanted):
+    """Filter specification: True for paths that contain all of some `wanted` names."""
+
+    def spec(model):
+        def one(path, _):
+            return any(all(f"'{part}'" in jax.tree_util.keystr(path) for part in names) for names in wanted)
+
+        return jax.tree_util.tree_map_with_path(one, model)
+
+    return spec
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [_only(["weight"]), _only(["bias"]), _only(["rec"]), _only(["inp", "bias"], ["out", "weight"])],
+    ids=["weights", "biases", "one parameter", "two leaves"],
+)
+@pytest.mark.parametrize("make", [se.D_RTRL, se.ES_D_RTRL, se.BPTT])
+@float64
+def test_train(make, spec):
+    case, _ = reference("rate")
+    train = spec(case.model)
+    everything, some = run(make(), case)[1], run(make(train=train), case)[1]
+    kept = case.read(train)
+    for name, leaves in everything.items():
+        for key, grad in leaves.items():
+            if kept[name][key]:
+                assert oracles.relative_error(some[name][key], grad) < TOLERANCE
+            else:
+                assert some[name][key] is None
+
+
+@by_name
+@pytest.mark.parametrize("kind", ["rate", "decay", "conv_1d"])
+def test_float32_stays(learner, kind):
+    case = models.build(kind)
+    losses, grads, carry = run(learner, case)
+    assert losses.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+    assert jax.tree.map(lambda a: a.dtype, carry) == jax.tree.map(lambda a: a.dtype, start(learner, case))
+
+
+@pytest.mark.parametrize("make", [se.D_RTRL, se.ES_D_RTRL, se.Hybrid])
+def test_trace_dtype(make):
+    case = models.build("alif_v")
+    _, expected, _ = run(make(), case)
+    _, grads, carry = run(make(trace_dtype=jnp.bfloat16), case)
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(carry.traces) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    assert kinds == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+    assert oracles.relative_error(grads, expected) < 0.05
+
+
+def test_a_second_call_does_not_compile():
+    traced = []
+
+    def forward(op, h, held, x):
+        traced.append(1)
+        return models.rate_forward(op, h, held, x)
+
+    case = models.rate(np.random.default_rng(0), forward=forward)
+    learner = se.D_RTRL()
+    _, _, carry = run(learner, case)
+    carry, _ = learner.step(case.model, carry, case.xs[0])
+    before = len(traced)
+    other = case._replace(model=jax.tree.map(lambda leaf: leaf, case.model), xs=case.xs + 1)
+    _, _, carry = run(se.D_RTRL(), other, carry=carry)
+    carry, _ = se.D_RTRL().step(other.model, carry, other.xs[1])
+    assert len(traced) == before

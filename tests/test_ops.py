@@ -60,7 +60,8 @@ def test_dense(form, before, dtype):
         x = normal(*batch, 4, dtype=dtype)
         close(se.ETraceParam({"weight": w}, op)(x), np.einsum("...i,ij->...j", x, v), dtype)
         close(se.ETraceParam({"weight": w, "bias": b}, op)(x), np.einsum("...i,ij->...j", x, v) + b, dtype)
-    se.check_op(op, {"weight": jnp.asarray(w), "bias": jnp.asarray(b)}, x)
+    if form == 3:
+        se.check_op(op, {"weight": jnp.asarray(w), "bias": jnp.asarray(b)}, x)
 
 
 # --- convolution -----------------------------------------------------------------------------------------------------
@@ -176,7 +177,8 @@ def test_sparse(tie, fn, axis, dtype):
         if axis == -1:
             bcoo = BCOO((jnp.asarray(v, dtype), jnp.stack([conn.pre, conn.post], axis=1)), shape=SHAPE)
             close(jnp.asarray(x.reshape(-1, 3)) @ bcoo, expected.reshape(-1, 4), dtype)
-    se.check_op(op, {"weight": jnp.asarray(w), "bias": jnp.asarray(b)}, x)
+    if (tie is None) == (fn is None):
+        se.check_op(op, {"weight": jnp.asarray(w), "bias": jnp.asarray(b)}, x)
 
 
 def test_sparse_on_a_graph():
@@ -357,24 +359,27 @@ def test_sum_and_window_are_the_generic_ones(name, steps, batch):
     op, v, x, y = setting(name, steps, *batch)
     each = [op.xy_to_dw(x[k], y[k], v) for k in range(steps)]
     expected = jax.tree.map(lambda *parts: sum(parts), *each)
-    assert_trees(op.sum_dw(x, y, v), expected)
-    assert_trees(se.ETraceOp.sum_dw(op, x, y, v), expected)
     units, variables = y.shape[1:], 2
     trace = jax.tree.map(lambda e: jnp.asarray(normal(variables, *e.shape, seed=2)), each[0])
     carried, signal = normal(variables, variables, *units, seed=3), normal(variables, *units, seed=4)
     entering = normal(steps, variables, *units, seed=5)
     coefficients = tuple(map(jnp.asarray, (carried, entering, signal, y)))
-    full = jax.jit(lambda *args: op.window(*args))(v, trace, *coefficients, x)
-    assert_trees(full, jax.jit(lambda *args: se.ETraceOp.window(op, *args))(v, trace, *coefficients, x))
-    for key in v:  # without a trace for one leaf, the other's is the same
-        partial = {**trace, key: None}
-        new, taught = op.window(v, partial, *coefficients, x)
-        assert new[key] is None and taught[key] is None
-        rest = [k for k in v if k != key]
-        assert_trees({k: new[k] for k in rest}, {k: full[0][k] for k in rest})
-        assert_trees({k: taught[k] for k in rest}, {k: full[1][k] for k in rest})
-        generic = se.ETraceOp.window(op, v, partial, *coefficients, x)
-        assert_trees((new, taught), generic)
+    partials = [{**trace, key: None} for key in v]  # without a trace for one leaf, the other's is the same
+
+    @jax.jit
+    def both(*args):
+        traces = [trace, *partials]
+        windows = [(op.window(v, e, *args), se.ETraceOp.window(op, v, e, *args)) for e in traces]
+        return windows, op.sum_dw(x, y, v), se.ETraceOp.sum_dw(op, x, y, v)
+
+    windows, own, generic = both(*coefficients, x)
+    assert_trees(own, expected)
+    assert_trees(generic, expected)
+    (full, generic), *rest = windows
+    assert_trees(full, generic)
+    for key, (own, generic) in zip(v, rest):
+        assert_trees(own, tuple({**part, key: None} for part in full))
+        assert_trees(generic, own)
 
 
 def test_window_of_a_dense_op_by_hand():

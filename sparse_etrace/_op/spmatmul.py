@@ -115,12 +115,13 @@ class SpMatMulOp(ETraceOp):
         x, carried, entering, signal, direct = (self._last(part) for part in (x, carried, entering, signal, direct))
         new: Traces = dict.fromkeys(v)
         taught: Traces = dict.fromkeys(v)
-        if trace["weight"] is not None:
+        weight, bias = trace["weight"], trace.get("bias")
+        if weight is not None:
             new["weight"], taught["weight"] = _kernels.trace.window(
-                self.connectivity, carried, entering, signal, direct, x, trace["weight"]
+                self.connectivity, carried, entering, signal, direct, x, weight
             )
-        if trace.get("bias") is not None:
-            new["bias"], taught["bias"] = window_per_unit(v["bias"], trace["bias"], carried, entering, signal, direct)
+        if bias is not None:
+            new["bias"], taught["bias"] = window_per_unit(v["bias"], bias, carried, entering, signal, direct)
         return new, taught
 
     def _last(self, x: Array) -> Array:

@@ -1,0 +1,95 @@
+"""Windows of any length, and calls split anywhere, give the gradients of single steps."""
+
+import jax
+import jax.numpy as jnp
+import models
+import oracles
+import pytest
+from models import reference, run, total
+
+import sparse_etrace as se
+
+pytestmark = pytest.mark.usefixtures("x64")
+TOLERANCE = 1e-10
+D_RTRL, ES_D_RTRL = se.D_RTRL(), se.ES_D_RTRL(decay=models.DECAY)
+
+
+def expected_of(learner, kind):
+    case, expected = reference(kind)
+    return case, expected.exact if isinstance(learner, se.D_RTRL) else expected.factored
+
+
+@pytest.mark.parametrize("chunk", [3, 16])
+@pytest.mark.parametrize(
+    "kind", ["alif_v", "lstm", "fused_gru", "late", "delay_chain", "axis_2", "tied", "conv_1d", "low_rank", "decay"]
+)
+def test_d_rtrl(kind, chunk):
+    """Three steps: two windows and a rest; sixteen: one window, longer than the sequence."""
+    case, expected = expected_of(D_RTRL, kind)
+    assert oracles.relative_error(run(D_RTRL, case, chunk)[1], total(expected)) < TOLERANCE
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16])
+@pytest.mark.parametrize("kind", ["alif_v", "two_lif", "sparse_function"])
+def test_es_d_rtrl(kind, chunk):
+    case, expected = expected_of(ES_D_RTRL, kind)
+    assert oracles.relative_error(run(ES_D_RTRL, case, chunk)[1], total(expected)) < TOLERANCE
+
+
+@pytest.mark.parametrize("learner", [D_RTRL, ES_D_RTRL, se.Hybrid(decay=models.DECAY)], ids=["d", "es", "hybrid"])
+def test_split_calls(learner):
+    """The carry goes on: losses, gradients, state and traces do not depend on where calls and windows end."""
+    case, _ = reference("alif_v")
+    losses, grads, carry = run(learner, case, 1)
+    for ends in [(7,), (2, 7), (1, 4, 7)]:
+        other, parts, begin = None, [], 0
+        for end in ends:
+            *part, other = run(learner, case, 3, other, slice(begin, end))
+            parts.append(part)
+            begin = end
+        assert oracles.relative_error(jnp.concatenate([p[0] for p in parts]), losses) < TOLERANCE
+        assert oracles.relative_error(jax.tree.map(lambda *g: sum(g), *(p[1] for p in parts)), grads) < TOLERANCE
+        assert oracles.relative_error(other, carry) < TOLERANCE
+
+
+def test_auxiliary_results_are_stacked():
+    case, _ = reference("rate")
+
+    def loss_fn(out, y):
+        return oracles.loss_fn(out, y), {"out": out, "error": jnp.max(jnp.abs(out - y))}
+
+    expected = run(D_RTRL, case, 3)[:2]
+    carry = models.start(D_RTRL, case)
+    for chunk in (1, 3, 16):
+        got = se.online_grad(D_RTRL, loss_fn, case.model, carry, case.xs, case.ys, chunk=chunk, has_aux=True)
+        losses, grads, _, aux = got
+        assert oracles.relative_error((losses, case.read(grads)), expected) < TOLERANCE
+        assert aux["out"].shape == case.ys.shape and aux["error"].shape == losses.shape
+        again = jax.vmap(oracles.loss_fn)(aux["out"], case.ys)
+        assert oracles.relative_error(losses, again) < TOLERANCE
+
+
+def test_bptt_windows_cut_the_carry():
+    case, _ = reference("rate")
+    _, got, _ = run(se.BPTT(), case, 3)
+    state, parts = case.twin.state, []
+    for begin in (0, 3, 6):
+        now = slice(begin, begin + 3)
+        parts.append(oracles.bptt(case.twin._replace(state=state), case.xs[now], case.ys[now]))
+        for x in case.xs[now]:
+            state, _ = case.model(state, x)
+    assert oracles.relative_error(got, jax.tree.map(lambda *g: sum(g), *parts)) < TOLERANCE
+
+
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_chunk_out_of_range(chunk):
+    case, _ = reference("rate")
+    with pytest.raises(ValueError, match="chunk: expected at least 1 step"):
+        run(D_RTRL, case, chunk)
+
+
+def test_lengths_differ():
+    case, _ = reference("rate")
+    carry = models.start(D_RTRL, case)
+    with pytest.raises(ValueError, match="xs, ys: expected one common number of steps"):
+        se.online_grad(D_RTRL, oracles.loss_fn, case.model, carry, case.xs, case.ys[:3])
