@@ -52,7 +52,7 @@ def _curves(axes: Any, results: dict[str, Any]) -> None:
     axes.annotate("chance", (0, 10), xytext=(2, 3), textcoords="offset points", color="grey")
     axes.set(xlabel="updates (batches of 50 sequences)", ylabel="accuracy on held-out sequences (%)", ylim=(0, 100))
     axes.set_title("Learning")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.1), frameon=False)
 
 
 def _memory(axes: Any, results: dict[str, Any]) -> None:
@@ -96,17 +96,22 @@ def _wiring(axes: Any, graph: Graph, before: np.ndarray, after: np.ndarray) -> N
 def _traces(axes: Any, graph: Graph, pixels: np.ndarray, traces: np.ndarray) -> None:
     conn, names = graph.connectivity, graph.nodes
     strength = np.abs(traces).max(axis=0)
-    chosen: list[int] = []
-    for s in np.argsort(-strength):
-        if all(conn.post[s] != conn.post[k] for k in chosen):
-            chosen.append(int(s))
-        if len(chosen) == 5:
-            break
+    shapes = traces / np.maximum(strength, 1e-12)
+    chosen = _unlike(shapes, np.argsort(-strength)[: len(strength) // 3], 5)
     for s, colour in zip(chosen, ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"], strict=False):
         label = f"{names[int(conn.pre[s])]} to {names[int(conn.post[s])]}"
-        axes.plot(traces[:, s] / strength[s], color=colour, label=label)
+        axes.plot(shapes[:, s], color=colour, label=label)
     scaled = pixels / np.abs(pixels).max()
     axes.step(np.arange(len(pixels)), scaled, color="grey", lw=1, ls="--", where="mid", label="input pixel")
-    axes.set(xlabel="time (steps)", ylabel="eligibility trace (of its maximum)")
+    axes.set(xlabel="time (steps)", ylabel="eligibility trace (of its maximum)", ylim=(-1.1, 1.65))
     axes.set_title("What five synapses remember of one sequence")
     axes.legend(frameon=False, fontsize="small", ncols=2)
+
+
+def _unlike(shapes: np.ndarray, candidates: np.ndarray, count: int) -> list[int]:
+    """The first candidate, and then each time the one that is least like those already chosen."""
+    chosen = [int(candidates[0])]
+    while len(chosen) < count:
+        distance = np.abs(shapes[:, candidates, None] - shapes[:, None, chosen]).mean(axis=0).min(axis=-1)
+        chosen.append(int(candidates[np.argmax(distance)]))
+    return chosen

