@@ -25,16 +25,31 @@ class Mixed(NamedTuple):
     where: str
 
 
+class Numbers(np.ndarray):
+    """Unit numbers that remember the last equation that moved them, also through views and sums."""
+
+    moved: Mixed | None = None
+
+    def __array_finalize__(self, source: Any) -> None:
+        self.moved = getattr(source, "moved", None)
+
+
 Ids = np.ndarray | Mixed | None
 """For each element the number of its unit, -1 for none; None: no derivative passes here at all."""
+
+MOVERS = {"rev", "transpose", "concatenate", "split", "slice", "pad", "gather", "scatter", "scatter-add", "sort",
+          "dynamic_slice", "dynamic_update_slice"}  # fmt: skip
 
 
 class _MixingError(Exception):
     pass
 
 
-def follow(jaxpr: Any, consts: Sequence[Any], ids: Sequence[Ids]) -> list[Ids]:
-    """Unit numbers of the outputs of a jaxpr that is linear in the inputs that carry numbers."""
+def follow(jaxpr: Any, consts: Sequence[Any], ids: Sequence[Ids], caller: str = "") -> list[Ids]:
+    """Unit numbers of the outputs of a jaxpr that is linear in the inputs that carry numbers.
+
+    `caller` is the line to blame where an equation has none of its own.
+    """
     env: dict[Any, Ids] = dict(zip(jaxpr.invars, ids, strict=True))
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
 
@@ -50,34 +65,46 @@ def follow(jaxpr: Any, consts: Sequence[Any], ids: Sequence[Ids]) -> list[Ids]:
         if mixed is not None:
             env.update(dict.fromkeys(eqn.outvars, mixed))
             continue
+        line = source_info.summarize(eqn.source_info) or caller
+        blame = Mixed(eqn.primitive.name, line)
         try:
-            out = _through(eqn, given, [value(v) for v in eqn.invars])
+            out = _through(eqn, given, [value(v) for v in eqn.invars], line)
+            if eqn.primitive.name in MOVERS:
+                out = [_moved(ids, blame) for ids in out]
         except _MixingError:
-            blame = Mixed(eqn.primitive.name, source_info.summarize(eqn.source_info))
             out = [blame] * len(eqn.outvars)
         env.update(zip(eqn.outvars, out, strict=True))
     return [None if isinstance(v, jex.Literal) else env.get(v) for v in jaxpr.outvars]
+
+
+def _moved(ids: Ids, by: Mixed) -> Ids:
+    if isinstance(ids, np.ndarray):
+        ids = ids.view(Numbers)
+        ids.moved = by
+    return ids
 
 
 def _fold(eqn: Any, args: list[Any], values: dict[Any, Any]) -> None:
     """Keep small integer constants: they may be the indices of a gather or a slice."""
     aval = eqn.outvars[0].aval
     dtype = getattr(aval, "dtype", None)
-    discrete = dtype is not None and (dtype == bool or jax.dtypes.issubdtype(dtype, np.integer))
+    discrete = dtype is not None and (
+        jax.dtypes.issubdtype(dtype, np.integer) or jax.dtypes.issubdtype(dtype, np.bool_)
+    )
     if discrete and len(eqn.outvars) == 1 and aval.size <= 1 << 20:
         if not sub_jaxprs(eqn) and all(a is not None for a in args):
             with jax.ensure_compile_time_eval():
                 values[eqn.outvars[0]] = eqn.primitive.bind(*map(jnp.asarray, args), **eqn.params)
 
 
-def _through(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
+def _through(eqn: Any, ids: list[Any], values: list[Any], line: str) -> list[Any]:
     name, params, inner = eqn.primitive.name, eqn.params, sub_jaxprs(eqn)
     if name in INLINED or (len(inner) == 1 and name not in ("scan", "while", "cond") and name.startswith("custom")):
-        return follow(inner[0], getattr(params.get("jaxpr"), "consts", ()), ids)
+        return follow(inner[0], getattr(params.get("jaxpr"), "consts", ()), ids, line)
     if name == "scan":
-        return _scan(params, inner[0], ids)
+        return _scan(params, inner[0], ids, line)
     if name == "cond":
-        branches = [follow(branch, (), ids[1:]) for branch in inner]
+        branches = [follow(branch, (), ids[1:], line) for branch in inner]
         return [_join(list(parts)) for parts in zip(*branches, strict=True)]
     if name in _STRUCTURAL:
         return _STRUCTURAL[name](eqn, ids, values)
@@ -105,7 +132,7 @@ def _join(parts: list[Any]) -> Any:
     return total
 
 
-def _reduce(ids: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+def _reduce(ids: np.ndarray, axes: tuple[Any, ...]) -> np.ndarray:
     """Unit numbers of a sum over axes, all summands of one unit."""
     top = ids.max(axis=axes, keepdims=True, initial=-1)
     if np.any((ids != top) & (ids >= 0)):
@@ -113,7 +140,7 @@ def _reduce(ids: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     return top.squeeze(axes)
 
 
-def _broadcast(ids: np.ndarray, shape: tuple[int, ...], dims: tuple[int, ...]) -> np.ndarray:
+def _broadcast(ids: np.ndarray, shape: tuple[int, ...], dims: Sequence[Any]) -> np.ndarray:
     expanded = [1] * len(shape)
     for axis, dim in enumerate(dims):
         expanded[dim] = ids.shape[axis]
@@ -144,12 +171,18 @@ def _by_binding(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
                 raise _MixingError
             args.append(value)
         else:
-            shifted = np.zeros(var.aval.shape, np.float32) if number is None else (number + 1).astype(np.float32)
-            if shifted.max(initial=0) >= 2**24:
-                raise _MixingError
-            args.append(shifted)
+            args.append(np.zeros(var.aval.shape, np.int32) if number is None else (number + 1).astype(np.int32))
+    name, p = eqn.primitive.name, eqn.params
     with jax.ensure_compile_time_eval():
-        return [np.nan_to_num(np.asarray(eqn.primitive.bind(*map(jnp.asarray, args), **eqn.params))).astype(int) - 1]
+        args = [jnp.asarray(a) for a in args]
+        if name in _SCATTERS:
+            moved = _SCATTERS[name](*args, p["dimension_numbers"], unique_indices=p["unique_indices"], mode=p["mode"])
+        else:
+            moved = eqn.primitive.bind(*args, **p)
+        return [np.maximum(np.asarray(moved).astype(int), 0) - 1]
+
+
+_SCATTERS: dict[str, Callable[..., Any]] = {"scatter": jax.lax.scatter, "scatter-add": jax.lax.scatter_add}
 
 
 def _scatter_add(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
@@ -160,9 +193,20 @@ def _scatter_add(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
     return _by_binding(eqn, ids, values)
 
 
+def _scatter_mul(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
+    if ids[0] is None or ids[2] is not None:
+        raise _MixingError
+    return [ids[0]]
+
+
 def _concatenate(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
     parts = [np.full(v.aval.shape, -1) if i is None else i for i, v in zip(ids, eqn.invars, strict=True)]
     return [np.concatenate(parts, eqn.params["dimension"])]
+
+
+def _stack(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
+    parts = [np.full(v.aval.shape, -1) if i is None else i for i, v in zip(ids, eqn.invars, strict=True)]
+    return [np.stack(parts, eqn.params["axis"])]
 
 
 def _split(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
@@ -193,6 +237,9 @@ _STRUCTURAL: dict[str, Callable[[Any, list[Any], list[Any]], list[Any]]] = {
     "rev": lambda e, i, v: [np.flip(i[0], e.params["dimensions"])],
     "reduce_sum": lambda e, i, v: [_reduce(i[0], tuple(e.params["axes"]))],
     "slice": _slice,
+    "stack": _stack,
+    "unstack": lambda e, i, v: [np.take(i[0], k, e.params["axis"]) for k in range(len(e.outvars))],
+    "tile": lambda e, i, v: [np.tile(i[0], e.params["reps"])],
     "pad": _pad,
     "concatenate": _concatenate,
     "split": _split,
@@ -202,10 +249,11 @@ _STRUCTURAL: dict[str, Callable[[Any, list[Any], list[Any]], list[Any]]] = {
     "dynamic_update_slice": _by_binding,
     "scatter": _by_binding,
     "scatter-add": _scatter_add,
+    "scatter-mul": _scatter_mul,
 }  # fmt: skip
 
 
-def _scan(params: dict[str, Any], body: Any, ids: list[Any]) -> list[Any]:
+def _scan(params: dict[str, Any], body: Any, ids: list[Any], line: str) -> list[Any]:
     consts, count = params["num_consts"], params["num_carry"]
     fixed, carry, xs = ids[:consts], list(ids[consts : consts + count]), ids[consts + count :]
     each = []
@@ -214,7 +262,7 @@ def _scan(params: dict[str, Any], body: Any, ids: list[Any]) -> list[Any]:
             raise _MixingError
         each.append(None if x is None else x[0])
     while True:
-        out = follow(body, (), [*fixed, *carry, *each])
+        out = follow(body, (), [*fixed, *carry, *each], line)
         joined = [_join([a, b]) for a, b in zip(carry, out[:count], strict=True)]
         if any(isinstance(j, Mixed) for j in joined):
             raise _MixingError

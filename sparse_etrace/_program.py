@@ -23,15 +23,19 @@ Labels = frozenset
 
 
 class Node(NamedTuple):
-    """One equation; its inputs and outputs are numbers of values."""
+    """One equation; its inputs and outputs are numbers of values.
+
+    `source` is the line of the user's code; an equation inside a cached call has only that of the call.
+    """
 
     eqn: Any
     inputs: tuple[Atom, ...]
     outputs: tuple[int, ...]
+    source: Any
 
     @property
     def where(self) -> str:
-        return source_info.summarize(self.eqn.source_info)
+        return source_info.summarize(self.source)
 
     @property
     def is_boundary(self) -> bool:
@@ -42,7 +46,7 @@ class Node(NamedTuple):
         if self.is_boundary:
             return list(self.eqn.params["call"](*values))
         params = self.eqn.primitive.get_bind_params(self.eqn.params)
-        with source_info.user_context(self.eqn.source_info.traceback), self.eqn.ctx.manager:
+        with source_info.user_context(self.source.traceback), self.eqn.ctx.manager:
             out = self.eqn.primitive.bind(*values, **params)
         return list(out) if self.eqn.primitive.multiple_results else [out]
 
@@ -124,7 +128,7 @@ def flatten(closed: Any) -> Program:
         avals.append(var.aval)
         return len(avals) - 1
 
-    def walk(jaxpr: Any, inner_consts: Iterable[Any], args: Sequence[Atom]) -> list[Atom]:
+    def walk(jaxpr: Any, inner_consts: Iterable[Any], args: Sequence[Atom], caller: Any) -> list[Atom]:
         env: dict[Any, Atom] = dict(zip(jaxpr.invars, args, strict=True))
         for var, value in zip(jaxpr.constvars, inner_consts, strict=True):
             number = new(var)
@@ -135,25 +139,26 @@ def flatten(closed: Any) -> Program:
 
         for eqn in jaxpr.eqns:
             inputs = tuple(atom(v) for v in eqn.invars)
+            source = eqn.source_info if caller is None or source_info.summarize(eqn.source_info) else caller
             if eqn.primitive.name in INLINED:
                 inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
                 is_closed = isinstance(inner, jex.ClosedJaxpr)
-                out = walk(inner.jaxpr if is_closed else inner, inner.consts if is_closed else (), inputs)
+                out = walk(inner.jaxpr if is_closed else inner, inner.consts if is_closed else (), inputs, source)
                 env.update(zip(eqn.outvars, out, strict=True))
                 continue
             if eqn.primitive is not boundary_p and any(map(_has_boundary, sub_jaxprs(eqn))):
                 raise NotImplementedError(
                     f"model: an op or a cut runs inside `{eqn.primitive.name}` at "
-                    f"{source_info.summarize(eqn.source_info)}. Call it outside: the step itself is already the body "
+                    f"{source_info.summarize(source)}. Call it outside: the step itself is already the body "
                     "of a loop over time, and a branch can choose between outputs with jnp.where."
                 )
             outputs = tuple(new(v) for v in eqn.outvars)
             env.update(zip(eqn.outvars, outputs, strict=True))
-            nodes.append(Node(eqn, inputs, outputs))
+            nodes.append(Node(eqn, inputs, outputs, source))
         return [atom(v) for v in jaxpr.outvars]
 
     inputs = [new(v) for v in closed.jaxpr.invars]
-    outputs = walk(closed.jaxpr, closed.consts, inputs)
+    outputs = walk(closed.jaxpr, closed.consts, inputs, None)
     return Program(nodes, inputs, outputs, consts, avals)
 
 

@@ -123,7 +123,7 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
         exact
     """
     carry = eqx.filter_eval_shape(learner.init, model, state, x)
-    analysis = Analysis(model, state, x, learner.train)
+    analysis = _analyse(model, state, x, learner.train)
     traced = isinstance(learner, TraceLearner)
     reached = _probe(analysis, model, state, x) if traced else {}
     dropping = _dropping(analysis)
@@ -162,6 +162,13 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
             )
         )
     return Report(tuple(rows))
+
+
+def _analyse(model: Any, state: Any, x: Any, train: Any) -> Analysis:
+    """The analysis of a model whose arrays may be `jax.ShapeDtypeStruct`."""
+    found: list[Analysis] = []
+    eqx.filter_eval_shape(lambda model: found.append(Analysis(model, state, x, train)), model)
+    return found[0]
 
 
 def _dropping(analysis: Analysis) -> set[int]:
@@ -280,7 +287,7 @@ def memory_plan(
 
     def window(arrays: Any, carry: Any, xs: Any) -> Any:
         def loss(out: Any, y: None) -> tuple[Any, None]:
-            return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(out) if is_inexact(leaf)), None
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(out) if is_inexact(leaf)), None
 
         result = learner.window(eqx.combine(arrays, static), carry, xs, None, loss)
         return result.losses, result.grads, result.carry
@@ -295,7 +302,7 @@ def memory_plan(
         "gradients": nbytes(trained),
     }
     if carry.traces is not None:
-        analysis = Analysis(model, state, x, learner.train)
+        analysis = _analyse(model, state, x, learner.train)
         for call in analysis.learning:
             owners = _owners(analysis, call)
             size = nbytes(carry.traces[call.number])

@@ -15,6 +15,12 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {2**31 - 1}, got {text!r}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="sparse-etrace", description="Train recurrent networks online, on the synapses that exist.")
     parser.add_argument("--version", action="version", version=version("sparse-etrace"))
@@ -23,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("name", choices=["worm"], help="worm: the connectome of C. elegans learns MNIST-1D")
     show.add_argument("--quick", action="store_true", help="a fifth of the updates: less than a minute")
     show.add_argument("--out", type=Path, default=Path("results"), help="folder for the results (default: results)")
-    show.add_argument("--seed", type=int, default=0, help="of weights and batches (default: 0)")
+    show.add_argument("--seed", type=_seed, default=0, help="of weights and batches (default: 0)")
     return parser
 
 

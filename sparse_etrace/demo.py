@@ -26,6 +26,7 @@ from ._transform import scale_spectral_radius
 from .datasets import MNIST1D, mnist1d, worm
 
 STEPS, READ, CHUNK, BATCH, HELD_OUT = 40, 20, 20, 50, 500
+UPDATES, QUICK_UPDATES = 1500, 300
 READOUT_ONLY = "readout only"
 
 
@@ -187,7 +188,7 @@ def run(out: Path, quick: bool = False, seed: int = 0) -> dict[str, Any]:
     """
     from .plot import worm_figure
 
-    updates = 300 if quick else 1500
+    updates = QUICK_UPDATES if quick else UPDATES
     graph, data = worm(), mnist1d()
     mean, std = data.x_train.mean(), data.x_train.std()
     data = data._replace(x_train=(data.x_train - mean) / std, x_test=(data.x_test - mean) / std)

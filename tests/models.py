@@ -14,7 +14,7 @@ import oracles
 import sparse_etrace as se
 
 A, N = 0.7, 4
-INPUTS, OUTPUTS = 3, 2
+INPUTS, OUTPUTS, STEPS = 3, 2, 7
 
 
 class Net(eqx.Module):
@@ -94,7 +94,9 @@ class Case(NamedTuple):
         return found
 
 
-def make(rng, forward, parts, state, traced, calls=None, model=None, batch=(2,), x=(INPUTS,), steps=7, out=(OUTPUTS,)):
+def make(
+    rng, forward, parts, state, traced, calls=None, model=None, batch=(2,), x=(INPUTS,), steps=STEPS, out=(OUTPUTS,)
+):
     calls = {name: name for name, p in parts.items() if p.op is not None} if calls is None else calls
     params = {name: part.param() for name, part in parts.items()}
     model = Net(params, forward, tuple(calls.items())) if model is None else model(params)
@@ -455,8 +457,10 @@ def fused_gru(rng, batch=(2,)):
 
 def fused(rng, batch=(2,), forward=fused_forward, gates=3, names=("h",)):
     parts = {
-        "inp": dense(rng, INPUTS, gates * N), "rec": sparse(rng, N, gates * N, bias=False), "out": dense(rng, N, OUTPUTS),
-    }  # fmt: skip
+        "inp": dense(rng, INPUTS, gates * N),
+        "rec": sparse(rng, N, gates * N, bias=False),
+        "out": dense(rng, N, OUTPUTS),
+    }
     return make(rng, forward, parts, _state(rng, batch, *names), dict.fromkeys(("inp", "rec"), names), batch=batch)
 
 
@@ -630,8 +634,8 @@ KINDS = {
     for f in (
         rate, rate_cell, lif, lif_cell, lif_vjp, alif_cell, alif_v, gru_cell, mgu_cell, fused, lstm, fused_gru, two,
         two_lif, late, feedback, delay_chain, delay_buffer, shared, skip, old_readout, tied, twice, axis_2, conv_1d,
-        conv_2d, low_rank, masked, function_first, sparse_function, decay, nontemp, untraced_input, plain_readout, clock,
-        cut, no_recurrence,
+        conv_2d, low_rank, masked, function_first, sparse_function, decay, nontemp, untraced_input, plain_readout,
+        clock, cut, no_recurrence,
     )
 }  # fmt: skip
 
@@ -657,7 +661,7 @@ def start(learner, case):
     return learner.init(case.model, case.twin.state, jax.ShapeDtypeStruct(case.xs.shape[1:], case.xs.dtype))
 
 
-def run(learner, case, chunk=3, carry=None, steps=slice(None)):
+def run(learner, case, chunk=STEPS, carry=None, steps=slice(None)):
     """Losses, gradients by name and carry of `online_grad` on some steps of a case."""
     carry = start(learner, case) if carry is None else carry
     xs, ys = case.xs[steps], case.ys[steps]

@@ -6,7 +6,6 @@ reaches a group takes that group's old state from `held`, everything else comes 
 `op(name)` gives an elementwise or a plain parameter, `op.cut(name, fn, *args)` is a declared boundary.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -304,11 +303,14 @@ def stop_gradient_twin(twin, xs, ys):
 
         return jnp.sum(jax.lax.scan(step, twin.state, (xs, ys))[1])
 
-    v = _weights(twin, twin.values)
-    routes = {twin.traced.get(c, ()) for c in twin.calls}
-    by_route = {r: jax.jit(jax.grad(functools.partial(total, live=r)))(v, plain) for r in routes}
-    dv = {c: by_route[twin.traced.get(c, ())][c] for c in twin.calls}
-    return _to_values(twin, twin.values, dv, jax.jit(jax.grad(functools.partial(total, live=()), 1))(v, plain))
+    @jax.jit
+    def by_call(v, plain):
+        routes = {twin.traced.get(c, ()) for c in twin.calls}
+        grads = {live: jax.grad(total)(v, plain, live) for live in routes}
+        by_plain = jax.grad(total, 1)(v, plain, ()) if plain else {}
+        return {c: grads[twin.traced.get(c, ())][c] for c in twin.calls}, by_plain
+
+    return _to_values(twin, twin.values, *by_call(_weights(twin, twin.values), plain))
 
 
 def bptt(twin, xs, ys):

@@ -60,7 +60,8 @@ def by_hand(data, size, carry_over=False):
 
 
 @pytest.mark.parametrize(
-    "update, size, carry_over", [("sequence", STEPS, False), ("step", 1, False), (3, 3, False), (3, 3, True), (99, STEPS, True)]
+    "update, size, carry_over",
+    [("sequence", STEPS, False), ("step", 1, False), (3, 3, False), (3, 3, True), (99, STEPS, True)],
 )
 def test_when_parameters_change(x64, update, size, carry_over):
     data = sequences(2)

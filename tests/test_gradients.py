@@ -17,10 +17,17 @@ TOLERANCE = 1e-10
 NO_TWIN = {"mgu_cell", "fused_gru"}
 LEARNERS = [se.D_RTRL(), se.ES_D_RTRL(decay=models.DECAY), se.Hybrid(decay=models.DECAY), se.BPTT()]
 by_name = pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: type(learner).__name__)
+traces = pytest.mark.parametrize("learner", LEARNERS[:3], ids=lambda learner: type(learner).__name__)
+both = pytest.mark.parametrize("learner", LEARNERS[:2], ids=lambda learner: type(learner).__name__)
 float64 = pytest.mark.usefixtures("x64")
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
+@pytest.fixture(scope="module", params=models.KINDS)
+def kind(request):
+    """All tests of one kind follow one another, so that they share its oracles."""
+    return request.param
+
+
 @float64
 def test_d_rtrl(kind):
     case, expected = reference(kind)
@@ -30,13 +37,19 @@ def test_d_rtrl(kind):
     assert oracles.relative_error_by_step(grads, expected.exact) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", [k for k in models.KINDS if k not in NO_TWIN])
+@float64
+def test_es_d_rtrl(kind):
+    case, expected = reference(kind)
+    _, grads = run_by_step(se.ES_D_RTRL(decay=models.DECAY), case)
+    assert oracles.relative_error_by_step(grads, expected.factored) < TOLERANCE
+
+
 @float64
 def test_oracles_agree(kind):
     """Explicit Jacobians and BPTT with stopped gradients are two ways to the same numbers."""
     case, expected = reference(kind)
-    twin = oracles.stop_gradient_twin(case.twin, case.xs, case.ys)
-    assert oracles.relative_error(twin, total(expected.exact)) < TOLERANCE
+    error = oracles.relative_error(oracles.stop_gradient_twin(case.twin, case.xs, case.ys), total(expected.exact))
+    assert error > 1e-3 if kind in NO_TWIN else error < TOLERANCE
 
 
 @given(st.sampled_from(["rate", "alif_v", "tied"]), st.integers(1, 2**16))
@@ -57,7 +70,11 @@ def test_batch_axes(kind, batch):
         assert oracles.relative_error_by_step(run_by_step(learner, case)[1], grads) < TOLERANCE
 
 
-@pytest.mark.parametrize("how", [jax.jit, jax.vmap, jax.checkpoint, lambda f: jax.jit(jax.vmap(jax.checkpoint(f)))])
+WAYS = {"jit": jax.jit, "vmap": jax.vmap, "checkpoint": jax.checkpoint}
+WAYS["all"] = lambda f: jax.jit(jax.vmap(jax.checkpoint(f)))
+
+
+@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("kind", ["lif_vjp", "fused"])
 @float64
 def test_transformed_models(kind, how):
@@ -69,14 +86,12 @@ def test_transformed_models(kind, how):
 # --- BPTT ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "kind", ["rate", "alif_cell", "gru_cell", "two_lif", "conv_2d", "delay_buffer", "cut", "decay"]
-)
+@pytest.mark.parametrize("kind", ["alif_cell", "gru_cell", "two_lif", "conv_2d", "delay_buffer", "cut"])
 @float64
 def test_bptt(kind):
     case, _ = reference(kind)
     expected = oracles.bptt(case.twin, case.xs, case.ys)
-    assert oracles.relative_error(run(se.BPTT(), case, None)[1], expected) < TOLERANCE
+    assert oracles.relative_error(run(se.BPTT(), case)[1], expected) < TOLERANCE
 
 
 @float64
@@ -86,21 +101,17 @@ def test_d_rtrl_without_recurrence_is_bptt():
     assert oracles.relative_error(run(se.D_RTRL(), case)[1], expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["rate", "lif", "nontemp", "plain_readout", "old_readout"])
-@by_name
+@pytest.mark.parametrize("kind", ["lif", "nontemp", "plain_readout"])
+@traces
 @float64
 def test_readout_is_that_of_bptt(learner, kind):
     case, _ = reference(kind)
-    expected = oracles.bptt(case.twin, case.xs, case.ys)
-    grads = run(learner, case, None)[1]
+    expected, grads = oracles.bptt(case.twin, case.xs, case.ys), run(learner, case)[1]
     names = [name for name in ("out", "offset") if name in expected]
-    if kind != "old_readout":
-        assert oracles.relative_error({n: grads[n] for n in names}, {n: expected[n] for n in names}) < TOLERANCE
-    else:
-        assert oracles.relative_error(grads["out"], expected["out"]) < TOLERANCE
+    assert oracles.relative_error({n: grads[n] for n in names}, {n: expected[n] for n in names}) < TOLERANCE
 
 
-@pytest.mark.parametrize("learner", LEARNERS[:3], ids=lambda learner: type(learner).__name__)
+@traces
 @float64
 def test_reset_gate_has_its_same_step_gradient(learner):
     case, _ = reference("gru_cell")
@@ -127,10 +138,9 @@ def test_sparse_equals_its_dense_masked_twin(learner):
     mask = jnp.zeros(conn.shape).at[synapses].set(1)
     dense = se.ETraceParam({"weight": full}, se.MatMulOp(weight_mask=mask))
     twin = case._replace(model=eqx.tree_at(lambda m: m.params["rec"], case.model, dense, is_leaf=_is_param))
-    for k in (1, 3):
-        got, expected = run(learner, case, k)[1], run(learner, twin, k)[1]
-        expected["rec"] = {"weight": expected["rec"]["weight"][synapses]}
-        assert oracles.relative_error(got, expected) < TOLERANCE
+    got, expected = run(learner, case)[1], run(learner, twin)[1]
+    expected["rec"] = {"weight": expected["rec"]["weight"][synapses]}
+    assert oracles.relative_error(got, expected) < TOLERANCE
 
 
 def _is_param(leaf):
@@ -140,8 +150,8 @@ def _is_param(leaf):
 # --- step ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["alif_v", "plain_readout", "decay", "clock", "late"])
-@pytest.mark.parametrize("learner", LEARNERS[:2], ids=lambda learner: type(learner).__name__)
+@pytest.mark.parametrize("kind", ["alif_v", "plain_readout", "decay", "clock"])
+@both
 @float64
 def test_gradient_of_step(learner, kind):
     """What `filter_grad` of one `step` gives is the gradient of `online_grad` at that step."""
@@ -181,7 +191,7 @@ def test_gradients_of_step_by_carry_and_input():
 # --- carry -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("learner", LEARNERS[:2], ids=lambda learner: type(learner).__name__)
+@both
 @float64
 def test_reset_of_some_batch_elements(learner):
     """Element 1 of two starts again after three steps, so it is as if it had been two sequences."""
@@ -195,9 +205,9 @@ def test_reset_of_some_batch_elements(learner):
 
     parts = element(0, slice(None)), element(1, slice(3)), element(1, slice(3, None))
     expected = jax.tree.map(lambda *g: sum(g), *parts)
-    _, before, carry = run(learner, case, 3, steps=slice(3))
+    _, before, carry = run(learner, case, 4, steps=slice(3))
     carry = learner.reset(carry, jnp.array([False, True]), case.twin.state)
-    _, after, _ = run(learner, case, 3, carry, slice(3, None))
+    _, after, _ = run(learner, case, 4, carry, slice(3, None))
     assert oracles.relative_error(jax.tree.map(jnp.add, before, after), expected) < TOLERANCE
 
 
@@ -210,10 +220,10 @@ def test_parameters_that_change_between_calls(kind):
     moved = jax.tree.map(lambda g: g - 0.1, case.twin.values)
     second = oracles.online(case.twin._replace(values=moved), case.xs[4:], case.ys[4:], carry=first.carry)
     learner = se.D_RTRL()
-    _, _, carry = run(learner, case, 3, steps=slice(4))
+    _, _, carry = run(learner, case, 4, steps=slice(4))
     trained = se.trainable(case.model)
     model = jax.tree.map(lambda p, t: p - 0.1 if t else p, case.model, trained)
-    _, grads, _ = run(learner, case._replace(model=model), 3, carry, slice(4, None))
+    _, grads, _ = run(learner, case._replace(model=model), 4, carry, slice(4, None))
     assert oracles.relative_error(grads, total(second.exact)) < TOLERANCE
 
 
@@ -237,7 +247,7 @@ def _only(*wanted):
     [_only(["weight"]), _only(["bias"]), _only(["rec"]), _only(["inp", "bias"], ["out", "weight"])],
     ids=["weights", "biases", "one parameter", "two leaves"],
 )
-@pytest.mark.parametrize("make", [se.D_RTRL, se.ES_D_RTRL, se.BPTT])
+@pytest.mark.parametrize("make", [se.D_RTRL, se.BPTT])
 @float64
 def test_train(make, spec):
     case, _ = reference("rate")
@@ -253,7 +263,7 @@ def test_train(make, spec):
 
 
 @by_name
-@pytest.mark.parametrize("kind", ["rate", "decay", "conv_1d"])
+@pytest.mark.parametrize("kind", ["decay", "conv_1d"])
 def test_float32_stays(learner, kind):
     case = models.build(kind)
     losses, grads, carry = run(learner, case)

@@ -20,7 +20,7 @@ VISIBLE = 1e-3
         ("lif", "no trace"),
         ("old_readout", "no trace"),
         ("alif_v", "diagonal"),
-        ("lstm", "diagonal"),
+        ("alif_cell", "diagonal"),
         ("delay_chain", "diagonal"),
         ("rate", "late signal"),
         ("masked", "no weight_fn"),

@@ -48,7 +48,8 @@ def rows(learner, model, batch=()):
 
 
 def rules(learner, model):
-    return {name: row.rule for name, row in rows(learner, model).items()}
+    """From shapes alone, which is faster."""
+    return {name: row.rule for name, row in rows(learner, eqx.filter_eval_shape(lambda: model)).items()}
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ def test_only_what_is_trained():
     assert rules(se.BPTT(train=only_out), model) == READOUT
 
 
-@pytest.mark.parametrize("kind", ["two", "no_recurrence", "fused_gru", "twice"])
+@pytest.mark.parametrize("kind", ["two", "no_recurrence"])
 def test_exact_is_exact_and_nothing_else_is(x64, kind):
     case, learner = models.build(kind), se.D_RTRL()
     state = case.twin.state
@@ -147,7 +148,9 @@ def test_exact_is_exact_and_nothing_else_is(x64, kind):
 # --- traces ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("learner", [se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid()], ids=lambda learner: type(learner).__name__)
+@pytest.mark.parametrize(
+    "learner", [se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid()], ids=lambda learner: type(learner).__name__
+)
 def test_traces_are_those_of_the_carry(learner):
     model = leaky()
     carry = learner.init(model, model.init_state(4), jnp.ones((4, 3)))

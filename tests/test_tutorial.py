@@ -34,91 +34,68 @@ ETraceParam(
 
 
 def dense_cells():
-    yield brainscale.ETraceParam(
-        {
-            'weight': random.rand(4, 5),
-            'bias': random.rand(5)
-         },
-        brainscale.MatMulOp()
-    ), lambda w, m: w
-    yield brainscale.ETraceParam(
-        {
-            'weight': random.rand(4, 5),
-            'bias': random.rand(5)
-         },
-        brainscale.MatMulOp(
-           weight_mask=random.rand(4, 5) > 0.5
-        )
-    ), lambda w, m: w * m
-    yield brainscale.ETraceParam(
-        {
-            'weight': random.rand(4, 5),
-            'bias': random.rand(5)
-         },
-        brainscale.MatMulOp(
-           weight_fn=jnp.abs
-        )
-    ), lambda w, m: np.abs(w)
-    yield brainscale.ETraceParam(
-        {
-            'weight': random.rand(4, 5),
-            'bias': random.rand(5)
-         },
-        brainscale.MatMulOp(
-           weight_fn=jnp.abs,
-           weight_mask=random.rand(4, 5) > 0.5
-        )
-    ), lambda w, m: np.abs(w * m)
+    yield (
+        brainscale.ETraceParam({"weight": random.rand(4, 5), "bias": random.rand(5)}, brainscale.MatMulOp()),
+        lambda w, m: w,
+    )
+    yield (
+        brainscale.ETraceParam(
+            {"weight": random.rand(4, 5), "bias": random.rand(5)},
+            brainscale.MatMulOp(weight_mask=random.rand(4, 5) > 0.5),
+        ),
+        lambda w, m: w * m,
+    )
+    yield (
+        brainscale.ETraceParam(
+            {"weight": random.rand(4, 5), "bias": random.rand(5)}, brainscale.MatMulOp(weight_fn=jnp.abs)
+        ),
+        lambda w, m: np.abs(w),
+    )
+    yield (
+        brainscale.ETraceParam(
+            {"weight": random.rand(4, 5), "bias": random.rand(5)},
+            brainscale.MatMulOp(weight_fn=jnp.abs, weight_mask=random.rand(4, 5) > 0.5),
+        ),
+        lambda w, m: np.abs(w * m),
+    )
 
 
 def conv_cells():
     yield brainscale.ETraceParam(
-        {
-            'weight': random.rand(3, 3),
-            'bias': jnp.zeros(16)
-        },
+        {"weight": random.rand(3, 3), "bias": jnp.zeros(16)},
         brainscale.ConvOp(
             xinfo=jax.ShapeDtypeStruct((32, 3, 3), jnp.float32),
             window_strides=[1, 1],
-            padding='SAME',
-        )
+            padding="SAME",
+        ),
     )
     yield brainscale.ETraceParam(
-        {
-            'weight': random.rand(3, 3),
-            'bias': jnp.zeros(16)
-        },
+        {"weight": random.rand(3, 3), "bias": jnp.zeros(16)},
         brainscale.ConvOp(
             xinfo=jax.ShapeDtypeStruct((32, 3, 3), jnp.float32),
             window_strides=[1, 1],
-            padding='SAME',
-            weight_mask=random.rand(3, 3) > 0.5
-        )
+            padding="SAME",
+            weight_mask=random.rand(3, 3) > 0.5,
+        ),
     )
     yield brainscale.ETraceParam(
-        {
-            'weight': random.rand(3, 3),
-            'bias': jnp.zeros(16)
-        },
+        {"weight": random.rand(3, 3), "bias": jnp.zeros(16)},
         brainscale.ConvOp(
             xinfo=jax.ShapeDtypeStruct((32, 3, 3), jnp.float32),
             window_strides=[1, 1],
-            padding='SAME',
-            weight_fn=jnp.abs
-        )
+            padding="SAME",
+            weight_fn=jnp.abs,
+        ),
     )
     yield brainscale.ETraceParam(
-        {
-            'weight': random.rand(3, 3),
-            'bias': jnp.zeros(16)
-        },
+        {"weight": random.rand(3, 3), "bias": jnp.zeros(16)},
         brainscale.ConvOp(
             xinfo=jax.ShapeDtypeStruct((32, 3, 3), jnp.float32),
             window_strides=[1, 1],
-            padding='SAME',
+            padding="SAME",
             weight_mask=random.rand(3, 3) > 0.5,
             weight_fn=jnp.abs,
-        )
+        ),
     )
 
 
@@ -198,7 +175,7 @@ def test_custom_op_is_trained(x64):
 
     # No op is recurrent, so that the gradient is that of backpropagation through time.
     def through_time(model):
-        return jnp.sum(jax.vmap(loss_fn)(jax.lax.scan(model, jnp.zeros(4), xs)[1], ys))
+        return jnp.sum(jax.vmap(loss_fn)(jax.lax.scan(lambda h, x: model(h, x), jnp.zeros(4), xs)[1], ys))
 
     for got, exact in zip(jax.tree.leaves(grads), jax.tree.leaves(eqx.filter_grad(through_time)(model)), strict=True):
         np.testing.assert_allclose(got, exact, rtol=1e-10)

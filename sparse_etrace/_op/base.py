@@ -218,7 +218,7 @@ class OpCall(eqx.Module):
         leaves, treedef = self.statics
         return eqx.combine(arrays, jax.tree.unflatten(treedef, leaves)), v, x
 
-    def __call__(self, *flat: Array) -> list[Array]:
+    def __call__(self, *flat: Any) -> list[Array]:
         op, v, x = self.unflatten(list(flat))
         return [op.xw_to_y(x, v)]
 
@@ -228,7 +228,7 @@ class CutCall(eqx.Module):
 
     jaxpr: Any = eqx.field(static=True)
 
-    def __call__(self, *flat: Array) -> list[Array]:
+    def __call__(self, *flat: Any) -> list[Array]:
         return jex.jaxpr_as_fun(self.jaxpr)(*flat)
 
 
@@ -238,7 +238,7 @@ class VmappedCall(eqx.Module):
     call: Callable[..., list[Array]] = eqx.field(static=True)
     axes: tuple = eqx.field(static=True)
 
-    def __call__(self, *flat: Array) -> list[Array]:
+    def __call__(self, *flat: Any) -> list[Array]:
         return jax.vmap(self.call, in_axes=self.axes)(*flat)
 
 
@@ -246,7 +246,7 @@ boundary_p = jex.Primitive("etrace_boundary")
 boundary_p.multiple_results = True
 
 
-def _evaluate(*flat: Array, call: Callable[..., list[Array]]) -> list[Array]:
+def _evaluate(*flat: Any, call: Callable[..., list[Array]]) -> list[Array]:
     return call(*flat)
 
 
@@ -255,10 +255,10 @@ def _abstract(*flat: Any, call: Callable[..., list[Array]]) -> list[Any]:
     return [jax.core.ShapedArray(o.shape, o.dtype) for o in jax.eval_shape(call, *structs)]
 
 
-def _jvp(primals: tuple, tangents: tuple, call: Callable[..., list[Array]]) -> tuple[list[Array], list[Array]]:
+def _jvp(primals: tuple, tangents: tuple, call: Callable[..., list[Array]]) -> tuple[list[Array], list[Any]]:
     moving = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
 
-    def along(*values: Array) -> list[Array]:
+    def along(*values: Any) -> list[Array]:
         flat = list(primals)
         for i, value in zip(moving, values, strict=True):
             flat[i] = value

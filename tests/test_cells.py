@@ -1,0 +1,245 @@
+"""The cells against their equations in plain numpy."""
+
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sparse_etrace as se
+from sparse_etrace import cells
+
+STEPS, INPUTS, UNITS = 6, 3, 4
+SPACE = (4, 2)  # a line of positions with two channels
+
+
+@pytest.fixture(autouse=True)
+def wide(x64):
+    """Everything in float64."""
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).normal(size=shape)
+
+
+def dense(num_pre, seed):
+    w, b = normal(num_pre, UNITS, seed=seed), normal(UNITS, seed=seed)
+    return se.ETraceParam({"weight": w, "bias": b}, se.MatMulOp()), lambda x: x @ w + b
+
+
+def sparse(num_pre, seed):
+    w = np.where(normal(num_pre, UNITS, seed=seed) > 0, normal(num_pre, UNITS, seed=seed), 0)
+    graph = se.from_dense(w, dtype=jnp.float64)
+    return se.ETraceParam({"weight": graph.weight}, se.SpMatMulOp(graph)), lambda x: x @ w
+
+
+def conv(channels, seed):
+    """A window of three positions, `SAME`."""
+    w = normal(3, channels, SPACE[1], seed=seed)
+    xinfo = jax.ShapeDtypeStruct((SPACE[0], channels), jnp.float64)
+
+    def by_hand(x):
+        wide = np.zeros((*x.shape[:-2], SPACE[0] + 2, channels))
+        wide[..., 1:-1, :] = x
+        return sum(wide[..., t : t + SPACE[0], :] @ w[t] for t in range(3))
+
+    return se.ETraceParam({"weight": w}, se.ConvOp(xinfo, [1], "SAME")), by_hand
+
+
+# Each kind: a maker of parameters, the shape of an input, of the units, and what the op is told of each.
+KINDS = {
+    "dense": (dense, (INPUTS,), UNITS, INPUTS, UNITS),
+    "sparse": (sparse, (INPUTS,), (UNITS,), INPUTS, UNITS),
+    "conv": (conv, (SPACE[0], INPUTS), SPACE, INPUTS, SPACE[1]),
+}
+
+
+def leaky_rate(inp, rec, h, x, decay=0.7):
+    h = decay * h + (1 - decay) * np.tanh(inp[0](x) + rec[0](h))
+    return h, h
+
+
+def gru(inp, rec, h, x):
+    r, u = sigmoid(inp[0](x) + rec[0](h)), sigmoid(inp[1](x) + rec[1](h))
+    c = np.tanh(inp[2](x) + rec[2](r * h))
+    h = (1 - u) * h + u * c
+    return h, h
+
+
+def mgu(inp, rec, h, x):
+    f = sigmoid(inp[0](x) + rec[0](h))
+    h = (1 - f) * h + f * np.tanh(inp[1](x) + rec[1](f * h))
+    return h, h
+
+
+def lif(inp, rec, state, x, decay=0.8, threshold=0.4):
+    v, z = state
+    u = decay * v + (1 - decay) * (inp[0](x) + rec[0](z))
+    z = (u >= threshold).astype(float)
+    return (u - threshold * z, z), z
+
+
+def alif(inp, rec, state, x, decay=0.8, threshold=0.4, rho=0.9, beta=0.5):
+    v, b, z = state
+    u = decay * v + (1 - decay) * (inp[0](x) + rec[0](z))
+    z = (u >= threshold + beta * b).astype(float)
+    return (u - threshold * z, rho * b + (1 - rho) * z, z), z
+
+
+# Each cell: how many parameters of each sort, how it is made, its equations, the number of its variables.
+CELLS = {
+    "leaky_rate": (1, lambda units, inp, rec: cells.LeakyRate(units, *inp, *rec, decay=0.7), leaky_rate, None),
+    "gru": (3, lambda units, inp, rec: cells.GRU(units, *inp, *rec), gru, None),
+    "mgu": (2, lambda units, inp, rec: cells.MGU(units, *inp, *rec), mgu, None),
+    "lif": (1, lambda units, inp, rec: cells.LIF(units, *inp, *rec, decay=0.8, threshold=0.4), lif, 2),
+    "alif": (
+        1,
+        lambda units, inp, rec: cells.ALIF(
+            units, *inp, *rec, decay=0.8, threshold=0.4, adaptation_decay=0.9, adaptation=0.5
+        ),
+        alif,
+        3,
+    ),
+}
+
+
+def run(cell, state, xs):
+    return eqx.filter_jit(lambda cell, state, xs: jax.lax.scan(lambda s, x: cell(s, x), state, xs))(cell, state, xs)
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CELLS)
+def test_equations(name, kind, batch):
+    count, build, equations, variables = CELLS[name]
+    make, x_shape, units, of_input, of_units = KINDS[kind]
+    inp = [make(of_input, seed) for seed in range(count)]
+    rec = [make(of_units, 10 + seed) for seed in range(count)]
+    cell = build(units, [p for p, _ in inp], [p for p, _ in rec])
+    xs = 4 * normal(STEPS, *batch, *x_shape, seed=5)
+    shape = (*batch, *(units if isinstance(units, tuple) else (units,)))
+    state = np.zeros(shape) if variables is None else (np.zeros(shape),) * variables
+    initial = cell.init_state(*batch)
+    assert [leaf.shape for leaf in jax.tree.leaves(initial)] == [shape] * (variables or 1)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(initial))
+    got_state, got = run(cell, initial, jnp.asarray(xs))
+    spikes = 0
+    for x, y in zip(xs, got, strict=True):
+        state, out = equations([f for _, f in inp], [f for _, f in rec], state, x)
+        np.testing.assert_allclose(y, out, atol=1e-12)
+        spikes += out.sum()
+    for leaf, expected in zip(jax.tree.leaves(got_state), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(leaf, expected, atol=1e-12)
+    if variables:
+        assert 0 < spikes < got.size
+
+
+@pytest.mark.parametrize("name", ["leaky_rate", "lif", "alif"])
+def test_without_recurrence_or_without_input(name):
+    _, build, equations, variables = CELLS[name]
+    param, by_hand = dense(UNITS, 0)
+    zero = lambda x: np.zeros(UNITS)
+    x = 3 * normal(UNITS)
+    for (inp, rec), hands in (((param, None), (by_hand, zero)), ((None, param), (zero, by_hand))):
+        cell = build(UNITS, [inp], [rec])
+        state = jax.tree.map(lambda a: a + 0.3, cell.init_state())
+        old = np.asarray(state) if variables is None else tuple(map(np.asarray, state))
+        np.testing.assert_allclose(cell(state, jnp.asarray(x))[1], equations([hands[0]], [hands[1]], old, x)[1])
+
+
+TRAINED = {
+    "leaky_rate": lambda p, c: cells.LeakyRate(UNITS, p, decay=c[0]),
+    "lif": lambda p, c: cells.LIF(UNITS, p, decay=c[0], threshold=c[1]),
+    "alif": lambda p, c: cells.ALIF(UNITS, p, None, c[0], c[1], c[2], c[3]),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_constants_are_trained_where_they_are_parameters(name):
+    param, _ = dense(INPUTS, 0)
+    numbers = [0.8, 0.4, 0.9, 0.5]
+    logits = [jnp.full(UNITS, np.log(n / (1 - n))) for n in numbers]
+    fixed = TRAINED[name](param, numbers)
+    per_unit = TRAINED[name](param, [np.full(UNITS, n) for n in numbers])
+    trained = TRAINED[name](param, [se.ElemWiseParam(l, jax.nn.sigmoid) for l in logits])
+    xs = jnp.asarray(2 * normal(STEPS, 2, INPUTS, seed=5))
+    outs = [run(cell, cell.init_state(2), xs) for cell in (fixed, per_unit, trained)]
+    for other in outs[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), outs[0], other)
+    assert not se.trainable(fixed).decay.value and not se.trainable(per_unit).decay.value
+    loss = lambda cell: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(run(cell, cell.init_state(2), xs)[0]))
+    assert np.all(eqx.filter_grad(loss)(trained).decay.value != 0)
+    assert not np.any(eqx.filter_grad(loss)(per_unit).decay.value)
+
+
+def test_the_activation_and_the_spike_can_be_given():
+    param, by_hand = dense(INPUTS, 0)
+    x = normal(INPUTS)
+    relu = cells.LeakyRate(UNITS, param, decay=0.0, activation=jax.nn.relu)
+    np.testing.assert_allclose(relu(relu.init_state(), jnp.asarray(x))[1], np.maximum(by_hand(x), 0))
+    soft = cells.LIF(UNITS, param, decay=0.0, threshold=2.0, spike=jnp.tanh)
+    z = np.tanh(by_hand(x) / 2 - 1)
+    state, out = soft(soft.init_state(), jnp.asarray(x))
+    np.testing.assert_allclose(out, z)
+    np.testing.assert_allclose(state.v, by_hand(x) - 2 * z)
+    adaptive = cells.ALIF(UNITS, param, decay=0.0, threshold=2.0, spike=jnp.tanh, adaptation=3.0)
+    state = cells.ALIFState(jnp.zeros(UNITS), jnp.full(UNITS, 0.5), jnp.zeros(UNITS))
+    np.testing.assert_allclose(adaptive(state, jnp.asarray(x))[1], np.tanh((by_hand(x) - 3.5) / 2))
+
+
+def test_many_cells_at_once():
+    """A cell made inside of jit and vmap, constants and all."""
+    make = lambda w: cells.ALIF(UNITS, se.ETraceParam({"weight": w}, se.MatMulOp()), threshold=0.1)
+    ws, x = jnp.asarray(normal(5, INPUTS, UNITS)), jnp.asarray(9 * normal(INPUTS))
+    step = lambda cell: cell(cell.init_state(), x)[1]
+    expected = jnp.stack([step(make(w)) for w in ws])
+    np.testing.assert_array_equal(jax.jit(jax.vmap(lambda w: step(make(w))))(ws), expected)
+    np.testing.assert_array_equal(eqx.filter_vmap(step)(eqx.filter_vmap(make)(ws)), expected)
+    assert eqx.filter_eval_shape(make, ws[0]).shape == (UNITS,)
+
+
+@pytest.mark.parametrize(
+    "make, name, low, high, got",
+    [
+        (lambda c: cells.LeakyRate(UNITS, None, decay=c), "decay", 0, 1, 1.5),
+        (lambda c: cells.LeakyRate(UNITS, None, decay=c), "decay", 0, 1, np.nan),
+        (lambda c: cells.LIF(UNITS, None, decay=c), "decay", 0, 1, [0.5, -0.1]),
+        (lambda c: cells.LIF(UNITS, None, threshold=c), "threshold", 1e-12, np.inf, 0.0),
+        (lambda c: cells.ALIF(UNITS, None, decay=c), "decay", 0, 1, 2),
+        (lambda c: cells.ALIF(UNITS, None, threshold=c), "threshold", 1e-12, np.inf, -1.0),
+        (lambda c: cells.ALIF(UNITS, None, adaptation_decay=c), "adaptation_decay", 0, 1, 1.01),
+        (lambda c: cells.ALIF(UNITS, None, adaptation=c), "adaptation", 0, np.inf, -0.5),
+    ],
+)
+def test_constants_out_of_range(make, name, low, high, got):
+    message = f"{name}: expected values from {low} to {high}, got {got}. To train it, give an ElemWiseParam."
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        make(got)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_outputs_that_do_not_fit_the_units(name):
+    count, build, _, _ = CELLS[name]
+    inp, rec = [dense(INPUTS, 0)[0]] * count, [dense(UNITS, 0)[0]] * count
+    wide = build(UNITS + 1, inp, [None] * count) if name not in ("gru", "mgu") else build(UNITS + 1, inp, rec)
+    message = r"inp: expected an output of the shape of the state, \(5,\), got \(4,\). Fit the weights to `units`"
+    with pytest.raises(ValueError, match=message):
+        wide(wide.init_state(), jnp.ones(INPUTS))
+    cell = build(UNITS, inp, rec)
+    message = (
+        r"inp: expected an output of the shape of the state, \(4,\), got \(2, 4\).* the batch axes of `init_state`"
+    )
+    with pytest.raises(ValueError, match=message):
+        cell(cell.init_state(), jnp.ones((2, INPUTS)))
+    # One input for the whole batch is broadcast.
+    assert cell(cell.init_state(2), jnp.ones(INPUTS))[1].shape == (2, UNITS)
+    narrow = se.ETraceParam({"weight": jnp.ones((UNITS, 1))}, se.MatMulOp())
+    with pytest.raises(ValueError, match=r"rec: expected an output of the shape of the state, \(4,\), got \(1,\)"):
+        bad = build(UNITS, inp, [narrow] * count)
+        bad(bad.init_state(), jnp.ones(INPUTS))

@@ -1,0 +1,35 @@
+"""Every example runs in its short mode, from another folder, and asserts its number."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sparse_etrace as se
+
+EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
+# The package that is under test here, wherever it is.
+PACKAGES = str(Path(se.__file__).parents[1])
+
+
+def test_examples_exist():
+    assert {"01_first_gradient.py", "03_custom_op.py"} <= {path.name for path in EXAMPLES}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(path, tmp_path):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([PACKAGES, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    done = subprocess.run(
+        [sys.executable, str(path), "--short"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert done.stdout.strip() and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_says_what_one_learns_and_asserts(path):
+    text = path.read_text()
+    assert text.startswith('"""') and "You learn" in text and "\nassert " in text
+    assert len(text.splitlines()) <= 110
