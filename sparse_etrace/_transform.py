@@ -53,7 +53,7 @@ def spectral_radius(graph: Graph | Connectivity, weight: Real[Any, " num_synapse
         return 0.0
     pre, post = np.asarray(conn.pre), np.asarray(conn.post)
     weight = check_weight(weight, conn.num_synapses, np.float64, lambda k: f"synapse {pre[k]} -> {post[k]}")
-    matrix = sp.csc_array((weight, pre.copy(), np.array(conn.post_ptr)), shape=conn.shape)
+    matrix = sp.csc_array((np.array(weight), pre.copy(), np.array(conn.post_ptr)), shape=conn.shape)
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
     return _largest_radius(matrix.tocoo())

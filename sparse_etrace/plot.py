@@ -50,17 +50,20 @@ def _curves(axes: Any, results: dict[str, Any]) -> None:
         axes.plot(updates, 100 * accuracy, color=colour, label=label, lw=2)
     axes.axhline(10, color="grey", ls=":", lw=1)
     axes.annotate("chance", (0, 10), xytext=(2, 3), textcoords="offset points", color="grey")
-    axes.set(xlabel="updates (batches of 50 sequences)", ylabel="accuracy on held-out sequences (%)", ylim=(0, 100))
+    axes.set(xlabel="updates (batches of 50 sequences)", ylabel="accuracy on held-out sequences (%)", ylim=(0, 130))
+    axes.set_yticks(range(0, 101, 20))
     axes.set_title("Learning")
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.1), frameon=False)
+    axes.legend(loc="upper left", frameon=False)
 
 
 def _memory(axes: Any, results: dict[str, Any]) -> None:
     used = results["memory"]
-    steps = [int(s) for s in used["bptt_total_bytes"]]
-    axes.plot(steps, [b / 1e6 for b in used["bptt_total_bytes"].values()], "o-", color=COLOURS["BPTT"], label="BPTT")
+    steps, bptt = [int(s) for s in used["bptt_total_bytes"]], [b / 1e6 for b in used["bptt_total_bytes"].values()]
+    axes.plot(steps, bptt, "o-", color=COLOURS["BPTT"], label=f"BPTT: {bptt[-1]:,.0f} MB at {steps[-1]:,} steps")
     for name, size in used["total_bytes"].items():
-        axes.plot(steps, [size / 1e6] * len(steps), "o-", color=COLOURS[name], label=name)
+        axes.plot(
+            steps, [size / 1e6] * len(steps), "o-", color=COLOURS[name], label=f"{name}: {size / 1e6:.2f} MB always"
+        )
     axes.set(xscale="log", yscale="log", xlabel="steps in a sequence", ylabel="memory for one sequence (MB)")
     axes.set_title("Memory: all buffers of one gradient, batch 1")
     axes.legend(frameon=False)
@@ -77,7 +80,7 @@ def _wiring(axes: Any, graph: Graph, before: np.ndarray, after: np.ndarray) -> N
     limit = np.quantile(np.abs(after), 0.98)
     drawn = axes.scatter(
         place[np.asarray(conn.post)], place[np.asarray(conn.pre)], c=after, s=3 + 25 * change / change.max(),
-        cmap="RdBu_r", vmin=-limit, vmax=limit, linewidths=0,
+        cmap="RdBu_r", vmin=-limit, vmax=limit, linewidths=0.3, edgecolors="#999999",
     )  # fmt: skip
     ends = np.cumsum(np.bincount(rank))
     for end in ends[:-1]:

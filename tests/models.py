@@ -356,8 +356,40 @@ def _attend(q, k, v):
 def cut_forward(op, h, held, x):
     normed = op.cut("norm", _norm, held["h"])
     new = A * h["h"] + (1 - A) * jnp.tanh(op("inp", x) + op("rec", normed))
-    seen = op.cut("attention", _attend, new, 2 * new, new)[..., 0]
+    seen = op.cut("attention", lambda a: _attend(a @ op("query"), a, a)[..., 0], new)
     return {"h": new}, op("out", seen)
+
+
+def late_lif_forward(op, h, held, x):
+    """The second layer reads the spike of the first one step late."""
+    u = A * h["v"] + (1 - A) * (op("inp", x) + op("rec", held["z"]))
+    z = spike(u - 1)
+    u2 = A * h["v2"] + (1 - A) * op("between", h["z"])
+    z2 = spike(u2 - 1)
+    return {"v": u - z, "z": z, "v2": u2 - z2}, op("out", z2)
+
+
+def alif_trained_forward(op, h, held, x):
+    """Every constant of `se.cells.ALIF` is trained."""
+    a, threshold, rho, beta = op("decay"), op("threshold"), op("adaptation_decay"), op("adaptation")
+    u = a * h["v"] + (1 - a) * (op("inp", x) + op("rec", held["z"]))
+    z = spike((u - threshold - beta * h["b"]) / threshold)
+    return {"v": u - threshold * z, "b": rho * h["b"] + (1 - rho) * z, "z": z}, op("out", z)
+
+
+def two_groups_forward(op, h, held, x):
+    """One op drives two groups, of which one takes a slice."""
+    y = op("inp", x) + op("rec", held["a"])
+    a = A * h["a"] + (1 - A) * jnp.tanh(y)
+    b = 0.5 * h["b"] + jnp.sin(y[..., 1:])
+    return {"a": a, "b": b}, op("out", a) + op("out_b", b)
+
+
+def synapse_forward(op, h, held, x):
+    """The current is a variable of its own, and acts one step late; a user's op scales the input unit by unit."""
+    current = 0.6 * h["i"] + op("scale", op("inp", x)) + op("rec", held["v"])
+    v = A * h["v"] + (1 - A) * jnp.tanh(h["i"])
+    return {"i": current, "v": v}, op("out", v)
 
 
 # --- cases -----------------------------------------------------------------------------------------------------------
@@ -546,6 +578,20 @@ def conv_1d(rng, **kinds):
     return make(rng, flat_rate_forward, parts, state, dict.fromkeys(("inp", "rec"), ("h",)), x=(6, 2), steps=5)
 
 
+def channel_decay_forward(op, h, held, x):
+    a = op("decay")
+    new = a * h["h"] + (1 - a) * jnp.tanh(op("inp", x))
+    return {"h": new}, op("out", new.reshape(*x.shape[:1], -1))
+
+
+def channel_decay(rng):
+    """One decay for each channel, at every position."""
+    decay = elemwise({"a": array(rng, 4), "b": array(rng)}, lambda w: jax.nn.sigmoid(w["a"] + w["b"]))
+    parts = {"inp": conv(rng, (4,), 2, 4, (2,), (2,), ((0, 0),)), "decay": decay, "out": dense(rng, 8, OUTPUTS)}
+    state = _state(rng, (2,), "h", shape=(2, 4))
+    return make(rng, channel_decay_forward, parts, state, dict.fromkeys(("inp", "decay"), ("h",)), x=(4, 2), steps=5)
+
+
 def conv_2d(rng):
     parts = {
         "inp": conv(rng, (4, 3), 2, 2, (2, 2), (2, 1), ((0, 0), (1, 0)), mask=True, fn=jnp.tanh),
@@ -617,7 +663,48 @@ def clock(rng):
 
 
 def cut(rng):
-    return rate(rng, forward=cut_forward)
+    return rate(rng, forward=cut_forward, query=plain(array(rng, N, N)))
+
+
+def late_lif(rng):
+    return layers(rng, late_lif_forward, ("v", "z"), ("v2",), scale=3.0, state=("v", "z", "v2"), rec2=False)
+
+
+def alif_trained(rng):
+    names = ("decay", "threshold", "adaptation_decay", "adaptation")
+    parts = _layer(rng, scale=3.0) | {"out": dense(rng, N, OUTPUTS)}
+    parts |= {name: elemwise(array(rng, N), jax.nn.sigmoid) for name in names[:3]}
+    parts["adaptation"] = elemwise(array(rng), jnp.exp)
+
+    def model(p):
+        cell = se.cells.ALIF(N, p["inp"], p["rec"], spike=spike, **{name: p[name] for name in names})
+        return CellNet(cell, p["out"], type(cell.init_state()))
+
+    traced = dict.fromkeys(("inp", "rec", *names), ("v", "b"))
+    return make(rng, alif_trained_forward, parts, _state(rng, (2,), "v", "b", "z"), traced, model=model)
+
+
+def two_groups(rng):
+    parts = _layer(rng) | {"out": dense(rng, N, OUTPUTS), "out_b": dense(rng, N - 1, OUTPUTS, bias=False)}
+    traced = dict.fromkeys(("inp", "rec"), ("a", "b"))
+    state = _state(rng, (2,), "a") | _state(rng, (2,), "b", shape=(N - 1,))
+    return make(rng, two_groups_forward, parts, state, traced)
+
+
+class Scale(se.ETraceOp):
+    """A user's op, one to one."""
+
+    def xw_to_y(self, x, w):
+        return x * w["gain"]
+
+    def yw_to_w(self, y, e):
+        return {"gain": y * e["gain"]}
+
+
+def synapse(rng):
+    gain = Part({"gain": array(rng, N)}, Scale(), oracles.Op(lambda theta: theta, lambda x, v: x * v["gain"]))
+    parts = _layer(rng) | {"scale": gain, "out": dense(rng, N, OUTPUTS)}
+    return make(rng, synapse_forward, parts, _state(rng, (2,), "i", "v"), dict.fromkeys(("rec", "scale"), ("i", "v")))
 
 
 def lif_vjp(rng):
@@ -635,7 +722,7 @@ KINDS = {
         rate, rate_cell, lif, lif_cell, lif_vjp, alif_cell, alif_v, gru_cell, mgu_cell, fused, lstm, fused_gru, two,
         two_lif, late, feedback, delay_chain, delay_buffer, shared, skip, old_readout, tied, twice, axis_2, conv_1d,
         conv_2d, low_rank, masked, function_first, sparse_function, decay, nontemp, untraced_input, plain_readout,
-        clock, cut, no_recurrence,
+        clock, cut, no_recurrence, late_lif, alif_trained, two_groups, synapse, channel_decay,
     )
 }  # fmt: skip
 

@@ -202,3 +202,10 @@ def test_transform_errors(monkeypatch):
     monkeypatch.setattr(_transform, "_DENSE_FALLBACK", 400)
     with pytest.raises(ValueError, match="graph: the Arnoldi iteration for a component of .* did not converge"):
         se.spectral_radius(graph)
+
+
+@pytest.mark.usefixtures("x64")
+def test_spectral_radius_leaves_double_weights_alone():
+    graph = se.from_edges([0, 1, 0], [1, 0, 0], [1.0, 4.0, 0.0], dtype=np.float64)
+    assert se.spectral_radius(graph) == pytest.approx(2)
+    assert graph.weight.tolist() == [0.0, 4.0, 1.0]

