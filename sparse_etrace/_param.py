@@ -56,9 +56,7 @@ class ETraceParam(eqx.Module):
     grad: ETraceGrad = eqx.field(static=True)
     is_etrace: bool = eqx.field(static=True)
 
-    def __init__(
-        self, value: PyTree[Any], op: Any, grad: Any = ETraceGrad.adaptive, is_etrace: bool = True
-    ):
+    def __init__(self, value: PyTree[Any], op: Any, grad: Any = ETraceGrad.adaptive, is_etrace: bool = True):
         if not isinstance(op, ETraceOp):
             raise TypeError(f"op: expected an ETraceOp such as MatMulOp(), got {type(op).__name__}.")
         if not isinstance(grad, ETraceGrad):

@@ -133,7 +133,7 @@ def _advance_call(
     parts: list[list[Array | None]] = []
 
     def sampled(x: Any, y: Array, only: Sequence[bool]) -> None:
-        found = [jnp.sum(y, axis=0)] if op.is_diagonal else jax.tree.leaves(_pull_weights(op, v, x, y))
+        found = [jnp.sum(y, axis=0)] if op.is_diagonal else jax.tree.leaves(op.total_dw(x, y, v))
         parts.append([leaf if keep else None for leaf, keep in zip(found, only, strict=True)])
 
     if not routes or op.is_diagonal:
@@ -159,10 +159,6 @@ def _advance_call(
         present = [part for part in found if part is not None]
         total.append(sum(present[1:], present[0]) if present else jnp.zeros_like(leaf))
     return CallTrace(tuple(full) or trace.full, factors), total
-
-
-def _pull_weights(op: Any, v: PyTree[Array], x: Any, y: Array) -> PyTree[Array]:
-    return jax.vjp(lambda v: op.xw_to_y(x, v), v)[1](y)[0]
 
 
 def _leaves(tree: PyTree[Any]) -> list[Any]:

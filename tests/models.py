@@ -306,6 +306,22 @@ def feedback_forward(op, h, held, x):
     return {"a": a, "b": b}, op("out", b)
 
 
+def three_forward(op, h, held, x):
+    """Layers read the ones below in the same step, one step late, and as a product of both."""
+    a = A * h["a"] + (1 - A) * jnp.tanh(op("inp", x) + op("rec", held["a"]))
+    b = A * h["b"] + (1 - A) * jnp.tanh(op("between", a) + op("late", h["a"]))
+    c = A * h["c"] + (1 - A) * jnp.tanh(op("top", b) + op("top_both", a * h["b"]))
+    return {"a": a, "b": b, "c": c}, op("out", c)
+
+
+def both_ways_forward(op, h, held, x):
+    """One old value is read by the recurrence, as a constant, and by the readout; the model computes it once."""
+    seen = jnp.tanh(h["h"])
+    constant = seen if h is held else jnp.tanh(held["h"])
+    new = A * h["h"] + 0.2 * seen + (1 - A) * jnp.tanh(op("inp", x) + op("rec", constant))
+    return {"h": new}, op("out", new + seen)
+
+
 def skip_forward(op, h, held, x):
     y = op("inp", x)
     new = A * h["h"] + (1 - A) * jnp.tanh(y + op("rec", held["h"]))
@@ -365,7 +381,7 @@ def late_lif_forward(op, h, held, x):
     u = A * h["v"] + (1 - A) * (op("inp", x) + op("rec", held["z"]))
     z = spike(u - 1)
     u2 = A * h["v2"] + (1 - A) * op("between", h["z"])
-    z2 = spike(u2 - 1)
+    z2 = spike(u2 - 0.2)
     return {"v": u - z, "z": z, "v2": u2 - z2}, op("out", z2)
 
 
@@ -386,10 +402,13 @@ def two_groups_forward(op, h, held, x):
 
 
 def synapse_forward(op, h, held, x):
-    """The current is a variable of its own, and acts one step late; a user's op scales the input unit by unit."""
+    """The current is a variable of its own, and acts one step late; a user's op scales the input unit by unit.
+
+    So the input weights reach hidden state through another op only.
+    """
     current = 0.6 * h["i"] + op("scale", op("inp", x)) + op("rec", held["v"])
     v = A * h["v"] + (1 - A) * jnp.tanh(h["i"])
-    return {"i": current, "v": v}, op("out", v)
+    return {"i": current, "v": v}, op("out", v + 0.3 * current)
 
 
 # --- cases -----------------------------------------------------------------------------------------------------------
@@ -534,6 +553,17 @@ def shared(rng):
     """Both layers use one recurrent parameter."""
     calls = {"inp": "inp", "rec": "rec", "between": "between", "rec2": "rec", "out": "out"}
     return layers(rng, two_forward, ("a",), ("b",), rec2=False, calls=calls)
+
+
+def three(rng):
+    names = {"between": ("b",), "late": ("b",), "top": ("c",), "top_both": ("c",)}
+    parts = _layer(rng) | {name: dense(rng, N, N) for name in names} | {"out": dense(rng, N, OUTPUTS)}
+    traced = {"inp": ("a",), "rec": ("a",), **names}
+    return make(rng, three_forward, parts, _state(rng, (2,), "a", "b", "c"), traced)
+
+
+def both_ways(rng):
+    return rate(rng, forward=both_ways_forward)
 
 
 def skip(rng):
@@ -723,6 +753,7 @@ KINDS = {
         two_lif, late, feedback, delay_chain, delay_buffer, shared, skip, old_readout, tied, twice, axis_2, conv_1d,
         conv_2d, low_rank, masked, function_first, sparse_function, decay, nontemp, untraced_input, plain_readout,
         clock, cut, no_recurrence, late_lif, alif_trained, two_groups, synapse, channel_decay,
+        three, both_ways,
     )
 }  # fmt: skip
 

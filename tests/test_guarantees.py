@@ -137,6 +137,24 @@ def test_mixing_of_outputs_is_refused():
         start(se.D_RTRL(), rate_with(forward))
 
 
+def test_an_input_without_batch_axes_is_refused():
+    """One output would drive the unit of every batch element."""
+    case = rate_with(models.rate_forward)
+    with pytest.raises(ValueError, match=r"drives several units of .*'h'.*batch axes has to be broadcast"):
+        se.D_RTRL().init(case.model, case.twin.state, case.xs[0, 0])
+
+
+def test_variables_of_a_group_need_one_shape():
+    def forward(op, h, held, x):
+        new, _ = models.delay_buffer_forward(op, h, held, x)
+        return new, op("out", h["line"][0])
+
+    case = rate_with(forward)
+    state = case.twin.state | {"line": jnp.zeros((3, 2, N))}
+    with pytest.raises(ValueError, match=r"'h'.* of shape \(2, 4\) and .*'line'.* of shape \(3, 2, 4\).*one shape"):
+        se.D_RTRL().init(case.model, state, case.xs[0])
+
+
 PERMUTATION = np.array([2, 0, 3, 1])
 POSITIONWISE = {
     "where": lambda h: jnp.where(h > h.mean(), h, 0.5 * h),
@@ -167,12 +185,12 @@ def test_positionwise_is_allowed(name, x64):
 
 
 def test_positionwise_is_right(x64):
-    """All of them at once, against the twin; under the learner and under an outer jit."""
+    """All of them at once, against the oracle."""
 
     def forward(op, h, held, x):
         new = 0.5 * h["h"] + jnp.tanh(op("inp", x) + op("rec", held["h"]))
-        for fn in POSITIONWISE.values():
-            new = 0.6 * new + 0.2 * fn(h["h"]) + 0.1 * fn(new)
+        for k, fn in enumerate(POSITIONWISE.values()):
+            new = 0.6 * new + 0.3 * fn(new if k % 2 else h["h"])
         return {"h": new}, op("out", jnp.tanh(new))
 
     case = rate_with(forward)
@@ -217,6 +235,17 @@ def test_weights_that_depend_on_state_are_refused(source):
 
     with pytest.raises(NotImplementedError, match=rf"weights .* of an op depend on the {source}.*test_guarantees\.py"):
         start(se.D_RTRL(), rate_with(forward))
+
+
+def test_an_op_mapped_over_its_weights_is_refused():
+    def forward(op, h, held, x):
+        new, out = models.rate_forward(op, h, held, x)
+        params = se.ETraceParam({"weight": op("several")}, se.MatMulOp())
+        return new, out + jax.vmap(lambda p: p(new["h"]))(params).sum(0)
+
+    case = rate_with(forward, several=models.plain(jnp.ones((3, N, 2))))
+    with pytest.raises(NotImplementedError, match=r"mapped by vmap over its weights at .*test_guarantees\.py"):
+        start(se.D_RTRL(), case)
 
 
 # --- 3. no dense array -----------------------------------------------------------------------------------------------

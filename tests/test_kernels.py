@@ -27,7 +27,7 @@ def connectivities(draw):
     return se.Connectivity.from_edges(np.array(pre, int), np.array(post, int), shape=(num_pre, num_post))
 
 
-few = hypothesis.settings(max_examples=16)
+few = hypothesis.settings(max_examples=12)
 cases = hypothesis.given(
     conn=connectivities(),
     batch=st.sampled_from(BATCHES),

@@ -134,7 +134,7 @@ def test_only_what_is_trained():
     assert rules(se.BPTT(train=only_out), model) == READOUT
 
 
-@pytest.mark.parametrize("kind", ["two", "no_recurrence"])
+@pytest.mark.parametrize("kind", ["delay_chain"])
 def test_exact_is_exact_and_nothing_else_is(x64, kind):
     case, learner = models.build(kind), se.D_RTRL()
     state = case.twin.state

@@ -1,4 +1,10 @@
 """Products over the synapses of a `Connectivity`: the only hardware-aware code."""
 
 from . import dense as dense, trace as trace
-from .products import sampled as sampled, spmv as spmv, spmv_t as spmv_t
+from .products import (
+    as_steps as as_steps,
+    sampled as sampled,
+    sampled_sum as sampled_sum,
+    spmv as spmv,
+    spmv_t as spmv_t,
+)

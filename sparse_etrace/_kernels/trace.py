@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from .._connectivity import Connectivity
+from .products import as_steps, sampled, sampled_sum
 
 
 def roll(
@@ -14,9 +15,7 @@ def roll(
     trace: Float[Array, "vars *batch synapses"],
 ) -> Float[Array, "vars *batch synapses"]:
     """One step of a trace, `eps_s[a] <- sum_b D[i,a,b] eps_s[b] + F[i,a] x[j]` for `s = (j -> i)`."""
-    carried = jnp.take(hidden_jacobian, connectivity.post, axis=-1, mode="clip")
-    entering = jnp.take(output_jacobian, connectivity.post, axis=-1, mode="clip")
-    return jnp.sum(carried * trace[None], axis=1) + entering * jnp.take(x, connectivity.pre, axis=-1, mode="clip")
+    return _matvec(connectivity, hidden_jacobian, trace) + sampled(connectivity, x[None], output_jacobian)
 
 
 def window(
@@ -33,11 +32,17 @@ def window(
     `eps' = carried eps + sum_k entering[k] x[k]` and `dv = signal . eps + sum_k direct[k] x[k]`, the latter summed
     over the batch axes.
     """
-    per_synapse = jnp.sum(jnp.take(signal, connectivity.post, axis=-1, mode="clip") * trace, axis=0)
-    at_post = jnp.take(carried, connectivity.post, axis=-1, mode="clip")
-    new = jnp.sum(at_post * trace[None], axis=1)
-    for k in range(x.shape[0]):
-        x_pre = jnp.take(x[k], connectivity.pre, axis=-1, mode="clip")
-        new = new + jnp.take(entering[k], connectivity.post, axis=-1, mode="clip") * x_pre
-        per_synapse = per_synapse + jnp.take(direct[k], connectivity.post, axis=-1, mode="clip") * x_pre
-    return new, jnp.sum(per_synapse, axis=tuple(range(per_synapse.ndim - 1)))
+    new = _matvec(connectivity, carried, trace) + sampled_sum(connectivity, x[:, None], entering)
+    taught = _matvec(connectivity, signal[None], trace)
+    per_synapse = jnp.sum(taught, axis=tuple(range(taught.ndim - 1)))
+    return new, per_synapse + sampled_sum(connectivity, as_steps(x), as_steps(direct))
+
+
+def _matvec(
+    connectivity: Connectivity,
+    matrix: Float[Array, "rows vars *batch post"],
+    trace: Float[Array, "vars *batch synapses"],
+) -> Float[Array, "rows *batch synapses"]:
+    """`sum_b matrix[a, b, post] eps_s[b]`, term by term so that XLA makes one pass of it."""
+    at_post = [[jnp.take(entry, connectivity.post, axis=-1, mode="clip") for entry in row] for row in matrix]
+    return jnp.stack([sum(entry * eps for entry, eps in zip(row, trace, strict=True)) for row in at_post])

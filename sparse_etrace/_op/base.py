@@ -77,6 +77,10 @@ class ETraceOp(eqx.Module):
 
         return jax.lax.scan(add, self.xy_to_dw(x[0], y[0], v), (x[1:], y[1:]))[0]
 
+    def total_dw(self, x: Any, y: Array, v: PyTree[Array]) -> PyTree[Array]:
+        """Sum of `xy_to_dw` over all leading axes and positions: the vector-Jacobian product of `xw_to_y` in `v`."""
+        return jax.vjp(lambda v: self.xw_to_y(x, v), v)[1](y)[0]
+
     def window(
         self,
         v: PyTree[Array],
@@ -117,7 +121,7 @@ class ETraceOp(eqx.Module):
             add(self.sum_dw(x, entering[:, a], v), *(self.yw_to_w(carried[a, b], old[b]) for b in variables))
             for a in variables
         ]
-        now = jax.vjp(lambda v: self.xw_to_y(x, v), v)[1](direct)[0]
+        now = self.total_dw(x, direct, v)
         taught = add(now, *(sum_to(self.yw_to_w(signal[a], old[a]), v) for a in variables))
         return kept(jax.tree.map(lambda *leaves: jnp.stack(leaves), *new)), kept(taught)
 

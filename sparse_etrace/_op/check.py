@@ -93,6 +93,7 @@ def _laws(op: ETraceOp, has_real_x: bool, v: Any, xs: Any, ys: Any, es: Any, coe
     yield law + "xw_to_y", run("xw_to_y", xs, v), _stack(run("xw_to_y", x, v), run("xw_to_y", x2, v))
     yield law + "xy_to_dw", run("xy_to_dw", xs, ys, v), _stack(dw, run("xy_to_dw", x2, d, v))
     yield law + "yw_to_w", run("yw_to_w", ys, es), _stack(run("yw_to_w", y, e), run("yw_to_w", d, other))
+    yield "total_dw is that of ETraceOp", run("total_dw", xs, ys, v), ETraceOp.total_dw(op, xs, ys, v)
     yield "sum_dw is that of ETraceOp", run("sum_dw", xs, ys, v), ETraceOp.sum_dw(op, xs, ys, v)
     args = (v, es, *coefficients, xs)
     yield "window is that of ETraceOp", run("window", *args), ETraceOp.window(op, *args)

@@ -109,6 +109,16 @@ class SpMatMulOp(ETraceOp):
         slots = {"weight": _kernels.sampled(self.connectivity, x, y), "bias": y}
         return {key: slots[key] for key in v}
 
+    def sum_dw(self, x: Shaped[Array, "k *batch_x"], y: Float[Array, "k *batch_y"], v: Weights) -> Weights:
+        x, y = self._last(x), self._last(y)
+        slots = {"weight": _kernels.sampled_sum(self.connectivity, x, y), "bias": jnp.sum(y, axis=0)}
+        return {key: slots[key] for key in v}
+
+    def total_dw(self, x: Shaped[Array, "*batch_x"], y: Float[Array, "*batch_y"], v: Weights) -> Weights:
+        x, y = _kernels.as_steps(self._last(x)), _kernels.as_steps(self._last(y))
+        slots = {"weight": _kernels.sampled_sum(self.connectivity, x, y), "bias": jnp.sum(y, axis=0)}
+        return {key: slots[key] for key in v}
+
     def window(
         self, v: Weights, trace: Traces, carried: Array, entering: Array, signal: Array, direct: Array, x: Array
     ) -> tuple[Traces, Traces]:
