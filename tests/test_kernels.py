@@ -67,6 +67,9 @@ def test_products(conn, batch, variables, dtype, seed):
         same(_kernels.spmv(conn, weight, x), forward, dtype)
         same(_kernels.spmv_t(conn, weight, y), backward, dtype)
         same(_kernels.sampled(conn, x, y), sampled, dtype)
+        scale = np.arange(1, 20, dtype=dtype).reshape(-1, *[1] * x.ndim)
+        summed = _kernels.sampled_sum(conn, x * scale, jnp.broadcast_to(y, (19, *y.shape)))
+        same(summed / 190, sampled, dtype)
 
 
 @few
