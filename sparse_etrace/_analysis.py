@@ -177,18 +177,30 @@ class Analysis:
 
     def weight_is_trained(self, call: Call) -> list[bool]:
         """For each weight leaf of a call, whether anything that is trained moves it."""
-        moved = set().union(*(self.direct[("p", i)] for i in self.trained))
+        moved = set().union(*(self.within_step(("p", i)) for i in self.trained))
         return [("w", call.number, i) in moved for i in range(len(call.weight_atoms))]
 
     @cached_property
     def learning(self) -> list[Call]:
-        """Op calls with a trained weight."""
-        return [c for c in self.calls if c.is_op and any(self.weight_is_trained(c))]
+        """Op calls with a trained weight, apart from those whose output only makes the weights of another op."""
+        return [
+            c for c in self.calls if c.is_op and any(self.weight_is_trained(c)) and not self._makes_weights(c.number)
+        ]
+
+    def _makes_weights(self, call: int) -> bool:
+        sinks = self.direct.get(("y", call), set())
+        return bool(sinks) and all(
+            s[0] == "w" or (s[0] == "x" and s[1] != call and self._makes_weights(s[1])) for s in sinks
+        )
 
     @cached_property
     def plain(self) -> list[int]:
         """Trained leaves that act outside of every op."""
-        return [i for i in self.trained if any(s[0] != "w" for s in self.direct[("p", i)])]
+        return [i for i in self.trained if self._plain_sinks(i)]
+
+    def _plain_sinks(self, i: int) -> set[Label]:
+        """Where a leaf acts by itself: neither as a weight nor by making one."""
+        return {s for s in self.direct[("p", i)] if s[0] != "w" and not (s[0] == "x" and self._makes_weights(s[1]))}
 
     def _make_group(self, members: tuple[int, ...]) -> Group:
         inner = {c.number for c in self.calls if any(("n", i) in self.direct.get(("y", c.number), ()) for i in members)}
@@ -201,7 +213,7 @@ class Analysis:
         traced = {r.call for g in self.groups for r in g.routes}
         for i in self.trained:
             name, sinks = self.param_names[i], self.within_step(("p", i))
-            if ("out",) not in sinks and not any(s[0] == "w" and s[1] in traced for s in self.direct[("p", i)]):
+            if ("out",) not in sinks and not any(s[0] == "w" and s[1] in traced for s in sinks):
                 refuse_zero(name, allow_zero, used=bool(sinks))
             hidden = {s[1] for s in self.outside_ops(i) if s[0] == "n"} & self.live
             if hidden:
@@ -214,7 +226,7 @@ class Analysis:
 
     def outside_ops(self, i: int) -> set[Label]:
         """Sinks of a model leaf by ways that do not begin as a weight of an op."""
-        sinks = {s for s in self.direct[("p", i)] if s[0] != "w"}
+        sinks = self._plain_sinks(i)
         return sinks.union(*(self.within_step(("y", s[1])) for s in sinks if s[0] == "x"))
 
 

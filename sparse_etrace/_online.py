@@ -83,7 +83,16 @@ def _online_grad(
     default = steps if isinstance(learner, BPTT) else WINDOW
     size = min(chunk or default, steps)
     count, rest = divmod(steps, size)
-    paired = loss_fn if has_aux else lambda out, y: (loss_fn(out, y), None)
+
+    def paired(out: Any, y: Any) -> tuple[Array, Any]:
+        result = loss_fn(out, y)
+        loss, aux = result if has_aux else (result, None)
+        if isinstance(loss, tuple) or jnp.shape(loss) != ():
+            got = "a tuple (has_aux=True takes a pair)" if isinstance(loss, tuple) else f"shape {jnp.shape(loss)}"
+            raise ValueError(
+                f"loss_fn: expected a scalar for each step, got {got}. Sum or average over batch and units."
+            )
+        return loss, aux
 
     def run(carry: Carry, part: tuple[Any, Any]) -> Any:
         result = learner.window(model, carry, part[0], part[1], paired)

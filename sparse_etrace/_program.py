@@ -11,7 +11,7 @@ import jax.extend.source_info_util as source_info
 import jaxtyping
 import numpy as np
 
-from ._op.base import boundary_p
+from ._op.base import CutCall, VmappedCall, boundary_p
 
 for _module in (__file__, eqx.__file__, jaxtyping.__file__):
     source_info.register_exclusion(os.path.dirname(_module))
@@ -107,6 +107,8 @@ def sub_jaxprs(eqn: Any) -> list[Any]:
     found = []
     for value in eqn.params.values():
         for item in value if isinstance(value, tuple | list) else [value]:
+            item = item.call if isinstance(item, VmappedCall) else item
+            item = item.jaxpr if isinstance(item, CutCall) else item
             if isinstance(item, jex.ClosedJaxpr):
                 found.append(item.jaxpr)
             elif isinstance(item, jex.Jaxpr):
@@ -146,9 +148,9 @@ def flatten(closed: Any) -> Program:
                 out = walk(inner.jaxpr if is_closed else inner, inner.consts if is_closed else (), inputs, source)
                 env.update(zip(eqn.outvars, out, strict=True))
                 continue
-            if eqn.primitive is not boundary_p and any(map(_has_boundary, sub_jaxprs(eqn))):
+            if any(map(_has_boundary, sub_jaxprs(eqn))):
                 raise NotImplementedError(
-                    f"model: an op or a cut runs inside `{eqn.primitive.name}` at "
+                    f"model: an op or a cut runs inside `{_name(eqn)}` at "
                     f"{source_info.summarize(source)}. Call it outside: the step itself is already the body "
                     "of a loop over time, and a branch can choose between outputs with jnp.where."
                 )
@@ -160,6 +162,10 @@ def flatten(closed: Any) -> Program:
     inputs = [new(v) for v in closed.jaxpr.invars]
     outputs = walk(closed.jaxpr, closed.consts, inputs, None)
     return Program(nodes, inputs, outputs, consts, avals)
+
+
+def _name(eqn: Any) -> str:
+    return "se.cut" if eqn.primitive is boundary_p else eqn.primitive.name
 
 
 def _has_boundary(jaxpr: Any) -> bool:

@@ -134,7 +134,7 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
             (call, leaf)
             for call in analysis.learning
             for leaf in range(len(call.weight_atoms))
-            if ("w", call.number, leaf) in analysis.direct[("p", i)]
+            if ("w", call.number, leaf) in analysis.within_step(("p", i))
         ]
         rules, kept, groups = [], [], []
         for call, leaf in uses:
@@ -320,7 +320,7 @@ def _owners(analysis: Analysis, call: Call) -> str:
     names = [
         analysis.param_names[i]
         for i in analysis.trained
-        if any(s[:2] == ("w", call.number) for s in analysis.direct[("p", i)])
+        if any(s[:2] == ("w", call.number) for s in analysis.within_step(("p", i)))
     ]
     return ", ".join(names)
 

@@ -151,8 +151,8 @@ def _route(call: Call, ids: Any, numbers: np.ndarray, name: str) -> Route:
         how = f", through `{ids.primitive}` at {ids.where}" if ids is not None else ""
         raise ValueError(
             f"model: one output of the op called at {call.node.where} drives several units of {name!r}{how}. Give each "
-            "unit its own output (an input without batch axes has to be broadcast first), or declare the mixing with "
-            "se.cut."
+            "unit its own output (an input without batch axes has to be broadcast first; an index array that is a leaf "
+            "of the model cannot be followed, a slice or a constant can), or declare the mixing with se.cut."
         )
     if ids.ndim == numbers.ndim and all(a % max(b, 1) == 0 for a, b in zip(ids.shape, numbers.shape)):
         repeats = tuple(a // max(b, 1) for a, b in zip(ids.shape, numbers.shape))

@@ -136,7 +136,10 @@ class Step:
         index = {c.node.outputs: c for c in a.calls}
         plan = []
         for node in reversed(self.program.nodes):
-            for stop in sorted(set().union(*(wanted.get(o, set()) for o in node.outputs)), key=sorted):
+            stops = set().union(*(wanted.get(o, set()) for o in node.outputs))
+            if node.eqn.effects:
+                stops.add(Labels())
+            for stop in sorted(stops, key=sorted):
                 call = index.get(node.outputs) if node.is_boundary else None
                 inputs = node.inputs if call is None else call.x_atoms
                 for atom in inputs:

@@ -141,8 +141,8 @@ def _advance_call(
     full = []
     for number, (g, route) in enumerate(routes if any(in_full) else []):
         ndim = len(analysis.groups[g].shape)
-        lam, p, lam_0, p_0 = (route.spread(part, ndim) for part in adjoints[g])
-        f = signals.output_jacobian[(g, call.number)]
+        f = signals.output_jacobian[(g, call.number)].astype(n.dtype)
+        lam, p, lam_0, p_0 = (route.spread(part, ndim).astype(n.dtype) for part in adjoints[g])
         entering, direct = jnp.sum(p * f[:, None], axis=2), jnp.sum(lam * f, axis=1)
         if number == 0 and not op.is_diagonal:
             direct = direct + n
@@ -157,7 +157,7 @@ def _advance_call(
     total = []
     for leaf, *found in zip(jax.tree.leaves(v), *parts, strict=True):
         present = [part for part in found if part is not None]
-        total.append(sum(present[1:], present[0]) if present else jnp.zeros_like(leaf))
+        total.append(sum(present[1:], present[0]).astype(leaf.dtype) if present else jnp.zeros_like(leaf))
     return CallTrace(tuple(full) or trace.full, factors), total
 
 
@@ -184,7 +184,7 @@ def _filter(
         f = []
         for (g, route), old, (d, m, f_now) in zip(routes, factors.f, parts, strict=True):
             ndim = len(analysis.groups[g].shape)
-            d, m = route.spread(d, ndim), route.spread(m, ndim)
+            d, m, f_now = (part.astype(dtype) for part in (route.spread(d, ndim), route.spread(m, ndim), f_now))
             taught = taught + decay * jnp.sum(m * old, axis=0)
             f.append(decay * jnp.sum(d * old[None], axis=1) + (1 - decay) * f_now)
         correction = 1 - jnp.power(jnp.asarray(decay, dtype), (factors.steps + 1).astype(dtype))

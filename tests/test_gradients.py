@@ -86,7 +86,7 @@ def test_transformed_models(kind, how):
 # --- BPTT ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["alif_cell", "gru_cell", "two_lif", "conv_2d", "delay_buffer", "cut"])
+@pytest.mark.parametrize("kind", ["alif_cell", "gru_cell", "conv_2d", "cut"])
 @float64
 def test_bptt(kind):
     case, _ = reference(kind)

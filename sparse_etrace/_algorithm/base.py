@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from .._analysis import Analysis
-from .._filter import structure
+from .._filter import struct, structure
 from .._program import is_inexact
 from .._routes import Call
 from .._step import Signals, Step
@@ -62,11 +62,11 @@ class Learner(eqx.Module):
             state: the state to start from, structured like `carry.state`.
 
         Returns:
-            The new carry. A state leaf without the batch axes of `where` (a clock, a key) starts again only when all
-            batch elements do.
+            The new carry. Batch axes come first in every leaf; one without them (a clock, a key) starts again only when
+            all batch elements do.
 
         Raises:
-            ValueError: `state` has another structure or shape.
+            ValueError: `state` has another structure or shape, or batch axes that are not in front.
         """
         where = jnp.asarray(where, bool)
         expected, got = structure(carry.state), structure(state)
@@ -75,20 +75,21 @@ class Learner(eqx.Module):
 
         def choose(start: Any, now: Array, axis: int = 0) -> Array:
             batch = now.shape[axis : axis + where.ndim]
+            if where.ndim and batch != where.shape and where.shape[0] in now.shape[axis + 1 :] and now.ndim > 1:
+                raise ValueError(
+                    f"state: a leaf of shape {now.shape} has its batch axes, {where.shape}, elsewhere than in front, "
+                    "so that it cannot start again for some batch elements only. Put them first."
+                )
             chosen = (
                 where.reshape(*[1] * axis, *where.shape, *[1] * (now.ndim - axis - where.ndim))
                 if (batch == where.shape)
                 else jnp.all(where)
             )
-            return jnp.where(chosen, jnp.asarray(start, now.dtype), now)
+            return jnp.where(chosen, start if is_key(now) else jnp.asarray(start, now.dtype), now)
 
         def restart(start: Any, now: Array) -> Array:
             if jnp.shape(start) != now.shape:
                 raise ValueError(f"state: expected a leaf of shape {now.shape}, got {jnp.shape(start)}.")
-            if jax.dtypes.issubdtype(now.dtype, jax.dtypes.prng_key):
-                return jax.random.wrap_key_data(
-                    choose(jax.random.key_data(start), jax.random.key_data(now)), impl=jax.random.key_impl(now)
-                )
             return choose(start, now)
 
         return Carry(jax.tree.map(restart, state, carry.state), self._restart_traces(carry.traces, choose))
@@ -134,6 +135,14 @@ class TraceLearner(Learner):
         traces = {c.number: self.init_trace(analysis, c) for c in analysis.learning}
         return Carry(jax.tree.map(jnp.asarray, state), traces)
 
+    def _check_carry(self, analysis: Analysis, carry: Carry) -> None:
+        expected = jax.eval_shape(lambda: {c.number: self.init_trace(analysis, c) for c in analysis.learning})
+        if struct(carry.traces) != expected:
+            raise ValueError(
+                "carry: its traces are not those of this learner and model. Make it with this learner's init, and "
+                "again where the model, its shapes or what is trained has changed."
+            )
+
     def init_trace(self, analysis: Analysis, call: Call) -> CallTrace:
         return init_trace(analysis, call, self.is_full(analysis, call), self.trace_dtype)
 
@@ -166,6 +175,7 @@ class TraceLearner(Learner):
         x = jax.tree.map(jnp.asarray, x)
         step = Step(self.analyse(model, carry.state, x))
         analysis = step.analysis
+        self._check_carry(analysis, carry)
         floating = [is_inexact(v) for v in jax.tree.leaves(x)]
         num_state = len(jax.tree.leaves(carry.state))
 
@@ -207,6 +217,7 @@ class TraceLearner(Learner):
     ) -> Window:
         step = Step(self.analyse(model, carry.state, jax.tree.map(lambda a: a[0], xs)))
         analysis = step.analysis
+        self._check_carry(analysis, carry)
         arrays = eqx.filter(model, eqx.is_array)
         params, layout = jax.tree.flatten(arrays)
         weights = step.weights(params)
@@ -237,3 +248,7 @@ class TraceLearner(Learner):
         by_param = step.by_parameter(params, dv, plain)
         grads = jax.tree.unflatten(layout, [by_param.get(i) for i in range(len(params))])
         return Window(losses, aux, grads, Carry(jax.tree.unflatten(shape, state), traces))
+
+
+def is_key(array: Array) -> bool:
+    return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,176 @@
+"""Models at the edge of what the analysis meets."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sparse_etrace as se
+
+UNITS = 4
+
+
+def normal(*shape, seed=0, dtype=None):
+    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), dtype)
+
+
+def loss_fn(out, y):
+    return jnp.sum((out - y) ** 2)
+
+
+class Made(eqx.Module):
+    """The weights of one op are made by `make`, from another parameter."""
+
+    made: object
+    rec: se.ETraceParam
+    make: object = eqx.field(static=True)
+
+    def __call__(self, h, x):
+        inp = se.ETraceParam({"weight": self.make(self.made)}, se.MatMulOp())
+        h = 0.7 * h + jnp.tanh(inp(x) + self.rec(h))
+        return h, h
+
+
+def stopped(model, weight):
+    """The same model with stopped recurrence, by hand."""
+
+    def run(model, xs, ys):
+        h, total = jnp.zeros((2, UNITS)), 0.0
+        for x, y in zip(xs, ys):
+            h = 0.7 * h + jnp.tanh(x @ weight(model) + jax.lax.stop_gradient(h) @ model.rec.value["weight"])
+            total += loss_fn(h, y)
+        return total
+
+    return eqx.filter_grad(run)(model, normal(5, 2, 3), normal(5, 2, UNITS, seed=1))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+@pytest.mark.parametrize("how", ["op", "cut", "plain"])
+def test_weights_that_are_made_learn(how, chunk):
+    value = normal(3, UNITS, seed=2)
+    param, make, weight = {
+        "op": (se.ElemWiseParam(value, jnp.tanh), lambda p: p(), lambda m: jnp.tanh(m.made.value)),
+        "cut": (value, se.cut(lambda w: w / jnp.linalg.norm(w)), lambda m: m.made / jnp.linalg.norm(m.made)),
+        "plain": (value, lambda w: 2 * w, lambda m: 2 * m.made),
+    }[how]
+    model = Made(param, se.ETraceParam({"weight": normal(UNITS, UNITS, seed=3) / 2}, se.MatMulOp()), make)
+    expected = stopped(model, weight)
+    learner, xs = se.D_RTRL(), normal(5, 2, 3)
+    carry = learner.init(model, jnp.zeros((2, UNITS)), xs[0])
+    _, grads, _ = se.online_grad(learner, loss_fn, model, carry, xs, normal(5, 2, UNITS, seed=1), chunk=chunk)
+    got, want = jax.tree.leaves(grads), jax.tree.leaves(eqx.filter(expected, se.trainable(model)))
+    assert all(float(jnp.max(jnp.abs(w))) > 0.1 for w in want)
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-10, atol=1e-12)
+    first = se.explain(learner, model, jnp.zeros((2, UNITS)), xs[0]).rows[0]
+    assert first.rule == "diagonal" and first.reached == 3 * UNITS
+
+
+class Narrow(eqx.Module):
+    """bfloat16 weights drive a float32 state."""
+
+    inp: se.ETraceParam
+    rate: se.ETraceParam
+
+    def __call__(self, h, x):
+        y = self.inp(x.astype(jnp.bfloat16)).astype(jnp.float32)
+        h = self.rate().astype(jnp.float32) * h + y
+        return h, h
+
+
+@pytest.mark.parametrize(
+    "learner", [se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid()], ids=lambda learner: type(learner).__name__
+)
+def test_mixed_precision(learner):
+    weight = {"weight": normal(3, UNITS, dtype=jnp.bfloat16), "bias": jnp.zeros(UNITS, jnp.bfloat16)}
+    rate = se.ElemWiseParam(jnp.full(UNITS, 0.5, jnp.bfloat16))
+    model, xs = Narrow(se.ETraceParam(weight, se.MatMulOp()), rate), normal(6, 2, 3, dtype=jnp.float32)
+    ys = normal(6, 2, UNITS, seed=1, dtype=jnp.float32)
+    carry = learner.init(model, jnp.zeros((2, UNITS)), xs[0])
+    _, grads, _ = se.online_grad(learner, loss_fn, model, carry, xs, ys, chunk=4)
+    assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}
+    _, exact, _ = se.online_grad(se.BPTT(), loss_fn, model, se.BPTT().init(model, jnp.zeros((2, UNITS)), xs[0]), xs, ys)
+    for name in ("inp", "rate"):
+        for g, e in zip(jax.tree.leaves(getattr(grads, name)), jax.tree.leaves(getattr(exact, name)), strict=True):
+            g, e = np.ravel(g).astype(float), np.ravel(e).astype(float)
+            assert g @ e > 0.9 * np.linalg.norm(g) * np.linalg.norm(e)
+
+
+class Keyed(eqx.Module):
+    inp: se.ETraceParam
+
+    def __call__(self, state, x):
+        jax.debug.callback(seen.append, x[..., 0].sum())
+        h = 0.5 * state["h"] + self.inp(x)
+        return {"key": state["key"], "h": h, "line": jnp.concatenate([h[None], state["line"][:-1]])}, h
+
+
+seen: list = []
+
+
+def keyed(line):
+    model = Keyed(se.ETraceParam({"weight": normal(3, UNITS, dtype=jnp.float32)}, se.MatMulOp()))
+    state = {"key": jax.random.key(1), "h": jnp.ones((2, UNITS)), "line": jnp.ones((line, 2, UNITS))}
+    learner = se.D_RTRL()
+    return learner, model, learner.init(model, state, jnp.ones((2, 3)))
+
+
+def test_side_effects_of_a_model_are_kept():
+    learner, model, carry = keyed(3)
+    seen.clear()
+    se.online_grad(learner, lambda out, _: jnp.sum(out), model, carry, jnp.ones((3, 2, 3)), None)
+    jax.effects_barrier()
+    assert len(seen) == 3
+
+
+def test_reset_leaves_shared_keys_alone():
+    learner, model, carry = keyed(3)
+    start = {"key": jax.random.key(7), "h": jnp.zeros((2, UNITS)), "line": jnp.zeros((3, 2, UNITS))}
+    with pytest.raises(ValueError, match=r"state: a leaf of shape \(3, 2, 4\) has its batch axes.*Put them first"):
+        learner.reset(carry, jnp.array([True, False]), start)
+    carry = eqx.tree_at(lambda c: c.state, carry, {k: v for k, v in carry.state.items() if k != "line"})
+    del start["line"]
+    some = learner.reset(carry, jnp.array([True, False]), start)
+    assert jnp.array_equal(jax.random.key_data(some.state["key"]), jax.random.key_data(jax.random.key(1)))
+    assert some.state["h"][:, 0].tolist() == [0, 1]
+    everything = learner.reset(carry, jnp.array([True, True]), start)
+    assert jnp.array_equal(jax.random.key_data(everything.state["key"]), jax.random.key_data(jax.random.key(7)))
+
+
+class Hidden(eqx.Module):
+    rec: se.ETraceParam
+
+    def __call__(self, h, x):
+        h = 0.5 * h + x + se.cut(lambda h: self.rec(h))(h)
+        return h, h
+
+
+def test_an_op_inside_a_cut_is_refused():
+    model = Hidden(se.ETraceParam({"weight": jnp.eye(UNITS)}, se.MatMulOp()))
+    with pytest.raises(NotImplementedError, match=r"an op or a cut runs inside `se\.cut` at .*test_corners\.py"):
+        se.D_RTRL().init(model, jnp.zeros(UNITS), jnp.zeros(UNITS))
+
+
+def linear():
+    cell = se.cells.LeakyRate(UNITS, se.ETraceParam({"weight": normal(3, UNITS, dtype=jnp.float32)}, se.MatMulOp()))
+    return cell, cell.init_state(2), jnp.ones((4, 2, 3))
+
+
+@pytest.mark.parametrize("other", [se.ES_D_RTRL(), se.BPTT(), se.D_RTRL(trace_dtype=jnp.bfloat16)], ids=str)
+def test_the_carry_of_another_learner_is_refused(other):
+    cell, state, xs = linear()
+    carry = other.init(cell, state, xs[0])
+    with pytest.raises(ValueError, match="carry: its traces are not those of this learner"):
+        se.online_grad(se.D_RTRL(), lambda out, _: jnp.sum(out), cell, carry, xs, None)
+    with pytest.raises(ValueError, match="carry: its traces are not those of this learner"):
+        se.D_RTRL().step(cell, carry, xs[0])
+
+
+@pytest.mark.parametrize("loss", [lambda out, _: out, lambda out, _: (jnp.sum(out), out)], ids=["array", "pair"])
+@pytest.mark.parametrize("learner", [se.D_RTRL(), se.BPTT()], ids=lambda learner: type(learner).__name__)
+def test_a_loss_that_is_no_scalar_is_refused(learner, loss):
+    cell, state, xs = linear()
+    with pytest.raises(ValueError, match=r"loss_fn: expected a scalar for each step, got .*\. Sum or average"):
+        se.online_grad(learner, loss, cell, learner.init(cell, state, xs[0]), xs, None)
