@@ -69,9 +69,20 @@ def trained_filter(model: PyTree[Any], train: Any) -> PyTree[bool]:
     return jax.tree.map(lambda a, b: bool(a and b), spec, allowed)
 
 
+def check_names(allow_zero: tuple[str, ...], names: list[str]) -> None:
+    for allowed in allow_zero:
+        if not any(covers(allowed, name) for name in names):
+            raise ValueError(f"allow_zero: {allowed!r} is no leaf of the model. Its leaves are {', '.join(names)}.")
+
+
+def covers(allowed: str, name: str) -> bool:
+    """Whether a name is that of a leaf, or of a part of the model that holds it."""
+    return name == allowed or name.startswith((allowed + ".", allowed + "["))
+
+
 def refuse_zero(name: str, allow_zero: tuple[str, ...], used: bool) -> None:
     """Raise for a trained leaf that can never get a gradient, unless it is allowed by name."""
-    if not any(name == allowed or name.startswith((allowed + ".", allowed + "[")) for allowed in allow_zero):
+    if not any(covers(allowed, name) for allowed in allow_zero):
         why = "it reaches `out` only by ways that the rule drops, or not at all" if used else "its value is never used"
         raise ValueError(
             f"model: {name!r} would never get a gradient: {why}. Remove it, leave it out with train=..., or allow it "

@@ -1,6 +1,7 @@
 """Online gradients of a stream, and a plain training loop."""
 
 from collections.abc import Callable, Iterable
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -146,7 +147,7 @@ def fit(
     data: Iterable[tuple[PyTree[Any], PyTree[Any]]],
     *,
     state: PyTree[Any],
-    update: str | int = "sequence",
+    update: Any = "sequence",
     chunk: int | None = None,
     opt_state: Any = None,
     carry_over: bool = False,
@@ -182,7 +183,8 @@ def fit(
         >>> bool(result.losses[-1] < result.losses[0])
         True
     """
-    if update not in ("sequence", "step") and not (isinstance(update, int) and update >= 1):
+    counted = isinstance(update, Integral) and not isinstance(update, bool)
+    if not (update >= 1 if counted else update in ("sequence", "step")):
         raise ValueError(f"update: expected 'sequence', 'step' or a number of steps >= 1, got {update!r}.")
     if opt_state is None:
         opt_state = optimizer.init(eqx.filter(model, trained_filter(model, learner.train)))
@@ -192,8 +194,15 @@ def fit(
         xs, ys = _read_stream(xs, ys)
         if start is None:
             start = carry = learner.init(model, state, jax.tree.map(lambda a: a[0], xs))
+            first = [a.shape[1:] for a in jax.tree.leaves((xs, ys))]
+        shapes = [a.shape[1:] for a in jax.tree.leaves((xs, ys))]
+        if shapes != first:
+            raise ValueError(
+                f"data: expected one step of inputs and targets with the shapes of the first sequence, {first}, got "
+                f"{shapes}. Leave out a smaller last batch."
+            )
         steps = jax.tree.leaves((xs, ys))[0].shape[0]
-        size = min(update, steps) if isinstance(update, int) else 1 if update == "step" else steps
+        size = min(int(update), steps) if counted else 1 if update == "step" else steps
         model, opt_state, carry, found = _fit_sequence(
             learner, loss_fn, optimizer, model, opt_state, carry if carry_over else start, xs, ys, size, chunk
         )

@@ -2,6 +2,7 @@
 
 import enum
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -179,8 +180,8 @@ def cut(fn: Callable[..., Any]) -> Callable[..., Any]:
         [0.5, 0.5]
     """
 
-    def bounded(*args: Any) -> Any:
-        jaxpr, out = jax.make_jaxpr(fn, return_shape=True)(*args)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        jaxpr, out = jax.make_jaxpr(partial(fn, **kwargs), return_shape=True)(*args)
         consts, flat = jaxpr.consts, jax.tree.leaves(args)
         opened = jax.make_jaxpr(lambda c, a: jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr.jaxpr, c))(*a))(consts, flat)
         result = boundary_p.bind(*consts, *flat, call=CutCall(opened))

@@ -181,7 +181,7 @@ def _rule(analysis: Analysis, learner: TraceLearner, call: Call, leaf: int, drop
     hit = {s[1] for s in analysis.within_step(("y", call.number)) if s[0] == "n"} & set(analysis.cluster)
     if not routes_of(analysis, call):
         return "same-step only" if hit else "exact"
-    if not learner.is_full(analysis, call)[leaf]:
+    if not learner.full_leaves(analysis, call)[leaf]:
         return "factorised"
     straight = {s[1] for s in analysis.direct[("y", call.number)] if s[0] == "n"}
     later = closure(hit, {i: analysis.op_free(i) for i in range(len(analysis.state))})

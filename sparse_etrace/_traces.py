@@ -46,6 +46,19 @@ def per_unit_leaves(analysis: Analysis, call: Call) -> list[bool]:
     return [op.is_diagonal or (bool(p) and getattr(p[0], "key", None) in op.per_unit) for p, _ in paths]
 
 
+def can_filter(analysis: Analysis, call: Call) -> bool:
+    """Whether the input of a call is a number that can be low-pass filtered, and not an index."""
+    op, v, x = call.template(analysis.program)
+    if x is None or not jax.dtypes.issubdtype(x.dtype, jnp.integer):
+        return True
+    y = call.y(analysis.program)
+    try:
+        jax.eval_shape(op.xw_to_y, jax.ShapeDtypeStruct(x.shape, y.dtype), v)
+    except TypeError:
+        return False
+    return True
+
+
 def slot_shapes(analysis: Analysis, call: Call, group: int) -> list[Any]:
     """Shapes of the trace of each weight leaf of a call, without the axis of hidden variables."""
     op, v, x = call.template(analysis.program)

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import sparse_etrace as se
@@ -174,3 +175,69 @@ def test_a_loss_that_is_no_scalar_is_refused(learner, loss):
     cell, state, xs = linear()
     with pytest.raises(ValueError, match=r"loss_fn: expected a scalar for each step, got .*\. Sum or average"):
         se.online_grad(learner, loss, cell, learner.init(cell, state, xs[0]), xs, None)
+
+
+class Index(se.ETraceOp):
+    """Rows of a table, chosen by an integer."""
+
+    @property
+    def input_ndim(self):
+        return 0
+
+    def xw_to_y(self, x, w):
+        return w[x]
+
+    def yw_to_w(self, y, e):
+        return y[..., None, :] * e
+
+
+class Table(eqx.Module):
+    table: se.ETraceParam
+
+    def __call__(self, h, x):
+        h = 0.5 * h + self.table(x)
+        return h, h
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    "learner", [se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid()], ids=lambda learner: type(learner).__name__
+)
+def test_an_index_is_never_low_pass_filtered(learner):
+    model, xs = Table(se.ETraceParam(normal(6, UNITS), Index())), jnp.array([[0, 3], [2, 5], [0, 0], [1, 3]])
+    ys = normal(4, 2, UNITS, seed=1)
+    carry = learner.init(model, jnp.zeros((2, UNITS)), xs[0])
+    _, grads, _ = se.online_grad(learner, loss_fn, model, carry, xs, ys, chunk=3)
+    _, exact, _ = se.online_grad(se.BPTT(), loss_fn, model, se.BPTT().init(model, jnp.zeros((2, UNITS)), xs[0]), xs, ys)
+    np.testing.assert_allclose(grads.table.value, exact.table.value, rtol=1e-10)
+
+
+@pytest.mark.parametrize("learner", [se.D_RTRL(allow_zero=("imp",)), se.BPTT(allow_zero=("imp",))], ids=["d", "bptt"])
+def test_a_name_that_is_no_leaf_is_refused(learner):
+    cell, state, xs = linear()
+    with pytest.raises(ValueError, match=r"allow_zero: 'imp' is no leaf of the model\. Its leaves are inp\.value"):
+        learner.init(cell, state, xs[0])
+
+
+def test_no_synapses():
+    none = se.SpMatMulOp(se.Connectivity.from_edges([], [], shape=(UNITS, UNITS)))
+    cell = se.cells.LeakyRate(
+        UNITS,
+        se.ETraceParam({"weight": normal(3, UNITS, dtype=jnp.float32)}, se.MatMulOp()),
+        se.ETraceParam({"weight": jnp.zeros(0)}, none),
+    )
+    for learner in (se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid(), se.BPTT()):
+        carry = learner.init(cell, cell.init_state(), jnp.ones(3))
+        _, grads, _ = se.online_grad(learner, lambda out, _: jnp.sum(out), cell, carry, jnp.ones((3, 3)), None)
+        assert grads.rec.value["weight"].shape == (0,)
+
+
+def test_a_smaller_batch_is_refused():
+    cell, state, xs = linear()
+    data = [(xs, jnp.zeros((4, 2, UNITS))), (xs[:, :1], jnp.zeros((4, 1, UNITS)))]
+    with pytest.raises(ValueError, match=r"data: expected one step.*\(2, 3\).*got \[\(1, 3\), \(1, 4\)\]\. Leave out"):
+        se.fit(se.D_RTRL(), loss_fn, optax.sgd(0.1), cell, data, state=state, progress=False)
+
+
+def test_cut_takes_keywords():
+    assert se.cut(jnp.sum)(jnp.ones((2, 3)), axis=0).tolist() == [2, 2, 2]

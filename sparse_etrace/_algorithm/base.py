@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from .._analysis import Analysis
-from .._filter import struct, structure
+from .._filter import check_names, struct, structure
 from .._program import is_inexact
 from .._routes import Call
 from .._step import Signals, Step
-from .._traces import CallTrace, advance, init_trace
+from .._traces import CallTrace, advance, can_filter, init_trace
 
 
 class Carry(eqx.Module):
@@ -127,10 +127,12 @@ class TraceLearner(Learner):
             The carry; `carry.state` is the state.
 
         Raises:
-            ValueError: hidden state is mixed by anything but an op, or a trained leaf can never get a gradient.
+            ValueError: hidden state is mixed by anything but an op, a trained leaf can never get a gradient, or a name
+                in `allow_zero` is no leaf.
             NotImplementedError: an op runs inside control flow, or its weights depend on the state.
         """
         analysis = self.analyse(model, state, x)
+        check_names(self.allow_zero, analysis.param_names)
         analysis.check_reach(self.allow_zero)
         traces = {c.number: self.init_trace(analysis, c) for c in analysis.learning}
         return Carry(jax.tree.map(jnp.asarray, state), traces)
@@ -144,7 +146,12 @@ class TraceLearner(Learner):
             )
 
     def init_trace(self, analysis: Analysis, call: Call) -> CallTrace:
-        return init_trace(analysis, call, self.is_full(analysis, call), self.trace_dtype)
+        return init_trace(analysis, call, self.full_leaves(analysis, call), self.trace_dtype)
+
+    def full_leaves(self, analysis: Analysis, call: Call) -> list[bool]:
+        """`is_full`, and True throughout where the input is an index, which has no factor."""
+        full = self.is_full(analysis, call)
+        return full if all(full) or can_filter(analysis, call) else [True] * len(full)
 
     def _restart_traces(self, traces: dict[int, CallTrace], choose: Callable[..., Array]) -> dict[int, CallTrace]:
         def one(trace: CallTrace) -> CallTrace:

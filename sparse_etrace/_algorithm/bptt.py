@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._analysis import closure
-from .._filter import leaf_names, refuse_zero, struct, trained_filter
+from .._filter import check_names, leaf_names, refuse_zero, struct, trained_filter
 from .._program import Labels, is_inexact, propagate, vjp_jaxpr
 from .base import Carry, Learner, Window
 
@@ -57,9 +57,10 @@ class BPTT(Learner):
         back = {k: {j for j, sink in enumerate(by_state) if k in sink} for k in range(len(new))}
         read = closure({k for k, sink in enumerate(by_state) if "out" in sink}, back)
         trained = set(leaf_names(eqx.filter(model, trained_filter(model, self.train))))
-        inexact = [name for name, leaf in zip(names, jax.tree.leaves(arrays), strict=True) if is_inexact(leaf)]
-        for name, sink in zip(inexact, found[: count - len(new)], strict=True):
-            if name in trained and "out" not in sink and not sink & read:
+        inexact = [(name, leaf) for name, leaf in zip(names, jax.tree.leaves(arrays), strict=True) if is_inexact(leaf)]
+        check_names(self.allow_zero, names)
+        for (name, leaf), sink in zip(inexact, found[: count - len(new)], strict=True):
+            if name in trained and leaf.size and "out" not in sink and not sink & read:
                 refuse_zero(name, self.allow_zero, used=bool(sink))
         return Carry(jax.tree.map(jnp.asarray, state), None)
 
