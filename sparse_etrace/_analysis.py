@@ -157,6 +157,12 @@ class Analysis:
         back = {i: {j for j in leaves if ("n", i) in every[j]} for i in leaves}
         candidates = driven & closure(read, back)
 
+        for i in sorted(candidates):
+            if not jax.dtypes.issubdtype(self.program.avals[self.state[i]].dtype, np.floating):
+                raise ValueError(
+                    f"state: the hidden variable {self.state_names[i]!r} is complex, and traces are kept for real ones. "
+                    "Split it into two leaves, its real and its imaginary part."
+                )
         self.cluster = components(candidates, {i: self.op_free(i) & candidates for i in candidates})
         reach = [self.within_step(("y", c.number)) for c in self.calls]
         self.stops = [Labels(self.cluster[s[1]] for s in r if s[0] == "n" and s[1] in candidates) for r in reach]

@@ -241,3 +241,22 @@ def test_a_smaller_batch_is_refused():
 
 def test_cut_takes_keywords():
     assert se.cut(jnp.sum)(jnp.ones((2, 3)), axis=0).tolist() == [2, 2, 2]
+
+
+class Turning(eqx.Module):
+    inp: se.ETraceParam
+
+    def __call__(self, z, x):
+        z = 0.9 * jnp.exp(0.3j) * z + self.inp(x)
+        return z, z.real
+
+
+def test_a_complex_hidden_variable_is_refused():
+    model = Turning(se.ETraceParam({"weight": normal(3, UNITS, dtype=jnp.float32)}, se.MatMulOp()))
+    with pytest.raises(ValueError, match="state: the hidden variable 'state' is complex.*Split it into two leaves"):
+        se.D_RTRL().init(model, jnp.zeros(UNITS, jnp.complex64), jnp.ones(3))
+
+
+def test_a_convolution_wants_a_shape_with_a_type():
+    with pytest.raises(TypeError, match=r"xinfo: expected a shape with a type, got \(8, 1\)\. Write jax\.Shape"):
+        se.ConvOp((8, 1), [1], "SAME")

@@ -31,6 +31,7 @@ class ConvOp(ETraceOp):
         weight_fn: elementwise function `f` of the weights; it never touches the bias.
 
     Raises:
+        TypeError: `xinfo` has no shape and type.
         ValueError: an argument does not fit `xinfo`; or, on execution, the kernel, mask, bias or `x` has another shape.
 
     Example:
@@ -62,6 +63,10 @@ class ConvOp(ETraceOp):
         weight_mask: Any = None,
         weight_fn: Callable[[Array], Array] | None = None,
     ):
+        if not hasattr(xinfo, "shape") or not hasattr(xinfo, "dtype"):
+            raise TypeError(
+                f"xinfo: expected a shape with a type, got {xinfo!r}. Write jax.ShapeDtypeStruct(shape, type)."
+            )
         spatial = len(xinfo.shape) - 1
         if spatial not in (1, 2, 3):
             raise ValueError(
