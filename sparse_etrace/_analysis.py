@@ -160,7 +160,7 @@ class Analysis:
         for i in sorted(candidates):
             if not jax.dtypes.issubdtype(self.program.avals[self.state[i]].dtype, np.floating):
                 raise ValueError(
-                    f"state: the hidden variable {self.state_names[i]!r} is complex, and traces are kept for real ones. "
+                    f"state: the hidden variable {self.state_names[i]!r} is complex, traces are real. "
                     "Split it into two leaves, its real and its imaginary part."
                 )
         self.cluster = components(candidates, {i: self.op_free(i) & candidates for i in candidates})
