@@ -89,7 +89,7 @@ def rules(model: WormNet) -> list[Rule]:
     only_readout = eqx.tree_at(lambda m: m.readout, nothing, replace=True)
     return [
         Rule(READOUT_ONLY, D_RTRL(train=only_readout), 0.1),
-        Rule("ES-D-RTRL", ES_D_RTRL(decay=0.9), 0.02),
+        Rule("ES-D-RTRL", ES_D_RTRL(decay=0.98), 0.02),
         Rule("D-RTRL", D_RTRL(), 0.02),
         Rule("BPTT", BPTT(), 0.02),
     ]
@@ -155,7 +155,7 @@ def train(rule: Rule, model: WormNet, data: MNIST1D, updates: int, seed: int) ->
 def memory(model: WormNet) -> dict[str, Any]:
     """Bytes at batch 1: the traces, whatever the length, and the working memory by the length of a sequence."""
     state, x = model.init_state(1), jnp.zeros((1, 1))
-    online: dict[str, Learner] = {"ES-D-RTRL": ES_D_RTRL(), "D-RTRL": D_RTRL()}
+    online: dict[str, Learner] = {"ES-D-RTRL": ES_D_RTRL(decay=0.98), "D-RTRL": D_RTRL()}
     forward = {name: memory_plan(rule, model, state, x) for name, rule in online.items()}
     return {
         "trace_bytes": {name: plan.traces for name, plan in forward.items()},
