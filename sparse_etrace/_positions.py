@@ -38,7 +38,7 @@ Ids = np.ndarray | Mixed | None
 """For each element the number of its unit, -1 for none; None: no derivative passes here at all."""
 
 MOVERS = {"rev", "transpose", "concatenate", "split", "slice", "pad", "gather", "scatter", "scatter-add", "sort",
-          "dynamic_slice", "dynamic_update_slice"}  # fmt: skip
+          "dynamic_slice", "dynamic_update_slice", "stack", "unstack", "tile", "dot_general"}  # fmt: skip
 
 
 class _MixingError(Exception):
@@ -199,14 +199,16 @@ def _scatter_mul(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
     return [ids[0]]
 
 
+def _filled(eqn: Any, ids: list[Any]) -> list[np.ndarray]:
+    return [np.full(v.aval.shape, -1) if i is None else i for i, v in zip(ids, eqn.invars, strict=True)]
+
+
 def _concatenate(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
-    parts = [np.full(v.aval.shape, -1) if i is None else i for i, v in zip(ids, eqn.invars, strict=True)]
-    return [np.concatenate(parts, eqn.params["dimension"])]
+    return [np.concatenate(_filled(eqn, ids), eqn.params["dimension"])]
 
 
 def _stack(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
-    parts = [np.full(v.aval.shape, -1) if i is None else i for i, v in zip(ids, eqn.invars, strict=True)]
-    return [np.stack(parts, eqn.params["axis"])]
+    return [np.stack(_filled(eqn, ids), eqn.params["axis"])]
 
 
 def _split(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:

@@ -215,5 +215,9 @@ def vjp_jaxpr(fn: Callable[..., Any], args: Any, *rest: Any) -> tuple[Any, Any]:
     return pull(args, out, *rest), out
 
 
+def is_key(aval: Any) -> bool:
+    return jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key)
+
+
 def is_inexact(aval: Any) -> bool:
     return jax.dtypes.issubdtype(aval.dtype, np.inexact)

@@ -16,7 +16,7 @@ from ._algorithm.base import TraceLearner
 from ._analysis import Analysis, closure
 from ._filter import struct, trained_filter
 from ._op.base import sum_to
-from ._program import is_inexact
+from ._program import is_inexact, is_key
 from ._routes import Call
 from ._step import Step
 from ._traces import routes_of
@@ -247,7 +247,7 @@ def _probe(analysis: Analysis, model: Any, state: Any, x: Any) -> dict[int, int]
 def _numbers(leaf: Any) -> Array:
     if not isinstance(leaf, jax.ShapeDtypeStruct):
         return jnp.asarray(leaf)
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if is_key(leaf):
         return jax.random.split(jax.random.key(0), leaf.shape)
     return jnp.zeros(leaf.shape, leaf.dtype)
 

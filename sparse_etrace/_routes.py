@@ -133,8 +133,8 @@ def make_group(
     )
     for variable, ids in zip(variables, found):
         if isinstance(ids, Mixed) or (ids is not None and np.any((ids != numbers) & (ids >= 0))):
-            mixed = ids if isinstance(ids, Mixed) else ids.moved
-            how = f"`{mixed.primitive}` at {mixed.where}"
+            mixed = ids if isinstance(ids, Mixed) else getattr(ids, "moved", None)
+            how = f"`{mixed.primitive}` at {mixed.where}" if mixed else "a permutation of the units"
             raise ValueError(
                 f"model: the hidden state {variable.name!r} is mixed across units or batch by {how}. A trace per "
                 "synapse needs dynamics that act on each unit by itself: make the mixing an op (ETraceParam), declare "

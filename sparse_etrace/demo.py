@@ -155,8 +155,8 @@ def train(rule: Rule, model: WormNet, data: MNIST1D, updates: int, seed: int) ->
 def memory(model: WormNet) -> dict[str, Any]:
     """Bytes at batch 1: the traces, whatever the length, and the working memory by the length of a sequence."""
     state, x = model.init_state(1), jnp.zeros((1, 1))
-    online: dict[str, Learner] = {"ES-D-RTRL": ES_D_RTRL(decay=0.98), "D-RTRL": D_RTRL()}
-    forward = {name: memory_plan(rule, model, state, x) for name, rule in online.items()}
+    online = [rule for rule in rules(model) if rule.name in ("ES-D-RTRL", "D-RTRL")]
+    forward = {rule.name: memory_plan(rule.learner, model, state, x) for rule in online}
     return {
         "trace_bytes": {name: plan.traces for name, plan in forward.items()},
         "total_bytes": {name: plan.total for name, plan in forward.items()},

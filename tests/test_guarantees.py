@@ -102,6 +102,7 @@ MIXING = {
     "reduce_sum variance": lambda h: h * h.var(-1, keepdims=True),
     "concatenate": lambda h: jnp.roll(h, 1, axis=-1),
     "rev": lambda h: h[..., ::-1],
+    "stack": lambda h: jnp.stack(jnp.unstack(h, axis=-1)[::-1], axis=-1),
     "cumsum": lambda h: jnp.cumsum(h, axis=-1),
     "sort": lambda h: jnp.sort(h, axis=-1),
     "gather": lambda h: h[..., np.array([1, 0, 3, 2])],

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from .._analysis import Analysis
 from .._filter import check_names, struct, structure
-from .._program import is_inexact
+from .._program import is_inexact, is_key
 from .._routes import Call
 from .._step import Signals, Step
 from .._traces import CallTrace, advance, can_filter, init_trace
@@ -255,7 +255,3 @@ class TraceLearner(Learner):
         by_param = step.by_parameter(params, dv, plain)
         grads = jax.tree.unflatten(layout, [by_param.get(i) for i in range(len(params))])
         return Window(losses, aux, grads, Carry(jax.tree.unflatten(shape, state), traces))
-
-
-def is_key(array: Array) -> bool:
-    return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
