@@ -1,8 +1,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml README.md $(shell find sparse_etrace datasets -name __pycache__ -prune -o -print)
+SOURCES := pyproject.toml README.md $(shell find sparse_etrace native datasets -name __pycache__ -prune -o -print)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench bench-peers lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sparse-etrace demo worm --out results
@@ -10,6 +10,15 @@ demo: $(VENV)/installed
 # The tests import the installed package: `pytest` puts no checkout on the path, `python -m pytest` would.
 test: $(VENV)/installed-test
 	$(BIN)/pytest -n 2 --dist worksteal
+
+bench: $(VENV)/installed-test
+	$(BIN)/python tests/benchmarks/bench.py --out results
+
+# The predecessor in an environment of its own; nothing else here depends on it.
+bench-peers:
+	python3 -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install . braintrace==0.2.6 brainevent==0.2.1 numba jax==0.10.2
+	$(VENV)-peers/bin/python tests/benchmarks/peers.py --out results/peers.json
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -21,7 +30,7 @@ format: $(VENV)/installed-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) results dist
+	rm -rf $(VENV) $(VENV)-peers results dist
 
 $(VENV)/made:
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

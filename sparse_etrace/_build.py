@@ -95,7 +95,7 @@ def build_graph(
                 weight, pre.size, dtype, lambda k: f"the sum over {name_of(int(pre[k]), int(post[k]))}"
             )
             connectivity = Connectivity.from_edges(pre, post, shape=(num_pre, num_post))
-    return Graph(connectivity, jnp.asarray(weight), nodes, node_attrs, attrs)
+    return Graph(connectivity, jnp.array(weight), nodes, node_attrs, attrs)
 
 
 def check_dtype(dtype: Any) -> np.dtype:

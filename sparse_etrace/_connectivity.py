@@ -19,13 +19,16 @@ class Connectivity(eqx.Module):
     Canonical order is receiver-major: synapses are sorted by `(post, pre)`, and parallel synapses stay in input order.
     The incoming synapses of unit `i` are `post_ptr[i]:post_ptr[i + 1]`.
 
-    A pytree: the three index arrays are leaves, the two sizes are static. Build it with `from_edges`; the constructor
+    A pytree: the five index arrays are leaves, the two sizes are static. Build it with `from_edges`; the constructor
     itself checks nothing, because its leaves may be traced.
 
     Attributes:
         pre: sending unit of each synapse, int32.
         post: receiving unit of each synapse, int32, ascending.
         post_ptr: first synapse of each receiving unit, and the number of synapses last, int32.
+        by_pre: the synapses sorted by `(pre, post)`, int32; the outgoing ones of unit `j` are
+            `by_pre[pre_ptr[j]:pre_ptr[j + 1]]`.
+        pre_ptr: first entry in `by_pre` of each sending unit, and the number of synapses last, int32.
         num_pre: number of sending units.
         num_post: number of receiving units.
 
@@ -39,6 +42,8 @@ class Connectivity(eqx.Module):
     pre: Int[Array, " num_synapses"]
     post: Int[Array, " num_synapses"]
     post_ptr: Int[Array, " num_post_and_1"]
+    pre_ptr: Int[Array, " num_pre_and_1"]
+    by_pre: Int[Array, " num_synapses"]
     num_pre: int = eqx.field(static=True)
     num_post: int = eqx.field(static=True)
 
@@ -98,20 +103,29 @@ def canonical_order(pre: Any, post: Any, shape: Any) -> tuple[np.ndarray, Connec
         ValueError: lengths differ, an index is outside `shape`, or there are too many synapses for int32.
     """
     pre, post, (num_pre, num_post) = edge_arrays(pre, post, shape)
-    edges = sp.coo_array((np.arange(pre.size, dtype=np.int32), (pre, post)), shape=(num_pre, num_post))
+    number = np.arange(pre.size, dtype=np.int32)
+    edges = sp.coo_array((number, (pre, post)), shape=(num_pre, num_post))
     del pre, post
     # Two stable counting sorts. The flag keeps scipy from summing parallel synapses.
     edges.has_canonical_format = True
     edges = edges.tocsr()
+    by_input, pre_ptr = edges.data, edges.indptr
+    edges.data = number
     edges = edges.tocsc()
+    by_pre = np.empty_like(number)
+    by_pre[edges.data] = number
+    order = np.take(by_input, edges.data, out=number, mode="clip")
+    del by_input
     connectivity = Connectivity(
         pre=jnp.asarray(edges.indices, jnp.int32),
         post=jnp.asarray(expand_ptr(edges.indptr), jnp.int32),
         post_ptr=jnp.asarray(edges.indptr, jnp.int32),
+        pre_ptr=jnp.asarray(pre_ptr, jnp.int32),
+        by_pre=jnp.asarray(by_pre, jnp.int32),
         num_pre=num_pre,
         num_post=num_post,
     )
-    return edges.data, connectivity
+    return order, connectivity
 
 
 def edge_arrays(pre: Any, post: Any, shape: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:

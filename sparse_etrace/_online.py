@@ -12,10 +12,8 @@ import optax
 from jaxtyping import Array, PyTree
 from tqdm import tqdm
 
-from ._algorithm import BPTT, Carry, Learner
+from ._algorithm import Carry, Learner
 from ._filter import trained_filter
-
-WINDOW = 16
 
 
 def online_grad(
@@ -37,8 +35,9 @@ def online_grad(
         carry: from `learner.init`, or from the call before; it goes on.
         xs: inputs, time first.
         ys: targets, time first.
-        chunk: steps in a window, for which traces are touched once; None for 16. The gradients are the same for each.
-            For `BPTT` the steps that are differentiated through; None for all.
+        chunk: steps in a window, for which traces are touched once; None for 16, or as many fewer as keep the Jacobians
+            of a window smaller than the traces. The gradients are the same for each. For `BPTT` the steps that are
+            differentiated through; None for all.
         has_aux: `loss_fn` returns `(loss, aux)`.
 
     Returns:
@@ -81,8 +80,7 @@ def _online_grad(
     learner: Learner, loss_fn: Any, model: Any, carry: Carry, xs: Any, ys: Any, chunk: int | None, has_aux: bool
 ) -> tuple:
     steps = jax.tree.leaves((xs, ys))[0].shape[0]
-    default = steps if isinstance(learner, BPTT) else WINDOW
-    size = min(chunk or default, steps)
+    size = min(chunk or learner.window_steps(model, carry, xs), steps)
     count, rest = divmod(steps, size)
 
     def paired(out: Any, y: Any) -> tuple[Array, Any]:

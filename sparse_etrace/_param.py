@@ -62,7 +62,7 @@ class ETraceParam(eqx.Module):
             raise TypeError(f"op: expected an ETraceOp such as MatMulOp(), got {type(op).__name__}.")
         if not isinstance(grad, ETraceGrad):
             raise TypeError(f"grad: expected ETraceGrad.full, .approx or .adaptive, got {grad!r}.")
-        self.value = jax.tree.map(jnp.asarray, value)
+        self.value = jax.tree.map(lambda a: a if isinstance(a, jax.Array) else jnp.array(a), value)
         for path, leaf in jax.tree_util.tree_flatten_with_path(self.value)[0]:
             if not jnp.issubdtype(leaf.dtype, jnp.inexact):
                 raise TypeError(
@@ -121,7 +121,7 @@ class Fixed(eqx.Module):
     value: Array
 
     def __init__(self, value: Any):
-        self.value = jnp.asarray(value)
+        self.value = jnp.array(value)
 
     def __call__(self) -> Array:
         return jax.lax.stop_gradient(self.value)

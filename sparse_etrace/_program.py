@@ -45,10 +45,16 @@ class Node(NamedTuple):
         """Execute the equation; an op or a cut without leaving a mark again."""
         if self.is_boundary:
             return list(self.eqn.params["call"](*values))
-        params = self.eqn.primitive.get_bind_params(self.eqn.params)
         with source_info.user_context(self.source.traceback), self.eqn.ctx.manager:
-            out = self.eqn.primitive.bind(*values, **params)
+            out = _bind(self.eqn, values)
         return list(out) if self.eqn.primitive.multiple_results else [out]
+
+
+def _bind(eqn: Any, values: Sequence[Any]) -> Any:
+    params = eqn.primitive.get_bind_params(eqn.params)
+    # Before jax 0.9 the functions among the parameters come apart, as the first arguments.
+    functions, params = params if isinstance(params, tuple) else ((), params)
+    return eqn.primitive.bind(*functions, *values, **params)
 
 
 class Program(NamedTuple):

@@ -115,8 +115,12 @@ def advance(
     traces: dict[int, CallTrace],
     signals: Signals,
     decay: float,
+    only: str | None = None,
 ) -> tuple[dict[int, CallTrace], dict[int, list[Array]]]:
     """Take every trace through the steps of a window.
+
+    Args:
+        only: `"traces"` or `"gradients"` where the other is not wanted; it is then the old one, or zero.
 
     Returns:
         The new traces, and for each op call the gradient of its weights (a list of leaves).
@@ -125,7 +129,7 @@ def advance(
     new, gradients = {}, {}
     for call in analysis.learning:
         new[call.number], gradients[call.number] = _advance_call(
-            analysis, call, weights[call.number], traces[call.number], signals, adjoints, decay
+            analysis, call, weights[call.number], traces[call.number], signals, adjoints, decay, only
         )
     return new, gradients
 
@@ -138,6 +142,7 @@ def _advance_call(
     signals: Signals,
     adjoints: list[tuple[Array, Array, Array, Array]],
     decay: float,
+    only: str | None,
 ) -> tuple[CallTrace, list[Array]]:
     op, v, _ = call.unflatten(*weights, call.x_atoms)
     x, n = signals.x[call.number], signals.n[call.number]
@@ -145,9 +150,10 @@ def _advance_call(
     in_full = [f is not None for f in _leaves(trace.full[0])] if routes else [False] * len(trained)
     parts: list[list[Array | None]] = []
 
-    def sampled(x: Any, y: Array, only: Sequence[bool]) -> None:
-        found = [jnp.sum(y, axis=0)] if op.is_diagonal else jax.tree.leaves(op.total_dw(x, y, v))
-        parts.append([leaf if keep else None for leaf, keep in zip(found, only, strict=True)])
+    def sampled(x: Any, y: Array, kept: Sequence[bool]) -> None:
+        if only != "traces":
+            found = [jnp.sum(y, axis=0)] if op.is_diagonal else jax.tree.leaves(op.total_dw(x, y, v))
+            parts.append([leaf if keep else None for leaf, keep in zip(found, kept, strict=True)])
 
     if not routes or op.is_diagonal:
         sampled(x, n, trained)
@@ -159,10 +165,13 @@ def _advance_call(
         entering, direct = jnp.sum(p * f[:, None], axis=2), jnp.sum(lam * f, axis=1)
         if number == 0 and not op.is_diagonal:
             direct = direct + n
-        old = jax.tree.map(lambda w, e: None if e is None else e.astype(w.dtype), v, trace.full[number])
-        eps, gradient = op.window(v, old, p_0, entering, lam_0, direct, x)
-        full.append(jax.tree.map(lambda e, o: e.astype(o.dtype), eps, trace.full[number]))
-        parts.append(_leaves(gradient))
+        later: tuple = (p_0, entering) if only != "gradients" else (None, None)
+        now: tuple = (lam_0, direct) if only != "traces" else (None, None)
+        eps, gradient = op.window(v, trace.full[number], later[0], later[1], now[0], now[1], x)
+        if only != "gradients":
+            full.append(eps)
+        if only != "traces":
+            parts.append(_leaves(gradient))
     factors = trace.factors
     if factors is not None:
         factors, filtered, taught = _filter(analysis, call, routes, factors, signals, decay)

@@ -1,13 +1,17 @@
-"""The command line: `sparse-etrace demo worm`."""
+"""The command line: `sparse-etrace demo worm`, `sparse-etrace info`."""
 
 import argparse
+import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
+import jax
+
 from . import demo
+from ._kernels import native
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,7 +34,16 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--quick", action="store_true", help="a fifth of the updates: less than a minute")
     show.add_argument("--out", type=Path, default=Path("results"), help="folder for the results (default: results)")
     show.add_argument("--seed", type=_seed, default=0, help="of weights and batches (default: 0)")
+    commands.add_parser("info", help="versions, devices, and the kernels in use")
     return parser
+
+
+def _info() -> str:
+    names = ("sparse-etrace", "jax", "jaxlib", "equinox", "numpy", "scipy")
+    lines = {name: version(name) for name in names} | {"python": platform.python_version()}
+    lines["devices"] = ", ".join(str(device) for device in jax.devices())
+    lines["kernels"] = f"those of XLA: {native.REASON}" if native.REASON else f"compiled, {native.KERNELS}"
+    return "\n".join(f"{name:14} {value}" for name, value in lines.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         2
     """
     args = _parser().parse_args(argv)
+    if args.command == "info":
+        print(_info())
+        return 0
     try:
         if args.out.exists() and not args.out.is_dir():
             raise NotADirectoryError(f"--out: {args.out} is a file; name a folder")

@@ -1,16 +1,20 @@
 """Data sets that come with the library. Each has a card with its source, licence and citation under `datasets/`."""
 
 import importlib.resources
+import operator
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
+from ._connectivity import MAX_INDEX, Connectivity, canonical_order, expand_ptr
 from ._convert import from_edges
 from ._graph import Graph
 
-__all__ = ["MNIST1D", "mnist1d", "worm"]
+__all__ = ["MNIST1D", "fly_eye", "mnist1d", "worm"]
 
 
 class MNIST1D(NamedTuple):
@@ -63,6 +67,53 @@ def worm(kind: str = "chemical") -> Graph:
     return Graph(graph.connectivity, graph.weight, graph.nodes, {name: data[name] for name in attributes})
 
 
+def fly_eye(radius: Any = 15, measured_only: bool = False) -> Graph:
+    """The visual system of the fly: 65 cell types on hexagonal columns, one measured column repeated over an eye.
+
+    The columns are the integers `(u, v)` with `max(|u|, |v|, |u + v|) <= radius`. Each holds one neuron of every type,
+    except that Lawf1 and Lawf2 need a `u` divisible by 3 and a `v` divisible by 2. A table of 2,378 offsets says that
+    type `p` at `(u, v)` makes `n_syn` synapses of one sign on type `q` at `(u + du, v + dv)`, wherever both exist. All
+    columns are alike, and the graph is not the connectome of one individual.
+
+    A synapse of the graph is a directed pair of neurons, its weight `sign * n_syn`: the mean count of the pair, and the
+    sign that the source assigns to the two types. The radii 15, 31 and 47 have 45,669, 188,533 and 428,657 neurons,
+    1,513,231, 6,428,506 and 14,751,078 synapses.
+
+    Args:
+        radius: columns from the centre to the edge, an integer; 0 is one column, 15 the 721 columns of the source.
+        measured_only: leave out the 238 offsets that lie inside the hull of the measured ones but were not measured;
+            the source gives them a count of 1. All synapses of a neuron on itself are among them.
+
+    Returns:
+        A graph whose nodes are labelled by position: sorted by type, then `u`, then `v`. Its node attributes are
+        `cell_type`, `u` and `v` (int32, in columns), `is_input` (the photoreceptors R1 to R8) and `is_output`.
+
+    Raises:
+        TypeError: `radius` is no integer.
+        ValueError: `radius` is negative, or so large that int32 may not count the synapses.
+
+    Example:
+        >>> import sparse_etrace as se
+        >>> graph = se.datasets.fly_eye(radius=2)
+        >>> graph.connectivity.shape, graph.connectivity.num_synapses
+        ((1203, 1203), 28904)
+        >>> (graph.node_attrs["cell_type"] == "R1").sum().item()
+        19
+
+    Source:
+        J. K. Lappalainen, F. D. Tschopp, S. Prakhya, M. McGill, A. Nern, K. Shinomiya, S. Takemura, E. Gruntman,
+        J. H. Macke, S. C. Turaga (2024), Connectome-constrained networks predict neural activity across the fly visual
+        system, Nature 634:1132-1140.
+    """
+    data = _load("fly_eye")
+    size = _check_radius(radius, data["pre"].size)
+    cell_type, u, v = _eye_neurons(data, size)
+    connectivity, weight = _eye_synapses(data, cell_type, u, v, measured_only)
+    attributes = {"cell_type": data["name"], "is_input": data["is_input"], "is_output": data["is_output"]}
+    attributes = {name: of_type[cell_type] for name, of_type in attributes.items()}
+    return Graph(connectivity, weight, node_attrs=attributes | {"u": u, "v": v})
+
+
 def mnist1d() -> MNIST1D:
     """MNIST-1D: ten classes of one-dimensional curves, 4,000 to train and 1,000 to test.
 
@@ -71,7 +122,7 @@ def mnist1d() -> MNIST1D:
         deviation 1 over all of them, no unit; `y_train` (4000,) and `y_test` (1000,), int32, the digits 0 to 9.
 
     Raises:
-        FileNotFoundError: the installation lacks the data; likewise for `worm`.
+        FileNotFoundError: the installation lacks the data; likewise for the others.
 
     Example:
         >>> import sparse_etrace as se
@@ -83,6 +134,59 @@ def mnist1d() -> MNIST1D:
         S. Greydanus, D. Kobak (2024), Scaling down deep learning with MNIST-1D, ICML, arXiv:2011.14439.
     """
     return MNIST1D(**_load("mnist1d"))
+
+
+def _check_radius(radius: Any, num_offsets: int) -> int:
+    try:
+        size = operator.index(radius)
+    except TypeError as error:
+        raise TypeError(f"radius: got {radius!r}; it needs an integer number of columns, for example 15") from error
+    if size < 0:
+        raise ValueError(f"radius: got {size}; it needs 0, a single column, or more")
+    most = (3 * size * (size + 1) + 1) * num_offsets
+    if most > MAX_INDEX:
+        raise ValueError(
+            f"radius: got {size}; up to {most} synapses are too many for int32 (at most {MAX_INDEX}); choose a smaller "
+            "one"
+        )
+    return size
+
+
+def _eye_neurons(data: dict[str, np.ndarray], radius: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the type and the column of each neuron."""
+    axis = np.arange(-radius, radius + 1, dtype=np.int32)
+    u, v = (grid.ravel() for grid in np.meshgrid(axis, axis, indexing="ij"))
+    inside = np.abs(u + v) <= radius
+    exists = inside & (u % data["stride_u"][:, None] == 0) & (v % data["stride_v"][:, None] == 0)
+    cell_type, column = np.nonzero(exists)
+    return cell_type, u[column], v[column]
+
+
+def _eye_synapses(
+    data: dict[str, np.ndarray], cell_type: np.ndarray, u: np.ndarray, v: np.ndarray, measured_only: bool
+) -> tuple[Connectivity, Array]:
+    du, dv, num_types, num_neurons = data["du"], data["dv"], data["name"].size, cell_type.size
+    # Which neuron each type has in each column, or -1; no offset leaves the margin.
+    centre = u.max() + np.abs([du, dv]).max()
+    neuron = np.full((num_types, 2 * centre + 1, 2 * centre + 1), -1, np.int32)
+    neuron[cell_type, u + centre, v + centre] = np.arange(num_neurons, dtype=np.int32)
+    chosen = data["measured"] | (not measured_only)
+    # Room for synapses from outside the eye, too: memory that is never written is never taken.
+    room = np.bincount(cell_type)[data["post"][chosen]].sum()
+    pre, weight, degree = np.empty(room, np.int32), np.empty(room, np.float32), np.zeros(num_neurons + 1, np.int32)
+    end = 0
+    for post_type in range(num_types):
+        k, post = np.flatnonzero(chosen & (data["post"] == post_type)), np.flatnonzero(cell_type == post_type)
+        senders = neuron[data["pre"][k], u[post, None] - du[k] + centre, v[post, None] - dv[k] + centre]
+        exists = senders >= 0
+        degree[post + 1] = exists.sum(axis=1)
+        start, end = end, end + exists.sum()
+        pre[start:end] = senders[exists]
+        weight[start:end] = np.broadcast_to(data["sign"][k] * data["n_syn"][k], exists.shape)[exists]
+    shape = (num_neurons, num_neurons)
+    order, connectivity = canonical_order(pre[:end], expand_ptr(degree.cumsum()), shape)
+    del pre
+    return connectivity, jnp.asarray(weight[order])
 
 
 def _folder(name: str) -> Traversable:

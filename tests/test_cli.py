@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import sparse_etrace as se
 from sparse_etrace import cli
+from sparse_etrace._kernels import native
 
 
 def ends(argv):
@@ -107,3 +109,11 @@ def test_as_a_process(tmp_path):
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("sparse-etrace demo: ") and done.stderr.count("\n") == 1
+
+
+def test_info(capsys):
+    assert cli.main(["info"]) == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert shown["jax"] == jax.__version__ and shown["devices"] == ", ".join(map(str, jax.devices()))
+    kernels = os.environ.get(native.VARIABLE) or "compiled"
+    assert kernels in shown["kernels"] and native.KERNELS in shown["kernels"].lower()

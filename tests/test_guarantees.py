@@ -4,7 +4,6 @@ import io
 
 import equinox as eqx
 import jax
-import jax.extend
 import jax.numpy as jnp
 import models
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 from models import N, run, start, total
 
 import sparse_etrace as se
+from sparse_etrace._program import sub_jaxprs
 
 TRACED = [se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid()]
 by_name = pytest.mark.parametrize("learner", TRACED, ids=lambda learner: type(learner).__name__)
@@ -276,7 +276,7 @@ def inside_scans(jaxpr, inside=False):
     for eqn in jaxpr.eqns:
         if inside:
             yield from ((var.aval, eqn) for var in eqn.outvars)
-        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+        for inner in sub_jaxprs(eqn):
             yield from inside_scans(inner, inside or eqn.primitive.name == "scan")
 
 

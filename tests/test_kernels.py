@@ -1,5 +1,12 @@
 """The products over synapses against plain numpy."""
 
+import functools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -10,21 +17,22 @@ from jax.test_util import check_grads
 
 import sparse_etrace as se
 from sparse_etrace import _kernels
+from sparse_etrace._kernels import native, trace
 
-BATCHES = [(), (3,), (2, 2)]
+BATCHES = [(), (3,), (2, 3), (20,)]
 
 
 @st.composite
 def connectivities(draw):
-    """Rectangular, with empty rows, parallel synapses, hubs, one synapse or none."""
-    num_pre, num_post = draw(st.sampled_from([(1, 1), (6, 3), (2, 6)]))
+    """Rectangular, with empty rows, parallel synapses, hubs of no round number, one synapse or none."""
+    num_pre, num_post = draw(st.sampled_from([(1, 1), (6, 3), (2, 6), (40, 9)]))
     kind = draw(st.sampled_from(["any", "in-hub", "out-hub", "one", "none"]))
-    size = {"one": 1, "none": 0}.get(kind, draw(st.sampled_from([4, 15])))
-    pre = draw(st.lists(st.integers(0, num_pre - 1), min_size=size, max_size=size))
-    post = draw(st.lists(st.integers(0, num_post - 1), min_size=size, max_size=size))
-    pre = [pre[0]] * size if kind == "out-hub" and size else pre
-    post = [post[0]] * size if kind == "in-hub" and size else post
-    return se.Connectivity.from_edges(np.array(pre, int), np.array(post, int), shape=(num_pre, num_post))
+    size = {"one": 1, "none": 0}.get(kind, draw(st.sampled_from([4, 15, 85])))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    pre, post = rng.integers(0, num_pre, size), rng.integers(0, num_post, size)
+    pre = np.full(size, num_pre - 1) if kind == "out-hub" else pre
+    post = np.full(size, num_post // 2) if kind == "in-hub" else post
+    return se.Connectivity.from_edges(pre, post, shape=(num_pre, num_post))
 
 
 few = hypothesis.settings(max_examples=12)
@@ -44,7 +52,7 @@ def normal(seed, dtype):
 
 def same(got, expected, dtype):
     assert got.shape == expected.shape and got.dtype == dtype
-    np.testing.assert_allclose(got, expected, atol=1e-5 if dtype == np.float32 else 1e-13)
+    np.testing.assert_allclose(got, expected, atol=5e-5 if dtype == np.float32 else 1e-13)
 
 
 def ends(conn):
@@ -72,43 +80,67 @@ def test_products(conn, batch, variables, dtype, seed):
         same(summed / 190, sampled, dtype)
 
 
-@few
-@cases
-def test_trace_roll(conn, batch, variables, dtype, seed):
-    with jax.enable_x64(True):
-        new = normal(seed, dtype)
-        d, f = new(variables, variables, *batch, conn.num_post), new(variables, *batch, conn.num_post)
-        x, trace = new(*batch, conn.num_pre), new(variables, *batch, conn.num_synapses)
-        expected = np.zeros_like(trace)
-        for s, (j, i) in enumerate(ends(conn)):
-            for a in range(variables):
-                expected[a, ..., s] = f[a, ..., i] * x[..., j]
-                for b in range(variables):
-                    expected[a, ..., s] += d[a, b, ..., i] * trace[b, ..., s]
-        same(_kernels.trace.roll(conn, *map(jnp.asarray, (d, f, x, trace))), expected, dtype)
+def window_of(conn, batch, variables, steps, new):
+    """Coefficients, input and trace of a window, and what plain loops make of them."""
+    carried, signal = new(variables, variables, *batch, conn.num_post), new(variables, *batch, conn.num_post)
+    entering, direct = new(steps, variables, *batch, conn.num_post), new(steps, *batch, conn.num_post)
+    x, trace = new(steps, *batch, conn.num_pre), new(variables, *batch, conn.num_synapses)
+    expected, gradient = np.zeros_like(trace), np.zeros(conn.num_synapses, trace.dtype)
+    for s, (j, i) in enumerate(ends(conn)):
+        for a in range(variables):
+            gradient[s] += np.sum(signal[a, ..., i] * trace[a, ..., s])
+            for b in range(variables):
+                expected[a, ..., s] += carried[a, b, ..., i] * trace[b, ..., s]
+            for k in range(steps):
+                expected[a, ..., s] += entering[k, a, ..., i] * x[k, ..., j]
+        gradient[s] += np.sum(direct[..., i] * x[..., j])
+    return (carried, entering, signal, direct, x, trace), expected, gradient
 
 
 @few
 @cases
+@hypothesis.example(
+    conn=se.Connectivity.from_edges(np.arange(40) % 7, np.arange(40) % 3, shape=(7, 3)),
+    batch=(2,),
+    variables=4,
+    dtype=np.float32,
+    seed=0,
+)
 def test_trace_window(conn, batch, variables, dtype, seed):
     with jax.enable_x64(True):
-        new, steps = normal(seed, dtype), 1 + seed % 3
-        carried, signal = new(variables, variables, *batch, conn.num_post), new(variables, *batch, conn.num_post)
-        entering, direct = new(steps, variables, *batch, conn.num_post), new(steps, *batch, conn.num_post)
-        x, trace = new(steps, *batch, conn.num_pre), new(variables, *batch, conn.num_synapses)
-        expected, gradient = np.zeros_like(trace), np.zeros(conn.num_synapses, dtype)
-        for s, (j, i) in enumerate(ends(conn)):
-            for a in range(variables):
-                gradient[s] += np.sum(signal[a, ..., i] * trace[a, ..., s])
-                for b in range(variables):
-                    expected[a, ..., s] += carried[a, b, ..., i] * trace[b, ..., s]
-                for k in range(steps):
-                    expected[a, ..., s] += entering[k, a, ..., i] * x[k, ..., j]
-            gradient[s] += np.sum(direct[..., i] * x[..., j])
-        args = map(jnp.asarray, (carried, entering, signal, direct, x, trace))
+        steps = (1, 3, 16, 18)[seed % 4]
+        args, expected, gradient = window_of(conn, batch, variables, steps, normal(seed, dtype))
+        args = tuple(map(jnp.asarray, args))
         got = _kernels.trace.window(conn, *args)
         same(got[0], expected, dtype)
         same(got[1], gradient, dtype)
+        carried, entering, signal, direct, x, trace = args
+        only, none = _kernels.trace.window(conn, carried, entering, None, None, x, trace)
+        assert none is None and np.array_equal(only, got[0])
+        none, only = _kernels.trace.window(conn, None, None, signal, direct, x, trace)
+        assert none is None and np.array_equal(only, got[1])
+
+
+@few
+@cases
+def test_a_narrow_trace_is_rounded_once(conn, batch, variables, dtype, seed):
+    with jax.enable_x64(True):
+        args, *_ = window_of(conn, batch, variables, (1, 16, 18)[seed % 3], normal(seed, dtype))
+        args = tuple(map(jnp.asarray, args))
+        narrow = args[-1].astype(jnp.bfloat16)
+        new, gradient = _kernels.trace.window(conn, *args[:-1], narrow)
+        expected, wide = _kernels.trace.window(conn, *args[:-1], narrow.astype(dtype))
+        assert new.dtype == jnp.bfloat16
+        np.testing.assert_allclose(new.astype(dtype), expected, rtol=2.0**-8, atol=1e-5)
+        same(gradient, wide, dtype)
+
+
+def test_a_narrow_trace_keeps_what_is_no_number():
+    conn = se.Connectivity.from_edges([0, 0, 0], [0, 1, 2], shape=(1, 3))
+    trace = jnp.array([[1.0, jnp.nan, jnp.inf]], jnp.bfloat16)
+    one, zero = jnp.ones((1, 1, 3)), jnp.zeros((1, 1, 3))
+    new, _ = _kernels.trace.window(conn, one, zero, None, None, jnp.zeros((1, 1)), trace)
+    np.testing.assert_array_equal(new.astype(jnp.float32), trace.astype(jnp.float32))
 
 
 @few
@@ -164,10 +196,54 @@ def test_derivatives(x64):
         (_kernels.spmv, (weight, x)),
         (_kernels.spmv_t, (weight, y)),
         (_kernels.sampled, (x, y)),
-        (_kernels.trace.roll, (d, f, x, trace)),
         (_kernels.trace.window, (d, f[None], f, y[None], x[None], trace)),
     ):
         check_grads(jax.jit(lambda *args, fn=fn: fn(conn, *args)), tuple(map(jnp.asarray, args)), order=1)
+
+
+MAPPED = {
+    "spmv": (_kernels.spmv, [(9,), (5,)]),
+    "spmv_t": (_kernels.spmv_t, [(9,), (4,)]),
+    "sampled": (_kernels.sampled, [(5,), (4,)]),
+    "window": (lambda *args: _kernels.trace.window(*args)[0], [(2, 2, 4), (3, 2, 4), (2, 4), (3, 4), (3, 5), (2, 9)]),
+    "gradient": (lambda *args: _kernels.trace.window(*args)[1], [(2, 2, 4), (3, 2, 4), (2, 4), (3, 4), (3, 5), (2, 9)]),
+}
+
+
+@pytest.mark.parametrize("mapped", ["all", "first", "last", "connectivity"])
+@pytest.mark.parametrize("name", MAPPED)
+def test_vmap_is_a_loop(x64, name, mapped):
+    rng, new = np.random.default_rng(0), normal(2, np.float64)
+    conns = [se.Connectivity.from_edges(rng.integers(0, 5, 9), rng.integers(0, 4, 9), shape=(5, 4)) for _ in range(3)]
+    fn, shapes = MAPPED[name]
+    picks = {"all": range(len(shapes)), "first": [0], "last": [len(shapes) - 1], "connectivity": []}[mapped]
+    args = [jnp.asarray(new(3, *shape) if i in picks else new(*shape)) for i, shape in enumerate(shapes)]
+    axes = [0 if i in picks else None for i in range(len(shapes))]
+    several = mapped == "connectivity"
+    conn = jax.tree.map(lambda *leaves: jnp.stack(leaves), *conns) if several else conns[0]
+    got = jax.vmap(fn, in_axes=(0 if several else None, *axes))(conn, *args)
+    # Twice, the second time behind an axis that is not mapped.
+    twice = jax.vmap(
+        lambda scale: jax.vmap(fn, in_axes=(0 if several else None, *axes))(conn, args[0] * scale, *args[1:])
+    )
+    loop = [
+        fn(conns[k] if several else conn, *(a[k] if i in picks else a for i, a in enumerate(args))) for k in range(3)
+    ]
+    np.testing.assert_allclose(got, jnp.stack(loop), rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(twice(jnp.array([1.0, 2.0]))[0], got, rtol=1e-13, atol=1e-13)
+
+
+def test_derivatives_of_derivatives_and_of_maps(x64):
+    conn = se.Connectivity.from_edges([0, 2, 1, 2, 2], [1, 0, 1, 1, 1], shape=(3, 2))
+    new = normal(3, np.float64)
+    weights, x, signs = map(jnp.asarray, (new(4, 5), new(4, 3), new(4, 2)))
+
+    def energy(weights, x):
+        y = jax.vmap(lambda w, x: _kernels.spmv(conn, w, jnp.tanh(x)))(weights, x)
+        back = jax.vmap(lambda w, y: _kernels.spmv_t(conn, w, y))(weights, jnp.sin(y))
+        return jnp.sum(jax.vmap(lambda x, y: _kernels.sampled(conn, x, y))(back, signs) ** 2)
+
+    check_grads(energy, (weights, x), order=2)
 
 
 def test_the_transposed_product_is_the_derivative_of_the_forward_one(x64):
@@ -183,3 +259,135 @@ def test_nothing_to_send_or_to_receive():
     none = jnp.zeros(0)
     assert _kernels.spmv(conn, none, none).shape == _kernels.spmv_t(conn, none, none).shape == (0,)
     assert _kernels.sampled(conn, none, none).shape == (0,)
+
+
+@pytest.mark.parametrize("active", [0.0, 0.02, 0.5])
+def test_spikes_scatter_what_others_gather(x64, active):
+    rng = np.random.default_rng(0)
+    pre, post = rng.integers(0, 500, (2, 40_000))
+    post[:20_000] = 7
+    conn = se.Connectivity.from_edges(pre, post, shape=(500, 600))
+    weight = jnp.asarray(rng.normal(size=conn.num_synapses))
+    x = np.where(rng.random(500) < active, rng.normal(size=500), 0)
+    expected = np.zeros(600)
+    np.add.at(expected, np.asarray(conn.post), np.asarray(weight) * x[np.asarray(conn.pre)])
+    np.testing.assert_allclose(_kernels.spmv(conn, weight, jnp.asarray(x)), expected, atol=1e-12)
+
+
+def test_hubs_are_shared_among_blocks(x64):
+    # Large enough for many blocks of work, of which some lie within one unit.
+    rng = np.random.default_rng(1)
+    post = np.sort(rng.choice([3, 4, 4, 4, 4, 90], 400_000))
+    conn = se.Connectivity.from_edges(rng.integers(0, 2000, 400_000), post, shape=(2000, 100))
+    weight, x, y = map(jnp.asarray, (rng.normal(size=400_000), rng.normal(size=(5, 2000)), rng.normal(size=(5, 100))))
+    dense = np.zeros((2000, 100))
+    np.add.at(dense, (np.asarray(conn.pre), np.asarray(conn.post)), np.asarray(weight))
+    for part in (0, slice(None)):
+        np.testing.assert_allclose(_kernels.spmv(conn, weight, x[part]), x[part] @ dense, atol=1e-9)
+        np.testing.assert_allclose(_kernels.spmv_t(conn, weight, y[part]), y[part] @ dense.T, atol=1e-9)
+    outer = np.einsum("ki,kj->ij", x, y)[np.asarray(conn.pre), np.asarray(conn.post)]
+    np.testing.assert_allclose(_kernels.sampled_sum(conn, x, y), outer, atol=1e-12)
+
+
+PARALLEL = """
+import concurrent.futures, os, sys
+os.sched_setaffinity(0, set(list(os.sched_getaffinity(0))[: int(sys.argv[1])]))
+import jax, jax.numpy as jnp, numpy as np, sparse_etrace as se
+from sparse_etrace import _kernels
+rng = np.random.default_rng(0)
+pre, post = rng.integers(0, 1000, (2, 200_000))
+conn = se.Connectivity.from_edges(pre, post, shape=(1000, 1000))
+weight, x = jnp.asarray(rng.normal(size=200_000)), jnp.asarray(rng.normal(size=(3, 1000)))
+one = jax.jit(lambda w, x: _kernels.spmv_t(conn, _kernels.sampled_sum(conn, x, _kernels.spmv(conn, w, x)), x))
+first = np.asarray(one(weight, x))
+with concurrent.futures.ThreadPoolExecutor(50) as pool:
+    for other in pool.map(lambda _: np.asarray(one(weight, x)), range(50)):
+        if not np.array_equal(first, other):
+            raise SystemExit("not the same bits")
+print("done")
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_fifty_calls_at_once(threads):
+    done = subprocess.run([sys.executable, "-c", PARALLEL, threads], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_every_machine_gets_the_same():
+    """The kernels of each instruction set of this machine, and those of XLA, under the tests above."""
+    library = native._path()
+    if os.environ.get(native.VARIABLE) or not library.is_file():
+        pytest.skip("one set of kernels is chosen already")
+    here = native.CHOICES[native.CHOICES.index(native.KERNELS) :] if native.KERNELS in native.CHOICES else ()
+    assert "xla" in here and len(here) > 1
+    for kernels in here[1:]:
+        command = [Path(sys.executable).with_name("pytest"), __file__, "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        done = subprocess.run(
+            [*map(str, command), "-k", "products or window or narrow or vmap or hubs"],
+            env={**os.environ, native.VARIABLE: kernels},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{kernels}\n{done.stdout[-3000:]}"
+
+
+def test_without_compiled_kernels_it_says_so_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "_path", lambda: tmp_path / "libsparse_etrace.so")
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+    assert native._load() == ("xla", "the package was installed without a C++ compiler")
+    (tmp_path / "libsparse_etrace.so").write_text("not a library")
+    kernels, reason = native._load()
+    assert kernels == "xla" and "does not load" in reason
+    monkeypatch.setattr(native, "KERNELS", kernels)
+    monkeypatch.setattr(native, "REASON", reason)
+    native._say_once.cache_clear()
+    conn = se.Connectivity.from_edges([0, 1], [1, 0], shape=(2, 2))
+    with pytest.warns(RuntimeWarning, match="kernels of XLA, which are slower.*does not load"):
+        assert jax.jit(lambda w: _kernels.spmv(conn, w, w))(jnp.ones(2)).tolist() == [1.0, 1.0]
+    jax.jit(lambda w: _kernels.spmv_t(conn, w, w))(jnp.ones(2))
+    native._say_once.cache_clear()
+
+
+def test_a_wrong_choice_of_kernels(monkeypatch):
+    monkeypatch.setenv(native.VARIABLE, "avx1024")
+    with pytest.raises(ValueError, match="SPARSE_ETRACE_KERNELS: expected one of avx512, .*got 'avx1024'"):
+        native._load()
+
+
+def test_the_program_for_a_gpu_has_no_compiled_kernels():
+    conn = se.Connectivity.from_edges([0, 2, 1], [1, 0, 1], shape=(3, 2))
+
+    def all_kernels(conn, weight, x, y, trace):
+        new, gradient = _kernels.trace.window(conn, y[None, :1], y[:, None], y[:1], y, x, trace)
+        return new, gradient, _kernels.spmv(conn, weight, x), _kernels.spmv_t(conn, weight, y)
+
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((3,), (4, 3), (4, 2), (1, 3))]
+    exported = jax.export.export(jax.jit(all_kernels), platforms=["cuda"])(conn, *shapes)
+    assert exported.platforms == ("cuda",) and "sparse_etrace_" not in exported.mlir_module()
+
+
+def test_the_window_of_xla_makes_no_array_of_synapses_and_batch_but_the_trace():
+    num, batch, steps = 400, 64, 16
+    rng = np.random.default_rng(0)
+    conn = se.Connectivity.from_edges(*rng.integers(0, num, (2, 20_000)), shape=(num, num))
+    shapes = [(1, 1, batch, num), (steps, 1, batch, num), (1, batch, num), (steps, batch, num), (steps, batch, num)]
+    operands = [jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in shapes]
+    operands.append(jax.ShapeDtypeStruct((1, batch, conn.num_synapses), jnp.float32))
+    fn = jax.jit(functools.partial(trace._xla, sizes=conn.shape, variables=1))
+    memory = fn.lower(*jax.tree.leaves(conn), *operands).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * conn.num_synapses * batch / 2
+
+
+@pytest.mark.skipif(native.KERNELS == "xla", reason="needs the compiled kernels")
+def test_a_trace_goes_through_windows_in_place():
+    conn = se.Connectivity.from_edges(np.arange(5000) % 70, np.arange(5000) % 50, shape=(70, 50))
+    one, many = jnp.ones((1, 1, 3, 50)), jnp.ones((4, 1, 3, 50))
+
+    def through(eps, x):
+        return jax.lax.scan(lambda e, x: (_kernels.trace.window(conn, one, many, None, None, x, e)[0], None), eps, x)[0]
+
+    program = jax.jit(through, donate_argnums=0).lower(jnp.ones((1, 3, 5000)), jnp.ones((9, 4, 3, 70))).compile()
+    text = program.as_text()
+    assert "sparse_etrace_window" in text and not re.findall(r"f32\[1,3,5000\]\S* (?:copy|fusion)\(", text)

@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV", "PYTEST"))}
 
 
-def run(*command, cwd, timeout=600):
+def run(*command, cwd, timeout=600, env=CLEAN):
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=CLEAN, capture_output=True, text=True, timeout=timeout
+        [str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout
     )
     assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
@@ -49,14 +49,38 @@ def test_content(built):
         if path.is_file()
     }
     assert data == expected
-    for folder in ("worm", "mnist1d"):
+    for folder in ("worm", "fly_eye", "mnist1d"):
         assert {f"sparse_etrace/_data/{folder}/{file}" for file in ("README.md", "LICENSE", f"{folder}.npz")} <= data
         assert f"{info}/licenses/datasets/{folder}/LICENSE" in names
     assert {"sparse_etrace/py.typed", f"{info}/licenses/LICENSE"} <= set(names)
+    assert "sparse_etrace/_kernels/libsparse_etrace.so" in names and "-none-" in wheel.name
     modules = {name for name in names if name.endswith(".py")}
     assert modules == {path.relative_to(ROOT).as_posix() for path in (ROOT / "sparse_etrace").rglob("*.py")}
     with tarfile.open(sdist) as archive:
-        assert any(name.endswith("/tests/test_wheel.py") for name in archive.getnames())
+        packed = {name.split("/", 1)[-1] for name in archive.getnames()}
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "native").iterdir()}
+    assert sources | {"tests/test_wheel.py", "examples/01_first_gradient.py", "Makefile"} <= packed
+
+
+def test_without_a_compiler(tmp_path):
+    """The package installs, runs the kernels of XLA, and says so."""
+    command = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT)
+    run(*command, cwd=tmp_path, env={**CLEAN, "CXX": str(tmp_path / "no-compiler")})
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so")]
+        archive.extractall(tmp_path / "here")
+    program = (
+        "import jax.numpy as jnp, sparse_etrace as se; from sparse_etrace import cli; cli.main(['info']);"
+        "conn = se.Connectivity.from_edges([0, 1], [1, 0], shape=(2, 2));"
+        "print(se.ETraceParam({'weight': jnp.array([3.0, 5.0])}, se.SpMatMulOp(conn))(jnp.array([1.0, 2.0])).tolist())"
+    )
+    environment = {**CLEAN, "PYTHONPATH": str(tmp_path / "here")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.endswith("[6.0, 5.0]\n") and "installed without a C++ compiler" in done.stdout, done.stderr
+    assert done.stderr.count("runs the kernels of XLA, which are slower") == 1
 
 
 def test_quick_demo_from_an_empty_environment(built, tmp_path):

@@ -1,8 +1,10 @@
 """Windows of any length, and calls split anywhere, give the gradients of single steps."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import models
+import numpy as np
 import oracles
 import pytest
 from models import reference, run, total
@@ -93,3 +95,24 @@ def test_lengths_differ():
     carry = models.start(D_RTRL, case)
     with pytest.raises(ValueError, match="xs, ys: expected one common number of steps"):
         se.online_grad(D_RTRL, oracles.loss_fn, case.model, carry, case.xs, case.ys[:3])
+
+
+@pytest.mark.parametrize("fan_in, expected", [(1, 8), (20, 16)])
+def test_windows_are_shorter_where_their_jacobians_need_more_room_than_the_traces(fan_in, expected):
+    class Cascade(eqx.Module):
+        rec: se.ETraceParam
+
+        def __call__(self, state, x):
+            a, b, c = state
+            a = 0.9 * a + jnp.tanh(self.rec(a)) + x
+            b = 0.9 * b + a
+            c = 0.9 * c + b
+            return (a, b, c), c
+
+    units = 30
+    pre, post = np.arange(units * fan_in) % units, np.arange(units * fan_in) // fan_in
+    op = se.SpMatMulOp(se.Connectivity.from_edges(pre, post, shape=(units, units)))
+    model = Cascade(se.ETraceParam({"weight": jnp.ones(units * fan_in)}, op))
+    carry = se.D_RTRL().init(model, (jnp.zeros(units),) * 3, jnp.zeros(units))
+    assert se.D_RTRL().window_steps(model, carry, jnp.zeros((50, units))) == expected
+    assert se.BPTT().window_steps(model, carry, jnp.zeros((50, units))) == 50

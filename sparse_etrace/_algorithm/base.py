@@ -1,6 +1,7 @@
 """What every learner has: `init`, `step`, `reset`, and a window of steps with its gradient."""
 
 import abc
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,9 @@ from .._filter import check_names, struct, structure
 from .._program import is_inexact, is_key
 from .._routes import Call
 from .._step import Signals, Step
-from .._traces import CallTrace, advance, can_filter, init_trace
+from .._traces import CallTrace, advance, can_filter, init_trace, routes_of
+
+WINDOW = 16
 
 
 class Carry(eqx.Module):
@@ -52,6 +55,10 @@ class Learner(eqx.Module):
         self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Callable[..., Any]
     ) -> Window:
         """Several steps with their summed gradient; `loss_fn` returns `(loss, aux)`."""
+
+    def window_steps(self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array]) -> int:
+        """How many steps `online_grad` takes at once unless told: all of them."""
+        return jax.tree.leaves(xs)[0].shape[0]
 
     def reset(self, carry: Carry, where: Bool[Array, "*batch"] | bool, state: PyTree[Array]) -> Carry:
         """Start again at some batch elements: their state, traces and counters.
@@ -137,6 +144,30 @@ class TraceLearner(Learner):
         traces = {c.number: self.init_trace(analysis, c) for c in analysis.learning}
         return Carry(jax.tree.map(jnp.asarray, state), traces)
 
+    def window_steps(self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array]) -> int:
+        """How many steps `online_grad` takes at once unless told: 16, or fewer where their Jacobians would need more
+        room than the traces.
+
+        The Jacobians of K steps of a group of A variables are K A**2 numbers a unit. K is halved until they are no more
+        than (4 A + 2 K) numbers for each synapse and each unit at its two ends.
+        """
+        analysis = self.analyse(model, carry.state, jax.tree.map(lambda a: a[0], xs))
+
+        def fits(steps: int, number: int) -> bool:
+            group = analysis.groups[number]
+            count, units = len(group.variables), math.prod(group.shape)
+            ends = units
+            for route in group.routes:
+                traces = carry.traces[route.call].full
+                index = [g for g, _ in routes_of(analysis, analysis.calls[route.call])].index(number)
+                ends += units + sum(leaf.size // count for leaf in jax.tree.leaves(traces[index]))
+            return steps * count**2 * units <= (4 * count + 2 * steps) * ends
+
+        steps = WINDOW
+        while steps > 1 and not all(fits(steps, number) for number in range(len(analysis.groups))):
+            steps //= 2
+        return steps
+
     def _check_carry(self, analysis: Analysis, carry: Carry) -> None:
         expected = jax.eval_shape(lambda: {c.number: self.init_trace(analysis, c) for c in analysis.learning})
         if struct(carry.traces) != expected:
@@ -186,10 +217,10 @@ class TraceLearner(Learner):
         floating = [is_inexact(v) for v in jax.tree.leaves(x)]
         num_state = len(jax.tree.leaves(carry.state))
 
-        def absorb(traces: Any, weights: Any, jacobian: Any, m: Any, n: Any) -> Any:
+        def absorb(traces: Any, weights: Any, jacobian: Any, m: Any, n: Any, only: str) -> Any:
             xs, d, f = jacobian
-            signals = Signals(xs, n, m, d, f)
-            return advance(analysis, weights, traces, jax.tree.map(lambda s: s[None], signals), self.factor_decay)
+            signals = jax.tree.map(lambda s: s[None], Signals(xs, n, m, d, f))
+            return advance(analysis, weights, traces, signals, self.factor_decay, only)
 
         def forward(params: list, state: list, traces: Any, xs: list) -> Any:
             weights = step.weights(params)
@@ -197,7 +228,7 @@ class TraceLearner(Learner):
             jacobian = jacobians()
             m = [jnp.zeros(d.shape[1:], d.dtype) for d in jacobian[1]]
             n = {c.number: jnp.zeros(c.y(step.program).shape, c.y(step.program).dtype) for c in analysis.learning}
-            later, _ = absorb(traces, weights, jacobian, m, n)
+            later, _ = absorb(traces, weights, jacobian, m, n, "traces")
             return (new, later, out), (params, traces, weights, pull, jacobian)
 
         @jax.custom_vjp
@@ -207,7 +238,7 @@ class TraceLearner(Learner):
         def backward(residuals: Any, cts: Any) -> Any:
             params, traces, weights, pull, jacobian = residuals
             m, n, plain, by_x = pull([c for c in cts[2] if c.dtype != jax.dtypes.float0])
-            _, dv = absorb(traces, weights, jacobian, m, n)
+            _, dv = absorb(traces, weights, jacobian, m, n, "gradients")
             by_param = step.by_parameter(params, dv, plain)
             grads = [by_param.get(i) for i in range(len(params))]
             moved = iter(by_x)

@@ -1,69 +1,227 @@
-"""The three products of a sparse layer, in XLA. Leading axes are batch axes."""
+"""The products of a sparse layer. Leading axes are batch axes.
 
+All are one trilinear form, `sum over s = (pre -> post) and columns c of weight[s] * x[c, pre] * y[c, post]`, with one
+of its three arguments left out: a primitive for each, whose derivatives are the other two.
+"""
+
+import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+import numpy as np
+from jax.interpreters import ad, batching
+from jaxtyping import Array, Float, Shaped
 
 from .._connectivity import Connectivity
+from . import native
 
 # XLA fuses the steps of a block into one pass over the synapses; larger blocks share gathers, which costs more.
 BLOCK = 8
+SLOTS = ("weight", "x", "y")
+# Scattering into one of several copies of the result pays while they are small beside the synapses.
+MOST_PARTS = 8
 
 
 def spmv(
     connectivity: Connectivity, weight: Float[Array, " synapses"], x: Shaped[Array, "*batch pre"]
 ) -> Float[Array, "*batch post"]:
     """Forward product `y[post] = sum over s = (pre -> post) of weight[s] * x[pre]`."""
-    current = _along(weight, x, connectivity.pre)
-    y = jnp.zeros((connectivity.num_post, *x.shape[:-1]), current.dtype)
-    y = y.at[connectivity.post].add(current, indices_are_sorted=True, mode="promise_in_bounds")
-    return jnp.moveaxis(y, 0, -1)
+    weight, x = _one_type(weight, x)
+    return _bind("y", connectivity, weight[None], as_steps(x)[None]).reshape(*x.shape[:-1], connectivity.num_post)
 
 
 def spmv_t(
     connectivity: Connectivity, weight: Float[Array, " synapses"], y: Float[Array, "*batch post"]
 ) -> Float[Array, "*batch pre"]:
     """Transposed product `x[pre] = sum over s = (pre -> post) of weight[s] * y[post]`."""
-    current = _along(weight, y, connectivity.post)
-    x = jnp.zeros((connectivity.num_pre, *y.shape[:-1]), current.dtype)
-    return jnp.moveaxis(x.at[connectivity.pre].add(current, mode="promise_in_bounds"), 0, -1)
-
-
-def _along(
-    weight: Float[Array, " synapses"], x: Shaped[Array, "*batch units"], end: Int[Array, " synapses"]
-) -> Float[Array, "synapses *batch"]:
-    """What each synapse carries from one of its ends; synapses first, so that a batch lies together in memory."""
-    return weight.reshape(-1, *[1] * (x.ndim - 1)) * jnp.take(jnp.moveaxis(x, -1, 0), end, axis=0, mode="clip")
+    weight, y = _one_type(weight, y)
+    return _bind("x", connectivity, weight[None], as_steps(y)[None]).reshape(*y.shape[:-1], connectivity.num_pre)
 
 
 def sampled(
     connectivity: Connectivity, x: Shaped[Array, "*#batch pre"], y: Float[Array, "*#batch post"]
 ) -> Float[Array, "... synapses"]:
     """Outer product on the existing synapses only, `out[s] = x[pre] * y[post]`; leading axes broadcast."""
-    x_pre = jnp.take(x, connectivity.pre, axis=-1, mode="clip")
-    return x_pre * jnp.take(y, connectivity.post, axis=-1, mode="clip")
+    return sampled_sum(connectivity, x[None], y[None])
 
 
 def sampled_sum(
     connectivity: Connectivity, x: Shaped[Array, "steps *#batch pre"], y: Float[Array, "steps *#batch post"]
 ) -> Float[Array, "... synapses"]:
     """`sampled` summed over the first axis."""
-
-    def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
-        for x_k, y_k in zip(*block, strict=True):
-            total = total + sampled(connectivity, x_k, y_k)
-        return total, None
-
-    count, rest = divmod(len(x), BLOCK)
-    shape = jnp.broadcast_shapes(x.shape[1:-1], y.shape[1:-1])
-    total = jnp.zeros((*shape, connectivity.num_synapses), jnp.result_type(x, y))
-    x_blocks, y_blocks = (a[: count * BLOCK].reshape(count, BLOCK, *a.shape[1:]) for a in (x, y))
-    total = jax.lax.scan(add, total, (x_blocks, y_blocks))[0] if count else total
-    return add(total, (x[count * BLOCK :], y[count * BLOCK :]))[0] if rest else total
+    x, y = _one_type(x, y)
+    batch = jnp.broadcast_shapes(x.shape[1:-1], y.shape[1:-1])
+    x, y = (jnp.broadcast_to(a, (len(a), *batch, a.shape[-1])) for a in (x, y))
+    x, y = (jnp.moveaxis(a.reshape(len(a), math.prod(batch), a.shape[-1]), 0, 1) for a in (x, y))
+    return _bind("weight", connectivity, x, y).reshape(*batch, connectivity.num_synapses)
 
 
 def as_steps(x: Shaped[Array, "*batch units"]) -> Shaped[Array, "steps units"]:
     """All leading axes as one, also where there are no units."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def _one_type(a: Array, b: Array) -> tuple[Array, Array]:
+    dtype = jnp.result_type(a, b)
+    return a.astype(dtype), b.astype(dtype)
+
+
+def _bind(missing: str, connectivity: Connectivity, a: Array, b: Array) -> Array:
+    sizes = connectivity.shape
+    return PRIMITIVES[missing].bind(*jax.tree.leaves(connectivity), a, b, sizes=sizes)[0]
+
+
+def connectivity_of(ids: Any, sizes: tuple[int, int]) -> Connectivity:
+    """The connectivity whose leaves the operands of a primitive begin with."""
+    pre, post, post_ptr, pre_ptr, by_pre = ids
+    return Connectivity(pre, post, post_ptr, pre_ptr, by_pre, *sizes)
+
+
+# In a primitive, the weights are (w, synapses), the ends (w, columns, units), for each w a product of its own.
+
+
+def _xla(missing: str, *operands: Array, sizes: tuple[int, int]) -> list[Array]:
+    *ids, a, b = operands
+    connectivity = connectivity_of(ids, sizes)
+    one = functools.partial({"y": _gather, "x": _scatter, "weight": _outer}[missing], connectivity)
+    return [one(a[0], b[0])[None] if len(a) == 1 else jax.vmap(one)(a, b)]
+
+
+def _gather(connectivity: Connectivity, weight: Array, x: Array) -> Array:
+    y = jnp.zeros((connectivity.num_post, len(x)), x.dtype)
+    current = weight[:, None] * jnp.take(x.T, connectivity.pre, axis=0, mode="clip")
+    return y.at[connectivity.post].add(current, indices_are_sorted=True, mode="promise_in_bounds").T
+
+
+def _scatter(connectivity: Connectivity, weight: Array, y: Array) -> Array:
+    x = jnp.zeros((connectivity.num_pre, len(y)), y.dtype)
+    current = weight[:, None] * jnp.take(y.T, connectivity.post, axis=0, mode="clip")
+    return x.at[connectivity.pre].add(current, mode="promise_in_bounds").T
+
+
+def _outer(connectivity: Connectivity, x: Array, y: Array) -> Array:
+    def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
+        for x_k, y_k in zip(*block, strict=True):
+            x_pre = jnp.take(x_k, connectivity.pre, mode="clip")
+            total = total + x_pre * jnp.take(y_k, connectivity.post, mode="clip")
+        return total, None
+
+    count, rest = divmod(len(x), BLOCK)
+    total = jnp.zeros(connectivity.num_synapses, x.dtype)
+    x_blocks, y_blocks = (a[: count * BLOCK].reshape(count, BLOCK, a.shape[-1]) for a in (x, y))
+    total = jax.lax.scan(add, total, (x_blocks, y_blocks))[0] if count else total
+    return add(total, (x[count * BLOCK :], y[count * BLOCK :]))[0] if rest else total
+
+
+def _native(missing: str, *operands: Array, sizes: tuple[int, int]) -> list[Array]:
+    *ids, a, b = operands
+    connectivity = connectivity_of(ids, sizes)
+    dtype, (count, columns) = a.dtype, b.shape[:2]
+    pitch = native.pitch(columns)
+    receivers = (connectivity.pre, connectivity.post, connectivity.post_ptr)
+
+    def result(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    if missing == "y":
+        results = [result(count, columns, sizes[1]), result(sizes[0] if columns > 1 else 0, pitch)]
+        return native.call("spmv", results, *ids, a, b)
+    if missing == "x":
+        parts = min(max(connectivity.num_synapses // max(8 * sizes[0], 1), 1), MOST_PARTS)
+        results = [result(count, columns, sizes[0]), result(parts, sizes[0], pitch)]
+        return native.call("spmv_t", results, *receivers, a, b)
+    none = jnp.zeros((count, 0), dtype)
+    results = [
+        result(count, 0),
+        result(count, connectivity.num_synapses),
+        result(sizes[0] if columns > 1 else 0, native.pitch(max(columns, 16))),
+    ]
+    return native.call("window", results, *receivers, none, none, none, b, a[:, :, None], none, variables=np.int64(0))[
+        1:
+    ]
+
+
+def _contract(known: dict[str, Array], ids: Any, sizes: tuple[int, int]) -> Array:
+    """The form's derivative by the argument that is not among the known two."""
+    (missing,) = set(SLOTS) - set(known)
+    return PRIMITIVES[missing].bind(*ids, *(known[slot] for slot in SLOTS if slot in known), sizes=sizes)[0]
+
+
+def _jvp(missing: str, primals: Any, tangents: Any, sizes: tuple[int, int]) -> tuple[list[Array], list[Any]]:
+    *ids, a, b = primals
+    *_, da, db = tangents
+    bind = functools.partial(PRIMITIVES[missing].bind, *ids, sizes=sizes)
+    out = bind(a, b)[0]
+    parts = [bind(*pair)[0] for d, pair in ((da, (da, b)), (db, (a, db))) if type(d) is not ad.Zero]
+    return [out], [functools.reduce(ad.add_jaxvals, parts)]
+
+
+def _transpose(missing: str, cts: Any, *operands: Any, sizes: tuple[int, int]) -> list[Any]:
+    *ids, a, b = operands
+    first, second = (slot for slot in SLOTS if slot != missing)
+    if type(cts[0]) is ad.Zero:
+        return [None] * len(operands)
+    if ad.is_undefined_primal(a):
+        return [*[None] * len(ids), _contract({missing: cts[0], second: b}, ids, sizes), None]
+    return [*[None] * len(ids), None, _contract({missing: cts[0], first: a}, ids, sizes)]
+
+
+def _batch(missing: str, operands: Any, axes: Any, sizes: tuple[int, int]) -> tuple[list[Array], list[int]]:
+    *ids, a, b = operands
+    size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
+    primitive = PRIMITIVES[missing]
+    if any(axis is not None for axis in axes[:-2]):
+        return batch_by_loop(functools.partial(primitive.bind, sizes=sizes), operands, axes)
+    if missing != "weight" and axes[-2] is None:
+        # One set of weights: the new axis is so many more columns.
+        b = jnp.moveaxis(b, axes[-1], 1)
+        columns = b.shape[2]
+        out = primitive.bind(*ids, a, b.reshape(len(b), size * columns, b.shape[-1]), sizes=sizes)[0]
+        return [out.reshape(len(b), size, columns, out.shape[-1])], [1]
+    a, b = (in_front(v, axis, size) for v, axis in ((a, axes[-2]), (b, axes[-1])))
+    out = primitive.bind(*ids, *(merged(v) for v in (a, b)), sizes=sizes)[0]
+    return [out.reshape(size, len(out) // size, *out.shape[1:])], [0]
+
+
+def in_front(value: Array, axis: Any, size: int) -> Array:
+    """A mapped operand with its axis in front, or one that is not, repeated."""
+    if axis is None:
+        return jnp.broadcast_to(value, (size, *value.shape))
+    return jnp.moveaxis(value, axis, 0)
+
+
+def merged(value: Array) -> Array:
+    """The first two axes as one."""
+    return value.reshape(value.shape[0] * value.shape[1], *value.shape[2:])
+
+
+def batch_by_loop(fn: Any, operands: Any, axes: Any) -> tuple[list[Array], list[int]]:
+    """One after the other, where the connectivity itself is mapped over."""
+    mapped = [i for i, axis in enumerate(axes) if axis is not None]
+
+    def one(values: list[Array]) -> list[Array]:
+        given = list(operands)
+        for i, value in zip(mapped, values, strict=True):
+            given[i] = value
+        return fn(*given)
+
+    out = jax.lax.map(one, [jnp.moveaxis(operands[i], axes[i], 0) for i in mapped])
+    return out, [0] * len(out)
+
+
+def _make(missing: str) -> Any:
+    new = native.primitive(
+        {"y": "spmv", "x": "spmv_t", "weight": "sampled"}[missing],
+        functools.partial(_xla, missing),
+        functools.partial(_native, missing),
+        native.compiled_types,
+    )
+    ad.primitive_jvps[new] = functools.partial(_jvp, missing)
+    ad.primitive_transposes[new] = functools.partial(_transpose, missing)
+    batching.primitive_batchers[new] = functools.partial(_batch, missing)
+    return new
+
+
+PRIMITIVES = {slot: _make(slot) for slot in SLOTS}

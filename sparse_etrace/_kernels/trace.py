@@ -1,41 +1,142 @@
-"""Eligibility traces of the synapses: one step (`roll`) or several at once (`window`)."""
+"""Eligibility traces of the synapses, through one step or several at once."""
 
+import functools
+import math
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.interpreters import ad, batching
 from jaxtyping import Array, Float, Shaped
 
 from .._connectivity import Connectivity
-from .products import as_steps, sampled, sampled_sum
+from . import native
+from .products import batch_by_loop, connectivity_of, in_front, merged, sampled_sum
 
-
-def roll(
-    connectivity: Connectivity,
-    hidden_jacobian: Float[Array, "vars vars *batch post"],
-    output_jacobian: Float[Array, "vars *batch post"],
-    x: Shaped[Array, "*batch pre"],
-    trace: Float[Array, "vars *batch synapses"],
-) -> Float[Array, "vars *batch synapses"]:
-    """One step of a trace, `eps_s[a] <- sum_b D[i,a,b] eps_s[b] + F[i,a] x[j]` for `s = (j -> i)`."""
-    return _matvec(connectivity, hidden_jacobian, trace) + sampled(connectivity, x[None], output_jacobian)
+MOST_VARIABLES = 3
+UNITS = 4  # of the operands of a window, so many are coefficients
 
 
 def window(
     connectivity: Connectivity,
-    carried: Float[Array, "vars vars *batch post"],
-    entering: Float[Array, "steps vars *batch post"],
-    signal: Float[Array, "vars *batch post"],
-    direct: Float[Array, "steps *batch post"],
+    carried: Float[Array, "vars vars *batch post"] | None,
+    entering: Float[Array, "steps vars *batch post"] | None,
+    signal: Float[Array, "vars *batch post"] | None,
+    direct: Float[Array, "steps *batch post"] | None,
     x: Shaped[Array, "steps *batch pre"],
     trace: Float[Array, "vars *batch synapses"],
-) -> tuple[Float[Array, "vars *batch synapses"], Float[Array, " synapses"]]:
-    """Several steps of a trace and their gradient, each synapse read and written once.
+) -> tuple[Float[Array, "vars *batch synapses"] | None, Float[Array, " synapses"] | None]:
+    """Steps of a trace and their gradient, each synapse read and written once.
 
     `eps' = carried eps + sum_k entering[k] x[k]` and `dv = signal . eps + sum_k direct[k] x[k]`, the latter summed
-    over the batch axes.
+    over the batch axes. Without `carried` and `entering` the new trace is not wanted, without `signal` and `direct` the
+    gradient is not. A trace may be stored in a narrower type than the coefficients, and keeps it.
     """
-    new = _matvec(connectivity, carried, trace) + sampled_sum(connectivity, x[:, None], entering)
-    taught = _matvec(connectivity, signal[None], trace)
-    per_synapse = jnp.sum(taught, axis=tuple(range(taught.ndim - 1)))
-    return new, per_synapse + sampled_sum(connectivity, as_steps(x), as_steps(direct))
+    given = [part for part in (carried, entering, signal, direct) if part is not None]
+    dtype = jnp.result_type(*given)
+    batch = x.shape[1:-1]
+
+    def flat(part: Array | None, front: int) -> Array:
+        """Leading axes as they are, batch axes as one, and an axis in front for what is mapped."""
+        if part is None:
+            return jnp.zeros((1, 0), dtype)
+        return part.reshape(1, *part.shape[:front], math.prod(batch), part.shape[-1]).astype(dtype)
+
+    operands = [flat(carried, 2), flat(entering, 2), flat(signal, 1), flat(direct, 1), flat(x, 1)]
+    stored = trace if _is_compiled(dtype, trace.dtype) else trace.astype(dtype)
+    ids = jax.tree.leaves(connectivity)
+    new, gradient = window_p.bind(*ids, *operands, stored, sizes=connectivity.shape, variables=len(trace))
+    return None if carried is None else new.astype(trace.dtype), None if signal is None else gradient[0]
+
+
+def _is_compiled(dtype: Any, stored: Any) -> bool:
+    return dtype == stored or (dtype == jnp.float32 and stored == jnp.bfloat16)
+
+
+def _types(*avals: Any, sizes: tuple[int, int], variables: int) -> bool:
+    *rest, trace = avals
+    known = variables <= MOST_VARIABLES and _is_compiled(rest[-1].dtype, trace.dtype)
+    return known and native.compiled_types(*rest)
+
+
+# In the primitive, an axis in front of all parts counts what is mapped, and the batch is one axis. Only the trace has
+# any shape of as many numbers: XLA passes it on in place if it is not reshaped.
+
+
+def _xla(*operands: Array, sizes: tuple[int, int], variables: int) -> list[Array]:
+    count = len(operands) - UNITS - 2
+    connectivity = connectivity_of(operands[:count], sizes)
+
+    def one(carried: Array, entering: Array, signal: Array, direct: Array, x: Array, trace: Array) -> Any:
+        """One batch element after the other, so that no array has synapses and batch but the trace itself."""
+
+        def add(b: Any, now: tuple[Array, Array]) -> tuple[Array, Array]:
+            def pick(part: Array) -> Array:
+                return jax.lax.dynamic_index_in_dim(part, b, part.ndim - 2, keepdims=False)
+
+            new, gradient = now
+            eps, x_b = pick(trace).astype(x.dtype), pick(x)
+            if signal.ndim > 1:
+                gradient = gradient + _matvec(connectivity, pick(signal)[None], eps)[0]
+                gradient = gradient + sampled_sum(connectivity, x_b, pick(direct))
+            if carried.ndim > 1:
+                later = _matvec(connectivity, pick(carried), eps)
+                later = later + sampled_sum(connectivity, x_b[:, None], pick(entering))
+                new = jax.lax.dynamic_update_index_in_dim(new, later.astype(new.dtype), b, 1)
+            return new, gradient
+
+        # A new array: XLA would copy one that is read and written in turns as often as there are batch elements.
+        start = jnp.zeros_like(trace), jnp.zeros(connectivity.num_synapses if signal.ndim > 1 else 0, x.dtype)
+        return jax.lax.fori_loop(0, x.shape[1], add, start)
+
+    *parts, trace = operands[count:]
+    num, batch = parts[-1].shape[0], parts[-1].shape[2]
+    shape = variables, batch, connectivity.num_synapses
+    if num == 1:
+        new, gradient = one(*[*(part[0] for part in parts), trace.reshape(shape)])
+        gradient = gradient[None]
+    else:
+        new, gradient = jax.vmap(one)(*[*parts, trace.reshape(num, *shape)])
+    return [new.reshape(trace.shape) if parts[0].ndim > 2 else jnp.zeros((num, 0), trace.dtype), gradient]
+
+
+def _native(*operands: Array, sizes: tuple[int, int], variables: int) -> list[Array]:
+    count = len(operands) - UNITS - 2
+    connectivity = connectivity_of(operands[:count], sizes)
+    carried, _, signal, _, x, trace = parts = operands[count:]
+    steps, batch = x.shape[1:3]
+    results = [
+        jax.ShapeDtypeStruct(trace.shape if carried.ndim > 2 else (len(x), 0), trace.dtype),
+        jax.ShapeDtypeStruct((len(x), connectivity.num_synapses if signal.ndim > 2 else 0), x.dtype),
+        jax.ShapeDtypeStruct((sizes[0] * batch if steps > 1 else 0, native.pitch(max(steps, 16))), x.dtype),
+    ]
+    ids = (connectivity.pre, connectivity.post, connectivity.post_ptr)
+    aliases = {len(ids) + len(parts) - 1: 0} if carried.ndim > 2 else None
+    return native.call("window", results, *ids, *parts, aliases=aliases, variables=np.int64(variables))
+
+
+def _jvp(primals: Any, tangents: Any, **static: Any) -> tuple[list[Array], list[Any]]:
+    count = len(primals) - UNITS - 2
+    tangents = tuple(ad.instantiate_zeros(t) for t in tangents[count:])
+    fn = functools.partial(_xla, *primals[:count], **static)
+    return window_p.bind(*primals, **static), jax.jvp(fn, tuple(primals[count:]), tangents)[1]
+
+
+def _batch(operands: Any, axes: Any, **static: Any) -> tuple[list[Array], list[int]]:
+    count = len(operands) - UNITS - 2
+    if any(axis is not None for axis in axes[:count]):
+        return batch_by_loop(functools.partial(window_p.bind, **static), operands, axes)
+    size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
+    *parts, trace = (in_front(v, axis, size) for v, axis in zip(operands[count:], axes[count:], strict=True))
+    new, gradient = window_p.bind(*operands[:count], *map(merged, parts), trace, **static)
+    num = parts[-1].shape[1]
+    return [new if len(new) == size else new.reshape(size, num, 0), gradient.reshape(size, num, -1)], [0, 0]
+
+
+window_p = native.primitive("window", _xla, _native, _types)
+ad.primitive_jvps[window_p] = _jvp
+batching.primitive_batchers[window_p] = _batch
 
 
 def _matvec(

@@ -85,10 +85,10 @@ class ETraceOp(eqx.Module):
         self,
         v: PyTree[Array],
         trace: PyTree[Array],
-        carried: Float[Array, "vars vars *y"],
-        entering: Float[Array, "steps vars *y"],
-        signal: Float[Array, "vars *y"],
-        direct: Float[Array, "steps *y"],
+        carried: Float[Array, "vars vars *y"] | None,
+        entering: Float[Array, "steps vars *y"] | None,
+        signal: Float[Array, "vars *y"] | None,
+        direct: Float[Array, "steps *y"] | None,
         x: Any,
     ) -> tuple[PyTree[Array], PyTree[Array]]:
         """Several steps of a trace and their gradient at once.
@@ -98,17 +98,23 @@ class ETraceOp(eqx.Module):
         Args:
             v: weights on the synapses.
             trace: eligibility traces, structured like `v` with a leading axis of hidden variables; None: not traced.
-            carried, entering, signal, direct: coefficients on post-shaped units.
+                They may be stored in a narrower type than `v`.
+            carried, entering: coefficients of the new trace on post-shaped units; None: it is not wanted.
+            signal, direct: coefficients of the gradient on post-shaped units; None: it is not wanted.
             x: presynaptic input, with a leading time axis.
 
         Returns:
-            The new trace, and the gradient shaped like `v`.
+            The new trace in the type of the old one, and the gradient shaped like `v`; None where not wanted.
         """
-        variables = range(len(signal))
-        empty = jax.tree.map(jnp.zeros_like, jax.eval_shape(self.xy_to_dw, x[0], direct[0], v))
+        count = next((len(part) for part in (carried, signal) if part is not None), 0)
+        variables = range(count)
+        like = (entering[:, 0] if direct is None else direct)[0]  # type: ignore[index]
+        empty = jax.tree.map(jnp.zeros_like, jax.eval_shape(self.xy_to_dw, x[0], like, v))
 
         def of(a: int) -> PyTree[Array]:
-            return jax.tree.map(lambda e, zero: zero if e is None else e[a], trace, empty, is_leaf=_none)
+            return jax.tree.map(
+                lambda e, w, zero: zero if e is None else e[a].astype(w.dtype), trace, v, empty, is_leaf=_none
+            )
 
         def add(*parts: PyTree[Array]) -> PyTree[Array]:
             return jax.tree.map(lambda *leaves: sum(leaves), *parts)
@@ -117,13 +123,18 @@ class ETraceOp(eqx.Module):
             return jax.tree.map(lambda e, leaf: None if e is None else leaf, trace, tree, is_leaf=_none)
 
         old = [of(a) for a in variables]
-        new = [
-            add(self.sum_dw(x, entering[:, a], v), *(self.yw_to_w(carried[a, b], old[b]) for b in variables))
-            for a in variables
-        ]
-        now = self.total_dw(x, direct, v)
-        taught = add(now, *(sum_to(self.yw_to_w(signal[a], old[a]), v) for a in variables))
-        return kept(jax.tree.map(lambda *leaves: jnp.stack(leaves), *new)), kept(taught)
+        new = taught = None
+        if carried is not None and entering is not None:
+            rows = [
+                add(self.sum_dw(x, entering[:, a], v), *(self.yw_to_w(carried[a, b], old[b]) for b in variables))
+                for a in variables
+            ]
+            stacked = kept(jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
+            new = jax.tree.map(lambda e, leaf: leaf.astype(e.dtype), trace, stacked)
+        if signal is not None and direct is not None:
+            now = self.total_dw(x, direct, v)
+            taught = kept(add(now, *(sum_to(self.yw_to_w(signal[a], old[a]), v) for a in variables)))
+        return new, taught
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(is_diagonal={self.is_diagonal})"
@@ -199,11 +210,15 @@ def sum_to(trace: PyTree[Array], v: PyTree[Array]) -> PyTree[Array]:
 
 
 def window_per_unit(
-    v: Array, trace: Array, carried: Array, entering: Array, signal: Array, direct: Array
-) -> tuple[Array, Array]:
+    v: Array, trace: Array, carried: Any, entering: Any, signal: Any, direct: Any
+) -> tuple[Array | None, Array | None]:
     """`ETraceOp.window` of a leaf whose slot is the target unit itself."""
-    new = jnp.sum(carried * trace[None], axis=1) + jnp.sum(entering, axis=0)
-    return new, sum_to(jnp.sum(signal * trace, axis=0) + jnp.sum(direct, axis=0), v)
+    new, taught, eps = None, None, trace.astype(v.dtype)
+    if carried is not None:
+        new = (jnp.sum(carried * eps[None], axis=1) + jnp.sum(entering, axis=0)).astype(trace.dtype)
+    if signal is not None:
+        taught = sum_to(jnp.sum(signal * eps, axis=0) + jnp.sum(direct, axis=0), v)
+    return new, taught
 
 
 class OpCall(eqx.Module):

@@ -96,7 +96,7 @@ class ConvOp(ETraceOp):
         self.lhs_dilation = None if lhs_dilation is None else tuple(lhs_dilation)
         self.rhs_dilation = None if rhs_dilation is None else tuple(rhs_dilation)
         self.feature_group_count = feature_group_count
-        self.weight_mask = None if weight_mask is None else jnp.asarray(weight_mask)
+        self.weight_mask = None if weight_mask is None else jnp.array(weight_mask)
         self.weight_fn = weight_fn
 
     @property

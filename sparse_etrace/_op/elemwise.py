@@ -50,6 +50,6 @@ class ElemWiseOp(ETraceOp):
         return y
 
     def window(
-        self, v: Array, trace: Array, carried: Array, entering: Array, signal: Array, direct: Array, x: Any
-    ) -> tuple[Array, Array]:
+        self, v: Array, trace: Array, carried: Any, entering: Any, signal: Any, direct: Any, x: Any
+    ) -> tuple[Array | None, Array | None]:
         return window_per_unit(v, trace, carried, entering, signal, direct)

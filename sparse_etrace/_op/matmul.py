@@ -43,7 +43,7 @@ class MatMulOp(ETraceOp):
         weight_fn: Callable[[Array], Array] | None = None,
         apply_weight_fn_before_mask: bool = False,
     ):
-        self.weight_mask = None if weight_mask is None else jnp.asarray(weight_mask)
+        self.weight_mask = None if weight_mask is None else jnp.array(weight_mask)
         self.weight_fn = weight_fn
         self.apply_weight_fn_before_mask = apply_weight_fn_before_mask
 

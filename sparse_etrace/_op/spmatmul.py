@@ -79,7 +79,7 @@ class SpMatMulOp(ETraceOp):
             num_weights = int(tie.max(initial=-1)) + 1
             slot = tie if slot is None else tie[np.asarray(slot)]
         self.connectivity, self.weight_fn, self.num_weights, self.axis = connectivity, weight_fn, num_weights, axis
-        self.slot = None if slot is None else jnp.asarray(slot, jnp.int32)
+        self.slot = None if slot is None else jnp.array(slot, jnp.int32)
 
     @property
     def input_ndim(self) -> int:
@@ -120,15 +120,16 @@ class SpMatMulOp(ETraceOp):
         return {key: slots[key] for key in v}
 
     def window(
-        self, v: Weights, trace: Traces, carried: Array, entering: Array, signal: Array, direct: Array, x: Array
+        self, v: Weights, trace: Traces, carried: Any, entering: Any, signal: Any, direct: Any, x: Array
     ) -> tuple[Traces, Traces]:
-        x, carried, entering, signal, direct = (self._last(part) for part in (x, carried, entering, signal, direct))
+        parts = (None if part is None else self._last(part) for part in (carried, entering, signal, direct))
+        carried, entering, signal, direct = parts
         new: Traces = dict.fromkeys(v)
         taught: Traces = dict.fromkeys(v)
         weight, bias = trace["weight"], trace.get("bias")
         if weight is not None:
             new["weight"], taught["weight"] = _kernels.trace.window(
-                self.connectivity, carried, entering, signal, direct, x, weight
+                self.connectivity, carried, entering, signal, direct, self._last(x), weight
             )
         if bias is not None:
             new["bias"], taught["bias"] = window_per_unit(v["bias"], bias, carried, entering, signal, direct)

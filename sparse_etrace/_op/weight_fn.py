@@ -36,7 +36,7 @@ class SignLock(eqx.Module):
             other = np.asarray(sign)[np.abs(sign) != 1]
             if other.size:
                 raise ValueError(f"sign: expected +1 or -1 everywhere, got {other[0]}. Use numpy.where(x < 0, -1, 1).")
-        self.sign = jnp.asarray(sign)
+        self.sign = jnp.array(sign)
 
     def __call__(self, w: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return self.sign.astype(w.dtype) * jnp.where(w < 0, -w, w)
@@ -64,7 +64,7 @@ class Bounded(eqx.Module):
         is_known = not isinstance(lo, jax.core.Tracer) and not isinstance(hi, jax.core.Tracer)
         if is_known and not np.all(np.asarray(lo) < np.asarray(hi)):
             raise ValueError(f"lo, hi: expected lo < hi everywhere, got lo={lo}, hi={hi}. Swap them there.")
-        self.lo, self.hi = jnp.asarray(lo), jnp.asarray(hi)
+        self.lo, self.hi = jnp.array(lo), jnp.array(hi)
 
     def __call__(self, w: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         lo, hi = self.lo.astype(w.dtype), self.hi.astype(w.dtype)

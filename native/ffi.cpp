@@ -1,0 +1,248 @@
+// Handlers for XLA: they split the work into blocks, whose number depends on the work alone, so that the result does
+// not depend on the number of threads.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace ffi = xla::ffi;
+
+namespace sparse_etrace {
+namespace {
+
+const Table* choose() {
+  const char* asked = std::getenv("SPARSE_ETRACE_KERNELS");
+  auto allowed = [asked](const char* name) { return !asked || !*asked || !std::strcmp(asked, name); };
+#ifdef SPARSE_ETRACE_X86
+  if (allowed("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+    return &avx512_table;
+  if (allowed("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &avx2_table;
+#endif
+  return allowed("plain") ? &plain_table : nullptr;
+}
+
+const Table* const table = choose();
+
+int64_t blocks_of(int64_t work, int64_t block, int64_t most) {
+  return std::clamp<int64_t>(work / block, 1, std::clamp<int64_t>(most, 1, 1024));
+}
+
+// An array of numbers; null where it is empty.
+template <class T>
+T* data(ffi::AnyBuffer buffer) {
+  return buffer.element_count() ? static_cast<T*>(buffer.untyped_data()) : nullptr;
+}
+
+struct Ids {
+  ffi::AnyBuffer pre, post, post_ptr;
+  Synapses synapses(int64_t num_pre) const {
+    return {data<int32_t>(pre), data<int32_t>(post), data<int32_t>(post_ptr), num_pre,
+            int64_t(post_ptr.element_count()) - 1, int64_t(pre.element_count())};
+  }
+};
+
+constexpr int64_t units_at_once = 1024;
+
+template <class F>
+void for_units(ffi::ThreadPool& pool, int64_t units, F&& body) {
+  parallel_for(pool, std::max<int64_t>((units + units_at_once - 1) / units_at_once, 1), [&](int64_t block) {
+    body(block * units_at_once, std::min((block + 1) * units_at_once, units));
+  });
+}
+
+template <class T>
+bool scatter_few(ffi::ThreadPool& pool, const Synapses& synapses, const int32_t* pre_ptr, const int32_t* by_pre,
+                 const T* weight, const T* x, T* y) {
+  int64_t sent = 0, limit = synapses.count / 8;
+  for (int64_t j = 0; j < synapses.num_pre; ++j) sent += x[j] != 0 ? pre_ptr[j + 1] - pre_ptr[j] : 0;
+  if (sent > limit) return false;
+  std::vector<int32_t> senders;
+  for (int64_t j = 0; j < synapses.num_pre; ++j)
+    if (x[j] != 0) senders.push_back(int32_t(j));
+  std::fill_n(y, synapses.num_post, T(0));
+  // A unit's sum has the order of its senders however many ranges there are, so there may be one for each thread.
+  int64_t ranges = sent < 4096 ? 1 : std::clamp<int64_t>(pool.num_threads(), 1, 64);
+  parallel_for(pool, ranges, [&](int64_t range) {
+    auto start = [&](int64_t r) {
+      int64_t target = synapses.count * r / ranges;
+      return int64_t(*std::lower_bound(synapses.post_ptr, synapses.post_ptr + synapses.num_post, target));
+    };
+    table->of<T>().scatter(synapses, pre_ptr, by_pre, weight, x, senders.data(), int64_t(senders.size()), y,
+                           start(range), start(range + 1));
+  });
+  return true;
+}
+
+template <class T>
+void product(ffi::ThreadPool& pool, const Synapses& synapses, const int32_t* pre_ptr, const int32_t* by_pre,
+             const T* weight, const T* x, int64_t columns, int64_t pitch, T* rows, T* y) {
+  if (columns == 1 && scatter_few(pool, synapses, pre_ptr, by_pre, weight, x, y)) return;
+  if (columns > 1)
+    for_units(pool, synapses.num_pre, [&](int64_t begin, int64_t end) {
+      table->of<T>().to_rows(x, columns, synapses.num_pre, rows, pitch, begin, end);
+    });
+  Product<T> work{synapses, weight, columns > 1 ? rows : x, columns, pitch, y};
+  int64_t blocks = blocks_of(synapses.count * pitch, 1 << 16, synapses.count);
+  auto start = [&](int64_t block) { return synapses.count * block / blocks; };
+  std::vector<T> heads(blocks * columns);
+  parallel_for(pool, blocks, [&](int64_t block) {
+    table->of<T>().product(work, start(block), start(block + 1), block == blocks - 1, &heads[block * columns]);
+  });
+  for (int64_t block = 1; block < blocks; ++block) {
+    int64_t unit = synapses.post[start(block)];
+    if (synapses.post_ptr[unit] < start(block))
+      for (int64_t c = 0; c < columns; ++c) y[c * synapses.num_post + unit] += heads[block * columns + c];
+  }
+}
+
+template <class T>
+void transposed(ffi::ThreadPool& pool, const Synapses& synapses, const T* weight, const T* y, int64_t columns,
+                int64_t pitch, T* parts, int64_t num_parts, T* x) {
+  const int64_t size = synapses.num_pre * pitch;
+  parallel_for(pool, num_parts, [&](int64_t part) {
+    std::fill_n(parts + part * size, size, T(0));
+    table->of<T>().transposed(synapses, weight, y, columns, pitch, parts + part * size,
+                              synapses.count * part / num_parts, synapses.count * (part + 1) / num_parts);
+  });
+  for_units(pool, synapses.num_pre, [&](int64_t begin, int64_t end) {
+    for (int64_t c = 0; c < columns; ++c)
+      for (int64_t j = begin; j < end; ++j) {
+        T sum = 0;
+        for (int64_t part = 0; part < num_parts; ++part) sum += parts[part * size + j * pitch + c];
+        x[c * synapses.num_pre + j] = sum;
+      }
+  });
+}
+
+template <class T>
+void window(ffi::ThreadPool& pool, Window<T> work, T* rows, int64_t variables, bool is_bf16) {
+  const Synapses& synapses = work.synapses;
+  const Kernels<T>& kernels = table->of<T>();
+  const int64_t units = synapses.num_pre;
+  work.rows = rows;
+  if (work.steps > 1)
+    for_units(pool, units, [&](int64_t begin, int64_t end) {
+      for (int64_t b = 0; b < work.batch; ++b)
+        kernels.to_rows(work.x + b * units, work.steps, work.batch * units, rows + b * units * work.pitch, work.pitch,
+                        begin, end);
+    });
+  auto kernel = (is_bf16 ? kernels.window_bf16 : kernels.window)[variables];
+  int64_t blocks = blocks_of(synapses.count * work.steps, 1 << 18, synapses.count);
+  // One batch element after the other, because what the synapses gather of one may fit into a cache.
+  for (int64_t b = 0; b < work.batch; ++b)
+    parallel_for(pool, blocks, [&](int64_t block) {
+      kernel(work, b, synapses.count * block / blocks, synapses.count * (block + 1) / blocks);
+    });
+}
+
+template <class F>
+ffi::Error by_type(ffi::DataType type, F&& body) {
+  if (type == ffi::F32) body(float());
+  else if (type == ffi::F64) body(double());
+  else return ffi::Error::InvalidArgument("sparse_etrace: expected float32 or float64");
+  return ffi::Error::Success();
+}
+
+ffi::Error Spmv(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post, ffi::AnyBuffer post_ptr,
+                ffi::AnyBuffer pre_ptr, ffi::AnyBuffer by_pre, ffi::AnyBuffer weight, ffi::AnyBuffer x,
+                ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> rows) {
+  auto size = x.dimensions();
+  Synapses synapses = Ids{pre, post, post_ptr}.synapses(size[2]);
+  return by_type(x.element_type(), [&](auto zero) {
+    typedef decltype(zero) T;
+    for (int64_t i = 0; i < size[0]; ++i)
+      product(pool, synapses, data<int32_t>(pre_ptr), data<int32_t>(by_pre), data<T>(weight) + i * synapses.count,
+              data<T>(x) + i * size[1] * size[2], size[1], rows->dimensions()[1], data<T>(*rows),
+              data<T>(*y) + i * size[1] * synapses.num_post);
+  });
+}
+
+ffi::Error SpmvT(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post, ffi::AnyBuffer post_ptr,
+                 ffi::AnyBuffer weight, ffi::AnyBuffer y, ffi::Result<ffi::AnyBuffer> x,
+                 ffi::Result<ffi::AnyBuffer> parts) {
+  auto size = x->dimensions(), split = parts->dimensions();
+  Synapses synapses = Ids{pre, post, post_ptr}.synapses(size[2]);
+  return by_type(y.element_type(), [&](auto zero) {
+    typedef decltype(zero) T;
+    for (int64_t i = 0; i < size[0]; ++i)
+      transposed(pool, synapses, data<T>(weight) + i * synapses.count, data<T>(y) + i * size[1] * synapses.num_post,
+                 size[1], split[2], data<T>(*parts), split[0], data<T>(*x) + i * size[1] * size[2]);
+  });
+}
+
+ffi::Error WindowOf(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post, ffi::AnyBuffer post_ptr,
+                    ffi::AnyBuffer carried, ffi::AnyBuffer entering, ffi::AnyBuffer signal, ffi::AnyBuffer direct,
+                    ffi::AnyBuffer x, ffi::AnyBuffer trace, ffi::Result<ffi::AnyBuffer> next,
+                    ffi::Result<ffi::AnyBuffer> gradient, ffi::Result<ffi::AnyBuffer> rows, int64_t variables) {
+  auto size = x.dimensions();
+  const int64_t count = size[0], steps = size[1], batch = size[2];
+  Synapses synapses = Ids{pre, post, post_ptr}.synapses(size[3]);
+  return by_type(x.element_type(), [&](auto zero) {
+    typedef decltype(zero) T;
+    auto part = [&](ffi::AnyBuffer buffer, int64_t i) {
+      return static_cast<T*>(buffer.element_count() ? data<T>(buffer) + i * (buffer.element_count() / count) : nullptr);
+    };
+    auto trace_part = [&](ffi::AnyBuffer buffer, int64_t i) {
+      return buffer.element_count() ? data<char>(buffer) + i * (buffer.size_bytes() / count) : nullptr;
+    };
+    for (int64_t i = 0; i < count; ++i) {
+      Window<T> work{synapses,        steps, batch, rows->dimensions()[1], part(carried, i), part(entering, i),
+                     part(signal, i), part(direct, i), part(x, i), nullptr, trace_part(trace, i),
+                     trace_part(*next, i), part(*gradient, i)};
+      window(pool, work, data<T>(*rows), variables, trace.element_type() == ffi::BF16);
+    }
+  });
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_spmv, Spmv,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_spmv_t, SpmvT,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_window, WindowOf,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<int64_t>("variables"));
+
+extern "C" const char* sparse_etrace_kernels() {
+  return table ? table->name : nullptr;
+}
+
+}  // namespace sparse_etrace

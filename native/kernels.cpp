@@ -1,0 +1,339 @@
+// The kernels, compiled once for each instruction set with VECTOR_BYTES and TABLE to match.
+//
+// Only plain types here: an inline function of the standard library, compiled for one instruction set, might be the
+// copy that the linker keeps for all.
+#include "kernels.h"
+
+#include <utility>
+
+namespace sparse_etrace {
+namespace {
+
+#define INLINE inline __attribute__((always_inline))
+
+constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <class T, int N>
+struct Pack {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+template <class T, int N>
+using pack = typename Pack<T, N>::type;
+
+template <class T>
+constexpr int lanes = VECTOR_BYTES / sizeof(T);
+
+template <class V, class T>
+INLINE V load(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// A trace in memory: as it is, or the upper half of a float.
+template <class T>
+struct AsIs {
+  typedef T type;
+  static INLINE pack<T, lanes<T>> get(const T* p) { return load<pack<T, lanes<T>>>(p); }
+  static INLINE pack<T, lanes<T>> put(pack<T, lanes<T>> v) { return v; }
+};
+struct Bfloat16 {
+  typedef uint16_t type;
+  static constexpr int n = lanes<float>;
+  typedef pack<float, n> wide;
+  typedef pack<uint32_t, n> bits;
+  static INLINE wide get(const uint16_t* p) {
+    return (wide)(__builtin_convertvector(load<pack<uint16_t, n>>(p), bits) << 16);
+  }
+  static INLINE pack<uint16_t, n> put(wide v) {
+    bits u = (bits)v;
+    bits even = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    bits is_nan = (bits)(v != v);
+    return __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & even), pack<uint16_t, n>);
+  }
+};
+
+// First unit whose synapses begin at `synapse` or later.
+INLINE int64_t first_unit(const Synapses& synapses, int64_t synapse) {
+  int64_t low = 0, high = synapses.num_post;
+  while (low < high) {
+    int64_t middle = (low + high) / 2;
+    if (synapses.post_ptr[middle] < synapse) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+// Calls body(unit, first, last) for each unit with synapses in begin .. end.
+template <class F>
+INLINE void for_each_unit(const Synapses& synapses, int64_t begin, int64_t end, F&& body) {
+  for (int64_t s = begin; s < end;) {
+    int64_t unit = synapses.post[s], last = min(synapses.post_ptr[unit + 1], end);
+    body(unit, s, last);
+    s = last;
+  }
+}
+
+template <class T>
+void to_rows(const T* x, int64_t columns, int64_t stride, T* rows, int64_t pitch, int64_t begin, int64_t end) {
+  // Units in small groups, so that both sides stay in the cache.
+  constexpr int64_t group = 16;
+  for (int64_t i = begin; i < end; i += group)
+    for (int64_t c = 0; c < pitch; ++c)
+      for (int64_t j = i; j < min(i + group, end); ++j) rows[j * pitch + c] = c < columns ? x[c * stride + j] : T(0);
+}
+
+// The sum over one run of synapses of weight * row, for the columns of one group.
+template <class T, int G>
+struct RowSum {
+  static constexpr int width = G < lanes<T> ? G : lanes<T>, count = G / width;
+  typedef pack<T, width> V;
+  static INLINE void run(const Product<T>& work, int64_t column, int64_t s, int64_t last, T* out) {
+    constexpr int unroll = count >= 4 ? 1 : 4 / count;
+    V sum[unroll][count] = {};
+    const int32_t* pre = work.synapses.pre;
+    const T* rows = work.rows + column;
+    for (; s + unroll <= last; s += unroll) {
+#pragma GCC unroll 4
+      for (int u = 0; u < unroll; ++u) {
+        const T* row = rows + int64_t(pre[s + u]) * work.pitch;
+#pragma GCC unroll 16
+        for (int v = 0; v < count; ++v) sum[u][v] += work.weight[s + u] * load<V>(row + v * width);
+      }
+    }
+    for (; s < last; ++s)
+      for (int v = 0; v < count; ++v)
+        sum[0][v] += work.weight[s] * load<V>(rows + int64_t(pre[s]) * work.pitch + v * width);
+    for (int v = 0; v < count; ++v) {
+      V total = sum[0][v];
+      for (int u = 1; u < unroll; ++u) total += sum[u][v];
+      __builtin_memcpy(out + v * width, &total, sizeof total);
+    }
+  }
+};
+template <class T>
+struct RowSum<T, 1> {
+  static INLINE void run(const Product<T>& work, int64_t, int64_t s, int64_t last, T* out) {
+    constexpr int unroll = 8;
+    T sum[unroll] = {};
+    const int32_t* pre = work.synapses.pre;
+    for (; s + unroll <= last; s += unroll)
+#pragma GCC unroll 8
+      for (int u = 0; u < unroll; ++u) sum[u] += work.weight[s + u] * work.rows[pre[s + u]];
+    for (; s < last; ++s) sum[0] += work.weight[s] * work.rows[pre[s]];
+    *out = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+  }
+};
+
+template <class T, int G>
+INLINE void product_group(const Product<T>& work, int64_t column, int64_t begin, int64_t end, bool last, T* head) {
+  const int32_t* ptr = work.synapses.post_ptr;
+  int64_t n = min(G, work.columns - column), num_post = work.synapses.num_post;
+  int64_t unit = first_unit(work.synapses, begin), stop = last ? num_post : first_unit(work.synapses, end);
+  T sum[G];
+  RowSum<T, G>::run(work, column, begin, unit < num_post ? min(ptr[unit], end) : end, sum);
+  for (int64_t c = 0; c < n; ++c) head[column + c] = sum[c];
+  for (; unit < stop; ++unit) {
+    RowSum<T, G>::run(work, column, ptr[unit], min(ptr[unit + 1], end), sum);
+    for (int64_t c = 0; c < n; ++c) work.y[(column + c) * num_post + unit] = sum[c];
+  }
+}
+
+template <class T>
+void product(const Product<T>& work, int64_t begin, int64_t end, bool last, T* head) {
+  if (work.pitch == 1) return product_group<T, 1>(work, 0, begin, end, last, head);
+  if (work.pitch == 4) return product_group<T, 4>(work, 0, begin, end, last, head);
+  if (work.pitch == 8) return product_group<T, 8>(work, 0, begin, end, last, head);
+  for (int64_t c = 0; c < work.columns; c += 16) product_group<T, 16>(work, c, begin, end, last, head);
+}
+
+template <class T>
+void scatter(const Synapses& synapses, const int32_t* pre_ptr, const int32_t* by_pre, const T* weight, const T* x,
+             const int32_t* senders, int64_t num_senders, T* y, int64_t begin, int64_t end) {
+  constexpr int64_t ahead = 16;
+  for (int64_t i = 0; i < num_senders; ++i) {
+    int64_t low = pre_ptr[senders[i]], last = pre_ptr[senders[i] + 1], high = last;
+    while (low < high) {
+      int64_t middle = (low + high) / 2;
+      if (by_pre[middle] < begin) low = middle + 1;
+      else high = middle;
+    }
+    T value = x[senders[i]];
+    for (; low < last && by_pre[low] < end; ++low) {
+      int64_t soon = by_pre[min(low + ahead, synapses.count - 1)];
+      __builtin_prefetch(weight + soon);
+      __builtin_prefetch(synapses.post + soon);
+      y[synapses.post[by_pre[low]]] += weight[by_pre[low]] * value;
+    }
+  }
+}
+
+template <class T, int G>
+INLINE void transposed_group(const Synapses& synapses, const T* weight, const T* y, int64_t columns, int64_t pitch,
+                             int64_t column, T* into, int64_t begin, int64_t end) {
+  constexpr int width = G < lanes<T> ? G : lanes<T>;
+  typedef pack<T, width> V;
+  for_each_unit(synapses, begin, end, [&](int64_t unit, int64_t s, int64_t last) {
+    T row[G] = {};
+    for (int64_t c = 0; c < min(G, columns - column); ++c) row[c] = y[(column + c) * synapses.num_post + unit];
+    for (; s < last; ++s) {
+      T* to = into + int64_t(synapses.pre[s]) * pitch + column;
+#pragma GCC unroll 16
+      for (int v = 0; v < G; v += width) {
+        V sum = load<V>(to + v) + weight[s] * load<V>(row + v);
+        __builtin_memcpy(to + v, &sum, sizeof sum);
+      }
+    }
+  });
+}
+
+template <class T>
+void transposed(const Synapses& synapses, const T* weight, const T* y, int64_t columns, int64_t pitch, T* into,
+                int64_t begin, int64_t end) {
+  if (pitch == 1) return transposed_group<T, 1>(synapses, weight, y, columns, pitch, 0, into, begin, end);
+  if (pitch == 4) return transposed_group<T, 4>(synapses, weight, y, columns, pitch, 0, into, begin, end);
+  if (pitch == 8) return transposed_group<T, 8>(synapses, weight, y, columns, pitch, 0, into, begin, end);
+  for (int64_t c = 0; c < columns; c += 16)
+    transposed_group<T, 16>(synapses, weight, y, columns, pitch, c, into, begin, end);
+}
+
+// Lanes of two vectors: those of `a` where the lane number lacks the bit H, those of `b` where it has it, each from H
+// lanes to the other side if Other.
+template <int H, bool Other, class V, int... I>
+INLINE V interleaved(V a, V b, std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I), move = Other ? H : 0;
+  return __builtin_shufflevector(a, b, ((I & H) ? I - H + n + move : I + move)...);
+}
+
+// One vector that holds in lane l the sum over all lanes of r[l].
+template <class V, int N, int H = N / 2>
+INLINE V lane_sums(V (&r)[N]) {
+  if constexpr (H >= 1) {
+    std::make_integer_sequence<int, N> all;
+#pragma GCC unroll 16
+    for (int i = 0; i < H; ++i)
+      r[i] = interleaved<H, false>(r[i], r[i + H], all) + interleaved<H, true>(r[i], r[i + H], all);
+    return lane_sums<V, N, H / 2>(r);
+  }
+  return r[0];
+}
+
+// `count` numbers of a trace, or from a vector, the rest zero.
+template <class Store, int n>
+INLINE auto get(const typename Store::type* from, int64_t count) {
+  if (count == n) return Store::get(from);
+  typename Store::type rest[n] = {};
+  for (int64_t l = 0; l < count; ++l) rest[l] = from[l];
+  return Store::get(rest);
+}
+
+template <class E, class P>
+INLINE void put(E* to, P value, int64_t count) {
+  if (count == sizeof(P) / sizeof(E)) __builtin_memcpy(to, &value, sizeof value);
+  else
+    for (int64_t l = 0; l < count; ++l) to[l] = value[l];
+}
+
+// The lanes of a vector are steps, then synapses. The coefficients of a unit lie as carried (A x A), signal (A), and for
+// each variable the steps of entering, and the steps of direct, padded with zeros to a multiple of 16. Fixed: that
+// number of steps where it is known, or 0.
+template <class T, class Store, int A, int Fixed>
+INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int64_t end) {
+  constexpr int n = lanes<T>;
+  typedef pack<T, n> V;
+  typedef typename Store::type Stored;
+  const Synapses synapses = work.synapses;
+  const int64_t num_post = synapses.num_post, padded = Fixed ? Fixed : (work.steps + 15) / 16 * 16;
+  T* const room = new T[(A + 1) * (A + padded)]();
+
+  const T* x = work.x + b * synapses.num_pre;
+  const T* rows = work.rows + b * synapses.num_pre * work.pitch;
+  const Stored* trace[A + 1];
+  Stored* next[A + 1];
+  for (int a = 0; a < A; ++a) {
+    trace[a] = static_cast<const Stored*>(work.trace) + (a * work.batch + b) * synapses.count;
+    next[a] = static_cast<Stored*>(work.next) + (a * work.batch + b) * synapses.count;
+  }
+
+  auto run = [&](int64_t s, int64_t count, const int32_t* pre) __attribute__((always_inline)) {
+    const T* q = room;
+    V old[A + 1], sum[A + 1] = {};
+    for (int a = 0; a < A; ++a) old[a] = get<Store, n>(trace[a] + s, count);
+    for (int a = 0; a <= A; ++a)
+      for (int c = 0; c < A; ++c) sum[a] += q[a * A + c] * old[c];
+    q += A * (A + 1);
+    if (work.steps == 1) {
+      V now;
+#pragma GCC unroll 16
+      for (int l = 0; l < n; ++l) now[l] = x[pre[l]];
+      for (int a = 0; a <= A; ++a) sum[a] += q[a * padded] * now;
+    } else {
+      V part[A + 1][n];
+#pragma GCC unroll 16
+      for (int l = 0; l < n; ++l) {
+        const T* row = rows + pre[l] * work.pitch;
+        V total[A + 1] = {};
+#pragma GCC unroll 8
+        for (int64_t k = 0; k < (Fixed ? Fixed : padded); k += n) {
+          V now = load<V>(row + k);
+          for (int a = 0; a <= A; ++a) total[a] += load<V>(q + a * padded + k) * now;
+        }
+        for (int a = 0; a <= A; ++a) part[a][l] = total[a];
+      }
+      for (int a = 0; a <= A; ++a) sum[a] += lane_sums(part[a]);
+    }
+    if (work.next)
+      for (int a = 0; a < A; ++a) put(next[a] + s, Store::put(sum[a]), count);
+    if (work.gradient) {
+      if (b) sum[A] += get<AsIs<T>, n>(work.gradient + s, count);
+      put(work.gradient + s, sum[A], count);
+    }
+  };
+
+  for_each_unit(synapses, begin, end, [&](int64_t unit, int64_t first, int64_t last) __attribute__((always_inline)) {
+    auto at = [&](const T* from, int64_t i) { return from ? from[(i * work.batch + b) * num_post + unit] : T(0); };
+    T* q = room;
+    for (int64_t i = 0; i < A * A; ++i) *q++ = at(work.carried, i);
+    for (int64_t i = 0; i < A; ++i) *q++ = at(work.signal, i);
+    for (int64_t a = 0; a < A; ++a, q += padded)
+      for (int64_t k = 0; k < work.steps; ++k) q[k] = at(work.entering, k * A + a);
+    for (int64_t k = 0; k < work.steps; ++k) q[k] = at(work.direct, k);
+    for (; first + n <= last; first += n) run(first, n, synapses.pre + first);
+    if (first == last) return;
+    int32_t rest[n] = {};
+    for (int64_t l = 0; l < last - first; ++l) rest[l] = synapses.pre[first + l];
+    run(first, last - first, rest);
+  });
+  delete[] room;
+}
+
+template <class T, class Store, int A>
+void window(const Window<T>& work, int64_t b, int64_t begin, int64_t end) {
+  if (work.steps <= 16) window_of_steps<T, Store, A, 16>(work, b, begin, end);
+  else window_of_steps<T, Store, A, 0>(work, b, begin, end);
+}
+
+template <class T>
+constexpr Kernels<T> kernels() {
+  return {to_rows<T>,
+          product<T>,
+          scatter<T>,
+          transposed<T>,
+          {window<T, AsIs<T>, 0>, window<T, AsIs<T>, 1>, window<T, AsIs<T>, 2>, window<T, AsIs<T>, 3>},
+          {}};
+}
+constexpr Kernels<float> kernels_f32() {
+  Kernels<float> all = kernels<float>();
+  all.window_bf16[1] = window<float, Bfloat16, 1>;
+  all.window_bf16[2] = window<float, Bfloat16, 2>;
+  all.window_bf16[3] = window<float, Bfloat16, 3>;
+  return all;
+}
+
+}  // namespace
+
+#define STRING_OF(name) #name
+#define STRING(name) STRING_OF(name)
+extern const Table TABLE = {STRING(TABLE), kernels_f32(), kernels<double>()};
+
+}  // namespace sparse_etrace

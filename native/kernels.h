@@ -1,0 +1,76 @@
+// What the kernels work on, and the table of functions that each instruction set provides.
+//
+// A kernel does one block of the work; ffi.cpp splits the work and calls it. Leading axes are columns: what it gathers
+// from a unit lies together in memory as a row of `pitch` numbers, padded with zeros.
+#pragma once
+
+#include <cstdint>
+
+namespace sparse_etrace {
+
+struct Synapses {
+  const int32_t* pre;
+  const int32_t* post;
+  const int32_t* post_ptr;
+  int64_t num_pre, num_post, count;
+};
+
+// y[c, post] = sum of weight * x[c, pre]. The sums of the unit whose synapses began before the block go to `head`.
+template <class T>
+struct Product {
+  Synapses synapses;
+  const T* weight;
+  const T* rows;
+  int64_t columns, pitch;
+  T* y;
+};
+
+// A window of steps: next[a] = carried[a, b] trace[b] + sum over k of entering[k, a] x[k], and the gradient
+// signal . trace + sum over k of direct[k] x[k], summed over the batch. Null pointers are zeros, or not wanted.
+template <class T>
+struct Window {
+  Synapses synapses;
+  int64_t steps, batch, pitch;
+  const T *carried, *entering, *signal, *direct;
+  const T* x;     // one step: (batch, pre), as it comes
+  const T* rows;  // several steps: (batch, pre, pitch)
+  const void* trace;
+  void* next;
+  T* gradient;
+};
+
+template <class T>
+struct Kernels {
+  // rows[unit * pitch + c] = x[c * stride + unit], padded with zeros, for the units of a range.
+  void (*to_rows)(const T* x, int64_t columns, int64_t stride, T* rows, int64_t pitch, int64_t begin, int64_t end);
+  void (*product)(const Product<T>& work, int64_t begin, int64_t end, bool last, T* head);
+  // y += what the listed senders send to the units whose synapses are begin .. end.
+  void (*scatter)(const Synapses& synapses, const int32_t* pre_ptr, const int32_t* by_pre, const T* weight, const T* x,
+                  const int32_t* senders, int64_t num_senders, T* y, int64_t begin, int64_t end);
+  // into[pre, c] += weight * y[c, post].
+  void (*transposed)(const Synapses& synapses, const T* weight, const T* y, int64_t columns, int64_t pitch, T* into,
+                     int64_t begin, int64_t end);
+  // For one batch element, by number of hidden variables; those after the first add to the gradient.
+  void (*window[4])(const Window<T>& work, int64_t b, int64_t begin, int64_t end);
+  // The same where the trace is stored in bfloat16.
+  void (*window_bf16[4])(const Window<T>& work, int64_t b, int64_t begin, int64_t end);
+};
+
+struct Table {
+  const char* name;
+  Kernels<float> f32;
+  Kernels<double> f64;
+  template <class T>
+  const Kernels<T>& of() const;
+};
+template <>
+inline const Kernels<float>& Table::of<float>() const { return f32; }
+template <>
+inline const Kernels<double>& Table::of<double>() const { return f64; }
+
+extern const Table plain_table;
+#ifdef SPARSE_ETRACE_X86
+extern const Table avx2_table, avx512_table;
+#endif
+
+}  // namespace sparse_etrace

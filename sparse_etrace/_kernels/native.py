@@ -1,0 +1,117 @@
+"""The compiled kernels, where there are any, and the primitives that stand for a kernel in a program."""
+
+import ctypes
+import functools
+import importlib.metadata
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+from jax.interpreters import mlir
+
+TARGETS = ("spmv", "spmv_t", "window")
+VARIABLE = "SPARSE_ETRACE_KERNELS"
+CHOICES = ("avx512", "avx2", "plain", "xla")
+
+
+def _path() -> Path:
+    """Where the compiled kernels lie: beside this file, or with an editable install among the installed packages."""
+    beside = Path(__file__).with_name("libsparse_etrace.so")
+    try:
+        installed = importlib.metadata.distribution("sparse-etrace")
+    except importlib.metadata.PackageNotFoundError:
+        return beside
+    return (
+        beside if beside.is_file() else Path(str(installed.locate_file("sparse_etrace/_kernels/libsparse_etrace.so")))
+    )
+
+
+def _load() -> tuple[str, str]:
+    """Register the compiled kernels; the name of those in use, and why they are not the compiled ones."""
+    asked = os.environ.get(VARIABLE, "")
+    if asked not in ("", *CHOICES):
+        raise ValueError(f"{VARIABLE}: expected one of {', '.join(CHOICES)}, or nothing, got {asked!r}.")
+    if asked == "xla":
+        return "xla", f"{VARIABLE}=xla"
+    path = _path()
+    if not path.is_file():
+        return "xla", "the package was installed without a C++ compiler"
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return "xla", f"{path.name} does not load: {error}"
+    library.sparse_etrace_kernels.restype = ctypes.c_char_p
+    name = library.sparse_etrace_kernels()
+    if name is None:
+        raise ValueError(f"{VARIABLE}: got {asked!r}, which this machine or this build does not have.")
+    for target in TARGETS:
+        handler = getattr(library, f"sparse_etrace_{target}")
+        jax.ffi.register_ffi_target(f"sparse_etrace_{target}", jax.ffi.pycapsule(handler), platform="cpu")
+    return name.decode().removesuffix("_table"), ""
+
+
+KERNELS, REASON = _load()
+
+
+@functools.cache
+def _say_once() -> None:
+    if not os.environ.get(VARIABLE):
+        warnings.warn(
+            f"sparse_etrace runs the kernels of XLA, which are slower and agree to rounding: {REASON}. Install a C++ "
+            "compiler (GCC 12 or later, or Clang) and the package again.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def primitive(name: str, xla: Callable[..., Any], native: Callable[..., Any], types: Callable[..., bool]) -> Any:
+    """A primitive that runs `native` on a CPU if it is compiled and `types` of its operands are, and else `xla`."""
+    new = jex.Primitive(f"etrace_{name}")
+    new.multiple_results = True
+
+    @functools.partial(jax.jit, static_argnames="params")
+    def run(*args: Any, params: tuple) -> list[jax.Array]:
+        return new.bind(*args, **dict(params))
+
+    new.def_impl(lambda *args, **params: run(*args, params=tuple(params.items())))
+
+    def abstract(*args: Any, **params: Any) -> list[Any]:
+        structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args]
+        return [
+            jax.core.ShapedArray(o.shape, o.dtype) for o in jax.eval_shape(functools.partial(xla, **params), *structs)
+        ]
+
+    new.def_abstract_eval(abstract)
+    general = mlir.lower_fun(xla, multiple_results=True)
+    mlir.register_lowering(new, general)
+
+    def on_cpu(context: Any, *args: Any, **params: Any) -> Any:
+        if KERNELS == "xla":
+            _say_once()
+        compiled = KERNELS != "xla" and types(*context.avals_in, **params)
+        return (mlir.lower_fun(native, multiple_results=True) if compiled else general)(context, *args, **params)
+
+    mlir.register_lowering(new, on_cpu, platform="cpu")
+    return new
+
+
+def call(
+    target: str, results: list[Any], *args: Any, aliases: dict[int, int] | None = None, **attributes: Any
+) -> list[jax.Array]:
+    """Call a compiled kernel; its last result is its working memory, and dropped."""
+    run = jax.ffi.ffi_call(f"sparse_etrace_{target}", results, input_output_aliases=aliases)
+    return list(run(*args, **attributes))[:-1]
+
+
+def compiled_types(*avals: Any, **_: Any) -> bool:
+    """Whether the compiled kernels know these: indices of int32, numbers of one of two types."""
+    return {a.dtype.name for a in avals} - {"int32"} in ({"float32"}, {"float64"})
+
+
+def pitch(columns: int) -> int:
+    """Length of the row that the compiled kernels keep for a unit's columns."""
+    return next((size for size in (1, 4, 8) if columns <= size), -(-columns // 16) * 16)

@@ -1,0 +1,20 @@
+"""The benchmarks run; how fast is not for a test to say."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "benchmarks"
+
+
+def test_quick_benchmark(tmp_path):
+    command = [sys.executable, FOLDER / "bench.py", "--quick", "--out", tmp_path]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, env={**os.environ})
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert set(found["steps"]) == {"1", "16"} and found["fly_eye"]["synapses"] > 10_000
+    assert all(row["D-RTRL"] > row["forward"] > 0 for row in found["steps"].values())
+    assert "copy" in done.stdout and "fly eye" in done.stdout
