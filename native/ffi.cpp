@@ -5,6 +5,10 @@
 #include <cstring>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include "kernels.h"
 #include "parallel.h"
 
@@ -37,6 +41,17 @@ T* data(ffi::AnyBuffer buffer) {
   return buffer.element_count() ? static_cast<T*>(buffer.untyped_data()) : nullptr;
 }
 
+// Asks for large pages behind a large array that this call is the first to write: they are handed out and found faster.
+void expect_large(ffi::AnyBuffer buffer) {
+#ifdef __linux__
+  const uintptr_t page = 1 << 21, start = reinterpret_cast<uintptr_t>(buffer.untyped_data());
+  const uintptr_t first = (start + page - 1) / page * page, last = (start + buffer.size_bytes()) / page * page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)buffer;
+#endif
+}
+
 struct Ids {
   ffi::AnyBuffer pre, post, post_ptr;
   Synapses synapses(int64_t num_pre) const {
@@ -55,10 +70,10 @@ void for_units(ffi::ThreadPool& pool, int64_t units, F&& body) {
 }
 
 template <class T>
-bool scatter_few(ffi::ThreadPool& pool, const Synapses& synapses, const int32_t* pre_ptr, const int32_t* by_pre,
-                 const T* weight, const T* x, T* y) {
+bool scatter_few(ffi::ThreadPool& pool, const Synapses& synapses, const Outgoing& outgoing, const T* weight, const T* x,
+                 T* y) {
   int64_t sent = 0, limit = synapses.count / 8;
-  for (int64_t j = 0; j < synapses.num_pre; ++j) sent += x[j] != 0 ? pre_ptr[j + 1] - pre_ptr[j] : 0;
+  for (int64_t j = 0; j < synapses.num_pre; ++j) sent += x[j] != 0 ? outgoing.pre_ptr[j + 1] - outgoing.pre_ptr[j] : 0;
   if (sent > limit) return false;
   std::vector<int32_t> senders;
   for (int64_t j = 0; j < synapses.num_pre; ++j)
@@ -71,16 +86,16 @@ bool scatter_few(ffi::ThreadPool& pool, const Synapses& synapses, const int32_t*
       int64_t target = synapses.count * r / ranges;
       return int64_t(*std::lower_bound(synapses.post_ptr, synapses.post_ptr + synapses.num_post, target));
     };
-    table->of<T>().scatter(synapses, pre_ptr, by_pre, weight, x, senders.data(), int64_t(senders.size()), y,
-                           start(range), start(range + 1));
+    table->of<T>().scatter(outgoing, weight, x, senders.data(), int64_t(senders.size()), y, start(range),
+                           start(range + 1));
   });
   return true;
 }
 
 template <class T>
-void product(ffi::ThreadPool& pool, const Synapses& synapses, const int32_t* pre_ptr, const int32_t* by_pre,
-             const T* weight, const T* x, int64_t columns, int64_t pitch, T* rows, T* y) {
-  if (columns == 1 && scatter_few(pool, synapses, pre_ptr, by_pre, weight, x, y)) return;
+void product(ffi::ThreadPool& pool, const Synapses& synapses, const Outgoing& outgoing, const T* weight, const T* x,
+             int64_t columns, int64_t pitch, T* rows, T* y) {
+  if (columns == 1 && scatter_few(pool, synapses, outgoing, weight, x, y)) return;
   if (columns > 1)
     for_units(pool, synapses.num_pre, [&](int64_t begin, int64_t end) {
       table->of<T>().to_rows(x, columns, synapses.num_pre, rows, pitch, begin, end);
@@ -148,14 +163,15 @@ ffi::Error by_type(ffi::DataType type, F&& body) {
 }
 
 ffi::Error Spmv(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post, ffi::AnyBuffer post_ptr,
-                ffi::AnyBuffer pre_ptr, ffi::AnyBuffer by_pre, ffi::AnyBuffer weight, ffi::AnyBuffer x,
-                ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> rows) {
+                ffi::AnyBuffer pre_ptr, ffi::AnyBuffer by_pre, ffi::AnyBuffer post_by_pre, ffi::AnyBuffer weight,
+                ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> rows) {
   auto size = x.dimensions();
   Synapses synapses = Ids{pre, post, post_ptr}.synapses(size[2]);
+  Outgoing outgoing{data<int32_t>(pre_ptr), data<int32_t>(by_pre), data<int32_t>(post_by_pre), synapses.count};
   return by_type(x.element_type(), [&](auto zero) {
     typedef decltype(zero) T;
     for (int64_t i = 0; i < size[0]; ++i)
-      product(pool, synapses, data<int32_t>(pre_ptr), data<int32_t>(by_pre), data<T>(weight) + i * synapses.count,
+      product(pool, synapses, outgoing, data<T>(weight) + i * synapses.count,
               data<T>(x) + i * size[1] * size[2], size[1], rows->dimensions()[1], data<T>(*rows),
               data<T>(*y) + i * size[1] * synapses.num_post);
   });
@@ -180,6 +196,7 @@ ffi::Error WindowOf(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer pos
                     ffi::Result<ffi::AnyBuffer> gradient, ffi::Result<ffi::AnyBuffer> rows, int64_t variables) {
   auto size = x.dimensions();
   const int64_t count = size[0], steps = size[1], batch = size[2];
+  for (ffi::AnyBuffer buffer : {*next, *gradient, *rows}) expect_large(buffer);
   Synapses synapses = Ids{pre, post, post_ptr}.synapses(size[3]);
   return by_type(x.element_type(), [&](auto zero) {
     typedef decltype(zero) T;
@@ -203,6 +220,7 @@ ffi::Error WindowOf(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer pos
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_spmv, Spmv,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()

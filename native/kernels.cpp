@@ -148,11 +148,12 @@ void product(const Product<T>& work, int64_t begin, int64_t end, bool last, T* h
 }
 
 template <class T>
-void scatter(const Synapses& synapses, const int32_t* pre_ptr, const int32_t* by_pre, const T* weight, const T* x,
-             const int32_t* senders, int64_t num_senders, T* y, int64_t begin, int64_t end) {
+void scatter(const Outgoing& outgoing, const T* weight, const T* x, const int32_t* senders, int64_t num_senders, T* y,
+             int64_t begin, int64_t end) {
   constexpr int64_t ahead = 16;
+  const int32_t* by_pre = outgoing.by_pre;
   for (int64_t i = 0; i < num_senders; ++i) {
-    int64_t low = pre_ptr[senders[i]], last = pre_ptr[senders[i] + 1], high = last;
+    int64_t low = outgoing.pre_ptr[senders[i]], last = outgoing.pre_ptr[senders[i] + 1], high = last;
     while (low < high) {
       int64_t middle = (low + high) / 2;
       if (by_pre[middle] < begin) low = middle + 1;
@@ -160,10 +161,8 @@ void scatter(const Synapses& synapses, const int32_t* pre_ptr, const int32_t* by
     }
     T value = x[senders[i]];
     for (; low < last && by_pre[low] < end; ++low) {
-      int64_t soon = by_pre[min(low + ahead, synapses.count - 1)];
-      __builtin_prefetch(weight + soon);
-      __builtin_prefetch(synapses.post + soon);
-      y[synapses.post[by_pre[low]]] += weight[by_pre[low]] * value;
+      __builtin_prefetch(weight + by_pre[min(low + ahead, outgoing.count - 1)]);
+      y[outgoing.post[low]] += weight[by_pre[low]] * value;
     }
   }
 }
@@ -268,10 +267,13 @@ INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int6
       for (int l = 0; l < n; ++l) now[l] = x[pre[l]];
       for (int a = 0; a <= A; ++a) sum[a] += q[a * padded] * now;
     } else {
+      // What the next synapses will gather is fetched early, but not from behind the last of them.
+      const int32_t* soon = s + 2 * n <= synapses.count ? synapses.pre + s + n : pre;
       V part[A + 1][n];
 #pragma GCC unroll 16
       for (int l = 0; l < n; ++l) {
         const T* row = rows + pre[l] * work.pitch;
+      __builtin_prefetch(rows + soon[l] * work.pitch);
         V total[A + 1] = {};
 #pragma GCC unroll 8
         for (int64_t k = 0; k < (Fixed ? Fixed : padded); k += n) {

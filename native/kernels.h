@@ -15,6 +15,12 @@ struct Synapses {
   int64_t num_pre, num_post, count;
 };
 
+// The same sorted by the sending unit.
+struct Outgoing {
+  const int32_t *pre_ptr, *by_pre, *post;
+  int64_t count;
+};
+
 // y[c, post] = sum of weight * x[c, pre]. The sums of the unit whose synapses began before the block go to `head`.
 template <class T>
 struct Product {
@@ -45,8 +51,8 @@ struct Kernels {
   void (*to_rows)(const T* x, int64_t columns, int64_t stride, T* rows, int64_t pitch, int64_t begin, int64_t end);
   void (*product)(const Product<T>& work, int64_t begin, int64_t end, bool last, T* head);
   // y += what the listed senders send to the units whose synapses are begin .. end.
-  void (*scatter)(const Synapses& synapses, const int32_t* pre_ptr, const int32_t* by_pre, const T* weight, const T* x,
-                  const int32_t* senders, int64_t num_senders, T* y, int64_t begin, int64_t end);
+  void (*scatter)(const Outgoing& outgoing, const T* weight, const T* x, const int32_t* senders, int64_t num_senders,
+                  T* y, int64_t begin, int64_t end);
   // into[pre, c] += weight * y[c, post].
   void (*transposed)(const Synapses& synapses, const T* weight, const T* y, int64_t columns, int64_t pitch, T* into,
                      int64_t begin, int64_t end);

@@ -19,7 +19,7 @@ class Connectivity(eqx.Module):
     Canonical order is receiver-major: synapses are sorted by `(post, pre)`, and parallel synapses stay in input order.
     The incoming synapses of unit `i` are `post_ptr[i]:post_ptr[i + 1]`.
 
-    A pytree: the five index arrays are leaves, the two sizes are static. Build it with `from_edges`; the constructor
+    A pytree: the six index arrays are leaves, the two sizes are static. Build it with `from_edges`; the constructor
     itself checks nothing, because its leaves may be traced.
 
     Attributes:
@@ -28,6 +28,7 @@ class Connectivity(eqx.Module):
         post_ptr: first synapse of each receiving unit, and the number of synapses last, int32.
         by_pre: the synapses sorted by `(pre, post)`, int32; the outgoing ones of unit `j` are
             `by_pre[pre_ptr[j]:pre_ptr[j + 1]]`.
+        post_by_pre: receiving unit of each synapse in that order, int32.
         pre_ptr: first entry in `by_pre` of each sending unit, and the number of synapses last, int32.
         num_pre: number of sending units.
         num_post: number of receiving units.
@@ -44,6 +45,7 @@ class Connectivity(eqx.Module):
     post_ptr: Int[Array, " num_post_and_1"]
     pre_ptr: Int[Array, " num_pre_and_1"]
     by_pre: Int[Array, " num_synapses"]
+    post_by_pre: Int[Array, " num_synapses"]
     num_pre: int = eqx.field(static=True)
     num_post: int = eqx.field(static=True)
 
@@ -109,7 +111,7 @@ def canonical_order(pre: Any, post: Any, shape: Any) -> tuple[np.ndarray, Connec
     # Two stable counting sorts. The flag keeps scipy from summing parallel synapses.
     edges.has_canonical_format = True
     edges = edges.tocsr()
-    by_input, pre_ptr = edges.data, edges.indptr
+    by_input, pre_ptr, post_by_pre = edges.data, edges.indptr, edges.indices
     edges.data = number
     edges = edges.tocsc()
     by_pre = np.empty_like(number)
@@ -122,6 +124,7 @@ def canonical_order(pre: Any, post: Any, shape: Any) -> tuple[np.ndarray, Connec
         post_ptr=jnp.asarray(edges.indptr, jnp.int32),
         pre_ptr=jnp.asarray(pre_ptr, jnp.int32),
         by_pre=jnp.asarray(by_pre, jnp.int32),
+        post_by_pre=jnp.asarray(post_by_pre, jnp.int32),
         num_pre=num_pre,
         num_post=num_post,
     )

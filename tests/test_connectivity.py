@@ -51,7 +51,7 @@ def test_no_synapses(shape):
 
 def test_is_a_pytree_under_jit_vmap_and_map():
     conn = se.Connectivity.from_edges(jnp.array([2, 0]), [1, 0], shape=(3, 2))
-    assert len(jax.tree.leaves(conn)) == 5
+    assert len(jax.tree.leaves(conn)) == 6
     back = jax.jit(lambda c: c)(conn)
     assert (back.shape, back.pre.tolist()) == ((3, 2), [0, 2])
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), conn)
@@ -111,6 +111,17 @@ conn = graph.connectivity
 result = [*jax.tree.leaves(conn), graph.weight]
 print(time.process_time() - start, (status("VmHWM") - before) / sum(leaf.nbytes for leaf in result))
 """
+
+
+def test_the_view_by_sender():
+    rng = np.random.default_rng(0)
+    conn = se.Connectivity.from_edges(rng.integers(0, 9, 40), rng.integers(0, 5, 40), shape=(9, 5))
+    pre, post, by_pre = (np.asarray(ids) for ids in (conn.pre, conn.post, conn.by_pre))
+    assert sorted(by_pre) == list(range(40)) and np.all(np.diff(pre[by_pre]) >= 0)
+    assert np.array_equal(post[by_pre], conn.post_by_pre)
+    for j in range(9):
+        own = by_pre[conn.pre_ptr[j] : conn.pre_ptr[j + 1]]
+        assert np.all(pre[own] == j) and np.all(np.diff(own) > 0) and len(own) == np.sum(pre == j)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

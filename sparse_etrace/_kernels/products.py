@@ -75,8 +75,8 @@ def _bind(missing: str, connectivity: Connectivity, a: Array, b: Array) -> Array
 
 def connectivity_of(ids: Any, sizes: tuple[int, int]) -> Connectivity:
     """The connectivity whose leaves the operands of a primitive begin with."""
-    pre, post, post_ptr, pre_ptr, by_pre = ids
-    return Connectivity(pre, post, post_ptr, pre_ptr, by_pre, *sizes)
+    pre, post, post_ptr, pre_ptr, by_pre, post_by_pre = ids
+    return Connectivity(pre, post, post_ptr, pre_ptr, by_pre, post_by_pre, *sizes)
 
 
 # In a primitive, the weights are (w, synapses), the ends (w, columns, units), for each w a product of its own.
@@ -132,15 +132,13 @@ def _native(missing: str, *operands: Array, sizes: tuple[int, int]) -> list[Arra
         parts = min(max(connectivity.num_synapses // max(8 * sizes[0], 1), 1), MOST_PARTS)
         results = [result(count, columns, sizes[0]), result(parts, sizes[0], pitch)]
         return native.call("spmv_t", results, *receivers, a, b)
+    # Many columns are a batch of fewer, because what the synapses gather of those may fit into a cache.
+    steps = 16 if columns % 16 == 0 else columns
+    x, y = (part.reshape(count, steps, columns // steps, part.shape[-1]) for part in (a, b))
     none = jnp.zeros((count, 0), dtype)
-    results = [
-        result(count, 0),
-        result(count, connectivity.num_synapses),
-        result(sizes[0] if columns > 1 else 0, native.pitch(max(columns, 16))),
-    ]
-    return native.call("window", results, *receivers, none, none, none, b, a[:, :, None], none, variables=np.int64(0))[
-        1:
-    ]
+    rows = result(sizes[0] * x.shape[2] if steps > 1 else 0, native.pitch(max(steps, 16)))
+    results = [result(count, 0), result(count, connectivity.num_synapses), rows]
+    return native.call("window", results, *receivers, none, none, none, y, x, none, variables=np.int64(0))[1:]
 
 
 def _contract(known: dict[str, Array], ids: Any, sizes: tuple[int, int]) -> Array:

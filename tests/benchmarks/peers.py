@@ -207,16 +207,16 @@ def main():
     for case in SMALL:
         if args.only in case.name:
             for peer in candidates(case):
-                found = in_process(together, case, peer, 0)
-                result["small"][f"{case.name}, {' '.join(peer)}"] = found
-                print(f"gradients differ by {found['difference_gradient']:.0e}: {case.name}, {' '.join(peer)}")
+                name = f"{case.name}, {' '.join(peer)}"
+                found = result["small"][name] = in_process(together, case, peer, 0)
+                print(f"gradients differ by {found['difference_gradient']:.0e}: {name}", flush=True)
     print(f"\n{'milliseconds a step':<70} {'ours':>8} {'braintrace':>10} {'ratio':>6}{'peak MB':>31}  diff   op")
     for case in QUICK if args.quick else CASES:
         if args.only in case.name:
             result["cases"][case.name] = {**case._asdict(), **compare(case, args.repeats)}
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
 
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"\nwritten to {args.out}")
     worst = max(row["difference_gradient"] for part in ("small", "cases") for row in result[part].values())
     if not worst < TOLERANCE:
