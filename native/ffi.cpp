@@ -72,7 +72,7 @@ void for_units(ffi::ThreadPool& pool, int64_t units, F&& body) {
 template <class T>
 bool scatter_few(ffi::ThreadPool& pool, const Synapses& synapses, const Outgoing& outgoing, const T* weight, const T* x,
                  T* y) {
-  int64_t sent = 0, limit = synapses.count / 8;
+  int64_t sent = 0, limit = synapses.count / 16;
   for (int64_t j = 0; j < synapses.num_pre; ++j) sent += x[j] != 0 ? outgoing.pre_ptr[j + 1] - outgoing.pre_ptr[j] : 0;
   if (sent > limit) return false;
   std::vector<int32_t> senders;

@@ -108,27 +108,22 @@ def canonical_order(pre: Any, post: Any, shape: Any) -> tuple[np.ndarray, Connec
     number = np.arange(pre.size, dtype=np.int32)
     edges = sp.coo_array((number, (pre, post)), shape=(num_pre, num_post))
     del pre, post
-    # Two stable counting sorts. The flag keeps scipy from summing parallel synapses.
+    # Stable counting sorts. The flag keeps scipy from summing parallel synapses.
     edges.has_canonical_format = True
     edges = edges.tocsr()
-    by_input, pre_ptr, post_by_pre = edges.data, edges.indptr, edges.indices
-    edges.data = number
     edges = edges.tocsc()
-    by_pre = np.empty_like(number)
-    by_pre[edges.data] = number
-    order = np.take(by_input, edges.data, out=number, mode="clip")
-    del by_input
+    outgoing = sp.csc_array((number, edges.indices, edges.indptr), shape=edges.shape).tocsr()
     connectivity = Connectivity(
         pre=jnp.asarray(edges.indices, jnp.int32),
         post=jnp.asarray(expand_ptr(edges.indptr), jnp.int32),
         post_ptr=jnp.asarray(edges.indptr, jnp.int32),
-        pre_ptr=jnp.asarray(pre_ptr, jnp.int32),
-        by_pre=jnp.asarray(by_pre, jnp.int32),
-        post_by_pre=jnp.asarray(post_by_pre, jnp.int32),
+        pre_ptr=jnp.asarray(outgoing.indptr, jnp.int32),
+        by_pre=jnp.asarray(outgoing.data, jnp.int32),
+        post_by_pre=jnp.asarray(outgoing.indices, jnp.int32),
         num_pre=num_pre,
         num_post=num_post,
     )
-    return order, connectivity
+    return edges.data, connectivity
 
 
 def edge_arrays(pre: Any, post: Any, shape: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:

@@ -19,7 +19,7 @@ import sparse_etrace as se
 from sparse_etrace import _kernels
 from sparse_etrace._kernels import native, trace
 
-BATCHES = [(), (3,), (2, 3), (20,)]
+BATCHES = [(), (3,), (2, 3), (20,), (0,)]
 
 
 @st.composite
@@ -261,11 +261,12 @@ def test_nothing_to_send_or_to_receive():
     assert _kernels.sampled(conn, none, none).shape == (0,)
 
 
-@pytest.mark.parametrize("active", [0.0, 0.02, 0.5])
+@pytest.mark.parametrize("active", [0.0, 0.01, 0.05, 0.5])
 def test_spikes_scatter_what_others_gather(x64, active):
+    # In no order, and enough for several threads to share what few senders send.
     rng = np.random.default_rng(0)
-    pre, post = rng.integers(0, 500, (2, 40_000))
-    post[:20_000] = 7
+    pre, post = rng.integers(0, 500, (2, 200_000))
+    post[:100_000] = 7
     conn = se.Connectivity.from_edges(pre, post, shape=(500, 600))
     weight = jnp.asarray(rng.normal(size=conn.num_synapses))
     x = np.where(rng.random(500) < active, rng.normal(size=500), 0)
@@ -391,3 +392,9 @@ def test_a_trace_goes_through_windows_in_place():
     program = jax.jit(through, donate_argnums=0).lower(jnp.ones((1, 3, 5000)), jnp.ones((9, 4, 3, 70))).compile()
     text = program.as_text()
     assert "sparse_etrace_window" in text and not re.findall(r"f32\[1,3,5000\]\S* (?:copy|fusion)\(", text)
+
+
+def test_without_jit(x64):
+    conn = se.Connectivity.from_edges([0, 1], [1, 0], shape=(2, 2))
+    with jax.disable_jit():
+        assert _kernels.spmv(conn, jnp.array([2.0, 3.0]), jnp.ones(2)).tolist() == [2.0, 3.0]

@@ -56,8 +56,9 @@ def _is_compiled(dtype: Any, stored: Any) -> bool:
 
 def _types(*avals: Any, sizes: tuple[int, int], variables: int) -> bool:
     *rest, trace = avals
-    known = variables <= MOST_VARIABLES and _is_compiled(rest[-1].dtype, trace.dtype)
-    return known and native.compiled_types(*rest)
+    ids, coefficients, x = rest[: -UNITS - 1], rest[-UNITS - 1 : -1], rest[-1]
+    known = variables <= MOST_VARIABLES and _is_compiled(x.dtype, trace.dtype) and trace.size > 0
+    return known and native.compiled_types(*ids, *(a for a in coefficients if a.ndim > 2), x)
 
 
 # In the primitive, an axis in front of all parts counts what is mapped, and the batch is one axis. Only the trace has
@@ -88,7 +89,7 @@ def _xla(*operands: Array, sizes: tuple[int, int], variables: int) -> list[Array
 
         # A new array: XLA would copy one that is read and written in turns as often as there are batch elements.
         start = jnp.zeros_like(trace), jnp.zeros(connectivity.num_synapses if signal.ndim > 1 else 0, x.dtype)
-        return jax.lax.fori_loop(0, x.shape[1], add, start)
+        return jax.lax.fori_loop(0, x.shape[1], add, start) if x.shape[1] else start
 
     *parts, trace = operands[count:]
     num, batch = parts[-1].shape[0], parts[-1].shape[2]
