@@ -259,6 +259,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_window, WindowOf,
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<int64_t>("variables"));
 
+// The same number in sparse_etrace/_kernels/native.py.
+extern "C" int sparse_etrace_interface() { return 1; }
+
 extern "C" const char* sparse_etrace_kernels() {
   return table ? table->name : nullptr;
 }

@@ -273,7 +273,7 @@ INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int6
 #pragma GCC unroll 16
       for (int l = 0; l < n; ++l) {
         const T* row = rows + pre[l] * work.pitch;
-      __builtin_prefetch(rows + soon[l] * work.pitch);
+        __builtin_prefetch(rows + soon[l] * work.pitch);
         V total[A + 1] = {};
 #pragma GCC unroll 8
         for (int64_t k = 0; k < (Fixed ? Fixed : padded); k += n) {

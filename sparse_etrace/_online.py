@@ -35,9 +35,9 @@ def online_grad(
         carry: from `learner.init`, or from the call before; it goes on.
         xs: inputs, time first.
         ys: targets, time first.
-        chunk: steps in a window, for which traces are touched once; None for 16, or as many fewer as keep the Jacobians
-            of a window smaller than the traces. The gradients are the same for each. For `BPTT` the steps that are
-            differentiated through; None for all.
+        chunk: steps in a window, for which traces are touched once; None for 16, or fewer where hidden variables are
+            so many that the Jacobians of a window would need more room than traces and inputs. The gradients are the
+            same for each. For `BPTT` the steps that are differentiated through; None for all.
         has_aux: `loss_fn` returns `(loss, aux)`.
 
     Returns:
@@ -80,7 +80,7 @@ def _online_grad(
     learner: Learner, loss_fn: Any, model: Any, carry: Carry, xs: Any, ys: Any, chunk: int | None, has_aux: bool
 ) -> tuple:
     steps = jax.tree.leaves((xs, ys))[0].shape[0]
-    size = min(chunk or learner.window_steps(model, carry, xs), steps)
+    size = min(chunk or learner.window_steps(model, carry, xs) or steps, steps)
     count, rest = divmod(steps, size)
 
     def paired(out: Any, y: Any) -> tuple[Array, Any]:

@@ -120,7 +120,7 @@ def advance(
     """Take every trace through the steps of a window.
 
     Args:
-        only: `"traces"` or `"gradients"` where the other is not wanted; it is then the old one, or zero.
+        only: `"traces"` or `"gradients"` where the other is not wanted, and not computed for full traces.
 
     Returns:
         The new traces, and for each op call the gradient of its weights (a list of leaves).

@@ -42,7 +42,7 @@ def _info() -> str:
     names = ("sparse-etrace", "jax", "jaxlib", "equinox", "numpy", "scipy")
     lines = {name: version(name) for name in names} | {"python": platform.python_version()}
     lines["devices"] = ", ".join(str(device) for device in jax.devices())
-    lines["kernels"] = f"those of XLA: {native.REASON}" if native.REASON else f"compiled, {native.KERNELS}"
+    lines["kernels"] = f"those of XLA: {native.REASON}" if native.REASON else f"compiled, {native.KERNELS}, on a CPU"
     return "\n".join(f"{name:14} {value}" for name, value in lines.items())
 
 

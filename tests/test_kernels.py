@@ -325,7 +325,7 @@ def test_every_machine_gets_the_same():
     for kernels in here[1:]:
         command = [Path(sys.executable).with_name("pytest"), __file__, "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
         done = subprocess.run(
-            [*map(str, command), "-k", "products or window or narrow or vmap or hubs"],
+            [*map(str, command), "-k", "products or window or narrow or vmap or hubs or spikes"],
             env={**os.environ, native.VARIABLE: kernels},
             cwd=Path(__file__).parents[1],
             capture_output=True,
@@ -341,6 +341,10 @@ def test_without_compiled_kernels_it_says_so_once(monkeypatch, tmp_path):
     (tmp_path / "libsparse_etrace.so").write_text("not a library")
     kernels, reason = native._load()
     assert kernels == "xla" and "does not load" in reason
+    monkeypatch.setenv(native.VARIABLE, "plain")
+    with pytest.raises(ValueError, match="got 'plain', but .* does not load.*Install the package again"):
+        native._load()
+    monkeypatch.delenv(native.VARIABLE)
     monkeypatch.setattr(native, "KERNELS", kernels)
     monkeypatch.setattr(native, "REASON", reason)
     native._say_once.cache_clear()
@@ -379,6 +383,13 @@ def test_the_window_of_xla_makes_no_array_of_synapses_and_batch_but_the_trace():
     fn = jax.jit(functools.partial(trace._xla, sizes=conn.shape, variables=1))
     memory = fn.lower(*jax.tree.leaves(conn), *operands).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 4 * conn.num_synapses * batch / 2
+
+
+@pytest.mark.skipif(native.KERNELS == "xla", reason="needs the compiled kernels")
+def test_kernels_of_another_version_are_not_used(monkeypatch):
+    monkeypatch.setattr(native, "INTERFACE", native.INTERFACE + 1)
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+    assert native._load() == ("xla", "libsparse_etrace.so belongs to another version of the package")
 
 
 @pytest.mark.skipif(native.KERNELS == "xla", reason="needs the compiled kernels")

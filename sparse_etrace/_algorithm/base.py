@@ -56,9 +56,9 @@ class Learner(eqx.Module):
     ) -> Window:
         """Several steps with their summed gradient; `loss_fn` returns `(loss, aux)`."""
 
-    def window_steps(self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array]) -> int:
-        """How many steps `online_grad` takes at once unless told: all of them."""
-        return jax.tree.leaves(xs)[0].shape[0]
+    def window_steps(self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array]) -> int | None:
+        """How many steps `online_grad` takes at once unless told; None for all of them."""
+        return None
 
     def reset(self, carry: Carry, where: Bool[Array, "*batch"] | bool, state: PyTree[Array]) -> Carry:
         """Start again at some batch elements: their state, traces and counters.
@@ -145,11 +145,10 @@ class TraceLearner(Learner):
         return Carry(jax.tree.map(jnp.asarray, state), traces)
 
     def window_steps(self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array]) -> int:
-        """How many steps `online_grad` takes at once unless told: 16, or fewer where their Jacobians would need more
-        room than the traces.
+        """How many steps `online_grad` takes at once unless told: 16, halved while their Jacobians need too much room.
 
-        The Jacobians of K steps of a group of A variables are K A**2 numbers a unit. K is halved until they are no more
-        than (4 A + 2 K) numbers for each synapse and each unit at its two ends.
+        Too much for K steps of a group of A variables are more than `4 A + 2 K` numbers for each synapse and each unit
+        at its two ends; the Jacobians are `K A**2` numbers for each unit.
         """
         analysis = self.analyse(model, carry.state, jax.tree.map(lambda a: a[0], xs))
 

@@ -16,6 +16,8 @@ from jax.interpreters import mlir
 TARGETS = ("spmv", "spmv_t", "window")
 VARIABLE = "SPARSE_ETRACE_KERNELS"
 CHOICES = ("avx512", "avx2", "plain", "xla")
+# The same number in native/ffi.cpp: what the kernels take and give.
+INTERFACE = 1
 
 
 def _path() -> Path:
@@ -37,13 +39,20 @@ def _load() -> tuple[str, str]:
         raise ValueError(f"{VARIABLE}: expected one of {', '.join(CHOICES)}, or nothing, got {asked!r}.")
     if asked == "xla":
         return "xla", f"{VARIABLE}=xla"
-    path = _path()
+    path, reason = _path(), ""
     if not path.is_file():
-        return "xla", "the package was installed without a C++ compiler"
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        return "xla", f"{path.name} does not load: {error}"
+        reason = "the package was installed without a C++ compiler"
+    else:
+        try:
+            library = ctypes.CDLL(str(path))
+            if library.sparse_etrace_interface() != INTERFACE:
+                reason = f"{path.name} belongs to another version of the package"
+        except OSError as error:
+            reason = f"{path.name} does not load: {error}"
+    if reason and asked:
+        raise ValueError(f"{VARIABLE}: got {asked!r}, but {reason}. Install the package again, or ask for 'xla'.")
+    if reason:
+        return "xla", reason
     library.sparse_etrace_kernels.restype = ctypes.c_char_p
     name = library.sparse_etrace_kernels()
     if name is None:
@@ -59,7 +68,7 @@ KERNELS, REASON = _load()
 
 @functools.cache
 def _say_once() -> None:
-    if not os.environ.get(VARIABLE):
+    if os.environ.get(VARIABLE) != "xla":
         warnings.warn(
             f"sparse_etrace runs the kernels of XLA, which are slower and agree to rounding: {REASON}. Install a C++ "
             "compiler (GCC 12 or later, or Clang) and the package again.",

@@ -27,7 +27,10 @@ MOST_PARTS = 8
 def spmv(
     connectivity: Connectivity, weight: Float[Array, " synapses"], x: Shaped[Array, "*batch pre"]
 ) -> Float[Array, "*batch post"]:
-    """Forward product `y[post] = sum over s = (pre -> post) of weight[s] * x[pre]`."""
+    """Forward product `y[post] = sum over s = (pre -> post) of weight[s] * x[pre]`.
+
+    Where few inputs are not zero, the others send nothing, also over weights that are not finite.
+    """
     weight, x = _one_type(weight, x)
     return _bind("y", connectivity, weight[None], as_steps(x)[None]).reshape(*x.shape[:-1], connectivity.num_post)
 

@@ -132,7 +132,8 @@ def _batch(operands: Any, axes: Any, **static: Any) -> tuple[list[Array], list[i
     *parts, trace = (in_front(v, axis, size) for v, axis in zip(operands[count:], axes[count:], strict=True))
     new, gradient = window_p.bind(*operands[:count], *map(merged, parts), trace, **static)
     num = parts[-1].shape[1]
-    return [new if len(new) == size else new.reshape(size, num, 0), gradient.reshape(size, num, -1)], [0, 0]
+    is_wanted = parts[0].ndim > 3
+    return [new if is_wanted else new.reshape(size, num, 0), gradient.reshape(size, num, -1)], [0, 0]
 
 
 window_p = native.primitive("window", _xla, _native, _types)
