@@ -335,10 +335,10 @@ def test_every_machine_gets_the_same():
 
 
 def test_without_compiled_kernels_it_says_so_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "_path", lambda: tmp_path / "libsparse_etrace.so")
+    monkeypatch.setattr(native, "_path", lambda: tmp_path / native.LIBRARY)
     monkeypatch.delenv(native.VARIABLE, raising=False)
     assert native._load() == ("xla", "the package was installed without a C++ compiler")
-    (tmp_path / "libsparse_etrace.so").write_text("not a library")
+    (tmp_path / native.LIBRARY).write_text("not a library")
     kernels, reason = native._load()
     assert kernels == "xla" and "does not load" in reason
     monkeypatch.setenv(native.VARIABLE, "plain")
@@ -389,7 +389,7 @@ def test_the_window_of_xla_makes_no_array_of_synapses_and_batch_but_the_trace():
 def test_kernels_of_another_version_are_not_used(monkeypatch):
     monkeypatch.setattr(native, "INTERFACE", native.INTERFACE + 1)
     monkeypatch.delenv(native.VARIABLE, raising=False)
-    assert native._load() == ("xla", "libsparse_etrace.so belongs to another version of the package")
+    assert native._load() == ("xla", f"{native.LIBRARY} belongs to another version of the package")
 
 
 @pytest.mark.skipif(native.KERNELS == "xla", reason="needs the compiled kernels")

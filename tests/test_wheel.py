@@ -53,7 +53,7 @@ def test_content(built):
         assert {f"sparse_etrace/_data/{folder}/{file}" for file in ("README.md", "LICENSE", f"{folder}.npz")} <= data
         assert f"{info}/licenses/datasets/{folder}/LICENSE" in names
     assert {"sparse_etrace/py.typed", f"{info}/licenses/LICENSE"} <= set(names)
-    assert "sparse_etrace/_kernels/libsparse_etrace.so" in names and "-none-" in wheel.name
+    assert "sparse_etrace/_kernels/libsparse_etrace.so.1" in names and "-none-" in wheel.name
     modules = {name for name in names if name.endswith(".py")}
     assert modules == {path.relative_to(ROOT).as_posix() for path in (ROOT / "sparse_etrace").rglob("*.py")}
     with tarfile.open(sdist) as archive:
@@ -68,7 +68,7 @@ def test_without_a_compiler(tmp_path):
     run(*command, cwd=tmp_path, env={**CLEAN, "CXX": str(tmp_path / "no-compiler")})
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert not [name for name in archive.namelist() if name.endswith(".so")]
+        assert not [name for name in archive.namelist() if name.endswith(".so.1")]
         archive.extractall(tmp_path / "here")
     program = (
         "import jax.numpy as jnp, sparse_etrace as se; from sparse_etrace import cli; cli.main(['info']);"

@@ -151,6 +151,7 @@ class TraceLearner(Learner):
         at its two ends; the Jacobians are `K A**2` numbers for each unit.
         """
         analysis = self.analyse(model, carry.state, jax.tree.map(lambda a: a[0], xs))
+        self._check_carry(analysis, carry)
 
         def fits(steps: int, number: int) -> bool:
             group = analysis.groups[number]

@@ -13,6 +13,7 @@ import jax
 import jax.extend.core as jex
 from jax.interpreters import mlir
 
+LIBRARY = "libsparse_etrace.so.1"
 TARGETS = ("spmv", "spmv_t", "window")
 VARIABLE = "SPARSE_ETRACE_KERNELS"
 CHOICES = ("avx512", "avx2", "plain", "xla")
@@ -22,14 +23,14 @@ INTERFACE = 1
 
 def _path() -> Path:
     """Where the compiled kernels lie: beside this file, or with an editable install among the installed packages."""
-    beside = Path(__file__).with_name("libsparse_etrace.so")
+    beside = Path(__file__).with_name(LIBRARY)
+    if beside.is_file():
+        return beside
     try:
         installed = importlib.metadata.distribution("sparse-etrace")
     except importlib.metadata.PackageNotFoundError:
         return beside
-    return (
-        beside if beside.is_file() else Path(str(installed.locate_file("sparse_etrace/_kernels/libsparse_etrace.so")))
-    )
+    return Path(str(installed.locate_file(f"sparse_etrace/_kernels/{LIBRARY}")))
 
 
 def _load() -> tuple[str, str]:
