@@ -325,7 +325,7 @@ def test_every_machine_gets_the_same():
     for kernels in here[1:]:
         command = [Path(sys.executable).with_name("pytest"), __file__, "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
         done = subprocess.run(
-            [*map(str, command), "-k", "products or window or narrow or vmap or hubs or spikes"],
+            [*map(str, command), "-k", "products or window or narrow or hubs or spikes"],
             env={**os.environ, native.VARIABLE: kernels},
             cwd=Path(__file__).parents[1],
             capture_output=True,
