@@ -82,7 +82,10 @@ class Step:
                 out = node.run([get(a, stop) for a in node.inputs])
             else:
                 call = index[node.outputs]
-                args = [get(a, stop | self.analysis.stops[call.number]) for a in call.x_atoms]
+                stops = self.analysis.stops[call.number]
+                args = [get(a, stop | stops) for a in call.x_atoms]
+                if stops and self.analysis.constant == "all":
+                    args = jax.lax.stop_gradient(args)
                 if not call.is_op:
                     out = node.run(args)
                 else:
