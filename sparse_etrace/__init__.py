@@ -1,7 +1,22 @@
 """Sparse-first graph learning on JAX: recurrent networks trained online, forward in time."""
 
 from . import cells, datasets, surrogate
-from ._algorithm import BPTT, D_RTRL, ES_D_RTRL, Carry, Hybrid, Learner
+from ._algorithm import (
+    BPTT,
+    D_RTRL,
+    ES_D_RTRL,
+    OSTL,
+    OTTT,
+    RFLO,
+    TBPTT,
+    UORO,
+    Carry,
+    EProp,
+    Hybrid,
+    Learner,
+    ThreeFactor,
+)
+from ._alignment import Alignment, gradient_alignment
 from ._connectivity import Connectivity
 from ._convert import (
     from_bcoo,
@@ -32,6 +47,7 @@ from ._report import Plan, Report, explain, memory_plan
 from ._transform import scale_spectral_radius, spectral_radius
 
 __all__ = [
+    "Alignment",
     "BPTT",
     "Bounded",
     "Carry",
@@ -42,6 +58,7 @@ __all__ = [
     "ETraceGrad",
     "ETraceOp",
     "ETraceParam",
+    "EProp",
     "ElemWiseOp",
     "ElemWiseParam",
     "Fit",
@@ -52,10 +69,16 @@ __all__ = [
     "LoraOp",
     "MatMulOp",
     "NonTempParam",
+    "OSTL",
+    "OTTT",
     "Plan",
+    "RFLO",
     "Report",
     "SignLock",
     "SpMatMulOp",
+    "TBPTT",
+    "ThreeFactor",
+    "UORO",
     "cells",
     "check_op",
     "cut",
@@ -70,6 +93,7 @@ __all__ = [
     "from_edges",
     "from_networkx",
     "from_scipy",
+    "gradient_alignment",
     "memory_plan",
     "online_grad",
     "scale_spectral_radius",

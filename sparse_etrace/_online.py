@@ -150,6 +150,7 @@ def fit(
     opt_state: Any = None,
     carry_over: bool = False,
     progress: bool = True,
+    callback: Callable[[int, Any], None] | None = None,
 ) -> Fit:
     """Train a model on sequences, one after the other.
 
@@ -165,6 +166,8 @@ def fit(
         opt_state: to go on from an earlier call; None to start.
         carry_over: state and traces go on from one sequence to the next instead of starting again.
         progress: show a progress bar.
+        callback: called after each sequence as `callback(updates so far in this call, model)`, to measure something
+            on the way: see `gradient_alignment`.
 
     Returns:
         The trained model, the optimizer's state, the carry and the losses.
@@ -186,7 +189,7 @@ def fit(
         raise ValueError(f"update: expected 'sequence', 'step' or a number of steps >= 1, got {update!r}.")
     if opt_state is None:
         opt_state = optimizer.init(eqx.filter(model, trained_filter(model, learner.train)))
-    start, losses = None, []
+    start, losses, updates = None, [], 0
     bar = tqdm(data, disable=not progress, unit="sequence")
     for xs, ys in bar:
         xs, ys = _read_stream(xs, ys)
@@ -201,10 +204,14 @@ def fit(
             )
         steps = jax.tree.leaves((xs, ys))[0].shape[0]
         size = min(int(update), steps) if counted else 1 if update == "step" else steps
+        begin = None if carry_over else start.state
         model, opt_state, carry, found = _fit_sequence(
-            learner, loss_fn, optimizer, model, opt_state, carry if carry_over else start, xs, ys, size, chunk
+            learner, loss_fn, optimizer, model, opt_state, carry, begin, xs, ys, size, chunk
         )
         losses.append(found)
+        updates += -(-steps // size)
+        if callback is not None:
+            callback(updates, model)
         if not bar.disable:
             bar.set_postfix(loss=f"{float(found):.4g}")
     if start is None:
@@ -220,11 +227,14 @@ def _fit_sequence(
     model: Any,
     opt_state: Any,
     carry: Carry,
+    begin: Any,
     xs: Any,
     ys: Any,
     size: int,
     chunk: int | None,
 ) -> tuple:
+    # A new sequence is a reset, not the first carry again: what is random goes on.
+    carry = carry if begin is None else learner.reset(carry, True, begin)
     spec = trained_filter(model, learner.train)
     trained, fixed = eqx.partition(model, spec)
 

@@ -9,10 +9,22 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._analysis import Analysis
-from ._program import Atom, Labels, is_inexact
+from ._program import Atom, Labels, Node, is_inexact
 from ._routes import Group, jacobian_forward, op_free_map
 
 OTHER = "anything but old state"
+TAP = -1
+
+
+class Tap(NamedTuple):
+    """A value of the step that is watched: `number` in the program.
+
+    It becomes one more output; and what reads it gets it without derivative where `is_cut`, and else with a derivative
+    of its own, which stands as `n[TAP]` among those by the outputs of op calls.
+    """
+
+    number: int
+    is_cut: bool
 
 
 class Signals(NamedTuple):
@@ -24,6 +36,7 @@ class Signals(NamedTuple):
         m: for each group, derivative of the loss by its old variables, `(variables, *hidden)`.
         hidden_jacobian: D for each group, `(variables, variables, *hidden)`.
         output_jacobian: F for each (group, op call), `(variables, *y)`.
+        last: for each group, derivative by its variables behind the last step, without time axis; None for zero.
     """
 
     x: dict[int, Any]
@@ -31,13 +44,21 @@ class Signals(NamedTuple):
     m: list[Array]
     hidden_jacobian: list[Array]
     output_jacobian: dict[tuple[int, int], Array]
+    last: list[Array | None] | None = None
 
 
 class Step:
-    """The executable side of an `Analysis`."""
+    """The executable side of an `Analysis`.
 
-    def __init__(self, analysis: Analysis):
-        self.analysis = analysis
+    Args:
+        analysis: of the model.
+        tap: makes one of its values an output.
+        updates: for each cluster, values behind which its old state counts as this step's: as the cluster `k` itself,
+            and in front of them as `~k`. None: old state is `k` everywhere.
+    """
+
+    def __init__(self, analysis: Analysis, tap: Tap | None = None, updates: dict[int, set[int]] | None = None):
+        self.analysis, self.tap, self.updates = analysis, tap, updates
         self.program = analysis.program
 
     def weights(self, params: list[Array]) -> dict[int, tuple[tuple, tuple]]:
@@ -61,13 +82,15 @@ class Step:
         """One step in which each op reads the old state of the groups that it feeds as a constant.
 
         Returns:
-            The outputs; and the new state, the input of each learning call and the outputs of all calls.
+            The outputs, with a tap also its value; and the new state, the input of each learning call and the outputs
+            of all calls.
         """
         inputs = [*params, *state, *x]
         values: dict[tuple[int, Labels], Any] = {
             (i, Labels()): v for i, v in [*self.program.consts.items(), *zip(self.program.inputs, inputs, strict=True)]
         }
         found: dict[int, Any] = {}
+        tapped: list[Array] = []
 
         def get(atom: Atom, stop: Labels) -> Any:
             if not isinstance(atom, int):
@@ -79,7 +102,8 @@ class Step:
         index = {c.node.outputs: c for c in self.analysis.calls}
         for node, stop in self._plan:
             if not node.is_boundary:
-                out = node.run([get(a, stop) for a in node.inputs])
+                inner = self._inside(node, stop)
+                out = node.run([get(a, inner) for a in node.inputs])
             else:
                 call = index[node.outputs]
                 stops = self.analysis.stops[call.number]
@@ -93,11 +117,16 @@ class Step:
                     y = op.xw_to_y(given, v)
                     out = [y + deltas[call.number] if call.number in deltas else y]
                     found[call.number] = given
-            values.update(((o, stop & self._depends[o]), v) for o, v in zip(node.outputs, out, strict=True))
+            for o, v in zip(node.outputs, out, strict=True):
+                variant = stop & self._depends[o]
+                if self.tap and o == self.tap.number:
+                    tapped = tapped if variant else [v]
+                    v = jax.lax.stop_gradient(v) if self.tap.is_cut else v + deltas[TAP]
+                values[(o, variant)] = v
         everything = [get(a, Labels()) for c in self.analysis.calls for a in c.node.outputs]
         new = [get(a, Labels()) for a in self.analysis.new]
         xs = {c.number: found[c.number] for c in self.analysis.learning}
-        return [get(a, Labels()) for a in self.analysis.out], (new, xs, everything)
+        return [get(a, Labels()) for a in self.analysis.out] + tapped, (new, xs, everything)
 
     def _needed(self, atom: int, stop: Labels) -> tuple[Labels, bool]:
         """Which variant of a value to take when the old state of the clusters `stop` is constant."""
@@ -105,6 +134,11 @@ class Step:
         if stop and self._depends[atom] <= stop:
             return Labels(), True
         return stop, False
+
+    def _inside(self, node: Node, stop: Labels) -> Labels:
+        """What the inputs of an equation take as constant, given what its outputs do."""
+        updated = [k for k, values in (self.updates or {}).items() if k in stop and values.intersection(node.outputs)]
+        return stop.union(~k for k in updated)
 
     @cached_property
     def _depends(self) -> list[Labels]:
@@ -114,14 +148,16 @@ class Step:
         for i in [*a.params, *a.x]:
             found[i] = Labels([OTHER])
         for i, cluster in a.cluster.items():
-            found[a.state[i]] = Labels([cluster])
+            found[a.state[i]] = Labels([cluster if self.updates is None else ~cluster])
         index = {c.node.outputs: c.number for c in a.calls}
         for node in self.program.nodes:
             union = Labels().union(*(found[v] for v in node.inputs if isinstance(v, int)))
             if node.is_boundary:
                 union = (union - a.stops[index[node.outputs]]) | {OTHER}
             for o in node.outputs:
-                found[o] = union if hasattr(self.program.avals[o], "dtype") else Labels()
+                late = [k for k, values in (self.updates or {}).items() if o in values and ~k in union]
+                behind = (union - {~k for k in late}).union(late)
+                found[o] = behind if hasattr(self.program.avals[o], "dtype") else Labels()
         return found
 
     @cached_property
@@ -146,7 +182,7 @@ class Step:
                 call = index.get(node.outputs) if node.is_boundary else None
                 inputs = node.inputs if call is None else call.x_atoms
                 for atom in inputs:
-                    ask(atom, stop if call is None else stop | a.stops[call.number])
+                    ask(atom, self._inside(node, stop) if call is None else stop | a.stops[call.number])
                 plan.append((node, stop))
         return plan[::-1]
 
@@ -162,7 +198,7 @@ class Step:
         Returns:
             The outputs, the new state, `pull` from the derivative of the loss by the floating outputs to
             `(m, n, gradients of the plain parameters, gradients by x)`, and a function that gives the inputs of the op
-            calls and the Jacobians D and F.
+            calls and the Jacobians D and F. With a tap, `pull` takes its derivative as well, behind the others.
         """
         a = self.analysis
         live = self._live
@@ -180,6 +216,9 @@ class Step:
             return [v for v in out if is_inexact(v)], (out, *aux)
 
         deltas = {c.number: jnp.zeros(c.y(self.program).shape, c.y(self.program).dtype) for c in a.learning}
+        if self.tap and not self.tap.is_cut:
+            (tapped,) = self.program.shapes([self.tap.number])
+            deltas[TAP] = jnp.zeros(tapped.shape, tapped.dtype)
         args = ([params[i] for i in a.plain], [state[i] for i in live], deltas, [x[i] for i in floating_x])
         _, vjp, (out, new, xs, ys) = jax.vjp(loss_part, *args, has_aux=True)
 
@@ -193,7 +232,7 @@ class Step:
                 d.append(hidden)
             return xs, d, f
 
-        return out, new, jax.tree_util.Partial(self._pull, vjp), jacobians
+        return out[: len(a.out)], new, jax.tree_util.Partial(self._pull, vjp), jacobians
 
     def _pull(self, vjp: Callable[..., Any], cts: list[Array]) -> tuple:
         a = self.analysis

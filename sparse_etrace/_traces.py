@@ -18,7 +18,7 @@ class Factors(eqx.Module):
 
     Attributes:
         x: shaped like the input.
-        f: for each group, `(variables, *y)`.
+        f: for each group, `(variables, *y)`; empty where only the input is filtered.
         steps: `(*y[:-1], 1)`, so that it can start again for each batch element.
     """
 
@@ -68,30 +68,39 @@ def slot_shapes(analysis: Analysis, call: Call, group: int) -> list[Any]:
     return jax.tree.leaves(jax.eval_shape(lambda v, x, y: op.xy_to_dw(x, y, v), v, x, y))
 
 
-def init_trace(analysis: Analysis, call: Call, full: Sequence[bool], dtype: Any) -> CallTrace:
-    """Traces of zero. `full` says for each weight leaf whether it has a trace per slot; the others have factors."""
+def init_trace(
+    analysis: Analysis, call: Call, full: Sequence[bool], dtype: Any, counts: Sequence[int], only_input: bool = False
+) -> CallTrace:
+    """Traces of zero.
+
+    Args:
+        full: for each weight leaf, whether it has a trace per slot; the others have factors.
+        dtype: type of all traces; None for that of the weights.
+        counts: for each group, how many variables have a trace.
+        only_input: the input is the only factor.
+    """
     _, v, x = call.template(analysis.program)
     routes = routes_of(analysis, call)
     trained = analysis.weight_is_trained(call)
     y = call.y(analysis.program)
     traces = []
     for g, _ in routes:
-        count = len(analysis.groups[g].variables)
         leaves = [
-            jnp.zeros((count, *s.shape), dtype or s.dtype) if keep and f else None
+            jnp.zeros((counts[g], *s.shape), dtype or s.dtype) if keep and f else None
             for s, keep, f in zip(slot_shapes(analysis, call, g), trained, full, strict=True)
         ]
         traces.append(jax.tree.unflatten(jax.tree.structure(v), leaves))
     factors = None
     if routes and any(keep and not f for keep, f in zip(trained, full, strict=True)):
-        f = tuple(jnp.zeros((len(analysis.groups[g].variables), *y.shape), dtype or y.dtype) for g, _ in routes)
+        kept = [] if only_input else routes
+        f = tuple(jnp.zeros((counts[g], *y.shape), dtype or y.dtype) for g, _ in kept)
         filtered = jnp.zeros(x.shape, dtype or jnp.result_type(x.dtype, y.dtype))
         factors = Factors(filtered, f, jnp.zeros((*y.shape[:-1], 1), jnp.int32))
     return CallTrace(tuple(traces), factors)
 
 
-def adjoint(hidden_jacobian: Array, m: Array) -> tuple[Array, Array, Array, Array]:
-    """Backward over a window, per unit: `lam_{k-1} = m_k + D_k^T lam_k` from 0, `P_{k-1} = P_k D_k` from 1.
+def adjoint(hidden_jacobian: Array, m: Array, last: Array | None = None) -> tuple[Array, Array, Array, Array]:
+    """Backward over a window, per unit: `lam_{k-1} = m_k + D_k^T lam_k` from `last`, `P_{k-1} = P_k D_k` from 1.
 
     Returns:
         `lam_1 .. lam_K`, `P_1 .. P_K`, `lam_0`, `P_0`.
@@ -104,7 +113,7 @@ def adjoint(hidden_jacobian: Array, m: Array) -> tuple[Array, Array, Array, Arra
 
     count = m.shape[1]
     one = jnp.eye(count, dtype=m.dtype).reshape(count, count, *[1] * (m.ndim - 2))
-    start = jnp.zeros_like(m[0]), jnp.broadcast_to(one, hidden_jacobian.shape[1:])
+    start = jnp.zeros_like(m[0]) if last is None else last, jnp.broadcast_to(one, hidden_jacobian.shape[1:])
     (lam_0, p_0), (lam, p) = jax.lax.scan(back, start, (hidden_jacobian, m), reverse=True, unroll=len(m) == 1)
     return lam, p, lam_0, p_0
 
@@ -125,7 +134,8 @@ def advance(
     Returns:
         The new traces, and for each op call the gradient of its weights (a list of leaves).
     """
-    adjoints = [adjoint(d, m) for d, m in zip(signals.hidden_jacobian, signals.m, strict=True)]
+    last = signals.last or [None] * len(signals.m)
+    adjoints = [adjoint(*parts) for parts in zip(signals.hidden_jacobian, signals.m, last, strict=True)]
     new, gradients = {}, {}
     for call in analysis.learning:
         new[call.number], gradients[call.number] = _advance_call(
@@ -202,6 +212,8 @@ def _filter(
     def step(factors: Factors, now: tuple) -> tuple[Factors, tuple[Array, Array]]:
         x, n, parts = now
         filtered = decay * factors.x + x
+        if not stored.f:
+            return Factors(filtered, (), factors.steps + 1), (filtered, n)
         taught = (1 - decay) * n
         f = []
         for (g, route), old, (d, m, f_now) in zip(routes, factors.f, parts, strict=True):
@@ -212,7 +224,8 @@ def _filter(
         correction = 1 - jnp.power(jnp.asarray(decay, dtype), (factors.steps + 1).astype(dtype))
         return Factors(filtered, tuple(f), factors.steps + 1), (filtered, taught / correction)
 
-    parts = [(signals.hidden_jacobian[g], signals.m[g], signals.output_jacobian[(g, call.number)]) for g, _ in routes]
+    kept = routes if stored.f else []
+    parts = [(signals.hidden_jacobian[g], signals.m[g], signals.output_jacobian[(g, call.number)]) for g, _ in kept]
     wide = Factors(stored.x.astype(dtype), tuple(f.astype(dtype) for f in stored.f), stored.steps)
     x = signals.x[call.number].astype(dtype)
     new, (filtered, taught) = jax.lax.scan(step, wide, (x, signals.n[call.number], parts), unroll=len(x) == 1)

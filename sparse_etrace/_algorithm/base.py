@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from .._analysis import Analysis
+from .._feedback import Feedback, Memory, Teacher, leaves_of
 from .._filter import check_names, struct, structure
 from .._program import is_inexact, is_key
 from .._routes import Call
@@ -21,10 +22,11 @@ WINDOW = 16
 
 
 class Carry(eqx.Module):
-    """What goes from one step to the next: the state of the model and the traces of the learner."""
+    """What goes from one step to the next: the state of the model, the traces of the learner, what else it keeps."""
 
     state: PyTree[Array]
     traces: PyTree[Array]
+    memory: PyTree[Array] = None
 
 
 class Window(eqx.Module):
@@ -99,7 +101,9 @@ class Learner(eqx.Module):
                 raise ValueError(f"state: expected a leaf of shape {now.shape}, got {jnp.shape(start)}.")
             return choose(start, now)
 
-        return Carry(jax.tree.map(restart, state, carry.state), self._restart_traces(carry.traces, choose))
+        state = jax.tree.map(restart, state, carry.state)
+        memory = jax.tree.map(lambda now: choose(0, now), carry.memory)
+        return Carry(state, self._restart_traces(carry.traces, choose), memory)
 
     def _restart_traces(self, traces: PyTree[Array], choose: Callable[..., Array]) -> PyTree[Array]:
         return traces
@@ -119,8 +123,25 @@ class TraceLearner(Learner):
         """Share of the old factor where traces are factorised."""
         return 0.0
 
+    @property
+    def only_input(self) -> bool:
+        """Whether the input is the only factor of a factorised trace."""
+        return False
+
+    @property
+    def teaching(self) -> Feedback:
+        """What stands in for the learning signal of a hidden leaf; nothing unless the rule says so."""
+        return Feedback()
+
     def analyse(self, model: Any, state: PyTree[Any], x: PyTree[Any]) -> Analysis:
         return Analysis(model, state, x, self.train)
+
+    def step_of(self, analysis: Analysis, teacher: Teacher) -> Step:
+        return Step(analysis, teacher.tap)
+
+    def taught(self, model: Any, state: PyTree[Any], x: PyTree[Any]) -> tuple[Analysis, Teacher]:
+        analysis = self.analyse(model, state, x)
+        return analysis, Teacher(self.teaching, analysis)
 
     def init(self, model: Callable[..., Any], state: PyTree[Array], x: PyTree[Any]) -> Carry:
         """Check the model against the rule, and start with traces of zero.
@@ -138,11 +159,19 @@ class TraceLearner(Learner):
                 in `allow_zero` is no leaf.
             NotImplementedError: an op runs inside control flow, or its weights depend on the state.
         """
-        analysis = self.analyse(model, state, x)
+        analysis, teacher = self.taught(model, state, x)
         check_names(self.allow_zero, analysis.param_names)
-        analysis.check_reach(self.allow_zero)
-        traces = {c.number: self.init_trace(analysis, c) for c in analysis.learning}
-        return Carry(jax.tree.map(jnp.asarray, state), traces)
+        learned = tuple(analysis.param_names[i] for i in teacher.learned(model))
+        analysis.check_reach(self.allow_zero + learned)
+        teacher.matrix(model)
+        return Carry(jax.tree.map(jnp.asarray, state), *self._start(analysis, teacher))
+
+    def _start(self, analysis: Analysis, teacher: Teacher) -> tuple[dict[int, CallTrace], Memory]:
+        def one(call: Call) -> CallTrace:
+            full = self.full_leaves(analysis, call)
+            return init_trace(analysis, call, full, self.trace_dtype, teacher.counts, self.only_input)
+
+        return {c.number: one(c) for c in analysis.learning}, teacher.start()
 
     def window_steps(self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array]) -> int:
         """How many steps `online_grad` takes at once unless told: 16, halved while their Jacobians need too much room.
@@ -150,12 +179,12 @@ class TraceLearner(Learner):
         Too much for K steps of a group of A variables are more than `4 A + 2 K` numbers for each synapse and each unit
         at its two ends; the Jacobians are `K A**2` numbers for each unit.
         """
-        analysis = self.analyse(model, carry.state, jax.tree.map(lambda a: a[0], xs))
-        self._check_carry(analysis, carry)
+        analysis, teacher = self.taught(model, carry.state, jax.tree.map(lambda a: a[0], xs))
+        self._check_carry(analysis, teacher, carry)
 
         def fits(steps: int, number: int) -> bool:
             group = analysis.groups[number]
-            count, units = len(group.variables), math.prod(group.shape)
+            count, units = teacher.counts[number], math.prod(group.shape)
             ends = units
             for route in group.routes:
                 traces = carry.traces[route.call].full
@@ -168,16 +197,13 @@ class TraceLearner(Learner):
             steps //= 2
         return steps
 
-    def _check_carry(self, analysis: Analysis, carry: Carry) -> None:
-        expected = jax.eval_shape(lambda: {c.number: self.init_trace(analysis, c) for c in analysis.learning})
-        if struct(carry.traces) != expected:
+    def _check_carry(self, analysis: Analysis, teacher: Teacher, carry: Carry) -> None:
+        expected = jax.eval_shape(lambda: self._start(analysis, teacher))
+        if struct((carry.traces, carry.memory)) != expected:
             raise ValueError(
                 "carry: its traces are not those of this learner and model. Make it with this learner's init, and "
                 "again where the model, its shapes or what is trained has changed."
             )
-
-    def init_trace(self, analysis: Analysis, call: Call) -> CallTrace:
-        return init_trace(analysis, call, self.full_leaves(analysis, call), self.trace_dtype)
 
     def full_leaves(self, analysis: Analysis, call: Call) -> list[bool]:
         """`is_full`, and True throughout where the input is an index, which has no factor."""
@@ -211,57 +237,68 @@ class TraceLearner(Learner):
             The new carry, and the model's output.
         """
         x = jax.tree.map(jnp.asarray, x)
-        step = Step(self.analyse(model, carry.state, x))
-        analysis = step.analysis
-        self._check_carry(analysis, carry)
+        analysis, teacher = self.taught(model, carry.state, x)
+        step = self.step_of(analysis, teacher)
+        self._check_carry(analysis, teacher, carry)
         floating = [is_inexact(v) for v in jax.tree.leaves(x)]
         num_state = len(jax.tree.leaves(carry.state))
+        leaves, build = leaves_of(model)
+        learned = teacher.learned(model)
 
-        def absorb(traces: Any, weights: Any, jacobian: Any, m: Any, n: Any, only: str) -> Any:
+        def absorb(traces: Any, weights: Any, jacobian: Any, m: Any, n: Any, taught: Any, only: str) -> Any:
             xs, d, f = jacobian
-            signals = jax.tree.map(lambda s: s[None], Signals(xs, n, m, d, f))
+            signal, before, after = taught
+            signals, signal = jax.tree.map(lambda s: s[None], (Signals(xs, n, m, d, f), signal))
+            signals = teacher.extend(signals, signal, before, after)
             return advance(analysis, weights, traces, signals, self.factor_decay, only)
 
-        def forward(params: list, state: list, traces: Any, xs: list) -> Any:
+        def forward(params: list, state: list, traces: Any, xs: list, memory: Memory, matrix: Any) -> Any:
             weights = step.weights(params)
             out, new, pull, jacobians = step.run(params, state, xs, weights)
             jacobian = jacobians()
             m = [jnp.zeros(d.shape[1:], d.dtype) for d in jacobian[1]]
             n = {c.number: jnp.zeros(c.y(step.program).shape, c.y(step.program).dtype) for c in analysis.learning}
-            later, _ = absorb(traces, weights, jacobian, m, n, "traces")
-            return (new, later, out), (params, traces, weights, pull, jacobian)
+            after = teacher.remember(memory, new)
+            later, _ = absorb(traces, weights, jacobian, m, n, (None, memory, after), "traces")
+            return (new, later, out, after), (params, traces, weights, pull, jacobian, memory, after, new, matrix)
 
         @jax.custom_vjp
-        def run(params: list, state: list, traces: Any, xs: list) -> Any:
-            return forward(params, state, traces, xs)[0]
+        def run(params: list, state: list, traces: Any, xs: list, memory: Memory, matrix: Any) -> Any:
+            return forward(params, state, traces, xs, memory, matrix)[0]
 
         def backward(residuals: Any, cts: Any) -> Any:
-            params, traces, weights, pull, jacobian = residuals
-            m, n, plain, by_x = pull([c for c in cts[2] if c.dtype != jax.dtypes.float0])
-            _, dv = absorb(traces, weights, jacobian, m, n, "gradients")
+            params, traces, weights, pull, jacobian, memory, after, new, matrix = residuals
+            by_out = [c for c in cts[2] if c.dtype != jax.dtypes.float0]
+            (m, n, plain, by_x), signal = teacher.pull(pull, by_out, matrix, new, None)
+            _, dv = absorb(traces, weights, jacobian, m, n, (signal, memory, after), "gradients")
             by_param = step.by_parameter(params, dv, plain)
+            if learned:
+                by_matrix = teacher.by_matrix(by_out, matrix, after, new)
+                by_param |= teacher.by_learned(build(params), learned, by_matrix)
             grads = [by_param.get(i) for i in range(len(params))]
             moved = iter(by_x)
-            return grads, [None] * num_state, None, [next(moved) if f else None for f in floating]
+            return grads, [None] * num_state, None, [next(moved) if f else None for f in floating], None, None
 
         run.defvjp(forward, backward)
-        arrays = eqx.filter(model, eqx.is_array)
         state, shape = jax.tree.flatten(carry.state)
-        new, traces, out = run(jax.tree.leaves(arrays), state, carry.traces, jax.tree.leaves(x))
-        return Carry(jax.tree.unflatten(shape, new), traces), jax.tree.unflatten(analysis.out_structure, out)
+        given = (leaves, state, carry.traces, jax.tree.leaves(x), carry.memory, teacher.matrix(model))
+        new, traces, out, memory = run(*given)
+        out = jax.tree.unflatten(analysis.out_structure, out)
+        return Carry(jax.tree.unflatten(shape, new), traces, memory), out
 
     def window(
         self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Callable[..., Any]
     ) -> Window:
-        step = Step(self.analyse(model, carry.state, jax.tree.map(lambda a: a[0], xs)))
-        analysis = step.analysis
-        self._check_carry(analysis, carry)
-        arrays = eqx.filter(model, eqx.is_array)
-        params, layout = jax.tree.flatten(arrays)
+        analysis, teacher = self.taught(model, carry.state, jax.tree.map(lambda a: a[0], xs))
+        step = self.step_of(analysis, teacher)
+        self._check_carry(analysis, teacher, carry)
+        params, layout = jax.tree.flatten(eqx.filter(model, eqx.is_array))
         weights = step.weights(params)
+        matrix, learned = teacher.matrix(model), teacher.learned(model)
+        moved = [matrix] if learned and matrix is not None else []
 
-        def one(before: tuple[list, list], now: tuple[Any, Any]) -> Any:
-            state, plain = before
+        def one(before: tuple[list, list, Memory], now: tuple[Any, Any]) -> Any:
+            state, added, memory = before
             x, y = now
             out, new, pull, jacobians = step.run(params, state, jax.tree.leaves(x), weights)
 
@@ -271,18 +308,22 @@ class TraceLearner(Learner):
                 return loss_fn(jax.tree.unflatten(analysis.out_structure, full), y)
 
             loss, vjp, aux = jax.vjp(loss_of, [o for o in out if is_inexact(o)], has_aux=True)
-            m, n, by_plain, _ = pull(vjp(jnp.ones_like(loss))[0])
+            (by_out,) = vjp(jnp.ones_like(loss))
+            (m, n, plain, _), signal = teacher.pull(pull, by_out, matrix, new, loss)
             inputs, d, f = jacobians()
-            return (new, [a + b for a, b in zip(plain, by_plain, strict=True)]), (
-                loss,
-                aux,
-                Signals(inputs, n, m, d, f),
-            )
+            memory = teacher.remember(memory, new)
+            by_matrix = [teacher.by_matrix(by_out, b, memory, new) for b in moved]
+            added = [a + b for a, b in zip(added, [*plain, *by_matrix], strict=True)]
+            return (new, added, memory), (loss, aux, Signals(inputs, n, m, d, f), signal)
 
-        zeros = [jnp.zeros_like(params[i]) for i in analysis.plain]
+        zeros = [jnp.zeros_like(p) for p in [*(params[i] for i in analysis.plain), *moved]]
         state, shape = jax.tree.flatten(carry.state)
-        (state, plain), (losses, aux, signals) = jax.lax.scan(one, (state, zeros), (xs, ys))
+        start = (state, zeros, carry.memory)
+        (state, added, memory), (losses, aux, signals, signal) = jax.lax.scan(one, start, (xs, ys))
+        signals = teacher.extend(signals, signal, carry.memory, memory)
         traces, dv = advance(analysis, weights, carry.traces, signals, self.factor_decay)
-        by_param = step.by_parameter(params, dv, plain)
+        by_param = step.by_parameter(params, dv, added[: len(analysis.plain)])
+        if moved:
+            by_param |= teacher.by_learned(model, learned, added[-1])
         grads = jax.tree.unflatten(layout, [by_param.get(i) for i in range(len(params))])
-        return Window(losses, aux, grads, Carry(jax.tree.unflatten(shape, state), traces))
+        return Window(losses, aux, grads, Carry(jax.tree.unflatten(shape, state), traces, memory))

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._analysis import closure
-from .._filter import check_names, leaf_names, refuse_zero, struct, trained_filter
-from .._program import Labels, is_inexact, propagate, vjp_jaxpr
+from .._black_box import check_reach, split
+from .._filter import trained_filter
 from .base import Carry, Learner, Window
 
 
@@ -36,39 +35,13 @@ class BPTT(Learner):
 
     def init(self, model: Callable[..., Any], state: PyTree[Array], x: PyTree[Any]) -> Carry:
         """Check that every trained leaf reaches the output; see `D_RTRL.init`."""
-        arrays, static = eqx.partition(model, eqx.is_array)
-        names, old = leaf_names(arrays), struct(state)
-
-        def floating(tree: PyTree[Any]) -> list[Any]:
-            return [leaf for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
-
-        def step(sources: tuple, rest: tuple) -> Any:
-            model, state = (eqx.combine(a, b) for a, b in zip(sources, rest[:2], strict=True))
-            new, out = eqx.combine(model, static)(state, rest[2])
-            return floating(new), floating(out)
-
-        sources, others = eqx.partition((struct(arrays), old), is_inexact)
-        jaxpr, (new, out) = vjp_jaxpr(step, sources, (*others, struct(x)))
-        count = len(jax.tree.leaves(sources))
-        sinks = [Labels([k]) for k in range(len(new))] + [Labels(["out"])] * len(out)
-        rest = len(jaxpr.jaxpr.invars) - count - len(sinks)
-        found = propagate(jaxpr.jaxpr, [Labels()] * count + sinks + [Labels()] * rest)
-        by_state = found[count - len(new) :]
-        back = {k: {j for j, sink in enumerate(by_state) if k in sink} for k in range(len(new))}
-        read = closure({k for k, sink in enumerate(by_state) if "out" in sink}, back)
-        trained = set(leaf_names(eqx.filter(model, trained_filter(model, self.train))))
-        inexact = [(name, leaf) for name, leaf in zip(names, jax.tree.leaves(arrays), strict=True) if is_inexact(leaf)]
-        check_names(self.allow_zero, names)
-        for (name, leaf), sink in zip(inexact, found[: count - len(new)], strict=True):
-            if name in trained and leaf.size and "out" not in sink and not sink & read:
-                refuse_zero(name, self.allow_zero, used=bool(sink))
+        check_reach(model, state, x, self.train, self.allow_zero)
         return Carry(jax.tree.map(jnp.asarray, state), None)
 
     @eqx.filter_jit
     def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         """One step of the model, differentiable also with respect to `carry`."""
-        trained, fixed = eqx.partition(model, trained_filter(model, self.train))
-        state, out = eqx.combine(trained, jax.lax.stop_gradient(eqx.filter(fixed, eqx.is_array)), fixed)(carry.state, x)
+        state, out = eqx.combine(*split(model, self.train))(carry.state, x)
         return Carry(state, None), out
 
     def window(

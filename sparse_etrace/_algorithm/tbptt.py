@@ -1,0 +1,123 @@
+"""Truncated backpropagation through time: every loss through the last few steps."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .._black_box import by_step, check_carry, check_reach, split
+from .._program import is_inexact, is_key
+from .base import Carry, Learner, Window
+
+
+class History(NamedTuple):
+    """The last `steps - 1` states and inputs, oldest first.
+
+    `count` says for each entry of the floating state through how many of them a derivative may go.
+    """
+
+    states: PyTree[Array]
+    inputs: PyTree[Array]
+    count: PyTree[Array]
+
+
+class TBPTT(Learner):
+    """Truncated BPTT with a sliding window: each loss is differentiated through the last `steps` steps.
+
+    `g_t = sum over r = t - steps + 1 .. t of  dL_t/dh_r  dh_r/dtheta` with `h_(t-steps)` constant, whatever the windows
+    and calls of `online_grad`. `steps=1` is the same-step gradient, `steps` of at least the sequence's length BPTT. A
+    step of the stream costs `steps` steps of the model and their backward pass; the carry holds `steps - 1` states
+    and inputs. Where parameters change on the way, old steps are differentiated at the state that they had and at
+    the current parameters.
+
+    Args:
+        steps: how many steps each loss is differentiated through, its own included; at least 1.
+        train, allow_zero: see `D_RTRL`.
+
+    Raises:
+        ValueError: `steps` is below 1.
+
+    Example:
+        >>> import sparse_etrace as se
+        >>> se.TBPTT(steps=8).steps
+        8
+
+    Reference:
+        Williams and Peng 1990, Neural Computation 2:490.
+    """
+
+    steps: int  # type: ignore[misc]
+    train: Any = None
+    allow_zero: tuple[str, ...] = ()
+
+    def __check_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps: expected at least 1, got {self.steps}. The step of the loss itself counts.")
+
+    def init(self, model: Callable[..., Any], state: PyTree[Array], x: PyTree[Any]) -> Carry:
+        """Check that every trained leaf reaches the output within `steps` steps; see `D_RTRL.init`."""
+        check_reach(model, state, x, self.train, self.allow_zero, self.steps)
+        state = jax.tree.map(jnp.asarray, state)
+        return Carry(state, self._start(state, x))
+
+    def _start(self, state: PyTree[Array], x: PyTree[Any]) -> History:
+        def room(leaf: Any) -> Array:
+            leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+            shape = (self.steps - 1, *leaf.shape)
+            return jax.random.split(jax.random.key(0), shape) if is_key(leaf) else jnp.zeros(shape, leaf.dtype)
+
+        count = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.int32), eqx.filter(state, is_inexact))
+        return History(jax.tree.map(room, state), jax.tree.map(room, x), count)
+
+    def _restart_traces(self, traces: History, choose: Callable[..., Array]) -> History:
+        return traces._replace(count=jax.tree.map(lambda c: choose(0, c), traces.count))
+
+    @eqx.filter_jit
+    def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
+        """One step of the model; see `D_RTRL.step`."""
+        x = jax.tree.map(jnp.asarray, x)
+        check_carry(jax.eval_shape(self._start, carry.state, x), carry.traces)
+        model = eqx.combine(*split(model, self.train))
+        carry, held = jax.lax.stop_gradient((carry, x))
+        past, count = carry.traces, carry.traces.count
+        path, inputs = (
+            jax.tree.map(lambda old, now: jnp.concatenate([old, now[None]]), *pair)
+            for pair in ((past.states, carry.state), (past.inputs, held))
+        )
+        # Slots that were never filled stand for steps like this one, so that no model meets an input that never was.
+        ages = jnp.arange(self.steps - 1, -1, -1)
+        filled = jnp.max(jnp.stack([jnp.max(c, initial=0) for c in jax.tree.leaves(count)] or [jnp.zeros((), int)]))
+        path, inputs = (
+            jax.tree.map(lambda leaf: _where(ages > filled, leaf[-1], leaf), part) for part in (path, inputs)
+        )
+
+        def again(state: PyTree[Array], now: tuple) -> tuple[PyTree[Array], None]:
+            x, then, age = now
+            new, _ = model(state, x)
+
+            def link(c: Array | None, then: Array, new: Array) -> Array:
+                if c is None:
+                    return then
+                return jnp.where(c >= age, then + (new - jax.lax.stop_gradient(new)), then)
+
+            return jax.tree.map(link, count, then, new, is_leaf=lambda c: c is None), None
+
+        first, after = jax.tree.map(lambda leaf: leaf[0], path), jax.tree.map(lambda leaf: leaf[1:], path)
+        state, _ = jax.lax.scan(again, first, (jax.tree.map(lambda leaf: leaf[:-1], inputs), after, ages[:-1]))
+        new, out = model(state, x)
+        later = jax.tree.map(lambda c: jnp.minimum(c + 1, self.steps - 1), count)
+        kept = jax.tree.map(lambda leaf: leaf[1:], inputs)
+        return Carry(jax.lax.stop_gradient(new), History(after, kept, later)), out
+
+    def window(
+        self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Callable[..., Any]
+    ) -> Window:
+        return Window(*by_step(self.step, self.train, model, carry, xs, ys, loss_fn))
+
+
+def _where(chosen: Array, a: Array, b: Array) -> Array:
+    """`jnp.where` by the first axis of `b`."""
+    return jnp.where(chosen.reshape(-1, *[1] * (b.ndim - 1)), a, b)

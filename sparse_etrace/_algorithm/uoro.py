@@ -1,0 +1,130 @@
+"""Unbiased online recurrent optimisation: a random rank-one estimate of the influence of parameters on the state."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .._black_box import by_step, check_carry, check_reach, split
+from .._filter import struct
+from .._program import is_inexact, is_key
+from .base import Carry, Learner, Window
+
+TINY = 1e-7
+
+
+class Estimate(NamedTuple):
+    """`state` times `params`, an outer product, is right on average for the derivative of the state by the parameters.
+
+    One for all batch elements together: `state` has the batch axes of the state, `params` none.
+    """
+
+    state: PyTree[Array]
+    params: PyTree[Array]
+    key: Array
+
+
+class UORO(Learner):
+    """Unbiased online recurrent optimisation: right on average for any model, with memory of the state and parameters.
+
+    `dh/dtheta ~ s (x) p`, then `g = (dL/dh_{t-1} . s) p + dL/dtheta`, and for random signs `nu`, new in each step,
+    `s <- rho0 (dh_t/dh_{t-1}) s + rho1 nu`, `p <- p / rho0 + (nu . dh_t/dtheta) / rho1`, where
+    `rho0^2 = |p| / |(dh_t/dh_{t-1}) s|` and `rho1^2 = |nu . dh_t/dtheta| / |nu|` keep the noise small.
+
+    One estimate serves all batch elements together, so the noise of the gradient grows with their number. The model is
+    seen from outside: ops, groups and the ways between units do not matter. `reset` and `fit` go on with the signs.
+
+    Args:
+        key: where the signs come from, as of `jax.random.key`; each `init` starts with it.
+        train, allow_zero: see `D_RTRL`.
+
+    Raises:
+        ValueError: `key` is no single key of `jax.random.key`.
+
+    Example:
+        >>> import jax, sparse_etrace as se
+        >>> learner = se.UORO(key=jax.random.key(0))
+
+    Reference:
+        Tallec and Ollivier 2018, International Conference on Learning Representations (arXiv 1702.05043).
+    """
+
+    key: Any  # type: ignore[misc]
+    train: Any = None
+    allow_zero: tuple[str, ...] = ()
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.key, jax.Array) or not is_key(self.key) or self.key.shape:
+            got = f"{self.key.dtype}{list(self.key.shape)}" if hasattr(self.key, "dtype") else repr(self.key)
+            raise ValueError(f"key: expected one key, as of jax.random.key(0), got {got}.")
+
+    def init(self, model: Callable[..., Any], state: PyTree[Array], x: PyTree[Any]) -> Carry:
+        """Check that every trained leaf reaches the output, and start with an estimate of zero; see `D_RTRL.init`."""
+        check_reach(model, state, x, self.train, self.allow_zero)
+        state = jax.tree.map(jnp.asarray, state)
+        estimate = self._start(split(model, self.train)[0], state, self.key)
+        for what, tree in ("state", estimate.state), ("model", estimate.params):
+            if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(tree)):
+                raise ValueError(
+                    f"{what}: a complex leaf has no random sign. Split it into two, its real and its imaginary part."
+                )
+        return Carry(state, estimate)
+
+    def _start(self, trained: PyTree[Array], state: PyTree[Array], key: Array) -> Estimate:
+        live, params = jax.tree.map(jnp.zeros_like, (eqx.filter(state, is_inexact), trained))
+        return Estimate(live, params, key)
+
+    def _restart_traces(self, traces: Estimate, choose: Callable[..., Array]) -> Estimate:
+        everywhere = choose(True, jnp.zeros((), bool))
+        params = jax.tree.map(lambda p: jnp.where(everywhere, jnp.zeros_like(p), p), traces.params)
+        return Estimate(jax.tree.map(lambda s: choose(0, s), traces.state), params, traces.key)
+
+    @eqx.filter_jit
+    def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
+        """One step of the model and of the estimate; see `D_RTRL.step`."""
+        x = jax.tree.map(jnp.asarray, x)
+        trained, fixed = split(model, self.train)
+        carry, held, values = jax.lax.stop_gradient((carry, x, trained))
+        check_carry(jax.eval_shape(self._start, trained, carry.state, self.key), carry.traces)
+        # Zero, with the derivative of the estimate.
+        pairs = jax.tree.map(lambda p, v, c: jnp.sum(p * (v - c)), carry.traces.params, trained, values)
+        moved = sum(jax.tree.leaves(pairs), jnp.zeros(()))
+        live, rest = eqx.partition(carry.state, is_inexact)
+        old = jax.tree.map(lambda h, s: h + s * moved.astype(h.dtype), live, carry.traces.state)
+        new, out = eqx.combine(trained, fixed)(eqx.combine(old, rest), x)
+
+        def floating(live: PyTree[Array], trained: PyTree[Array]) -> PyTree[Array]:
+            new, _ = eqx.combine(trained, fixed)(eqx.combine(live, rest), held)
+            return eqx.filter(new, is_inexact)
+
+        _, pull = jax.vjp(floating, live, values)
+        return Carry(jax.lax.stop_gradient(new), _advance(carry.traces, pull)), out
+
+    def window(
+        self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Callable[..., Any]
+    ) -> Window:
+        return Window(*by_step(self.step, self.train, model, carry, xs, ys, loss_fn))
+
+
+def _advance(estimate: Estimate, pull: Callable[..., Any]) -> Estimate:
+    """The estimate behind a step, whose vector-Jacobian product by state and parameters is `pull`."""
+    key, now = jax.random.split(estimate.key)
+    leaves, shape = jax.tree.flatten(estimate.state)
+    keys = jax.random.split(now, len(leaves))
+    signs = jax.tree.unflatten(shape, [jax.random.rademacher(k, s.shape, s.dtype) for k, s in zip(keys, leaves)])
+    # The transposed pullback pushes forward, also through functions that have only a backward rule.
+    (carried,) = jax.linear_transpose(lambda ct: pull(ct)[0], struct(estimate.state))(estimate.state)
+    _, fresh = pull(signs)
+    first, second = _balance(estimate.params, carried), _balance(fresh, signs)
+    state = jax.tree.map(lambda s, sign: first.astype(s.dtype) * s + second.astype(s.dtype) * sign, carried, signs)
+    params = jax.tree.map(lambda p, g: p / first.astype(p.dtype) + g / second.astype(p.dtype), estimate.params, fresh)
+    return Estimate(state, params, key)
+
+
+def _balance(over: PyTree[Array], under: PyTree[Array]) -> Array:
+    """The factor that gives two vectors one length, taken from the first and put on the second."""
+    a, b = (jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))) for tree in (over, under))
+    return jnp.sqrt(a / (b + TINY)) + TINY

@@ -1,0 +1,86 @@
+"""What the rules share that see a model only from outside: no ops, no groups."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ._filter import check_names, leaf_names, refuse_zero, struct, trained_filter
+from ._program import Labels, is_inexact, propagate, vjp_jaxpr
+
+
+def check_reach(
+    model: Callable[..., Any],
+    state: PyTree[Any],
+    x: PyTree[Any],
+    train: Any,
+    allow_zero: tuple[str, ...],
+    steps: int | None = None,
+) -> None:
+    """Raise for a trained leaf without any way to the output, at once or through the state, within so many steps."""
+    arrays, static = eqx.partition(model, eqx.is_array)
+    names, old = leaf_names(arrays), struct(state)
+
+    def floating(tree: PyTree[Any]) -> list[Any]:
+        return [leaf for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
+
+    def step(sources: tuple, rest: tuple) -> Any:
+        model, state = (eqx.combine(a, b) for a, b in zip(sources, rest[:2], strict=True))
+        new, out = eqx.combine(model, static)(state, rest[2])
+        return floating(new), floating(out)
+
+    sources, others = eqx.partition((struct(arrays), old), is_inexact)
+    jaxpr, (new, out) = vjp_jaxpr(step, sources, (*others, struct(x)))
+    count = len(jax.tree.leaves(sources))
+    sinks = [Labels([k]) for k in range(len(new))] + [Labels(["out"])] * len(out)
+    rest = len(jaxpr.jaxpr.invars) - count - len(sinks)
+    found = propagate(jaxpr.jaxpr, [Labels()] * count + sinks + [Labels()] * rest)
+    by_state = found[count - len(new) :]
+    read: set[Any] = set()
+    for _ in range(len(new) if steps is None else min(steps - 1, len(new))):
+        read = {k for k, sink in enumerate(by_state) if "out" in sink or sink & read}
+    trained = set(leaf_names(eqx.filter(model, trained_filter(model, train))))
+    inexact = [(name, leaf) for name, leaf in zip(names, jax.tree.leaves(arrays), strict=True) if is_inexact(leaf)]
+    check_names(allow_zero, names)
+    for (name, leaf), sink in zip(inexact, found[: count - len(new)], strict=True):
+        if name in trained and leaf.size and "out" not in sink and not sink & read:
+            refuse_zero(name, allow_zero, used=bool(sink))
+
+
+def split(model: PyTree[Any], train: Any) -> tuple[PyTree[Any], PyTree[Any]]:
+    """What is trained, and everything else as constants."""
+    trained, fixed = eqx.partition(model, trained_filter(model, train))
+    return trained, eqx.combine(jax.lax.stop_gradient(eqx.filter(fixed, eqx.is_array)), fixed)
+
+
+def check_carry(expected: PyTree[Any], traces: PyTree[Any]) -> None:
+    """Raise for traces of another shape than `expected`, arrays or structs."""
+    if struct(traces) != struct(expected):
+        raise ValueError(
+            "carry: its traces are not those of this learner and model. Make it with this learner's init, and again "
+            "where the model, its shapes or what is trained has changed."
+        )
+
+
+def by_step(
+    step: Callable[..., Any], train: Any, model: Any, carry: Any, xs: PyTree[Any], ys: PyTree[Any], loss_fn: Any
+) -> tuple[Array, PyTree[Array], PyTree[Array], Any]:
+    """Losses, aux, summed gradients and carry of several steps, each with a gradient of its own."""
+    trained, fixed = eqx.partition(model, trained_filter(model, train))
+
+    @eqx.filter_value_and_grad(has_aux=True)
+    def loss_of(trained: PyTree[Any], carry: Any, x: Any, y: Any) -> Any:
+        carry, out = step(eqx.combine(trained, fixed), carry, x)
+        loss, aux = loss_fn(out, y)
+        return loss, (aux, carry)
+
+    def one(before: tuple[Any, Any], now: tuple[Any, Any]) -> Any:
+        carry, total = before
+        (loss, (aux, carry)), grads = loss_of(trained, carry, *now)
+        return (carry, jax.tree.map(jnp.add, total, grads)), (loss, aux)
+
+    (carry, grads), (losses, aux) = jax.lax.scan(one, (carry, jax.tree.map(jnp.zeros_like, trained)), (xs, ys))
+    return losses, aux, grads, carry

@@ -1,0 +1,210 @@
+"""One step as a graph: unit by unit between hidden variables, inputs and outputs of ops, and through the ops' synapses."""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ._analysis import Analysis
+from ._op.base import ETraceOp
+from ._positions import Mixed, follow
+from ._program import is_inexact, vjp_jaxpr
+from ._routes import Call, jacobian_forward, op_free_map
+from ._step import Step
+
+Node = tuple[str, int]
+"""`("h", leaf)` old or new state, `("x", call)` input and `("y", call)` output of an op call."""
+
+
+class Link(NamedTuple):
+    """Which unit of `sink` each unit of `source` acts on within a step, -1 for none; no op between.
+
+    Where `forward`, the ids are those of the source's units, one for each unit of the sink.
+    """
+
+    source: Node
+    sink: Node
+    ids: np.ndarray
+    forward: bool
+
+    @property
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Source unit, sink unit and place among the values of each pair of units."""
+        place = np.flatnonzero(self.ids >= 0)
+        ends = self.ids[place], place
+        return (*ends, place) if self.forward else (*ends[::-1], place)
+
+
+class Links:
+    """The links of an analysed model. All hidden state is cut into batch axes, in front, and units."""
+
+    def __init__(self, analysis: Analysis):
+        self.analysis = analysis
+        self.program = analysis.program
+        self.leaves = sorted(analysis.live)
+        self.carriers = [c for c in analysis.calls if c.is_op and analysis.stops[c.number]]
+        self.batch = self._batch()
+
+    def _batch(self) -> tuple[int, ...]:
+        found = {}
+        for call in self.carriers:
+            op, _, x = call.template(self.program)
+            if not op.is_diagonal:
+                found[x.shape[: x.ndim - op.input_ndim]] = call
+        if len(found) > 1:
+            first, second = list(found.items())[:2]
+            raise ValueError(
+                f"model: the ops called at {first[1].node.where} and {second[1].node.where} have batch axes {first[0]} "
+                f"and {second[0]}. Influences are kept for each batch element: give both the same, or use se.RTRL()."
+            )
+        batch = next(iter(found), ())
+        for i in self.leaves:
+            shape = self.program.avals[self.analysis.state[i]].shape
+            if shape[: len(batch)] != batch:
+                raise ValueError(
+                    f"state: {self.analysis.state_names[i]!r} of shape {shape} has the batch axes {batch} elsewhere "
+                    "than in front. Put them first, or use se.RTRL()."
+                )
+        return batch
+
+    def size(self, node: Node) -> int:
+        """Units of a node, without batch axes."""
+        kind, number = node
+        if kind == "h":
+            shape = self.program.avals[self.analysis.state[number]].shape
+        else:
+            call = self.analysis.calls[number]
+            op, _, x = call.template(self.program)
+            if op.is_diagonal:
+                return math.prod(call.y(self.program).shape)
+            shape = x.shape if kind == "x" else call.y(self.program).shape
+        return math.prod(shape[len(self.batch) :])
+
+    def _sinks(self) -> list[tuple[Node, int, list[Node]]]:
+        """Each sink with its value, and the nodes that act on it, diagonal calls apart."""
+        a = self.analysis
+        sinks = [(("h", i), a.new[i], ("n", i)) for i in self.leaves]
+        sinks += [(("x", c.number), x, ("x", c.number)) for c in self.carriers for x in c.x_atoms]
+        sources: list[Node] = [*(("h", i) for i in self.leaves), *(("y", c.number) for c in self.carriers)]
+        return [
+            (node, value, [s for s in sources if label in a.direct.get(s, ())])
+            for node, value, label in sinks
+            if isinstance(value, int) and is_inexact(self.program.avals[value])
+        ]
+
+    def _value(self, node: Node) -> int:
+        kind, number = node
+        return self.analysis.state[number] if kind == "h" else self.analysis.calls[number].node.outputs[0]
+
+    def _is_diagonal(self, node: Node) -> bool:
+        return node[0] == "y" and self.analysis.calls[node[1]].template(self.program)[0].is_diagonal
+
+    @cached_property
+    def all(self) -> list[Link]:
+        """All links.
+
+        Raises:
+            ValueError: one unit acts on several without an op between, or batch elements act on one another.
+        """
+        found = []
+        for sink, value, sources in self._sinks():
+            dense = [s for s in sources if not self._is_diagonal(s)]
+            shape = self.program.avals[value].shape
+            numbers = np.arange(math.prod(shape)).reshape(shape)
+            if dense:
+                values = [self._value(s) for s in dense]
+                fn, rest = op_free_map(self.program, self.analysis.calls, values, [value])
+                closed, _ = vjp_jaxpr(fn, self.program.shapes(values), *self.program.shapes(rest))
+                ids = follow(closed.jaxpr, closed.consts, [None] * len(dense) + [numbers] + [None] * len(rest))
+                found += [
+                    Link(source, sink, self._by_unit(source, sink, part), False)
+                    for source, part in zip(dense, ids, strict=True)
+                ]
+            for source in sources:
+                if source not in dense:
+                    found.append(Link(source, sink, self._by_unit(source, sink, self._landing(source, value)), True))
+        return found
+
+    def _landing(self, source: Node, value: int) -> Any:
+        y = self._value(source)
+        fn, rest = op_free_map(self.program, self.analysis.calls, [y], [value])
+        aval = self.program.avals[y]
+
+        def push(tangent: Any, *others: Any) -> Any:
+            return jacobian_forward(fn, jnp.zeros(aval.shape, aval.dtype), others)(tangent)
+
+        closed = jax.make_jaxpr(push)(*self.program.shapes([y]), *self.program.shapes(rest))
+        numbers = np.arange(math.prod(aval.shape)).reshape(aval.shape)
+        return follow(closed.jaxpr, closed.consts, [numbers] + [None] * len(rest))[0]
+
+    def _by_unit(self, source: Node, sink: Node, ids: Any) -> np.ndarray:
+        """Ids without batch axes, which have to be the same for every batch element."""
+        is_forward = self._is_diagonal(source)
+        count = math.prod(self.batch)
+        if ids is None:
+            return np.full(self.size(sink if is_forward else source), -1)
+        if not isinstance(ids, Mixed):
+            ids = np.asarray(ids).reshape(count, self.size(sink if is_forward else source))
+            offset = np.zeros(count, int) if is_forward else self.size(sink) * np.arange(count)
+            by_unit = np.where(ids >= 0, ids - offset[:, None], -1)
+            if np.all(by_unit == by_unit[:1]):
+                return by_unit[0]
+        how = f" by `{ids.primitive}` at {ids.where}" if isinstance(ids, Mixed) else ""
+        raise ValueError(
+            f"model: {self.name(source)} acts on several units of {self.name(sink)}, or across batch elements{how}. "
+            "Influences pass from unit to unit through ops: make the mixing an op (ETraceParam), declare it a boundary "
+            "with se.cut, or use se.RTRL()."
+        )
+
+    def name(self, node: Node) -> str:
+        """A node in words."""
+        kind, number = node
+        if kind == "h":
+            return f"the hidden state {self.analysis.state_names[number]!r}"
+        what = "the input" if kind == "x" else "the output"
+        return f"{what} of the op called at {self.analysis.calls[number].node.where}"
+
+    def values(self, known: dict[int, Any]) -> list[Array]:
+        """Derivatives along each link, `(batch, places)`, at known inputs and op outputs."""
+        found = []
+        count = math.prod(self.batch)
+        for _, value, sources in self._sinks():
+            dense = [s for s in sources if not self._is_diagonal(s)]
+            values = [self._value(s) for s in dense]
+            if dense:
+                fn, rest = op_free_map(self.program, self.analysis.calls, values, [value])
+                others = [known[i] for i in rest]
+                out, pull = jax.vjp(lambda v, fn=fn, others=others: fn(v, *others), [known[i] for i in values])
+                found += [d.reshape(count, -1) for d in pull([jnp.ones_like(o) for o in out])[0]]
+            for source in sources:
+                if source not in dense:
+                    y = self._value(source)
+                    fn, rest = op_free_map(self.program, self.analysis.calls, [y], [value])
+                    push = jacobian_forward(fn, known[y], tuple(known[i] for i in rest))
+                    found.append(push(jnp.ones_like(known[y]))[0].reshape(count, -1))
+        return found
+
+    def synapses(self, call: Call) -> tuple[Any, Any]:
+        """Ends of the synapses of a carrier: units of its input and of its output."""
+        op, v, x = call.template(self.program)
+        return op.synapses(v, x.shape[len(self.batch) :])[:2]
+
+
+class LinkStep(Step):
+    """A step whose derivatives are those along links, and those of the loss by all hidden state."""
+
+    def __init__(self, links: Links):
+        super().__init__(links.analysis)
+        self.links = links
+
+    @cached_property
+    def _live(self) -> list[int]:
+        return self.links.leaves
+
+    def _jacobians(self, known: dict[int, Any]) -> list[Array]:
+        return self.links.values(known)

@@ -1,0 +1,344 @@
+"""What every learner owes whoever uses it, whatever its rule; the gradients themselves are tested rule by rule."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import models
+import numpy as np
+import oracles
+import pytest
+
+import sparse_etrace as se
+
+TOLERANCE, VISIBLE = 1e-10, 1e-3
+# No other axis is as long, so that batch axes are seen.
+BATCH, STEPS = 6, 6
+KINDS = {"rate": "['h']", "lif_cell": "['z']"}
+KEY = jax.random.key(3)
+
+# --- the rules -------------------------------------------------------------------------------------------------------
+
+
+class Rule(NamedTuple):
+    """make: the learner, from the name of the leaf that it teaches. cannot: what its nature forbids, and why."""
+
+    make: Callable[[str], se.Learner]
+    cannot: dict[str, str] = {}
+
+
+TOGETHER = "one number or estimate stands for all batch elements together"
+FEEDBACK = "its feedback stands in for the derivative that would pass through the leaf"
+LEARNERS = {
+    "D_RTRL": Rule(lambda leaf: se.D_RTRL()),
+    "ES_D_RTRL": Rule(lambda leaf: se.ES_D_RTRL(decay=0.8)),
+    "Hybrid": Rule(lambda leaf: se.Hybrid(decay=0.8)),
+    "OSTL": Rule(lambda leaf: se.OSTL()),
+    "OTTT": Rule(lambda leaf: se.OTTT(decay=0.7)),
+    "EProp symmetric": Rule(lambda leaf: se.EProp(leaf, kappa=0.6)),
+    "EProp random": Rule(
+        lambda leaf: se.EProp(leaf, feedback="random", key=KEY, kappa=0.6, rate_strength=0.3, rate_target=0.1),
+        {"elements": "the regulariser of the rate acts whatever the loss", "input": FEEDBACK},
+    ),
+    "RFLO": Rule(lambda leaf: se.RFLO(leaf, key=KEY), {"input": FEEDBACK}),
+    "ThreeFactor": Rule(
+        lambda leaf: se.ThreeFactor(leaf, kappa=0.6),
+        {"step": "it needs the value of the loss", "vmap": TOGETHER, "elements": TOGETHER},
+    ),
+    "TBPTT": Rule(lambda leaf: se.TBPTT(steps=3)),
+    "UORO": Rule(lambda leaf: se.UORO(key=KEY), {"vmap": TOGETHER, "elements": TOGETHER}),
+    "BPTT": Rule(
+        lambda leaf: se.BPTT(),
+        {
+            "windows": "it differentiates through a window and is cut between them",
+            "traces": "it has none",
+            "carry": "a loss over a scan of `step` is to be differentiated through the carry",
+        },
+    ),
+}
+every = pytest.mark.parametrize("name", LEARNERS)
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def able(*what):
+    """The rules that can, and the others skipped with their reason."""
+    return pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(name, marks=[pytest.mark.skip(rule.cannot[w]) for w in what if w in rule.cannot])
+            for name, rule in LEARNERS.items()
+        ],
+    )
+
+
+@pytest.fixture(autouse=True)
+def _quick_float64(x64):
+    """These programs are many and small: compiling them takes longest."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+# --- one stream ------------------------------------------------------------------------------------------------------
+
+
+class Counter:
+    count = 0
+
+
+class Counted(eqx.Module):
+    """A model that counts how often jax looks at it."""
+
+    model: Any
+    seen: Counter = eqx.field(static=True)
+
+    def __call__(self, state, x):
+        self.seen.count += 1
+        return self.model(state, x)
+
+
+def loss_fn(out, target):
+    """Each batch element counts as much as its weight says."""
+    y, weight = target
+    return jnp.sum(weight * jnp.sum(0.5 * (out - y) ** 2 + 0.1 * jnp.sin(out), axis=-1))
+
+
+class Stream(NamedTuple):
+    """A learner on a model, and the pieces of a stream."""
+
+    learner: se.Learner
+    model: Any
+    state: Any
+    xs: Any
+    ys: Any
+    fresh: Any = None
+
+    def start(self):
+        """With a fresh carry."""
+        return self._replace(fresh=self.learner.init(self.model, self.state, self.xs[0]))
+
+    def run(self, carry, steps=slice(None), chunk=1, weight=1.0):
+        """Losses, gradients as a list of leaves, and carry."""
+        xs, ys = self.xs[steps], self.ys[steps]
+        target = (ys, jnp.broadcast_to(jnp.asarray(weight, ys.dtype), ys.shape[:-1]))
+        losses, grads, carry = se.online_grad(self.learner, loss_fn, self.model, carry, xs, target, chunk)
+        return losses, jax.tree.leaves(grads), carry
+
+    def steps(self, carry, first=0, last=STEPS, weight=1.0):
+        """Step by step, in a call for each: losses, gradients `(steps, ...)`, and the carry behind each step."""
+        losses, grads, carries = [], [], []
+        for t in range(first, last):
+            loss, grad, carry = self.run(carry, slice(t, t + 1), weight=weight)
+            losses.append(loss[0])
+            grads.append(grad)
+            carries.append(carry)
+        return jnp.stack(losses), [jnp.stack(g) for g in zip(*grads, strict=True)], carries
+
+
+def build(name, kind, batch=(BATCH,)):
+    case = models.build(kind, batch=batch)
+    learner = LEARNERS[name].make(KINDS[kind])
+    return Stream(learner, Counted(case.model, Counter()), case.twin.state, case.xs[:STEPS], case.ys[:STEPS]).start()
+
+
+@functools.cache
+def reference(name, kind):
+    """A stream, and its losses, gradients and carries step by step."""
+    stream = build(name, kind)
+    return stream, *stream.steps(stream.fresh)
+
+
+@functools.cache
+def plain(kind):
+    """Losses and last state of the model by itself."""
+    stream = build("D_RTRL", kind)
+    state, out = jax.lax.scan(lambda state, x: stream.model(state, x), stream.state, stream.xs)
+    return jax.vmap(loss_fn)(out, (stream.ys, jnp.ones(STEPS))), state
+
+
+def total(grads):
+    return [g.sum(0) for g in grads]
+
+
+def numbers(tree):
+    """Arrays of a pytree, keys as numbers."""
+    return [np.asarray(jax.random.key_data(a) if _is_key(a) else a) for a in jax.tree.leaves(tree)]
+
+
+def _is_key(leaf):
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def close(got, expected):
+    return oracles.relative_error(numbers(got), numbers(expected)) < TOLERANCE
+
+
+def far(got, expected):
+    return max(map(oracles.relative_error, numbers(got), numbers(expected))) > VISIBLE
+
+
+# --- interface -------------------------------------------------------------------------------------------------------
+
+
+@every
+@kinds
+def test_interface(name, kind):
+    """Losses and state are those of the model, gradients those of what is trained, the carry keeps its structure."""
+    stream, losses, grads, carries = reference(name, kind)
+    assert close((losses, carries[-1].state), plain(kind))
+    assert isinstance(stream.fresh, se.Carry) and close(stream.fresh.state, stream.state)
+    assert _types(carries[-1]) == _types(stream.fresh)
+    trained = jax.tree.leaves(eqx.filter(stream.model, se.trainable(stream.model)))
+    assert [g.shape[1:] for g in grads] == [leaf.shape for leaf in trained]
+    assert oracles.nonzero(grads)
+
+
+def _types(tree):
+    return jax.tree.map(lambda a: (a.shape, a.dtype), tree)
+
+
+@able("step")
+def test_gradient_of_step(name):
+    """By the model it is that of a window of one step, by the carry zero, by the input that of the same step."""
+    stream, _, expected, carries = reference(name, "lif_cell")
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def by(given, y):
+        model, carry, x = given
+        return loss_fn(stream.learner.step(model, carry, x)[1], (y, 1.0))
+
+    model, carry, x = by((stream.model, carries[2], stream.xs[3]), stream.ys[3])
+    got = jax.tree.leaves(eqx.filter(model, se.trainable(stream.model)))
+    assert close(got, [g[3] for g in expected])
+    if "carry" not in LEARNERS[name].cannot:
+        assert not any(np.any(g) for g in jax.tree.leaves(carry))
+    by_x = jax.grad(lambda x: loss_fn(stream.model(carries[2].state, x)[1], (stream.ys[3], 1.0)))(stream.xs[3])
+    assert far(x, by_x) if "input" in LEARNERS[name].cannot else close(x, by_x)
+
+
+@every
+def test_dtype_is_kept(name):
+    """A float32 model stays one, also where float64 is on."""
+    with jax.enable_x64(False):
+        stream = build(name, "rate")
+    losses, grads, carry = eqx.filter_eval_shape(stream.run, stream.fresh, slice(0, 1))
+    assert {leaf.dtype for leaf in (losses, *grads)} == {jnp.dtype("float32")}
+    assert _types(carry) == _types(stream.fresh)
+
+
+@every
+@kinds
+def test_a_second_call_does_not_compile(name, kind):
+    stream, _, _, carries = reference(name, kind)
+    seen = stream.model.seen.count
+    other = stream._replace(model=jax.tree.map(lambda leaf: leaf, stream.model), xs=stream.xs + 1)
+    other = other._replace(learner=LEARNERS[name].make(KINDS[kind]))
+    other.run(carries[1], slice(4, 5), weight=0.5)
+    assert other.model.seen is stream.model.seen and stream.model.seen.count == seen > 0
+
+
+# --- windows, calls, batch axes --------------------------------------------------------------------------------------
+
+
+@able("windows")
+def test_windows_and_split_calls(name):
+    """Two calls, each a window of three steps, give what single steps give."""
+    stream, losses, expected, carries = reference(name, "lif_cell")
+    carry = stream.fresh
+    for steps in (slice(0, 3), slice(3, 6)):
+        found, grads, carry = stream.run(carry, steps, chunk=3)
+        assert close(carry, carries[steps.stop - 1]) and close(found, losses[steps])
+        assert close(grads, total([g[steps] for g in expected]))
+
+
+@every
+def test_batch_axes_and_dense_weights(name):
+    """Two batch axes are one, folded; a dense matrix gives the same on the synapses that exist, and zero elsewhere."""
+    stream, losses, expected, carries = reference(name, "rate")
+    rec = stream.model.model.params["rec"]
+    synapses = (np.asarray(rec.op.connectivity.pre), np.asarray(rec.op.connectivity.post))
+    empty = jnp.zeros(rec.op.connectivity.shape)
+    mask, full = empty.at[synapses].set(1), empty.at[synapses].set(rec.value["weight"])
+    dense = se.ETraceParam({"weight": full}, se.MatMulOp(weight_mask=mask))
+    fold = lambda a: a.reshape(*a.shape[: a.ndim - 2], 2, 3, a.shape[-1])
+    twin = Stream(
+        stream.learner,
+        eqx.tree_at(lambda m: m.model.params["rec"], stream.model, dense),
+        *jax.tree.map(fold, (stream.state, stream.xs, stream.ys)),
+    ).start()
+    found, (*others, weight), behind = twin.steps(twin.fresh, 0, 3)
+    assert close(found, losses[:3]) and close(behind[-1].state, jax.tree.map(fold, carries[2].state))
+    assert close([*others, weight[:, synapses[0], synapses[1]]], [g[:3] for g in expected])
+    assert not np.any(weight[:, np.asarray(mask) == 0])
+
+
+@able("vmap")
+def test_jit_and_vmap(name):
+    """Mapped over batch elements without a batch axis, under jit."""
+    stream, losses, grads, _ = reference(name, "rate")
+    single = stream._replace(state=jax.tree.map(lambda a: a[0], stream.state), xs=stream.xs[:, 0], ys=stream.ys[:, 0])
+    single = single.start()
+    carry = jax.tree.map(lambda a: jnp.stack([a] * BATCH), single.fresh)
+    carry = eqx.tree_at(lambda c: c.state, carry, stream.state)
+
+    @jax.jit
+    @jax.vmap
+    def one(carry, x, y):
+        return single._replace(xs=x[None], ys=y[None]).run(carry)
+
+    for t in range(3):
+        found, got, carry = one(carry, stream.xs[t], stream.ys[t])
+        assert close(found.sum(), losses[t]) and close(total(got), [g[t] for g in grads])
+    assert _types(jax.tree.map(lambda a: a[0], carry)) == _types(single.fresh)
+
+
+# --- reset -----------------------------------------------------------------------------------------------------------
+
+SOME = jnp.array([True, False, False, True, True, False])
+
+
+@every
+@kinds
+def test_reset(name, kind):
+    """Elements that start again are as if fresh, the others go on."""
+    stream, _, grads, carries = reference(name, kind)
+    learner, fresh = stream.learner, stream.fresh
+    some = learner.reset(carries[2], SOME, stream.state)
+    assert _types(some) == _types(fresh)
+    assert close(some.state, jax.tree.map(lambda a, b: _choose(a, b), fresh.state, carries[2].state))
+    if "elements" in LEARNERS[name].cannot:
+        for now, new, old in zip(*map(numbers, (some, fresh, carries[2])), strict=True):
+            assert np.array_equal(now, _choose(new, old))
+        return
+    for weight, expected in ((SOME, fresh), (~SOME, carries[2])):
+        assert close(stream.steps(some, 3, weight=weight)[1], stream.steps(expected, 3, weight=weight)[1])
+    restarted = stream.steps(learner.reset(carries[2], jnp.ones(BATCH, bool), stream.state), 3)[1]
+    assert close(restarted, stream.steps(fresh, 3)[1]) and far(restarted, [g[3:] for g in grads])
+
+
+def _choose(new, old):
+    """`new` for SOME along the batch axis; leaves without one start again only when all elements do."""
+    axes = [axis for axis, size in enumerate(old.shape) if size == BATCH]
+    if not axes:
+        return old
+    (axis,) = axes
+    return jnp.where(SOME.reshape([-1 if k == axis else 1 for k in range(old.ndim)]), new, old)
+
+
+# --- negative controls -----------------------------------------------------------------------------------------------
+
+
+@able("traces")
+@kinds
+def test_mistakes_are_seen(name, kind):
+    """Traces dropped between calls, and a learning signal that meets the traces of the step before."""
+    stream, _, expected, carries = reference(name, kind)
+    for t, traces in ((3, stream.fresh), (3, carries[1])):
+        mistaken = se.Carry(carries[t - 1].state, traces.traces, traces.memory)
+        _, grads, _ = stream.run(mistaken, slice(t, t + 1))
+        assert far(grads, [g[t] for g in expected])
