@@ -215,7 +215,61 @@ ffi::Error WindowOf(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer pos
   });
 }
 
+ffi::Error InfluenceOf(ffi::ThreadPool pool, ffi::AnyBuffer hidden, ffi::AnyBuffer row_ptr, ffi::AnyBuffer rows,
+                       ffi::AnyBuffer out_ptr, ffi::AnyBuffer term_ptr, ffi::AnyBuffer term_row,
+                       ffi::AnyBuffer term_edge, ffi::AnyBuffer pattern, ffi::AnyBuffer first_column,
+                       ffi::AnyBuffer first_entry, ffi::AnyBuffer entry, ffi::AnyBuffer influence,
+                       ffi::AnyBuffer edges, ffi::AnyBuffer x, ffi::AnyBuffer signal,
+                       ffi::Result<ffi::AnyBuffer> next, ffi::Result<ffi::AnyBuffer> gradient,
+                       ffi::Result<ffi::AnyBuffer>, int64_t num_cut) {
+  auto size = influence.dimensions();
+  const int64_t count = size[0], batch = size[2], blocks = pattern.element_count();
+  expect_large(*next);
+  return by_type(x.element_type(), [&](auto zero) {
+    typedef decltype(zero) T;
+    auto part = [&](ffi::AnyBuffer buffer, int64_t i) {
+      return data<T>(buffer) + i * (buffer.element_count() / count);
+    };
+    for (int64_t i = 0; i < count; ++i) {
+      Influence<T> work{data<int32_t>(hidden),   data<int32_t>(row_ptr),      data<int32_t>(rows),
+                        data<int32_t>(out_ptr),  data<int32_t>(term_ptr),     data<int32_t>(term_row),
+                        data<int32_t>(term_edge), data<int32_t>(pattern),     data<int32_t>(first_column),
+                        data<int32_t>(first_entry), data<int32_t>(entry),     batch,
+                        num_cut,                 part(influence, i),          part(edges, i),
+                        part(x, i),              part(signal, i),             part(*next, i),
+                        part(*gradient, i)};
+      int64_t ranges = std::min<int64_t>(blocks, 256);
+      parallel_for(pool, ranges, [&](int64_t range) {
+        table->of<T>().influence(work, blocks * range / ranges, blocks * (range + 1) / ranges);
+      });
+    }
+  });
+}
+
 }  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_influence, InfluenceOf,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<int64_t>("num_cut"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_spmv, Spmv,
                               ffi::Ffi::Bind()
@@ -260,7 +314,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_window, WindowOf,
                                   .Attr<int64_t>("variables"));
 
 // The same number in sparse_etrace/_kernels/native.py.
-extern "C" int sparse_etrace_interface() { return 1; }
+extern "C" int sparse_etrace_interface() { return 2; }
 
 extern "C" const char* sparse_etrace_kernels() {
   return table ? table->name : nullptr;

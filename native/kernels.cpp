@@ -315,6 +315,109 @@ void window(const Window<T>& work, int64_t b, int64_t begin, int64_t end) {
   else window_of_steps<T, Store, A, 0>(work, b, begin, end);
 }
 
+// One block of influences. The lanes of a vector are batch elements, and a group has a few columns of them; without a
+// batch they are columns.
+template <class T, bool Batched>
+struct InfluenceBlock {
+  static constexpr int n = lanes<T>, group = 4;
+  typedef pack<T, n> V;
+  const Influence<T>& work;
+  const int64_t batch, p, first, width, hidden, rows, outputs, begin;
+  V *const scratch, *const coefficient;
+
+  // `count` lanes of a number of each batch element from lane `l` on.
+  INLINE V value(const T* from, int64_t i, int64_t l, int64_t count) const {
+    if (Batched) return get<AsIs<T>, n>(from + i * batch + l, count);
+    return V{} + from[i];
+  }
+
+  INLINE T* place(T* of, int64_t row, int64_t column, int64_t l) const {
+    return of + begin + (Batched ? (row * width + column) * batch + l : row * width + column);
+  }
+
+  INLINE void signal(int64_t l, int64_t count) {
+    const int32_t* number = work.rows + work.row_ptr[p];
+    for (int64_t r = 0; r < hidden; ++r) coefficient[r] = value(work.signal, number[r], l, count);
+    for (int64_t r = hidden; r < rows; ++r) coefficient[r] = V{};
+    for (int64_t o = 0; o < outputs; ++o) {
+      V by_output = value(work.signal, number[hidden + o], l, count);
+      int64_t sum = work.out_ptr[p] + o;
+      for (int64_t t = work.term_ptr[sum]; t < work.term_ptr[sum + 1]; ++t)
+        if (work.term_edge[t] < work.num_cut)
+          coefficient[work.term_row[t]] += by_output * value(work.edges, work.term_edge[t], l, count);
+    }
+  }
+
+  // `columns` columns, in so many vectors as are `in_use`.
+  INLINE void run(int64_t column, int64_t in_use, int64_t columns, int64_t l, int64_t count) {
+    auto lane_count = [&](int64_t c) { return Batched ? count : min(n, columns - c * n); };
+    auto at = [&](T* of, int64_t row, int64_t c) {
+      return Batched ? place(of, row, column + c, l) : place(of, row, column + c * n, 0);
+    };
+    V sum[group] = {};
+    for (int64_t r = 0; r < hidden; ++r)
+      for (int64_t c = 0; c < in_use; ++c) {
+        V old = get<AsIs<T>, n>(at(const_cast<T*>(work.influence), r, c), lane_count(c));
+        scratch[r * group + c] = old;
+        sum[c] += coefficient[r] * old;
+      }
+    for (int64_t c = 0; c < in_use; ++c)
+      for (int64_t k = 0; k < lane_count(c); ++k)
+        work.gradient[first + column + (Batched ? c : c * n + k)] += sum[c][k];
+    for (int64_t o = 0; o < rows; ++o) {
+      int64_t out = work.out_ptr[p] + o;
+      for (int c = 0; c < group; ++c) sum[c] = V{};
+      if (o < outputs)
+        for (int64_t c = 0; c < (Batched ? in_use : columns); ++c) {
+          int64_t s = first + column + c;
+          if (work.entry[s] != hidden + o) continue;
+          if (Batched) sum[c] = value(work.x, s, l, count);
+          else sum[c / n][c % n] = work.x[s];
+        }
+      for (int64_t t = work.term_ptr[out]; t < work.term_ptr[out + 1]; ++t) {
+        V edge = value(work.edges, work.term_edge[t], l, count);
+        const V* from = scratch + int64_t(work.term_row[t]) * group;
+#pragma GCC unroll 4
+        for (int c = 0; c < group; ++c) sum[c] += edge * from[c];
+      }
+      for (int64_t c = 0; c < in_use; ++c) {
+        if (o < outputs) scratch[(hidden + o) * group + c] = sum[c];
+        else put(at(work.next, o - outputs, c), sum[c], lane_count(c));
+      }
+    }
+  }
+};
+
+template <class T, bool Batched>
+INLINE void influence_block(const Influence<T>& work, int64_t k) {
+  constexpr int n = lanes<T>, group = InfluenceBlock<T, Batched>::group;
+  typedef pack<T, n> V;
+  const int64_t p = work.pattern[k], first = work.first_column[k], width = work.first_column[k + 1] - first;
+  const int64_t hidden = work.hidden[p], rows = work.row_ptr[p + 1] - work.row_ptr[p];
+  V* const room = new V[rows * (group + 1)]();
+  InfluenceBlock<T, Batched> block{work, work.batch, p, first, width, hidden, rows, rows - hidden,
+                                   work.first_entry[k] * work.batch, room, room + rows * group};
+  for (int64_t c = 0; c < width; ++c) work.gradient[first + c] = 0;
+  for (int64_t l = 0; l < (Batched ? work.batch : 1); l += n) {
+    int64_t count = Batched ? min(n, work.batch - l) : n;
+    block.signal(l, count);
+    for (int64_t c = 0; c < width; c += Batched ? group : group * n) {
+      int64_t columns = min(width - c, Batched ? group : group * n);
+      int64_t in_use = Batched ? min(group, columns) : min(group, (columns + n - 1) / n);
+      if (count == n) block.run(c, in_use, columns, l, n);
+      else block.run(c, in_use, columns, l, count);
+    }
+  }
+  delete[] room;
+}
+
+template <class T>
+void influence(const Influence<T>& work, int64_t begin, int64_t end) {
+  for (int64_t k = begin; k < end; ++k)
+    if (work.batch == 1) influence_block<T, false>(work, k);
+    else influence_block<T, true>(work, k);
+}
+
 template <class T>
 constexpr Kernels<T> kernels() {
   return {to_rows<T>,
@@ -322,7 +425,8 @@ constexpr Kernels<T> kernels() {
           scatter<T>,
           transposed<T>,
           {window<T, AsIs<T>, 0>, window<T, AsIs<T>, 1>, window<T, AsIs<T>, 2>, window<T, AsIs<T>, 3>},
-          {}};
+          {},
+          influence<T>};
 }
 constexpr Kernels<float> kernels_f32() {
   Kernels<float> all = kernels<float>();

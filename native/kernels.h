@@ -45,6 +45,17 @@ struct Window {
   T* gradient;
 };
 
+// One step of the influence of columns on rows, as in sparse_etrace/_kernels/influence.py. All numbers have the batch
+// behind; `next` may be `influence`.
+template <class T>
+struct Influence {
+  const int32_t *hidden, *row_ptr, *rows, *out_ptr, *term_ptr, *term_row, *term_edge;
+  const int32_t *pattern, *first_column, *first_entry, *entry;
+  int64_t batch, num_cut;
+  const T *influence, *edges, *x, *signal;
+  T *next, *gradient;
+};
+
 template <class T>
 struct Kernels {
   // rows[unit * pitch + c] = x[c * stride + unit], padded with zeros, for the units of a range.
@@ -60,6 +71,8 @@ struct Kernels {
   void (*window[4])(const Window<T>& work, int64_t b, int64_t begin, int64_t end);
   // The same where the trace is stored in bfloat16.
   void (*window_bf16[4])(const Window<T>& work, int64_t b, int64_t begin, int64_t end);
+  // The blocks of a range.
+  void (*influence)(const Influence<T>& work, int64_t begin, int64_t end);
 };
 
 struct Table {

@@ -23,19 +23,9 @@ class Analysis:
     """The step of a model, taken apart at its ops.
 
     Values and leaves are numbered as the flattened model, state and input come. Groups hold numbers of state leaves.
-
-    Args:
-        model, state, x: as `learner.init` takes them.
-        train: what is trained.
-        constant: what an op whose output reaches hidden state reads without derivative: `"own"`, the old state of the
-            clusters that it reaches; `"old"`, all old state; `"all"`, its whole input, for rules that carry the
-            derivative through ops themselves and so count all hidden state as live.
     """
 
-    def __init__(
-        self, model: PyTree[Any], state: PyTree[Any], x: PyTree[Any], train: PyTree[bool] | None, constant: str = "own"
-    ):
-        self.constant = constant
+    def __init__(self, model: PyTree[Any], state: PyTree[Any], x: PyTree[Any], train: PyTree[bool] | None):
         arrays, static = eqx.partition(model, eqx.is_array)
         self.param_names = leaf_names(arrays)
         of_trained = set(leaf_names(eqx.filter(model, trained_filter(model, train))))
@@ -176,8 +166,6 @@ class Analysis:
         self.cluster = components(candidates, {i: self.op_free(i) & candidates for i in candidates})
         reach = [self.within_step(("y", c.number)) for c in self.calls]
         self.stops = [Labels(self.cluster[s[1]] for s in r if s[0] == "n" and s[1] in candidates) for r in reach]
-        if self.constant != "own":
-            self.stops = [Labels(self.cluster.values()) if stops else stops for stops in self.stops]
 
         def passes(i: int) -> Callable[[int], bool]:
             return lambda c: self.cluster[i] not in self.stops[c]
@@ -185,8 +173,6 @@ class Analysis:
         seen = {i: self.within_step(("h", i), passes(i)) for i in candidates}
         onward = {i: {j for j in candidates if ("n", i) in self.direct[("h", j)]} for i in candidates}
         self.live = closure({i for i in candidates if ("out",) in seen[i]}, onward)
-        if self.constant == "all":
-            self.live = candidates
         groups = components(self.live, {i: self.op_free(i) & self.live for i in self.live})
         self._members = [tuple(sorted(i for i in self.live if groups[i] == g)) for g in sorted(set(groups.values()))]
 
@@ -228,9 +214,12 @@ class Analysis:
         variables = [Variable(self.state_names[i], self.state[i], self.new[i]) for i in members]
         return make_group(self.program, self.calls, members, variables, traced)
 
-    def check_reach(self, allow_zero: tuple[str, ...]) -> None:
-        """Raise for a trained leaf without gradient; warn of a plain array that acts through hidden state."""
-        traced = {r.call for g in self.groups for r in g.routes}
+    def check_reach(self, allow_zero: tuple[str, ...], traced: set[int] | None = None) -> None:
+        """Raise for a trained leaf without gradient; warn of a plain array that acts through hidden state.
+
+        `traced` are the op calls with a trace; None for those that are traced into groups.
+        """
+        traced = {r.call for g in self.groups for r in g.routes} if traced is None else traced
         for i in self.trained:
             name, sinks = self.param_names[i], self.within_step(("p", i))
             if ("out",) not in sinks and not any(s[0] == "w" and s[1] in traced for s in sinks):

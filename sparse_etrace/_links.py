@@ -1,7 +1,7 @@
 """One step as a graph: unit by unit between hidden variables, inputs and outputs of ops, and through the ops' synapses."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Array
 
 from ._analysis import Analysis
-from ._op.base import ETraceOp
 from ._positions import Mixed, follow
 from ._program import is_inexact, vjp_jaxpr
 from ._routes import Call, jacobian_forward, op_free_map
@@ -19,6 +18,10 @@ from ._step import Step
 
 Node = tuple[str, int]
 """`("h", leaf)` old or new state, `("x", call)` input and `("y", call)` output of an op call."""
+
+
+class UnlinkedError(ValueError):
+    """A model whose units act on each other by other ways than ops."""
 
 
 class Link(NamedTuple):
@@ -46,7 +49,7 @@ class Links:
     def __init__(self, analysis: Analysis):
         self.analysis = analysis
         self.program = analysis.program
-        self.leaves = sorted(analysis.live)
+        self.leaves = sorted(analysis.cluster)
         self.carriers = [c for c in analysis.calls if c.is_op and analysis.stops[c.number]]
         self.batch = self._batch()
 
@@ -58,7 +61,7 @@ class Links:
                 found[x.shape[: x.ndim - op.input_ndim]] = call
         if len(found) > 1:
             first, second = list(found.items())[:2]
-            raise ValueError(
+            raise UnlinkedError(
                 f"model: the ops called at {first[1].node.where} and {second[1].node.where} have batch axes {first[0]} "
                 f"and {second[0]}. Influences are kept for each batch element: give both the same, or use se.RTRL()."
             )
@@ -66,7 +69,7 @@ class Links:
         for i in self.leaves:
             shape = self.program.avals[self.analysis.state[i]].shape
             if shape[: len(batch)] != batch:
-                raise ValueError(
+                raise UnlinkedError(
                     f"state: {self.analysis.state_names[i]!r} of shape {shape} has the batch axes {batch} elsewhere "
                     "than in front. Put them first, or use se.RTRL()."
                 )
@@ -155,7 +158,7 @@ class Links:
             if np.all(by_unit == by_unit[:1]):
                 return by_unit[0]
         how = f" by `{ids.primitive}` at {ids.where}" if isinstance(ids, Mixed) else ""
-        raise ValueError(
+        raise UnlinkedError(
             f"model: {self.name(source)} acts on several units of {self.name(sink)}, or across batch elements{how}. "
             "Influences pass from unit to unit through ops: make the mixing an op (ETraceParam), declare it a boundary "
             "with se.cut, or use se.RTRL()."
@@ -189,11 +192,6 @@ class Links:
                     found.append(push(jnp.ones_like(known[y]))[0].reshape(count, -1))
         return found
 
-    def synapses(self, call: Call) -> tuple[Any, Any]:
-        """Ends of the synapses of a carrier: units of its input and of its output."""
-        op, v, x = call.template(self.program)
-        return op.synapses(v, x.shape[len(self.batch) :])[:2]
-
 
 class LinkStep(Step):
     """A step whose derivatives are those along links, and those of the loss by all hidden state."""
@@ -203,8 +201,17 @@ class LinkStep(Step):
         self.links = links
 
     @cached_property
+    def _watched(self) -> list[Call]:  # type: ignore[override]
+        mine = {c.number: c for c in [*self.links.carriers, *self.analysis.learning]}
+        return [mine[number] for number in sorted(mine)]
+
+    @cached_property
     def _live(self) -> list[int]:
         return self.links.leaves
 
-    def _jacobians(self, known: dict[int, Any]) -> list[Array]:
-        return self.links.values(known)
+    def _pull(self, vjp: Callable[..., Any], cts: list[Array]) -> tuple:
+        plain, old, n, by_x = vjp(cts)
+        return old, n, plain, by_x
+
+    def _jacobians(self, known: dict[int, Any]) -> tuple:
+        return (self.links.values(known),)

@@ -122,7 +122,7 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
         >>> print(se.explain(se.D_RTRL(), cell, cell.init_state(), jnp.ones(2)).rows[0].rule)
         exact
     """
-    carry = eqx.filter_eval_shape(learner.init, model, state, x)
+    carry = learner.carry_shapes(model, state, x)
     analysis = _analyse(model, state, x, learner.train)
     traced = isinstance(learner, TraceLearner)
     reached = _probe(analysis, model, state, x) if traced else {}
@@ -280,7 +280,7 @@ def memory_plan(
     """
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}.")
-    carry = eqx.filter_eval_shape(learner.init, model, state, x)
+    carry = learner.carry_shapes(model, state, x)
     arrays, static = eqx.partition(model, _is_array_like)
     arrays, carry_arrays = struct(arrays), eqx.filter(carry, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     xs = jax.tree.map(lambda a: jax.ShapeDtypeStruct((steps, *a.shape), a.dtype), struct(x))

@@ -1,6 +1,6 @@
 """Run one step of an analysed model, and take its derivatives where the learning rules want them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from ._analysis import Analysis
 from ._program import Atom, Labels, Node, is_inexact
-from ._routes import Group, jacobian_forward, op_free_map
+from ._routes import Call, Group, jacobian_forward, op_free_map
 
 OTHER = "anything but old state"
 TAP = -1
@@ -106,10 +106,7 @@ class Step:
                 out = node.run([get(a, inner) for a in node.inputs])
             else:
                 call = index[node.outputs]
-                stops = self.analysis.stops[call.number]
-                args = [get(a, stop | stops) for a in call.x_atoms]
-                if stops and self.analysis.constant == "all":
-                    args = jax.lax.stop_gradient(args)
+                args = [get(a, stop | self.analysis.stops[call.number]) for a in call.x_atoms]
                 if not call.is_op:
                     out = node.run(args)
                 else:
@@ -125,7 +122,7 @@ class Step:
                 values[(o, variant)] = v
         everything = [get(a, Labels()) for c in self.analysis.calls for a in c.node.outputs]
         new = [get(a, Labels()) for a in self.analysis.new]
-        xs = {c.number: found[c.number] for c in self.analysis.learning}
+        xs = {c.number: found[c.number] for c in self._watched}
         return [get(a, Labels()) for a in self.analysis.out] + tapped, (new, xs, everything)
 
     def _needed(self, atom: int, stop: Labels) -> tuple[Labels, bool]:
@@ -215,22 +212,17 @@ class Step:
             out, aux = self.forward(with_plain, with_old, with_x, weights, deltas)
             return [v for v in out if is_inexact(v)], (out, *aux)
 
-        deltas = {c.number: jnp.zeros(c.y(self.program).shape, c.y(self.program).dtype) for c in a.learning}
+        deltas = {c.number: jnp.zeros(c.y(self.program).shape, c.y(self.program).dtype) for c in self._watched}
         if self.tap and not self.tap.is_cut:
             (tapped,) = self.program.shapes([self.tap.number])
             deltas[TAP] = jnp.zeros(tapped.shape, tapped.dtype)
         args = ([params[i] for i in a.plain], [state[i] for i in live], deltas, [x[i] for i in floating_x])
         _, vjp, (out, new, xs, ys) = jax.vjp(loss_part, *args, has_aux=True)
 
-        def jacobians() -> tuple[dict[int, Any], list[Array], dict[tuple[int, int], Array]]:
+        def jacobians() -> tuple:
             known = dict(zip(self.program.inputs, [*params, *state, *x], strict=True))
             known |= dict(zip([o for c in a.calls for o in c.node.outputs], ys, strict=True))
-            d, f = [], {}
-            for number, group in enumerate(a.groups):
-                hidden, output = self._jacobian(group, known)
-                f.update({(number, c): value for c, value in output.items()})
-                d.append(hidden)
-            return xs, d, f
+            return xs, *self._jacobians(known)
 
         return out[: len(a.out)], new, jax.tree_util.Partial(self._pull, vjp), jacobians
 
@@ -239,6 +231,11 @@ class Step:
         plain, old, n, by_x = vjp(cts)
         by_leaf = dict(zip(self._live, old, strict=True))
         return [jnp.stack([by_leaf[i] for i in g.variables]) for g in a.groups], n, plain, by_x
+
+    @property
+    def _watched(self) -> Sequence[Call]:
+        """Op calls by whose outputs the loss is differentiated."""
+        return self.analysis.learning
 
     @cached_property
     def _live(self) -> list[int]:
@@ -264,6 +261,15 @@ class Step:
         for i, extra in zip(a.plain, plain, strict=True):
             grads[i] = grads[i] + extra
         return grads
+
+    def _jacobians(self, known: dict[int, Any]) -> tuple:
+        """D and F of all groups, at known inputs and op outputs."""
+        d, f = [], {}
+        for number, group in enumerate(self.analysis.groups):
+            hidden, output = self._jacobian(group, known)
+            f.update({(number, c): value for c, value in output.items()})
+            d.append(hidden)
+        return d, f
 
     def _jacobian(self, group: Group, known: dict[int, Any]) -> tuple[Array, dict[int, Array]]:
         """D and F of one group: one VJP with ones for each of its variables."""

@@ -9,6 +9,8 @@ from .hybrid import Hybrid as Hybrid
 from .ostl import OSTL as OSTL
 from .ottt import OTTT as OTTT
 from .rflo import RFLO as RFLO
+from .rtrl import RTRL as RTRL
+from .snap import SnAp as SnAp
 from .tbptt import TBPTT as TBPTT
 from .three_factor import ThreeFactor as ThreeFactor
 from .uoro import UORO as UORO

@@ -62,6 +62,10 @@ class Learner(eqx.Module):
         """How many steps `online_grad` takes at once unless told; None for all of them."""
         return None
 
+    def carry_shapes(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Carry:
+        """Shapes and types of what `init` returns, for arguments that may have only these as well."""
+        return eqx.filter_eval_shape(self.init, model, state, x)
+
     def reset(self, carry: Carry, where: Bool[Array, "*batch"] | bool, state: PyTree[Array]) -> Carry:
         """Start again at some batch elements: their state, traces and counters.
 
@@ -107,6 +111,18 @@ class Learner(eqx.Module):
 
     def _restart_traces(self, traces: PyTree[Array], choose: Callable[..., Array]) -> PyTree[Array]:
         return traces
+
+
+def differentiate(loss_fn: Callable[..., Any], analysis: Analysis, out: list[Array], y: Any) -> tuple[Array, Any, list]:
+    """The loss, what is returned besides, and the derivative by the floating outputs."""
+
+    def loss_of(floating: list[Array]) -> tuple[Array, Any]:
+        values = iter(floating)
+        full = [next(values) if is_inexact(o) else o for o in out]
+        return loss_fn(jax.tree.unflatten(analysis.out_structure, full), y)
+
+    loss, vjp, aux = jax.vjp(loss_of, [o for o in out if is_inexact(o)], has_aux=True)
+    return loss, aux, vjp(jnp.ones_like(loss))[0]
 
 
 class TraceLearner(Learner):
@@ -302,13 +318,7 @@ class TraceLearner(Learner):
             x, y = now
             out, new, pull, jacobians = step.run(params, state, jax.tree.leaves(x), weights)
 
-            def loss_of(floating: list[Array]) -> tuple[Array, Any]:
-                values = iter(floating)
-                full = [next(values) if is_inexact(o) else o for o in out]
-                return loss_fn(jax.tree.unflatten(analysis.out_structure, full), y)
-
-            loss, vjp, aux = jax.vjp(loss_of, [o for o in out if is_inexact(o)], has_aux=True)
-            (by_out,) = vjp(jnp.ones_like(loss))
+            loss, aux, by_out = differentiate(loss_fn, analysis, out, y)
             (m, n, plain, _), signal = teacher.pull(pull, by_out, matrix, new, loss)
             inputs, d, f = jacobians()
             memory = teacher.remember(memory, new)

@@ -14,11 +14,11 @@ import jax.extend.core as jex
 from jax.interpreters import mlir
 
 LIBRARY = "libsparse_etrace.so.1"
-TARGETS = ("spmv", "spmv_t", "window")
+TARGETS = ("spmv", "spmv_t", "window", "influence")
 VARIABLE = "SPARSE_ETRACE_KERNELS"
 CHOICES = ("avx512", "avx2", "plain", "xla")
 # The same number in native/ffi.cpp: what the kernels take and give.
-INTERFACE = 1
+INTERFACE = 2
 
 
 def _path() -> Path:

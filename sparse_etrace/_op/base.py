@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,6 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float, PyTree
+
+
+class Uses(NamedTuple):
+    """Where the weights of one leaf of `v` act; one entry for each use of a weight.
+
+    Attributes:
+        pre: sending unit, as a number in the flattened input without batch axes; None for a leaf that takes no input.
+        post: receiving unit, likewise in the output.
+        slot: entry of the flattened leaf.
+    """
+
+    pre: np.ndarray | None
+    post: np.ndarray
+    slot: np.ndarray
 
 
 class ETraceOp(eqx.Module):
@@ -80,6 +94,24 @@ class ETraceOp(eqx.Module):
     def total_dw(self, x: Any, y: Array, v: PyTree[Array]) -> PyTree[Array]:
         """Sum of `xy_to_dw` over all leading axes and positions: the vector-Jacobian product of `xw_to_y` in `v`."""
         return jax.vjp(lambda v: self.xw_to_y(x, v), v)[1](y)[0]
+
+    def synapses(self, v: PyTree[Any], x: Any) -> list[Uses]:
+        """Where the weights act, for learners that follow influences from unit to unit through the op.
+
+        Args:
+            v: weights on the synapses, or their shapes.
+            x: shape and type of the input without batch axes.
+
+        Returns:
+            A `Uses` for each leaf of `v`, in `jax.tree` order.
+
+        Raises:
+            NotImplementedError: the op does not say.
+        """
+        raise NotImplementedError(
+            f"op: {type(self).__name__} does not say which unit each weight leads from and to. Give it a method "
+            "`synapses`, or use se.RTRL(), which does not ask."
+        )
 
     def window(
         self,
@@ -196,6 +228,19 @@ def with_bias(y: Array, w: dict[str, Array]) -> Array:
 
 def _none(leaf: Any) -> bool:
     return leaf is None
+
+
+def all_to_all(v: dict[str, Any], kept: np.ndarray | None = None) -> list[Uses]:
+    """`ETraceOp.synapses` of a weight matrix and a bias; `kept` is False where there is no synapse."""
+    num_pre, num_post = v["weight"].shape
+    slot = np.arange(num_pre * num_post) if kept is None else np.flatnonzero(kept)
+    uses = {"weight": Uses(slot // num_post, slot % num_post, slot), "bias": one_to_one(num_post)}
+    return [uses[key] for key in sorted(v)]
+
+
+def one_to_one(units: int) -> Uses:
+    """A leaf whose slots are the receiving units themselves."""
+    return Uses(None, np.arange(units), np.arange(units))
 
 
 def sum_to(trace: PyTree[Array], v: PyTree[Array]) -> PyTree[Array]:

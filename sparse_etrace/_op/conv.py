@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from .base import ETraceOp, check_bias, check_shape, masked, read_weights, with_bias
+from .base import ETraceOp, Uses, check_bias, check_shape, masked, read_weights, with_bias
 
 Weights = dict[str, Array]
 
@@ -147,6 +148,21 @@ class ConvOp(ETraceOp):
         weight = jnp.einsum("...gcw,...go->...wcgo", patches, grouped).reshape(*y.shape[:-1], *v["weight"].shape)
         slots = {"weight": weight, "bias": y}
         return {key: slots[key] for key in v}
+
+    def synapses(self, v: Weights, x: Any) -> list[Uses]:
+        """Each tap of the kernel at each position of the output, apart from padding."""
+        *taps, c_out = v["weight"].shape
+        number = jnp.arange(1, math.prod(self.xinfo.shape) + 1, dtype=jnp.int32).reshape(self.xinfo.shape)
+        uses = []
+        for tap, where in enumerate(np.ndindex(*taps)):
+            one = jnp.zeros(v["weight"].shape, jnp.int32).at[where].set(1)
+            seen = np.asarray(self.xw_to_y(number, {"weight": one})).ravel()
+            post = np.flatnonzero(seen)
+            uses.append(Uses(seen[post] - 1, post, tap * c_out + post % c_out))
+        pre, post, slot = (np.concatenate(part) for part in zip(*uses, strict=True))
+        units = np.arange(len(seen))
+        found = {"weight": Uses(pre, post, slot), "bias": Uses(None, units, units % c_out)}
+        return [found[key] for key in sorted(v)]
 
     def _batch(self, x: Array) -> tuple[int, ...]:
         check_shape("x", x.shape[-self.input_ndim :], self.xinfo.shape, "The shape of xinfo, behind the batch axes.")

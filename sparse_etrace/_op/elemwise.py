@@ -1,5 +1,6 @@
 """One weight per unit, and no input."""
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .base import ETraceOp, window_per_unit
+from .base import ETraceOp, Uses, one_to_one, window_per_unit
 
 
 class ElemWiseOp(ETraceOp):
@@ -53,3 +54,7 @@ class ElemWiseOp(ETraceOp):
         self, v: Array, trace: Array, carried: Any, entering: Any, signal: Any, direct: Any, x: Any
     ) -> tuple[Array | None, Array | None]:
         return window_per_unit(v, trace, carried, entering, signal, direct)
+
+    def synapses(self, v: Any, x: Any) -> list[Uses]:
+        """Each value acts on its own unit."""
+        return [one_to_one(math.prod(v.shape))]

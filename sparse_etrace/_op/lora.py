@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from .. import _kernels
-from .base import ETraceOp, check_bias, check_input, with_bias
+from .base import ETraceOp, Uses, all_to_all, check_bias, check_input, with_bias
 
 Weights = dict[str, Array]
 
@@ -64,3 +64,7 @@ class LoraOp(ETraceOp):
 
     def sum_dw(self, x: Shaped[Array, "k *batch pre"], y: Float[Array, "k *batch post"], v: Weights) -> Weights:
         return _kernels.dense.sum_outer(x, y, v)
+
+    def synapses(self, v: Weights, x: Any) -> list[Uses]:
+        """All pairs of units."""
+        return all_to_all(v)

@@ -5,10 +5,11 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from .. import _kernels
-from .base import ETraceOp, check_bias, check_input, masked, read_weights, with_bias
+from .base import ETraceOp, Uses, all_to_all, check_bias, check_input, masked, read_weights, with_bias
 
 Weights = dict[str, Array]
 
@@ -64,3 +65,8 @@ class MatMulOp(ETraceOp):
 
     def sum_dw(self, x: Shaped[Array, "k *batch pre"], y: Float[Array, "k *batch post"], v: Weights) -> Weights:
         return _kernels.dense.sum_outer(x, y, v)
+
+    def synapses(self, v: Weights, x: Any) -> list[Uses]:
+        """All pairs of units, or those where the mask is not zero, if that makes the weight zero."""
+        is_zero = self.weight_fn is None or self.apply_weight_fn_before_mask
+        return all_to_all(v, None if self.weight_mask is None or not is_zero else np.asarray(self.weight_mask) != 0)

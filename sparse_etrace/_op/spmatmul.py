@@ -13,7 +13,17 @@ from .. import _kernels
 from .._connectivity import Connectivity
 from .._convert import matrix_connectivity
 from .._graph import Graph
-from .base import ETraceOp, applied, check_bias, check_input, check_shape, read_weights, window_per_unit, with_bias
+from .base import (
+    ETraceOp,
+    Uses,
+    applied,
+    check_bias,
+    check_input,
+    check_shape,
+    read_weights,
+    window_per_unit,
+    with_bias,
+)
 
 Weights = dict[str, Array]
 Traces = dict[str, Array | None]
@@ -134,6 +144,21 @@ class SpMatMulOp(ETraceOp):
         if bias is not None:
             new["bias"], taught["bias"] = window_per_unit(v["bias"], bias, carried, entering, signal, direct)
         return new, taught
+
+    def synapses(self, v: Weights, x: Any) -> list[Uses]:
+        """The synapses of the connectivity, once for each feature."""
+        features = np.arange(1 if self.axis == -1 else x.shape[-1])
+
+        def at(ids: Any) -> np.ndarray:
+            return (np.asarray(ids)[:, None] * len(features) + features).ravel()
+
+        def slots(count: int) -> np.ndarray:
+            return np.repeat(np.arange(count), len(features))
+
+        pre, post, units = self.connectivity.pre, self.connectivity.post, self.connectivity.num_post
+        uses = {"weight": Uses(at(pre), at(post), slots(len(pre)))}
+        uses["bias"] = Uses(None, at(np.arange(units)), slots(units))
+        return [uses[key] for key in sorted(v)]
 
     def _last(self, x: Array) -> Array:
         """Move the axis of the units behind all others, or back."""

@@ -1,0 +1,182 @@
+"""What SnAp and RTRL share: influences of synapses on a sparse pattern of hidden units."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import scipy.sparse as sp
+from jaxtyping import Array, PyTree
+
+from .._analysis import Analysis
+from .._filter import check_names
+from .._influence import Influences, sizes_of, start, step as advance, weights_of
+from .._links import Links, LinkStep
+from .._program import is_inexact
+from .._reach import Wiring
+from .base import Carry, Learner, Window, differentiate
+
+
+class InfluenceLearner(Learner):
+    """A rule that keeps the influence of each synapse on some of the hidden units."""
+
+    max_influences: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def reach(self, wiring: Wiring) -> sp.csr_array:
+        """Neurons that each op output influences."""
+
+    @property
+    def traces_all(self) -> bool:
+        """Whether parameters without trace have influences as well."""
+        return False
+
+    def init(self, model: Callable[..., Any], state: PyTree[Array], x: PyTree[Any]) -> Carry:
+        """Find the pattern, check the model against the rule, and start with influences of zero; see `D_RTRL.init`.
+
+        Raises:
+            TypeError: the model is traced, so that its synapses are not known.
+            ValueError: units act on each other by other ways than ops, or there are too many influences.
+            NotImplementedError: an op does not say which unit each weight leads from and to.
+        """
+        return self._start(model, state, x, True)
+
+    def carry_shapes(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Carry:
+        """Shapes and types of what `init` returns. The model needs its arrays: they hold the synapses."""
+        carry = self._start(model, state, x, False)
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), carry)
+
+    def _start(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any], is_real: bool) -> Carry:
+        analysis = Analysis(model, state, x, self.train)
+        check_names(self.allow_zero, analysis.param_names)
+        links = Links(analysis)
+        params = jax.tree.leaves(eqx.filter(model, _is_array))
+        if any(isinstance(p, jax.core.Tracer | jax.ShapeDtypeStruct) for p in params):
+            raise TypeError(
+                "model: its arrays are traced or have only shapes, so that its synapses are not known. Call init "
+                "outside of jit and vmap, with the arrays themselves."
+            )
+        wiring = Wiring(links, LinkStep(links).weights(params), self.traces_all)
+        reach = self.reach(wiring)
+        influences = start(wiring, reach, jnp.result_type(*(p for p in params if is_inexact(p))), is_real)
+        reached = reach.sum(axis=1)
+        begin = {c.number: wiring.offset[("y", c.number)] - wiring.num_hidden for c in links.carriers}
+        traced = {
+            c.number for c in links.carriers
+            if reached[begin[c.number] : begin[c.number] + links.size(("y", c.number))].any()
+        }  # fmt: skip
+        analysis.check_reach(self.allow_zero, traced)
+        return Carry(jax.tree.map(jnp.asarray, state) if is_real else state, influences)
+
+    def window_steps(self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array]) -> int | None:
+        """16; the influences are touched in each step whatever the window."""
+        return 16
+
+    def _restart_traces(self, traces: Influences, choose: Callable[..., Array]) -> Influences:
+        return eqx.tree_at(lambda t: t.values, traces, choose(0, traces.values, 1))
+
+    def _taken_apart(self, model: Any, carry: Carry, x: Any) -> tuple[Links, LinkStep]:
+        links = Links(Analysis(model, carry.state, x, self.train))
+        if not isinstance(carry.traces, Influences) or carry.traces.sizes != sizes_of(links):
+            raise ValueError(
+                "carry: its traces are not those of this learner and model. Make it with this learner's init, and "
+                "again where the model, its shapes or what is trained has changed."
+            )
+        return links, LinkStep(links)
+
+    @eqx.filter_jit
+    def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
+        """One step of the model and of the influences; see `D_RTRL.step`."""
+        x = jax.tree.map(jnp.asarray, x)
+        links, step = self._taken_apart(model, carry, x)
+        floating = [is_inexact(v) for v in jax.tree.leaves(x)]
+        num_state = len(jax.tree.leaves(carry.state))
+
+        def forward(params: list, state: list, old: Influences, xs: list) -> Any:
+            weights = step.weights(params)
+            out, new, pull, jacobians = step.run(params, state, xs, weights)
+            inputs, values = jacobians()
+            m = [jnp.zeros_like(state[i]) for i in links.leaves]
+            n = {c.number: jnp.zeros(c.y(step.program).shape, c.y(step.program).dtype) for c in links.carriers}
+            at_edges = weights_of(links, weights)[old.edge_weight]
+            later, _ = advance(links, old, at_edges, values, inputs, m, n)
+            return (new, later, out), (params, old, weights, pull, inputs, values)
+
+        @jax.custom_vjp
+        def run(params: list, state: list, old: Influences, xs: list) -> Any:
+            return forward(params, state, old, xs)[0]
+
+        def backward(residuals: Any, cts: Any) -> Any:
+            params, old, weights, pull, inputs, values = residuals
+            m, n, plain, by_x = pull([c for c in cts[2] if c.dtype != jax.dtypes.float0])
+            all_weights = weights_of(links, weights)
+            _, taught = advance(links, old, all_weights[old.edge_weight], values, inputs, m, n)
+            now = jax.tree.map(lambda a: a[None], (inputs, n))
+            by_param = step.by_parameter(params, self._by_weights(links, weights, old, taught, *now), plain)
+            moved = iter(by_x)
+            grads = [by_param.get(i) for i in range(len(params))]
+            return grads, [None] * num_state, None, [next(moved) if f else None for f in floating]
+
+        run.defvjp(forward, backward)
+        params = jax.tree.leaves(eqx.filter(model, eqx.is_array))
+        state, shape = jax.tree.flatten(carry.state)
+        new, traces, out = run(params, state, carry.traces, jax.tree.leaves(x))
+        return Carry(jax.tree.unflatten(shape, new), traces), jax.tree.unflatten(links.analysis.out_structure, out)
+
+    def window(
+        self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Callable[..., Any]
+    ) -> Window:
+        links, step = self._taken_apart(model, carry, jax.tree.map(lambda a: a[0], xs))
+        analysis, start = links.analysis, carry.traces
+        params, layout = jax.tree.flatten(eqx.filter(model, eqx.is_array))
+        weights = step.weights(params)
+        at_edges = weights_of(links, weights)[start.edge_weight]
+
+        def one(before: tuple[list, list, Array, Array], now: tuple[Any, Any]) -> Any:
+            state, added, values, taught = before
+            x, y = now
+            out, new, pull, jacobians = step.run(params, state, jax.tree.leaves(x), weights)
+            loss, aux, by_out = differentiate(loss_fn, analysis, out, y)
+            m, n, plain, _ = pull(by_out)
+            inputs, along = jacobians()
+            old = eqx.tree_at(lambda t: t.values, start, values)
+            later, gradient = advance(links, old, at_edges, along, inputs, m, n)
+            added = [a + b for a, b in zip(added, plain, strict=True)]
+            return (new, added, later.values, taught + gradient), (loss, aux, inputs, n)
+
+        state, shape = jax.tree.flatten(carry.state)
+        zeros = [jnp.zeros_like(params[i]) for i in analysis.plain]
+        begin = (state, zeros, start.values, jnp.zeros(start.column_x.shape, start.values.dtype))
+        (state, added, values, taught), (losses, aux, inputs, n) = jax.lax.scan(one, begin, (xs, ys))
+        by_param = step.by_parameter(params, self._by_weights(links, weights, start, taught, inputs, n), added)
+        grads = jax.tree.unflatten(layout, [by_param.get(i) for i in range(len(params))])
+        traces = eqx.tree_at(lambda t: t.values, start, values)
+        return Window(losses, aux, grads, Carry(jax.tree.unflatten(shape, state), traces))
+
+    def _by_weights(
+        self, links: Links, weights: Any, old: Influences, taught: Array, xs: dict[int, Any], n: dict[int, Array]
+    ) -> dict[int, list[Array]]:
+        """Gradient of the weights of each learning call: what was influenced before, and what acts at once."""
+        everything = weights_of(links, weights)
+        before = jnp.zeros_like(everything).at[old.column_weight].add(taught.astype(everything.dtype))
+        found, begin = {}, 0
+        carriers = {c.number for c in links.carriers}
+        for call in links.carriers + [c for c in links.analysis.learning if c.number not in carriers]:
+            op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
+            signal = n[call.number]
+            now = [jnp.sum(signal, axis=0)] if op.is_diagonal else op.total_dw(xs[call.number], signal, v)
+            leaves = []
+            for leaf, part in zip(jax.tree.leaves(v), jax.tree.leaves(now), strict=True):
+                total = part.astype(leaf.dtype)
+                if call.number in carriers:
+                    total = total + before[begin : begin + leaf.size].reshape(leaf.shape).astype(leaf.dtype)
+                    begin += leaf.size
+                leaves.append(total)
+            found[call.number] = leaves
+        return found
+
+
+def _is_array(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)

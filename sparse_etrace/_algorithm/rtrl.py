@@ -1,0 +1,153 @@
+"""RTRL: the exact gradient, forward in time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from .._analysis import Analysis
+from .._black_box import by_step, check_carry, check_reach, split
+from .._links import UnlinkedError
+from .._program import is_inexact
+from .._reach import Wiring
+from .base import Carry, Window
+from .influence import InfluenceLearner
+
+
+class Dense(eqx.Module):
+    """Derivative of the floating state by all that is trained: for each leaf of the state `(*leaf, params)`."""
+
+    jacobian: PyTree[Array]
+
+    @property
+    def matrix(self) -> Float[Array, "state params"]:
+        return jnp.concatenate([leaf.reshape(-1, leaf.shape[-1]) for leaf in jax.tree.leaves(self.jacobian)])
+
+
+class RTRL(InfluenceLearner):
+    """Real-time recurrent learning: the gradient of BPTT, forward in time, for any model.
+
+    `J <- dh_t/dh_{t-1} J + dh_t/dtheta`, `dtheta += dL_t/dh_{t-1} J + dL_t/dtheta`. Where all that is trained acts
+    through ops, and units act on each other through ops only, J is kept on the pairs of synapse and unit that any number
+    of steps leads to: `SnAp` without an end. Any other model (a trained array outside of ops that acts on hidden state,
+    units mixed by anything else, `se.cut`) is differentiated as a whole, with a full matrix of all state, batch included,
+    by all that is trained. `explain` and `memory_plan` say which.
+
+    Args:
+        max_influences: the most that are kept, for each batch element or in that matrix; more is an error before
+            anything is allocated.
+        train, allow_zero: see `D_RTRL`.
+
+    Raises:
+        ValueError: at `init`, there are too many influences; or as `BPTT.init`.
+
+    Example:
+        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> cell = se.cells.LeakyRate(3, se.ETraceParam({'weight': jnp.ones((2, 3))}, se.MatMulOp()), decay=0.9)
+        >>> learner = se.RTRL()
+        >>> carry = learner.init(cell, cell.init_state(), jnp.ones(2))
+        >>> carry, out = learner.step(cell, carry, jnp.ones(2))
+
+    Reference:
+        Williams and Zipser 1989, Neural Computation 1:270.
+    """
+
+    max_influences: int = 100_000_000
+    train: Any = None
+    allow_zero: tuple[str, ...] = ()
+
+    @property
+    def traces_all(self) -> bool:
+        """True: exact for every parameter."""
+        return True
+
+    def reach(self, wiring: Wiring) -> sp.csr_array:
+        """All neurons that any number of steps leads to."""
+        return wiring.reach(None, None, self.max_influences)
+
+    def _start(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any], is_real: bool) -> Carry:
+        check_reach(model, state, x, self.train, self.allow_zero)
+        if _acts_through_ops(model, state, x, self.train):
+            try:
+                return super()._start(model, state, x, is_real)
+            except (UnlinkedError, NotImplementedError):
+                pass  # units are mixed, or an op does not say which synapses it has
+        carry = eqx.filter_eval_shape(
+            lambda model, state: Carry(state, _zeros(split(model, self.train)[0], state)), model, state
+        )
+        size = sum(leaf.size for leaf in jax.tree.leaves(carry.traces))
+        if size > self.max_influences:
+            raise ValueError(
+                f"model: the derivative of all state by all that is trained has {size:,} entries, more than "
+                f"max_influences={self.max_influences:,}, and the model is not made of ops so that fewer would do. "
+                "Raise max_influences, train less, or take UORO, TBPTT or BPTT."
+            )
+        if not is_real:
+            return carry
+        state = jax.tree.map(jnp.asarray, state)
+        return Carry(state, _zeros(split(model, self.train)[0], state))
+
+    def _restart_traces(self, traces: Any, choose: Callable[..., Array]) -> Any:
+        if isinstance(traces, Dense):
+            return Dense(jax.tree.map(lambda leaf: choose(0, leaf), traces.jacobian))
+        return super()._restart_traces(traces, choose)
+
+    def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
+        """One step of the model and of the influences; see `D_RTRL.step`."""
+        return (self._dense_step if isinstance(carry.traces, Dense) else super().step)(model, carry, x)
+
+    def window(
+        self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Callable[..., Any]
+    ) -> Window:
+        if isinstance(carry.traces, Dense):
+            return Window(*by_step(self._dense_step, self.train, model, carry, xs, ys, loss_fn))
+        return super().window(model, carry, xs, ys, loss_fn)
+
+    @eqx.filter_jit
+    def _dense_step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
+        x = jax.tree.map(jnp.asarray, x)
+        trained, fixed = split(model, self.train)
+        carry, held, values = jax.lax.stop_gradient((carry, x, trained))
+        check_carry(jax.eval_shape(_zeros, trained, carry.state), carry.traces)
+        live, rest = eqx.partition(carry.state, is_inexact)
+        flat_live, to_live = ravel_pytree(live)
+        flat_values, to_values = ravel_pytree(values)
+        # Zero, with the derivative of the old state.
+        moved = carry.traces.matrix @ (ravel_pytree(trained)[0] - flat_values)
+        new, out = eqx.combine(trained, fixed)(eqx.combine(to_live(flat_live + moved), rest), x)
+
+        def floating(live: Array, values: Array) -> Array:
+            new, _ = eqx.combine(to_values(values), fixed)(eqx.combine(to_live(live), rest), held)
+            return ravel_pytree(eqx.filter(new, is_inexact))[0]
+
+        _, pull = jax.vjp(floating, flat_live, flat_values)
+        by_state, by_params = jax.vmap(pull)(jnp.eye(len(flat_live), dtype=flat_live.dtype))
+        later = by_state @ carry.traces.matrix + by_params
+        leaves, shape = jax.tree.flatten(carry.traces.jacobian)
+        parts = jnp.split(later, np.cumsum([leaf.size // leaf.shape[-1] for leaf in leaves])[:-1])
+        jacobian = [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
+        return Carry(jax.lax.stop_gradient(new), Dense(jax.tree.unflatten(shape, jacobian))), out
+
+
+def _zeros(trained: PyTree[Array], state: PyTree[Array]) -> Dense:
+    leaves = jax.tree.leaves(trained)
+    params, dtype = sum(leaf.size for leaf in leaves), jnp.result_type(*leaves)
+    live = eqx.filter(jax.tree.map(jnp.asarray, state), is_inexact)
+    return Dense(jax.tree.map(lambda s: jnp.zeros((*s.shape, params), dtype), live))
+
+
+def _acts_through_ops(model: Any, state: Any, x: Any, train: Any) -> bool:
+    """Whether nothing trained acts on hidden state, and no hidden state on itself, by other ways than ops."""
+    try:
+        a = Analysis(model, state, x, train)
+    except NotImplementedError:
+        return False
+    if any(not c.is_op and a.stops[c.number] for c in a.calls):
+        return False
+    return not any(s[0] == "n" and s[1] in a.cluster for i in a.plain for s in a.outside_ops(i))

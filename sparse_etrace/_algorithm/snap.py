@@ -1,0 +1,89 @@
+"""SnAp: the influence of a synapse on the units that it reaches within a few steps."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.sparse as sp
+
+from .._program import is_key
+from .._reach import Wiring
+from .influence import InfluenceLearner
+
+RANDOM = "random"
+
+
+class SnAp(InfluenceLearner):
+    """Sparse n-step approximation of RTRL: each synapse's influence on the units within `n - 1` steps of its target.
+
+    With P the units that `n - 1` steps of the whole hidden Jacobian, ops included, lead to from the target, all hidden
+    variables of each: `Jy <- P o (dy/dx dx/dh J) + x`, `dv += m . J + n . Jy`, `J <- D J + F Jy`. `n = 1` is D-RTRL
+    where no unit feeds itself through an op, more steps add the ways through other units, and once P has no more to
+    add it is exact. Influences are kept for `variables * sum_i indegree(i) * |P(i)|` pairs of synapse and unit.
+
+    An op that acts through another op within the step reaches what that other one drives with the second step.
+
+    Args:
+        n: steps, at least 1; None for all. Ignored for a given pattern.
+        pattern: `"random"` lets influence pass into each unit from `paths` others only, so that n counts these ways;
+            a matrix `(neurons, neurons)` of any scipy format or an array keeps the influence of the synapses onto unit
+            i on unit k where entry `[i, k]` is not zero, and always that on i. Neurons are counted through the hidden
+            variables in `jax.tree` order, those that are variables of one neuron once.
+        paths: for `"random"`: into each unit; at least 1.
+        key: for `"random"`: chooses them.
+        max_influences: the most that are kept for each batch element; more is an error before anything is allocated.
+        train, allow_zero: see `D_RTRL`.
+
+    Raises:
+        ValueError: `n` or `paths` is below 1, `pattern` is none of these or has another shape, `key` and `paths` are
+            given without `"random"` or not with it; or as `init`.
+
+    Example:
+        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> conn = se.Connectivity.from_edges([0, 1, 2], [1, 2, 0], shape=(3, 3))
+        >>> inp = se.ETraceParam({'weight': jnp.ones((2, 3))}, se.MatMulOp())
+        >>> cell = se.cells.LeakyRate(3, inp, se.ETraceParam({'weight': jnp.ones(3)}, se.SpMatMulOp(conn)))
+        >>> [se.SnAp(n=n).init(cell, cell.init_state(), jnp.ones(2)).traces.blocks.size for n in (1, 2, 3, 4)]
+        [9, 18, 27, 27]
+
+    Reference:
+        Menick et al. 2021, International Conference on Learning Representations (arXiv 2006.07232); random paths:
+        Shalev-Merin 2026 (arXiv 2603.15195).
+    """
+
+    n: int | None = 2  # type: ignore[misc]
+    pattern: Any = None
+    paths: int | None = None
+    key: Any = None
+    max_influences: int = 100_000_000
+    train: Any = None
+    allow_zero: tuple[str, ...] = ()
+
+    def __check_init__(self) -> None:
+        if self.n is not None and self.n < 1:
+            raise ValueError(f"n: expected at least 1, or None for all steps, got {self.n}. The target itself counts.")
+        is_random = isinstance(self.pattern, str)
+        if is_random and self.pattern != RANDOM:
+            raise ValueError(f"pattern: expected 'random', a matrix or None, got {self.pattern!r}.")
+        given = (self.paths is not None, self.key is not None)
+        if given != (is_random, is_random) or (is_random and not is_key(self.key)):
+            raise ValueError(
+                f"paths, key: expected a number and a key of jax.random.key with pattern='random' and none else, got "
+                f"{self.paths!r} and {self.key!r}."
+            )
+        if self.paths is not None and self.paths < 1:
+            raise ValueError(f"paths: expected at least 1 into each unit, got {self.paths}.")
+
+    def reach(self, wiring: Wiring) -> sp.csr_array:
+        """Neurons within `n - 1` steps, or as the pattern says."""
+        if self.pattern is None or isinstance(self.pattern, str):
+            if self.paths is not None:
+                seed = np.asarray(jax.random.key_data(self.key)).ravel()
+                wiring.keep_random_paths(self.paths, np.random.default_rng(seed))
+            return wiring.reach(None if self.n is None else self.n - 1, None, self.max_influences)
+        pattern = sp.csr_array(self.pattern)
+        if pattern.shape != (wiring.num_neurons,) * 2:
+            raise ValueError(
+                f"pattern: expected shape {(wiring.num_neurons,) * 2}, neurons by neurons, got {pattern.shape}."
+            )
+        return wiring.reach(None, pattern.astype(bool), self.max_influences)

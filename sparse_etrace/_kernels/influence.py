@@ -1,0 +1,169 @@
+"""One step of the influence of synapses on units, block by block: sparse times dense."""
+
+import functools
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.interpreters import batching
+from jaxtyping import Array, Float, Int
+
+from . import native
+from .products import batch_by_loop, in_front
+
+MOST_COLUMNS = 64
+
+
+class Blocks(eqx.Module):
+    """Which influences are kept. Columns of one pattern keep the same rows, and form blocks of `rows x columns`.
+
+    A pattern works on a list of rows: its hidden units, then outputs of ops in the order of their execution. The new
+    value of each output of an op, then of each hidden unit, is a sum over terms `edge * old or new row`. An output of
+    an op also receives the inputs of the columns that enter there.
+
+    Attributes:
+        hidden: for each pattern, how many of its rows are hidden units.
+        row_ptr, rows: the rows of each pattern, as rows of the whole step.
+        out_ptr: for each pattern, its first sum.
+        term_ptr: for each sum, its first term.
+        term_row, term_edge: row of the pattern, and edge.
+        pattern, first_column, first_entry: of each block.
+        entry: for each column, the row of its pattern where its input enters.
+        num_cut: the first so many edges are those along which the learning signal meets the old influences.
+        size: number of influences.
+        level, levels: number of the op of each row, and how many ops there are.
+        most: rows and terms of the largest pattern.
+    """
+
+    hidden: Int[Array, " patterns"]
+    row_ptr: Int[Array, " patterns_and_1"]
+    rows: Int[Array, " rows"]
+    out_ptr: Int[Array, " patterns_and_1"]
+    term_ptr: Int[Array, " sums_and_1"]
+    term_row: Int[Array, " terms"]
+    term_edge: Int[Array, " terms"]
+    pattern: Int[Array, " blocks"]
+    first_column: Int[Array, " blocks_and_1"]
+    first_entry: Int[Array, " blocks"]
+    entry: Int[Array, " columns"]
+    level: Int[Array, " all_rows"]
+    num_cut: int = eqx.field(static=True)
+    size: int = eqx.field(static=True)
+    levels: int = eqx.field(static=True)
+    most: tuple[int, int] = eqx.field(static=True)
+
+
+def advance(
+    blocks: Blocks,
+    influence: Float[Array, "size batch"],
+    edges: Float[Array, "edges batch"],
+    x: Float[Array, "columns batch"],
+    signal: Float[Array, "all_rows batch"],
+) -> tuple[Float[Array, "size batch"], Float[Array, " columns"]]:
+    """Take all influences through a step, and let the learning signal meet the old ones.
+
+    `dv[c] = sum over batch of (signal_h . J + signal_y . (cut edges J))[c]`, then `Jy = P o (edges J) + x`,
+    `J <- P o (edges (J, Jy))`.
+
+    Args:
+        blocks: what is kept.
+        influence: J, block by block, in a block row by row.
+        edges: derivatives along the edges of the step.
+        x: inputs of the columns.
+        signal: derivative of the loss by old hidden units, then by the outputs of ops.
+
+    Returns:
+        The new influences, and the gradient of each column.
+    """
+    static, ids = _split(blocks)
+    new, gradient = influence_p.bind(*ids, influence[None], edges[None], x[None], signal[None], **static)
+    return new[0], gradient[0]
+
+
+def _split(blocks: Blocks) -> tuple[dict[str, Any], list[Array]]:
+    static = {"num_cut": blocks.num_cut, "size": blocks.size, "levels": blocks.levels, "most": blocks.most}
+    return static, jax.tree.leaves(blocks)
+
+
+# In the primitive, an axis in front of all four numbers counts what is mapped.
+
+
+def _xla(*operands: Array, num_cut: int, size: int, levels: int, most: tuple[int, int]) -> list[Array]:
+    *ids, influence, edges, x, signal = operands
+    blocks = Blocks(*ids, num_cut=num_cut, size=size, levels=levels, most=most)
+    found = [_one(blocks, *(part[i] for part in (influence, edges, x, signal))) for i in range(len(influence))]
+    return [jnp.stack(part) for part in zip(*found, strict=True)]
+
+
+def _one(blocks: Blocks, influence: Array, edges: Array, x: Array, signal: Array) -> tuple[Array, Array]:
+    """Block after block, each padded to the largest."""
+    rows, terms = blocks.most
+    columns, batch = jnp.arange(MOST_COLUMNS), influence.shape[1:]
+
+    def body(k: Any, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        new, gradient = now
+        p = blocks.pattern[k]
+        hidden, first = blocks.hidden[p], blocks.first_column[k]
+        width, count = blocks.first_column[k + 1] - first, blocks.row_ptr[p + 1] - blocks.row_ptr[p]
+        row = jnp.arange(rows)
+        at = blocks.first_entry[k] + row[:, None] * width + columns
+        at = jnp.where((row[:, None] < hidden) & (columns < width), at, blocks.size)
+        old = influence.at[at].get(mode="fill", fill_value=0)
+        number = blocks.rows.at[blocks.row_ptr[p] + row].get(mode="clip")
+        # Sums are numbered outputs first; the row that a sum is about comes from its number.
+        term = blocks.term_ptr[blocks.out_ptr[p]] + jnp.arange(terms)
+        is_term = term < blocks.term_ptr[blocks.out_ptr[p + 1]]
+        total = jnp.searchsorted(blocks.term_ptr, term, side="right") - 1 - blocks.out_ptr[p]
+        outputs = count - hidden
+        sink = jnp.where(total < outputs, total + hidden, total - outputs + rows)
+        of = blocks.rows.at[blocks.row_ptr[p] + jnp.where(sink < rows, sink, sink - rows)].get(mode="clip")
+        source = blocks.term_row.at[term].get(mode="clip")
+        edge = blocks.term_edge.at[term].get(mode="clip")
+        value = jnp.where(is_term[:, None], edges.at[edge].get(mode="clip"), 0)
+        of_signal = signal.at[number].get(mode="clip") * (row < hidden)[:, None]
+        met = jnp.where((is_term & (edge < blocks.num_cut))[:, None], value * signal.at[of].get(mode="clip"), 0)
+        of_signal = of_signal.at[source].add(met, mode="drop")
+        taught = jnp.sum(of_signal[:, None] * old, axis=(0, 2))
+        gradient = gradient.at[jnp.where(columns < width, first + columns, len(gradient))].set(taught, mode="drop")
+        here = x.at[first + columns].get(mode="clip")
+        enters = blocks.entry.at[first + columns].get(mode="clip")
+        scratch = jnp.concatenate([old, jnp.zeros((rows, MOST_COLUMNS, *batch), old.dtype)])
+        scratch = scratch.at[enters, columns].add(jnp.where((columns < width)[:, None], here, 0))
+        level = jnp.where(sink < rows, blocks.level.at[of].get(mode="clip"), blocks.levels)
+        for number_of_level in range(blocks.levels + 1):
+            part = jnp.where((level == number_of_level)[:, None], value, 0)
+            scratch = scratch.at[sink].add(part[:, None] * scratch.at[source].get(mode="clip"), mode="drop")
+        return new.at[at].set(scratch[rows:], mode="drop"), gradient
+
+    start = jnp.zeros_like(influence), jnp.zeros(len(blocks.entry), influence.dtype)
+    return jax.lax.fori_loop(0, len(blocks.pattern), body, start)
+
+
+def _native(*operands: Array, num_cut: int, size: int, levels: int, most: tuple[int, int]) -> list[Array]:
+    *ids, influence, edges, x, signal = operands
+    results = [
+        jax.ShapeDtypeStruct(influence.shape, influence.dtype),
+        jax.ShapeDtypeStruct(x.shape[:2], x.dtype),
+        jax.ShapeDtypeStruct((0,), x.dtype),
+    ]
+    aliases = {len(ids) - 1: 0}
+    return native.call(
+        "influence", results, *ids[:-1], influence, edges, x, signal, aliases=aliases, num_cut=np.int64(num_cut)
+    )
+
+
+def _batch(operands: Any, axes: Any, **static: Any) -> tuple[list[Array], list[int]]:
+    if any(axis is not None for axis in axes[:-4]):
+        return batch_by_loop(functools.partial(influence_p.bind, **static), operands, axes)
+    size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
+    parts = [in_front(v, axis, size) for v, axis in zip(operands[-4:], axes[-4:], strict=True)]
+    count = parts[0].shape[1]
+    merged = [part.reshape(size * count, *part.shape[2:]) for part in parts]
+    out = influence_p.bind(*operands[:-4], *merged, **static)
+    return [part.reshape(size, count, *part.shape[1:]) for part in out], [0, 0]
+
+
+influence_p = native.primitive("influence", _xla, _native, native.compiled_types)
+batching.primitive_batchers[influence_p] = _batch
