@@ -218,26 +218,25 @@ ffi::Error WindowOf(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer pos
 ffi::Error InfluenceOf(ffi::ThreadPool pool, ffi::AnyBuffer hidden, ffi::AnyBuffer row_ptr, ffi::AnyBuffer rows,
                        ffi::AnyBuffer out_ptr, ffi::AnyBuffer term_ptr, ffi::AnyBuffer term_row,
                        ffi::AnyBuffer term_edge, ffi::AnyBuffer pattern, ffi::AnyBuffer first_column,
-                       ffi::AnyBuffer first_entry, ffi::AnyBuffer entry, ffi::AnyBuffer influence,
-                       ffi::AnyBuffer edges, ffi::AnyBuffer x, ffi::AnyBuffer signal,
-                       ffi::Result<ffi::AnyBuffer> next, ffi::Result<ffi::AnyBuffer> gradient,
+                       ffi::AnyBuffer first_entry, ffi::AnyBuffer entry, ffi::AnyBuffer column_x, ffi::AnyBuffer link,
+                       ffi::AnyBuffer influence, ffi::AnyBuffer weight, ffi::AnyBuffer along, ffi::AnyBuffer x,
+                       ffi::AnyBuffer signal, ffi::Result<ffi::AnyBuffer> next, ffi::Result<ffi::AnyBuffer> gradient,
                        ffi::Result<ffi::AnyBuffer>, int64_t num_cut) {
-  auto size = influence.dimensions();
-  const int64_t count = size[0], batch = size[2], blocks = pattern.element_count();
+  auto size = signal.dimensions();
+  const int64_t count = size[0], blocks = pattern.element_count();
   expect_large(*next);
   return by_type(x.element_type(), [&](auto zero) {
     typedef decltype(zero) T;
     auto part = [&](ffi::AnyBuffer buffer, int64_t i) {
       return data<T>(buffer) + i * (buffer.element_count() / count);
     };
+    auto ids = [](ffi::AnyBuffer buffer) { return static_cast<const int32_t*>(data<int32_t>(buffer)); };
     for (int64_t i = 0; i < count; ++i) {
-      Influence<T> work{data<int32_t>(hidden),   data<int32_t>(row_ptr),      data<int32_t>(rows),
-                        data<int32_t>(out_ptr),  data<int32_t>(term_ptr),     data<int32_t>(term_row),
-                        data<int32_t>(term_edge), data<int32_t>(pattern),     data<int32_t>(first_column),
-                        data<int32_t>(first_entry), data<int32_t>(entry),     batch,
-                        num_cut,                 part(influence, i),          part(edges, i),
-                        part(x, i),              part(signal, i),             part(*next, i),
-                        part(*gradient, i)};
+      Influence<T> work{ids(hidden), ids(row_ptr), ids(rows), ids(out_ptr), ids(term_ptr), ids(term_row),
+                        ids(term_edge), ids(pattern), ids(first_column), ids(first_entry), ids(entry), ids(column_x),
+                        ids(link), size[1], size[3], num_cut, along.dimensions()[2], x.dimensions()[2], size[2],
+                        part(influence, i), part(weight, i), part(along, i), part(x, i), part(signal, i),
+                        part(*next, i), part(*gradient, i)};
       int64_t ranges = std::min<int64_t>(blocks, 256);
       parallel_for(pool, ranges, [&](int64_t range) {
         table->of<T>().influence(work, blocks * range / ranges, blocks * (range + 1) / ranges);
@@ -251,6 +250,9 @@ ffi::Error InfluenceOf(ffi::ThreadPool pool, ffi::AnyBuffer hidden, ffi::AnyBuff
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_influence, InfluenceOf,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()

@@ -315,97 +315,117 @@ void window(const Window<T>& work, int64_t b, int64_t begin, int64_t end) {
   else window_of_steps<T, Store, A, 0>(work, b, begin, end);
 }
 
-// One block of influences. The lanes of a vector are batch elements, and a group has a few columns of them; without a
-// batch they are columns.
+// One block of influences through all steps of a window, for a few batch elements at a time. The lanes of a vector are
+// batch elements; without a batch they are columns.
 template <class T, bool Batched>
 struct InfluenceBlock {
   static constexpr int n = lanes<T>, group = 4;
   typedef pack<T, n> V;
   const Influence<T>& work;
-  const int64_t batch, p, first, width, hidden, rows, outputs, begin;
-  V *const scratch, *const coefficient;
+  const int64_t p, first, width, hidden, rows, outputs, begin, first_sum, first_term;
+  const int64_t vectors;  // of columns, padded to a multiple of `group`
+  V *const block;         // (rows, vectors), old hidden units first
+  V *const fresh;         // (hidden, group)
+  V *const gradient, *const coefficient, *const edge;
 
   // `count` lanes of a number of each batch element from lane `l` on.
   INLINE V value(const T* from, int64_t i, int64_t l, int64_t count) const {
-    if (Batched) return get<AsIs<T>, n>(from + i * batch + l, count);
+    if (Batched) return get<AsIs<T>, n>(from + i * work.batch + l, count);
     return V{} + from[i];
   }
 
-  INLINE T* place(T* of, int64_t row, int64_t column, int64_t l) const {
-    return of + begin + (Batched ? (row * width + column) * batch + l : row * width + column);
+  // Calls body(row, vector, place in memory, how many lanes) for each vector of influences.
+  template <class F>
+  INLINE void for_each(int64_t l, int64_t count, F&& body) {
+    for (int64_t r = 0; r < hidden; ++r)
+      for (int64_t c = 0; c < (Batched ? width : (width + n - 1) / n); ++c) {
+        if (Batched) body(r, c, begin + (r * width + c) * work.batch + l, count);
+        else body(r, c, begin + r * width + c * n, min(n, width - c * n));
+      }
   }
 
-  INLINE void signal(int64_t l, int64_t count) {
+  // What the learning signal of a step says to each row, and its edges in the order of the terms.
+  void prepare(const T* along, const T* signal, int64_t l, int64_t count) {
     const int32_t* number = work.rows + work.row_ptr[p];
-    for (int64_t r = 0; r < hidden; ++r) coefficient[r] = value(work.signal, number[r], l, count);
+    for (int64_t r = 0; r < hidden; ++r) coefficient[r] = value(signal, number[r], l, count);
     for (int64_t r = hidden; r < rows; ++r) coefficient[r] = V{};
-    for (int64_t o = 0; o < outputs; ++o) {
-      V by_output = value(work.signal, number[hidden + o], l, count);
-      int64_t sum = work.out_ptr[p] + o;
-      for (int64_t t = work.term_ptr[sum]; t < work.term_ptr[sum + 1]; ++t)
-        if (work.term_edge[t] < work.num_cut)
-          coefficient[work.term_row[t]] += by_output * value(work.edges, work.term_edge[t], l, count);
+    for (int64_t o = 0; o < rows; ++o) {
+      V by_output = o < outputs ? value(signal, number[hidden + o], l, count) : V{};
+      for (int64_t t = work.term_ptr[first_sum + o]; t < work.term_ptr[first_sum + o + 1]; ++t) {
+        int64_t e = work.term_edge[t];
+        V passed = edge[t - first_term] = work.weight[e] * value(along, work.link[e], l, count);
+        if (e < work.num_cut) coefficient[work.term_row[t]] += by_output * passed;
+      }
     }
   }
 
-  // `columns` columns, in so many vectors as are `in_use`.
-  INLINE void run(int64_t column, int64_t in_use, int64_t columns, int64_t l, int64_t count) {
-    auto lane_count = [&](int64_t c) { return Batched ? count : min(n, columns - c * n); };
-    auto at = [&](T* of, int64_t row, int64_t c) {
-      return Batched ? place(of, row, column + c, l) : place(of, row, column + c * n, 0);
-    };
+  // A step of the vectors from `c` on.
+  void run(const T* x, int64_t c, int64_t l, int64_t count) {
     V sum[group] = {};
     for (int64_t r = 0; r < hidden; ++r)
-      for (int64_t c = 0; c < in_use; ++c) {
-        V old = get<AsIs<T>, n>(at(const_cast<T*>(work.influence), r, c), lane_count(c));
-        scratch[r * group + c] = old;
-        sum[c] += coefficient[r] * old;
-      }
-    for (int64_t c = 0; c < in_use; ++c)
-      for (int64_t k = 0; k < lane_count(c); ++k)
-        work.gradient[first + column + (Batched ? c : c * n + k)] += sum[c][k];
-    for (int64_t o = 0; o < rows; ++o) {
-      int64_t out = work.out_ptr[p] + o;
-      for (int c = 0; c < group; ++c) sum[c] = V{};
-      if (o < outputs)
-        for (int64_t c = 0; c < (Batched ? in_use : columns); ++c) {
-          int64_t s = first + column + c;
-          if (work.entry[s] != hidden + o) continue;
-          if (Batched) sum[c] = value(work.x, s, l, count);
-          else sum[c / n][c % n] = work.x[s];
-        }
-      for (int64_t t = work.term_ptr[out]; t < work.term_ptr[out + 1]; ++t) {
-        V edge = value(work.edges, work.term_edge[t], l, count);
-        const V* from = scratch + int64_t(work.term_row[t]) * group;
 #pragma GCC unroll 4
-        for (int c = 0; c < group; ++c) sum[c] += edge * from[c];
+      for (int i = 0; i < group; ++i) sum[i] += coefficient[r] * block[r * vectors + c + i];
+    for (int i = 0; i < group; ++i) gradient[c + i] += sum[i];
+    const int64_t columns = Batched ? min(group, width - c) : min(group * n, width - c * n);
+    const int64_t column = first + (Batched ? c : c * n);
+    for (int64_t o = 0; o < rows; ++o) {
+      V total[group] = {};
+      const int64_t last = work.term_ptr[first_sum + o + 1];
+      for (int64_t t = work.term_ptr[first_sum + o]; t < last; ++t) {
+        V passed = edge[t - first_term];
+        const V* from = block + int64_t(work.term_row[t]) * vectors + c;
+#pragma GCC unroll 4
+        for (int i = 0; i < group; ++i) total[i] += passed * from[i];
       }
-      for (int64_t c = 0; c < in_use; ++c) {
-        if (o < outputs) scratch[(hidden + o) * group + c] = sum[c];
-        else put(at(work.next, o - outputs, c), sum[c], lane_count(c));
-      }
+      V* to = o < outputs ? block + (hidden + o) * vectors + c : fresh + (o - outputs) * group;
+#pragma GCC unroll 4
+      for (int i = 0; i < group; ++i) to[i] = total[i];
+      if (o < outputs)
+        for (int64_t i = 0; i < columns; ++i)
+          if (work.entry[column + i] == hidden + o) {
+            if (Batched) to[i] += value(x, work.column_x[column + i], l, count);
+            else to[i / n][i % n] += x[work.column_x[column + i]];
+          }
     }
+    for (int64_t r = 0; r < hidden; ++r)
+#pragma GCC unroll 4
+      for (int i = 0; i < group; ++i) block[r * vectors + c + i] = fresh[r * group + i];
   }
 };
 
 template <class T, bool Batched>
 INLINE void influence_block(const Influence<T>& work, int64_t k) {
-  constexpr int n = lanes<T>, group = InfluenceBlock<T, Batched>::group;
-  typedef pack<T, n> V;
+  typedef InfluenceBlock<T, Batched> Block;
+  typedef typename Block::V V;
+  constexpr int n = Block::n, group = Block::group, at_once = Batched ? group : group * n;
   const int64_t p = work.pattern[k], first = work.first_column[k], width = work.first_column[k + 1] - first;
-  const int64_t hidden = work.hidden[p], rows = work.row_ptr[p + 1] - work.row_ptr[p];
-  V* const room = new V[rows * (group + 1)]();
-  InfluenceBlock<T, Batched> block{work, work.batch, p, first, width, hidden, rows, rows - hidden,
-                                   work.first_entry[k] * work.batch, room, room + rows * group};
+  const int64_t hidden = work.hidden[p], rows = work.row_ptr[p + 1] - work.row_ptr[p], batch = work.batch;
+  const int64_t first_sum = work.out_ptr[p], first_term = work.term_ptr[first_sum];
+  const int64_t terms = work.term_ptr[first_sum + rows] - first_term;
+  const int64_t vectors = (width + at_once - 1) / at_once * group;
+  V* const room = new V[rows * vectors + hidden * group + vectors + rows + terms];
+  V *const fresh = room + rows * vectors, *const gradient = fresh + hidden * group;
+  Block block{work, p, first, width, hidden, rows, rows - hidden, work.first_entry[k] * batch, first_sum, first_term,
+              vectors, room, fresh, gradient, gradient + vectors, gradient + vectors + rows};
   for (int64_t c = 0; c < width; ++c) work.gradient[first + c] = 0;
-  for (int64_t l = 0; l < (Batched ? work.batch : 1); l += n) {
-    int64_t count = Batched ? min(n, work.batch - l) : n;
-    block.signal(l, count);
-    for (int64_t c = 0; c < width; c += Batched ? group : group * n) {
-      int64_t columns = min(width - c, Batched ? group : group * n);
-      int64_t in_use = Batched ? min(group, columns) : min(group, (columns + n - 1) / n);
-      if (count == n) block.run(c, in_use, columns, l, n);
-      else block.run(c, in_use, columns, l, count);
+  for (int64_t l = 0; l < (Batched ? batch : 1); l += n) {
+    const int64_t count = Batched ? min(n, batch - l) : n;
+    for (int64_t i = 0; i < rows * vectors; ++i) room[i] = V{};
+    for (int64_t c = 0; c < vectors; ++c) gradient[c] = V{};
+    block.for_each(l, count, [&](int64_t r, int64_t c, int64_t at, int64_t lanes_there) __attribute__((always_inline)) {
+      room[r * vectors + c] = get<AsIs<T>, n>(work.influence + at, lanes_there);
+    });
+    for (int64_t step = 0; step < work.steps; ++step) {
+      block.prepare(work.along + step * work.num_links * batch, work.signal + step * work.num_rows * batch, l, count);
+      for (int64_t c = 0; c < vectors; c += group) block.run(work.x + step * work.num_inputs * batch, c, l, count);
+    }
+    block.for_each(l, count, [&](int64_t r, int64_t c, int64_t at, int64_t lanes_there) __attribute__((always_inline)) {
+      put(work.next + at, room[r * vectors + c], lanes_there);
+    });
+    for (int64_t c = 0; c < width; ++c) {
+      if (!Batched) work.gradient[first + c] = gradient[c / n][c % n];
+      else
+        for (int64_t i = 0; i < count; ++i) work.gradient[first + c] += gradient[c][i];
     }
   }
   delete[] room;

@@ -45,14 +45,14 @@ struct Window {
   T* gradient;
 };
 
-// One step of the influence of columns on rows, as in sparse_etrace/_kernels/influence.py. All numbers have the batch
-// behind; `next` may be `influence`.
+// A window of steps of the influence of columns on rows, as in sparse_etrace/_kernels/influence.py. Numbers of units
+// have the steps in front and the batch behind; `next` may be `influence`.
 template <class T>
 struct Influence {
   const int32_t *hidden, *row_ptr, *rows, *out_ptr, *term_ptr, *term_row, *term_edge;
-  const int32_t *pattern, *first_column, *first_entry, *entry;
-  int64_t batch, num_cut;
-  const T *influence, *edges, *x, *signal;
+  const int32_t *pattern, *first_column, *first_entry, *entry, *column_x, *link;
+  int64_t steps, batch, num_cut, num_links, num_inputs, num_rows;
+  const T *influence, *weight, *along, *x, *signal;
   T *next, *gradient;
 };
 

@@ -1,7 +1,7 @@
 """Influences of synapses on hidden units, kept on a sparse pattern: how they lie in memory, and a step of them."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from ._kernels.influence import MOST_COLUMNS, Blocks, advance
 from ._links import Links
-from ._reach import Edges, Wiring, spread
+from ._reach import Wiring, spread
 
 MAX_INDEX = np.iinfo(np.int32).max
 
@@ -23,24 +23,23 @@ class Influences(eqx.Module):
     Attributes:
         values: block by block, batch axes behind.
         blocks: rows and columns of the blocks.
-        edge_weight, edge_link: an edge's entry of all weights of the carriers and a one, and of all values of links.
-        column_weight, column_x: likewise a column's entry of all weights, and of all inputs of the carriers and a one.
+        edge_weight: for each edge, its entry of all weights of the carriers and a one.
+        column_weight: for each column likewise.
         sizes: hidden units, rows, weights, values of links and inputs that the numbers fit.
     """
 
     values: Array
     blocks: Blocks
     edge_weight: Array
-    edge_link: Array
     column_weight: Array
-    column_x: Array
     sizes: tuple[int, ...] = eqx.field(static=True)
 
 
-def lay_out(wiring: Wiring, reach: sp.csr_array) -> tuple[Blocks, Edges, np.ndarray]:
+def lay_out(wiring: Wiring, reach: sp.csr_array) -> tuple[Blocks, np.ndarray]:
     """Blocks for the neurons that each op output reaches, and the columns that have any, in their order."""
     h, count = wiring.num_hidden, wiring.num_rows
     outputs = wiring.columns.row - h
+    reach.sort_indices()
     reached = np.diff(reach.indptr) > 0
     columns = np.flatnonzero(reached[outputs])
     # Outputs that reach the same neurons share a pattern.
@@ -68,17 +67,16 @@ def lay_out(wiring: Wiring, reach: sp.csr_array) -> tuple[Blocks, Edges, np.ndar
     first_entry = np.concatenate([[0], np.cumsum(hidden[pattern] * width)[:-1]])
     entry = _local(rows, of, wiring.columns.row[columns])[0]
 
-    sums, sums_of, terms, edges = _terms(wiring, rows, hidden)
+    sums, terms = _terms(wiring, rows)
     levels = [np.full(h, len(wiring.links.carriers))]
     levels += [np.full(wiring.links.size(("y", c.number)), k) for k, c in enumerate(wiring.links.carriers)]
     ids = (
-        hidden, rows.indptr, rows.indices, sums_of, sums, *terms,
-        pattern, np.append(begin, len(of)), first_entry, entry, np.concatenate(levels),
+        hidden, rows.indptr, rows.indices, rows.indptr, sums, *terms, pattern, np.append(begin, len(of)),
+        first_entry, entry, wiring.columns.x[columns], wiring.edges.link, np.concatenate(levels),
     )  # fmt: skip
-    of_pattern = sums[sums_of]
-    most = (int(np.diff(rows.indptr).max(initial=0)), int(np.diff(of_pattern).max(initial=0)))
+    most = (int(np.diff(rows.indptr).max(initial=0)), int(np.diff(sums[rows.indptr]).max(initial=0)))
     arrays = (jnp.asarray(a, jnp.int32) for a in ids)
-    return Blocks(*arrays, wiring.edges.num_cut, size, len(levels) - 1, most), edges, columns
+    return Blocks(*arrays, wiring.edges.num_cut, size, len(levels) - 1, most), columns
 
 
 def _rows(wiring: Wiring, reach: sp.csr_array, entering: sp.csr_array) -> sp.csr_array:
@@ -123,14 +121,10 @@ def _local(rows: sp.csr_array, pattern: np.ndarray, row: np.ndarray) -> tuple[np
     return at - rows.indptr[pattern], keys[at] == key if len(keys) else np.zeros(len(key), bool)
 
 
-def _terms(
-    wiring: Wiring, rows: sp.csr_array, hidden: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray], Edges]:
-    """First term of each sum, first sum of each pattern, row and edge of each term."""
-    h = wiring.num_hidden
+def _terms(wiring: Wiring, rows: sp.csr_array) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """First term of each sum, and row and edge of each term; a pattern has as many sums as rows."""
     run = _run(rows)
-    is_hidden = rows.indices < h
-    order = np.lexsort((rows.indices, is_hidden, run))
+    order = np.lexsort((rows.indices, rows.indices < wiring.num_hidden, run))
     pattern, sink = run[order], rows.indices[order]
     edges = wiring.edges
     into = np.argsort(edges.sink, kind="stable")
@@ -140,15 +134,15 @@ def _terms(
     row, is_there = _local(rows, pattern[total], edges.source[edge])
     count = np.bincount(total[is_there], minlength=len(sink))
     sums = np.concatenate([[0], np.cumsum(count)])
-    return sums, rows.indptr, (row[is_there], edge[is_there]), edges
+    return sums, (row[is_there], edge[is_there])
 
 
 def start(wiring: Wiring, reach: sp.csr_array, dtype: Any, is_real: bool) -> Influences:
     """Influences of zero; where they are not real, only their shape."""
-    blocks, edges, columns = lay_out(wiring, reach)
+    blocks, columns = lay_out(wiring, reach)
     shape = (blocks.size, *wiring.links.batch)
     values: Any = jnp.zeros(shape, dtype) if is_real else jax.ShapeDtypeStruct(shape, dtype)
-    arrays = (edges.weight, edges.link, wiring.columns.weight[columns], wiring.columns.x[columns])
+    arrays = (wiring.edges.weight, wiring.columns.weight[columns])
     return Influences(values, blocks, *(jnp.asarray(a, jnp.int32) for a in arrays), sizes_of(wiring.links))
 
 
@@ -165,41 +159,46 @@ def weights_of(links: Links, weights: dict[int, tuple[tuple, tuple]]) -> Array:
     return jnp.concatenate([*leaves, jnp.ones(1, jnp.result_type(*leaves))])
 
 
-def step(
-    links: Links,
-    old: Influences,
-    weights: Array,
-    values: list[Array],
-    xs: dict[int, Any],
-    m: list[Array],
-    n: dict[int, Array],
-) -> tuple[Influences, Array]:
-    """Influences behind a step, and the gradient of all weights by the old ones.
+class Signals(NamedTuple):
+    """What one step says to the influences, units first and the batch behind; over several, with a leading time axis.
 
-    Args:
-        weights: `weights_of`, taken at the edges.
-        values: derivatives along the links.
-        xs: inputs of the carriers.
-        m: derivative of the loss by the old hidden variables.
-        n: by the outputs of the carriers.
+    Attributes:
+        along: derivatives along the links.
+        x: inputs of the carriers, and a one.
+        signal: derivative of the loss by the old hidden variables, then by the outputs of the carriers.
     """
+
+    along: Array
+    x: Array
+    signal: Array
+
+
+def signals(
+    links: Links, values: list[Array], xs: dict[int, Any], m: list[Array], n: dict[int, Array], dtype: Any
+) -> Signals:
+    """Signals of a step from the derivatives along its links, the inputs of ops, and the learning signals."""
     batch = math.prod(links.batch)
-    dtype = old.values.dtype
 
     def behind(part: Array) -> Array:
-        """Units first, then the batch."""
         return part.reshape(batch, -1).T.astype(dtype)
 
-    along = jnp.concatenate([behind(v) for v in values]) if values else jnp.zeros((0, batch), dtype)
-    edges = weights[:, None].astype(dtype) * along[old.edge_link]
+    def of_output(part: Array, units: int) -> Array:
+        # What has no input has no batch axes, and no influence enters there.
+        return behind(part) if part.size == units * batch else jnp.zeros((units, batch), dtype)
+
     inputs = [behind(xs[c.number]) for c in links.carriers if xs.get(c.number) is not None]
-    x = jnp.concatenate([*inputs, jnp.ones((1, batch), dtype)])[old.column_x]
-    by_output = [_of_output(n[c.number], links.size(("y", c.number)), batch).astype(dtype) for c in links.carriers]
-    signal = jnp.concatenate([*(behind(part) for part in m), *by_output])
-    flat = old.values.reshape(old.blocks.size, batch)
-    new, gradient = advance(old.blocks, flat, edges, x, signal)
+    by_output = [of_output(n[c.number], links.size(("y", c.number))) for c in links.carriers]
+    return Signals(
+        jnp.concatenate([jnp.zeros((0, batch), dtype), *(behind(v) for v in values)]),
+        jnp.concatenate([*inputs, jnp.ones((1, batch), dtype)]),
+        jnp.concatenate([jnp.zeros((0, batch), dtype), *(behind(part) for part in m), *by_output]),
+    )
+
+
+def window(old: Influences, weights: Array, said: Signals) -> tuple[Influences, Array]:
+    """Influences behind several steps, and the gradient of all weights of the carriers by the old ones."""
+    dtype, size = old.values.dtype, old.blocks.size
+    flat = old.values.reshape(size, said.signal.shape[-1])
+    new, taught = advance(old.blocks, flat, weights.astype(dtype)[old.edge_weight], *said)
+    gradient = jnp.zeros(weights.shape, dtype).at[old.column_weight].add(taught)
     return eqx.tree_at(lambda o: o.values, old, new.reshape(old.values.shape)), gradient
-
-
-def _of_output(n: Array, units: int, batch: int) -> Array:
-    return n.reshape(-1, units).T if n.size == units * batch else jnp.broadcast_to(n.reshape(units, 1), (units, batch))

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from .._analysis import Analysis
 from .._filter import check_names
-from .._influence import Influences, sizes_of, start, step as advance, weights_of
+from .._influence import Influences, signals, sizes_of, start, weights_of, window
 from .._links import Links, LinkStep
 from .._program import is_inexact
 from .._reach import Wiring
@@ -100,8 +100,7 @@ class InfluenceLearner(Learner):
             inputs, values = jacobians()
             m = [jnp.zeros_like(state[i]) for i in links.leaves]
             n = {c.number: jnp.zeros(c.y(step.program).shape, c.y(step.program).dtype) for c in links.carriers}
-            at_edges = weights_of(links, weights)[old.edge_weight]
-            later, _ = advance(links, old, at_edges, values, inputs, m, n)
+            later, _ = self._advance(links, old, weights, values, inputs, m, n)
             return (new, later, out), (params, old, weights, pull, inputs, values)
 
         @jax.custom_vjp
@@ -111,10 +110,9 @@ class InfluenceLearner(Learner):
         def backward(residuals: Any, cts: Any) -> Any:
             params, old, weights, pull, inputs, values = residuals
             m, n, plain, by_x = pull([c for c in cts[2] if c.dtype != jax.dtypes.float0])
-            all_weights = weights_of(links, weights)
-            _, taught = advance(links, old, all_weights[old.edge_weight], values, inputs, m, n)
-            now = jax.tree.map(lambda a: a[None], (inputs, n))
-            by_param = step.by_parameter(params, self._by_weights(links, weights, old, taught, *now), plain)
+            _, before = self._advance(links, old, weights, values, inputs, m, n)
+            dv = self._by_weights(links, weights, before, *jax.tree.map(lambda a: a[None], (inputs, n)))
+            by_param = step.by_parameter(params, dv, plain)
             moved = iter(by_x)
             grads = [by_param.get(i) for i in range(len(params))]
             return grads, [None] * num_state, None, [next(moved) if f else None for f in floating]
@@ -132,48 +130,51 @@ class InfluenceLearner(Learner):
         analysis, start = links.analysis, carry.traces
         params, layout = jax.tree.flatten(eqx.filter(model, eqx.is_array))
         weights = step.weights(params)
-        at_edges = weights_of(links, weights)[start.edge_weight]
 
-        def one(before: tuple[list, list, Array, Array], now: tuple[Any, Any]) -> Any:
-            state, added, values, taught = before
+        def one(before: tuple[list, list], now: tuple[Any, Any]) -> Any:
+            state, added = before
             x, y = now
             out, new, pull, jacobians = step.run(params, state, jax.tree.leaves(x), weights)
             loss, aux, by_out = differentiate(loss_fn, analysis, out, y)
             m, n, plain, _ = pull(by_out)
             inputs, along = jacobians()
-            old = eqx.tree_at(lambda t: t.values, start, values)
-            later, gradient = advance(links, old, at_edges, along, inputs, m, n)
-            added = [a + b for a, b in zip(added, plain, strict=True)]
-            return (new, added, later.values, taught + gradient), (loss, aux, inputs, n)
+            said = signals(links, along, inputs, m, n, start.values.dtype)
+            learning = tuple({c.number: part[c.number] for c in analysis.learning} for part in (inputs, n))
+            return (new, [a + b for a, b in zip(added, plain, strict=True)]), (loss, aux, said, *learning)
 
         state, shape = jax.tree.flatten(carry.state)
-        zeros = [jnp.zeros_like(params[i]) for i in analysis.plain]
-        begin = (state, zeros, start.values, jnp.zeros(start.column_x.shape, start.values.dtype))
-        (state, added, values, taught), (losses, aux, inputs, n) = jax.lax.scan(one, begin, (xs, ys))
-        by_param = step.by_parameter(params, self._by_weights(links, weights, start, taught, inputs, n), added)
+        begin = (state, [jnp.zeros_like(params[i]) for i in analysis.plain])
+        (state, added), (losses, aux, said, inputs, n) = jax.lax.scan(one, begin, (xs, ys))
+        traces, before = window(start, weights_of(links, weights), said)
+        by_param = step.by_parameter(params, self._by_weights(links, weights, before, inputs, n), added)
         grads = jax.tree.unflatten(layout, [by_param.get(i) for i in range(len(params))])
-        traces = eqx.tree_at(lambda t: t.values, start, values)
         return Window(losses, aux, grads, Carry(jax.tree.unflatten(shape, state), traces))
 
+    def _advance(
+        self, links: Links, old: Influences, weights: Any, values: list, xs: dict, m: list, n: dict
+    ) -> tuple[Influences, Array]:
+        said = signals(links, values, xs, m, n, old.values.dtype)
+        return window(old, weights_of(links, weights), jax.tree.map(lambda a: a[None], said))
+
     def _by_weights(
-        self, links: Links, weights: Any, old: Influences, taught: Array, xs: dict[int, Any], n: dict[int, Array]
+        self, links: Links, weights: Any, before: Array, xs: dict[int, Any], n: dict[int, Array]
     ) -> dict[int, list[Array]]:
-        """Gradient of the weights of each learning call: what was influenced before, and what acts at once."""
-        everything = weights_of(links, weights)
-        before = jnp.zeros_like(everything).at[old.column_weight].add(taught.astype(everything.dtype))
-        found, begin = {}, 0
-        carriers = {c.number for c in links.carriers}
-        for call in links.carriers + [c for c in links.analysis.learning if c.number not in carriers]:
+        """Gradient of the weights of each learning call: what they influenced before, and what acts at once."""
+        found, begin = {}, {}
+        total = 0
+        for call in links.carriers:
+            begin[call.number] = total
+            total += sum(leaf.size for leaf in weights[call.number][1])
+        for call in links.analysis.learning:
             op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
-            signal = n[call.number]
+            signal, at = n[call.number], begin.get(call.number)
             now = [jnp.sum(signal, axis=0)] if op.is_diagonal else op.total_dw(xs[call.number], signal, v)
             leaves = []
             for leaf, part in zip(jax.tree.leaves(v), jax.tree.leaves(now), strict=True):
-                total = part.astype(leaf.dtype)
-                if call.number in carriers:
-                    total = total + before[begin : begin + leaf.size].reshape(leaf.shape).astype(leaf.dtype)
-                    begin += leaf.size
-                leaves.append(total)
+                if at is not None:
+                    part = part + before[at : at + leaf.size].reshape(leaf.shape)
+                    at += leaf.size
+                leaves.append(part.astype(leaf.dtype))
             found[call.number] = leaves
         return found
 

@@ -1,4 +1,4 @@
-"""One step of the influence of synapses on units, block by block: sparse times dense."""
+"""A window of steps of the influence of synapses on units, block by block: sparse times dense."""
 
 import functools
 from typing import Any
@@ -11,9 +11,9 @@ from jax.interpreters import batching
 from jaxtyping import Array, Float, Int
 
 from . import native
-from .products import batch_by_loop, in_front
+from .products import batch_by_loop, in_front, merged
 
-MOST_COLUMNS = 64
+MOST_COLUMNS = 32
 
 
 class Blocks(eqx.Module):
@@ -30,7 +30,8 @@ class Blocks(eqx.Module):
         term_ptr: for each sum, its first term.
         term_row, term_edge: row of the pattern, and edge.
         pattern, first_column, first_entry: of each block.
-        entry: for each column, the row of its pattern where its input enters.
+        entry, column_x: for each column, the row of its pattern where its input enters, and which input that is.
+        link: for each edge, the derivative that its weight multiplies.
         num_cut: the first so many edges are those along which the learning signal meets the old influences.
         size: number of influences.
         level, levels: number of the op of each row, and how many ops there are.
@@ -48,6 +49,8 @@ class Blocks(eqx.Module):
     first_column: Int[Array, " blocks_and_1"]
     first_entry: Int[Array, " blocks"]
     entry: Int[Array, " columns"]
+    column_x: Int[Array, " columns"]
+    link: Int[Array, " edges"]
     level: Int[Array, " all_rows"]
     num_cut: int = eqx.field(static=True)
     size: int = eqx.field(static=True)
@@ -58,27 +61,30 @@ class Blocks(eqx.Module):
 def advance(
     blocks: Blocks,
     influence: Float[Array, "size batch"],
-    edges: Float[Array, "edges batch"],
-    x: Float[Array, "columns batch"],
-    signal: Float[Array, "all_rows batch"],
+    weight: Float[Array, " edges"],
+    along: Float[Array, "steps links batch"],
+    x: Float[Array, "steps inputs batch"],
+    signal: Float[Array, "steps all_rows batch"],
 ) -> tuple[Float[Array, "size batch"], Float[Array, " columns"]]:
-    """Take all influences through a step, and let the learning signal meet the old ones.
+    """Take all influences through a window, and let the learning signal of each step meet the old ones.
 
-    `dv[c] = sum over batch of (signal_h . J + signal_y . (cut edges J))[c]`, then `Jy = P o (edges J) + x`,
-    `J <- P o (edges (J, Jy))`.
+    `dv[c] = sum over steps and batch of (signal_h . J + signal_y . (cut edges J))[c]`, each before
+    `Jy = P o (edges J) + x`, `J <- P o (edges (J, Jy))`. An edge is `weight * along[link]`.
 
     Args:
         blocks: what is kept.
         influence: J, block by block, in a block row by row.
-        edges: derivatives along the edges of the step.
-        x: inputs of the columns.
+        weight: of each edge.
+        along: derivatives that they multiply.
+        x: all inputs of columns.
         signal: derivative of the loss by old hidden units, then by the outputs of ops.
 
     Returns:
         The new influences, and the gradient of each column.
     """
     static, ids = _split(blocks)
-    new, gradient = influence_p.bind(*ids, influence[None], edges[None], x[None], signal[None], **static)
+    parts = (part[None] for part in (influence, weight, along, x, signal))
+    new, gradient = influence_p.bind(*ids, *parts, **static)
     return new[0], gradient[0]
 
 
@@ -87,13 +93,25 @@ def _split(blocks: Blocks) -> tuple[dict[str, Any], list[Array]]:
     return static, jax.tree.leaves(blocks)
 
 
-# In the primitive, an axis in front of all four numbers counts what is mapped.
+# In the primitive, an axis in front of all numbers counts what is mapped.
+NUMBERS = 5
+COLUMN_X = 11
 
 
 def _xla(*operands: Array, num_cut: int, size: int, levels: int, most: tuple[int, int]) -> list[Array]:
-    *ids, influence, edges, x, signal = operands
-    blocks = Blocks(*ids, num_cut=num_cut, size=size, levels=levels, most=most)
-    found = [_one(blocks, *(part[i] for part in (influence, edges, x, signal))) for i in range(len(influence))]
+    blocks = Blocks(*operands[:-NUMBERS], num_cut=num_cut, size=size, levels=levels, most=most)
+
+    def one(influence: Array, weight: Array, along: Array, x: Array, signal: Array) -> Any:
+        def step(now: tuple[Array, Array], parts: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
+            along, x, signal = parts
+            new, gradient = _one(blocks, now[0], weight[:, None] * along[blocks.link], x[blocks.column_x], signal)
+            return (new, now[1] + gradient), None
+
+        start = influence, jnp.zeros(len(blocks.entry), influence.dtype)
+        return jax.lax.scan(step, start, (along, x, signal))[0]
+
+    numbers = operands[-NUMBERS:]
+    found = [one(*(part[i] for part in numbers)) for i in range(len(numbers[0]))]
     return [jnp.stack(part) for part in zip(*found, strict=True)]
 
 
@@ -142,27 +160,24 @@ def _one(blocks: Blocks, influence: Array, edges: Array, x: Array, signal: Array
 
 
 def _native(*operands: Array, num_cut: int, size: int, levels: int, most: tuple[int, int]) -> list[Array]:
-    *ids, influence, edges, x, signal = operands
+    *ids, _ = operands[:-NUMBERS]  # the levels are only for XLA
+    influence = operands[-NUMBERS]
     results = [
         jax.ShapeDtypeStruct(influence.shape, influence.dtype),
-        jax.ShapeDtypeStruct(x.shape[:2], x.dtype),
-        jax.ShapeDtypeStruct((0,), x.dtype),
+        jax.ShapeDtypeStruct((len(influence), len(ids[COLUMN_X])), influence.dtype),
+        jax.ShapeDtypeStruct((0,), influence.dtype),
     ]
-    aliases = {len(ids) - 1: 0}
-    return native.call(
-        "influence", results, *ids[:-1], influence, edges, x, signal, aliases=aliases, num_cut=np.int64(num_cut)
-    )
+    given = (*ids, *operands[-NUMBERS:])
+    return native.call("influence", results, *given, aliases={len(ids): 0}, num_cut=np.int64(num_cut))
 
 
 def _batch(operands: Any, axes: Any, **static: Any) -> tuple[list[Array], list[int]]:
-    if any(axis is not None for axis in axes[:-4]):
+    if any(axis is not None for axis in axes[:-NUMBERS]):
         return batch_by_loop(functools.partial(influence_p.bind, **static), operands, axes)
     size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
-    parts = [in_front(v, axis, size) for v, axis in zip(operands[-4:], axes[-4:], strict=True)]
-    count = parts[0].shape[1]
-    merged = [part.reshape(size * count, *part.shape[2:]) for part in parts]
-    out = influence_p.bind(*operands[:-4], *merged, **static)
-    return [part.reshape(size, count, *part.shape[1:]) for part in out], [0, 0]
+    parts = [merged(in_front(v, axis, size)) for v, axis in zip(operands[-NUMBERS:], axes[-NUMBERS:], strict=True)]
+    out = influence_p.bind(*operands[:-NUMBERS], *parts, **static)
+    return [part.reshape(size, len(part) // size, *part.shape[1:]) for part in out], [0, 0]
 
 
 influence_p = native.primitive("influence", _xla, _native, native.compiled_types)
