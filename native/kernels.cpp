@@ -319,20 +319,23 @@ void window(const Window<T>& work, int64_t b, int64_t begin, int64_t end) {
 // batch elements; without a batch they are columns.
 template <class T, bool Batched>
 struct InfluenceBlock {
-  static constexpr int n = lanes<T>, group = 4;
+  static constexpr int n = lanes<T>, group = 8;
   typedef pack<T, n> V;
   const Influence<T>& work;
   const int64_t p, first, width, hidden, rows, outputs, begin, first_sum, first_term;
   const int64_t vectors;  // of columns, padded to a multiple of `group`
-  V *const block;         // (rows, vectors), old hidden units first
+  V *const block;         // (vectors / group, rows, group), old hidden units first
   V *const fresh;         // (hidden, group)
   V *const gradient, *const coefficient, *const edge;
 
-  // `count` lanes of a number of each batch element from lane `l` on.
-  INLINE V value(const T* from, int64_t i, int64_t l, int64_t count) const {
-    if (Batched) return get<AsIs<T>, n>(from + i * work.batch + l, count);
-    return V{} + from[i];
+  // `count` lanes of a number of each batch element from lane `l` on; the lanes behind may hold anything.
+  INLINE V value(const T* from, int64_t size, int64_t i, int64_t l, int64_t count) const {
+    if (!Batched) return V{} + from[i];
+    const int64_t at = i * work.batch + l;
+    return get<AsIs<T>, n>(from + at, at + n <= size * work.batch ? n : count);
   }
+
+  INLINE V& at(int64_t r, int64_t c) const { return block[(c / group * rows + r) * group + c % group]; }
 
   // Calls body(row, vector, place in memory, how many lanes) for each vector of influences.
   template <class F>
@@ -347,13 +350,13 @@ struct InfluenceBlock {
   // What the learning signal of a step says to each row, and its edges in the order of the terms.
   void prepare(const T* along, const T* signal, int64_t l, int64_t count) {
     const int32_t* number = work.rows + work.row_ptr[p];
-    for (int64_t r = 0; r < hidden; ++r) coefficient[r] = value(signal, number[r], l, count);
+    for (int64_t r = 0; r < hidden; ++r) coefficient[r] = value(signal, work.num_rows, number[r], l, count);
     for (int64_t r = hidden; r < rows; ++r) coefficient[r] = V{};
     for (int64_t o = 0; o < rows; ++o) {
-      V by_output = o < outputs ? value(signal, number[hidden + o], l, count) : V{};
+      V by_output = o < outputs ? value(signal, work.num_rows, number[hidden + o], l, count) : V{};
       for (int64_t t = work.term_ptr[first_sum + o]; t < work.term_ptr[first_sum + o + 1]; ++t) {
         int64_t e = work.term_edge[t];
-        V passed = edge[t - first_term] = work.weight[e] * value(along, work.link[e], l, count);
+        V passed = edge[t - first_term] = work.weight[e] * value(along, work.num_links, work.link[e], l, count);
         if (e < work.num_cut) coefficient[work.term_row[t]] += by_output * passed;
       }
     }
@@ -362,9 +365,10 @@ struct InfluenceBlock {
   // A step of the vectors from `c` on.
   void run(const T* x, int64_t c, int64_t l, int64_t count) {
     V sum[group] = {};
+    V* const here = block + c * rows;
     for (int64_t r = 0; r < hidden; ++r)
-#pragma GCC unroll 4
-      for (int i = 0; i < group; ++i) sum[i] += coefficient[r] * block[r * vectors + c + i];
+#pragma GCC unroll 8
+      for (int i = 0; i < group; ++i) sum[i] += coefficient[r] * here[r * group + i];
     for (int i = 0; i < group; ++i) gradient[c + i] += sum[i];
     const int64_t columns = Batched ? min(group, width - c) : min(group * n, width - c * n);
     const int64_t column = first + (Batched ? c : c * n);
@@ -373,23 +377,23 @@ struct InfluenceBlock {
       const int64_t last = work.term_ptr[first_sum + o + 1];
       for (int64_t t = work.term_ptr[first_sum + o]; t < last; ++t) {
         V passed = edge[t - first_term];
-        const V* from = block + int64_t(work.term_row[t]) * vectors + c;
-#pragma GCC unroll 4
+        const V* from = here + int64_t(work.term_row[t]) * group;
+#pragma GCC unroll 8
         for (int i = 0; i < group; ++i) total[i] += passed * from[i];
       }
-      V* to = o < outputs ? block + (hidden + o) * vectors + c : fresh + (o - outputs) * group;
-#pragma GCC unroll 4
+      V* to = o < outputs ? here + (hidden + o) * group : fresh + (o - outputs) * group;
+#pragma GCC unroll 8
       for (int i = 0; i < group; ++i) to[i] = total[i];
       if (o < outputs)
         for (int64_t i = 0; i < columns; ++i)
           if (work.entry[column + i] == hidden + o) {
-            if (Batched) to[i] += value(x, work.column_x[column + i], l, count);
+            if (Batched) to[i] += value(x, work.num_inputs, work.column_x[column + i], l, count);
             else to[i / n][i % n] += x[work.column_x[column + i]];
           }
     }
     for (int64_t r = 0; r < hidden; ++r)
-#pragma GCC unroll 4
-      for (int i = 0; i < group; ++i) block[r * vectors + c + i] = fresh[r * group + i];
+#pragma GCC unroll 8
+      for (int i = 0; i < group; ++i) here[r * group + i] = fresh[r * group + i];
   }
 };
 
@@ -412,15 +416,15 @@ INLINE void influence_block(const Influence<T>& work, int64_t k) {
     const int64_t count = Batched ? min(n, batch - l) : n;
     for (int64_t i = 0; i < rows * vectors; ++i) room[i] = V{};
     for (int64_t c = 0; c < vectors; ++c) gradient[c] = V{};
-    block.for_each(l, count, [&](int64_t r, int64_t c, int64_t at, int64_t lanes_there) __attribute__((always_inline)) {
-      room[r * vectors + c] = get<AsIs<T>, n>(work.influence + at, lanes_there);
+    block.for_each(l, count, [&](int64_t r, int64_t c, int64_t place, int64_t lanes_there) __attribute__((always_inline)) {
+      block.at(r, c) = get<AsIs<T>, n>(work.influence + place, lanes_there);
     });
     for (int64_t step = 0; step < work.steps; ++step) {
       block.prepare(work.along + step * work.num_links * batch, work.signal + step * work.num_rows * batch, l, count);
       for (int64_t c = 0; c < vectors; c += group) block.run(work.x + step * work.num_inputs * batch, c, l, count);
     }
-    block.for_each(l, count, [&](int64_t r, int64_t c, int64_t at, int64_t lanes_there) __attribute__((always_inline)) {
-      put(work.next + at, room[r * vectors + c], lanes_there);
+    block.for_each(l, count, [&](int64_t r, int64_t c, int64_t place, int64_t lanes_there) __attribute__((always_inline)) {
+      put(work.next + place, block.at(r, c), lanes_there);
     });
     for (int64_t c = 0; c < width; ++c) {
       if (!Batched) work.gradient[first + c] = gradient[c / n][c % n];

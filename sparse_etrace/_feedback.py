@@ -59,6 +59,12 @@ class Feedback(eqx.Module):
                 raise ValueError(f"{name}: expected a finite number, got {getattr(self, name)}.")
 
     @property
+    def is_other(self) -> bool:
+        """Whether the gradient is not that of D-RTRL."""
+        is_own = isinstance(self.source, str) and self.source == OWN
+        return self.leaf is not None and (not is_own or self.kappa is not None or bool(self.rate_strength))
+
+    @property
     def has_matrix(self) -> bool:
         return not isinstance(self.source, str) or self.source == RANDOM
 

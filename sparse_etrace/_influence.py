@@ -1,6 +1,7 @@
 """Influences of synapses on hidden units, kept on a sparse pattern: how they lie in memory, and a step of them."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -10,9 +11,11 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Array
 
-from ._kernels.influence import MOST_COLUMNS, Blocks, advance
+from ._analysis import Analysis
+from ._kernels.influence import INDICES, MOST_COLUMNS, Blocks, advance
 from ._links import Links
 from ._reach import Wiring, spread
+from ._routes import Call
 
 MAX_INDEX = np.iinfo(np.int32).max
 
@@ -76,7 +79,8 @@ def lay_out(wiring: Wiring, reach: sp.csr_array) -> tuple[Blocks, np.ndarray]:
     )  # fmt: skip
     most = (int(np.diff(rows.indptr).max(initial=0)), int(np.diff(sums[rows.indptr]).max(initial=0)))
     arrays = (jnp.asarray(a, jnp.int32) for a in ids)
-    return Blocks(*arrays, wiring.edges.num_cut, size, len(levels) - 1, most), columns
+    named = dict(zip(INDICES, arrays, strict=True))
+    return Blocks(**named, num_cut=wiring.edges.num_cut, size=size, levels=len(levels) - 1, most=most), columns
 
 
 def _rows(wiring: Wiring, reach: sp.csr_array, entering: sp.csr_array) -> sp.csr_array:
@@ -92,7 +96,7 @@ def _rows(wiring: Wiring, reach: sp.csr_array, entering: sp.csr_array) -> sp.csr
     return rows
 
 
-def _close(found: sp.csr_array, edges: sp.csr_array, inside: sp.csr_array | None) -> sp.csr_array:
+def _close(found: sp.csr_array, edges: Any, inside: sp.csr_array | None) -> sp.csr_array:
     size = -1
     while found.nnz > size:
         size = found.nnz
@@ -137,13 +141,12 @@ def _terms(wiring: Wiring, rows: sp.csr_array) -> tuple[np.ndarray, tuple[np.nda
     return sums, (row[is_there], edge[is_there])
 
 
-def start(wiring: Wiring, reach: sp.csr_array, dtype: Any, is_real: bool) -> Influences:
-    """Influences of zero; where they are not real, only their shape."""
+def start(wiring: Wiring, reach: sp.csr_array, dtype: Any) -> Callable[[], Influences]:
+    """What makes influences of zero; nothing as large as they are is allocated before."""
     blocks, columns = lay_out(wiring, reach)
-    shape = (blocks.size, *wiring.links.batch)
-    values: Any = jnp.zeros(shape, dtype) if is_real else jax.ShapeDtypeStruct(shape, dtype)
-    arrays = (wiring.edges.weight, wiring.columns.weight[columns])
-    return Influences(values, blocks, *(jnp.asarray(a, jnp.int32) for a in arrays), sizes_of(wiring.links))
+    weight = jnp.asarray(wiring.edges.weight, jnp.int32), jnp.asarray(wiring.columns.weight[columns], jnp.int32)
+    shape, sizes = (blocks.size, *wiring.links.batch), sizes_of(wiring.links)
+    return lambda: Influences(jnp.zeros(shape, dtype), blocks, *weight, sizes)
 
 
 def sizes_of(links: Links) -> tuple[int, ...]:
@@ -151,6 +154,20 @@ def sizes_of(links: Links) -> tuple[int, ...]:
     weights = [sum(math.prod(s.shape) for s in jax.tree.leaves(c.template(links.program)[1])) for c in links.carriers]
     outputs = [links.size(("y", c.number)) for c in links.carriers]
     return (*(links.size(("h", i)) for i in links.leaves), *outputs, *weights, *links.batch)
+
+
+def influences_of(influences: Influences, analysis: Analysis, call: Call, leaf: int) -> int:
+    """How many are kept for one weight leaf of an op call."""
+    blocks = influences.blocks
+    width = np.diff(np.asarray(blocks.first_column))
+    rows = np.repeat(np.asarray(blocks.hidden)[np.asarray(blocks.pattern)], width)
+    begin, ends = 0, {}
+    for other in Links(analysis).carriers:
+        for k, part in enumerate(jax.tree.leaves(other.template(analysis.program)[1])):
+            ends[(other.number, k)] = (begin, begin := begin + math.prod(part.shape))
+    first, last = ends.get((call.number, leaf), (0, 0))
+    weight = np.asarray(influences.column_weight)
+    return int(rows[(weight >= first) & (weight < last)].sum())
 
 
 def weights_of(links: Links, weights: dict[int, tuple[tuple, tuple]]) -> Array:

@@ -1,4 +1,4 @@
-"""One step as a graph: unit by unit between hidden variables, inputs and outputs of ops, and through the ops' synapses."""
+"""One step as a graph: units of hidden variables, op inputs and op outputs that act on one another without an op."""
 
 import math
 from collections.abc import Callable
@@ -201,7 +201,7 @@ class LinkStep(Step):
         self.links = links
 
     @cached_property
-    def _watched(self) -> list[Call]:  # type: ignore[override]
+    def _watched(self) -> list[Call]:
         mine = {c.number: c for c in [*self.links.carriers, *self.analysis.learning]}
         return [mine[number] for number in sorted(mine)]
 

@@ -30,7 +30,8 @@ class Edges(NamedTuple):
 
     def only(self, kept: np.ndarray) -> "Edges":
         """Those that are `kept`."""
-        return Edges(*(part[kept] for part in self[:4]), int(np.count_nonzero(kept[: self.num_cut])))
+        source, sink, weight, link = (part[kept] for part in (self.source, self.sink, self.weight, self.link))
+        return Edges(source, sink, weight, link, int(np.count_nonzero(kept[: self.num_cut])))
 
 
 class Columns(NamedTuple):
@@ -79,7 +80,8 @@ class Wiring:
 
     def _read_uses(self, weights: dict[int, tuple[tuple, tuple]]) -> dict[int, list[tuple[Uses, int]]]:
         """For each carrier, the uses of each weight leaf, and where the leaf begins among all weights."""
-        found, begin = {}, 0
+        found: dict[int, list[tuple[Uses, int]]] = {}
+        begin = 0
         for call in self.links.carriers:
             op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
             _, shapes, x = call.template(self.links.program)
@@ -93,8 +95,9 @@ class Wiring:
         return found
 
     def _find_edges(self) -> Edges:
-        links, cut, live = self.links, [], []
-        number = 0
+        links, number = self.links, 0
+        cut: list[tuple[np.ndarray, ...]] = []
+        live: list[tuple[np.ndarray, ...]] = []
         for link in links.all:
             source, sink, place = link.pairs
             rows, place = source + self.offset[link.source], place + number
@@ -115,13 +118,12 @@ class Wiring:
                     ends = rows[pair], uses.post[use] + self.offset[("y", call)]
                     (cut if is_cut else live).append((*ends, uses.slot[use] + begin, place[pair]))
         self.num_links = number
-        joined = (
-            [np.concatenate(part).astype(np.int64) for part in zip(*cut, *live, strict=True)] if cut or live else []
-        )
-        return Edges(*(joined or [np.zeros(0, np.int64)] * 4), sum(len(part[0]) for part in cut))
+        source, sink, weight, where = _joined([*cut, *live], 4)
+        return Edges(source, sink, weight, where, sum(len(part[0]) for part in cut))
 
     def _find_columns(self, every: bool) -> Columns:
-        links, begin, found = self.links, 0, []
+        links, begin = self.links, 0
+        found: list[tuple[np.ndarray, ...]] = []
         learning = {c.number for c in links.analysis.learning if every or c.call.traced}
         num_inputs = sum(self._input_size(c) for c in links.carriers)
         for call in links.carriers:
@@ -131,8 +133,7 @@ class Wiring:
                     x = np.full(len(uses.post), num_inputs) if uses.pre is None else uses.pre + begin
                     found.append((uses.post + self.offset[("y", call.number)], uses.slot + first, x))
             begin += self._input_size(call)
-        joined = [np.concatenate(part).astype(np.int64) for part in zip(*found, strict=True)]
-        return Columns(*(joined or [np.zeros(0, np.int64)] * 3))
+        return Columns(*_joined(found, 3))
 
     def _input_size(self, call: Any) -> int:
         return 0 if not call.x_atoms else self.links.size(("x", call.number))
@@ -206,8 +207,8 @@ class Wiring:
                 share = (begin + len(chunk)) / len(rows)
                 raise ValueError(
                     f"model: more than {limit:,} influences would be kept for each batch element ({total:,} for "
-                    f"{share:.0%} of the synapses' targets). Raise max_influences, take a smaller n, a sparser pattern, "
-                    "or D_RTRL."
+                    f"{share:.0%} of the synapses' targets). Raise max_influences, take a smaller n, a sparser "
+                    "pattern, or D_RTRL."
                 )
             parts.append(found)
         kept = sp.vstack(parts, format="csr") if parts else sp.csr_array((0, self.num_neurons), dtype=bool)
@@ -230,6 +231,12 @@ class Wiring:
         columns = np.bincount(self.columns.row - self.num_hidden, minlength=self.num_rows - self.num_hidden)
         units = np.bincount(self.neuron, minlength=self.num_neurons)
         return int(columns[np.asarray(rows)] @ (reach.astype(np.int64) @ units))
+
+
+def _joined(parts: list[tuple[np.ndarray, ...]], count: int) -> list[np.ndarray]:
+    """The arrays of all parts, one behind the other."""
+    empty = (np.zeros(0, np.int64),) * count
+    return [np.concatenate(arrays).astype(np.int64) for arrays in zip(empty, *parts, strict=True)]
 
 
 def _matrix(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, ...]) -> sp.csr_array:

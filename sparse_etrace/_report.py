@@ -15,6 +15,7 @@ from ._algorithm import Learner
 from ._algorithm.base import TraceLearner
 from ._analysis import Analysis, closure
 from ._filter import struct, trained_filter
+from ._influence import Influences, influences_of
 from ._op.base import sum_to
 from ._program import is_inexact, is_key
 from ._routes import Call
@@ -22,7 +23,9 @@ from ._step import Step
 from ._traces import routes_of
 
 PROBES = 8
-ORDER = ("exact", "diagonal", "factorised", "same-step only", "no gradient")
+ORDER = (
+    "exact", "unbiased", "truncated", "diagonal", "factorised", "feedback", "same-step only", "no gradient"
+)  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -34,9 +37,11 @@ class Row(NamedTuple):
         groups: names of the hidden variables that it is traced into, group by group.
         trace_shapes: shape of each of its traces or factors.
         trace_bytes: their bytes.
-        rule: `exact`, `diagonal`, `factorised` or `same-step only`.
+        rule: `exact`; `diagonal`, exact through each unit's own memory; `factorised`; `feedback`, where something else
+            stands in for the learning signal; `truncated` after some steps; `unbiased`, right on average; `same-step
+            only`.
         reached: how many of its entries a learning signal can reach, found by probing with random states and random
-            values of all that is trained; None where the model holds no numbers, and for `BPTT`.
+            values of all that is trained; None where the model holds no numbers, and for rules without a trace per op.
         size: how many entries it has.
     """
 
@@ -123,7 +128,7 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
         exact
     """
     carry = learner.carry_shapes(model, state, x)
-    analysis = _analyse(model, state, x, learner.train)
+    analysis = _analyse(learner, model, state, x)
     traced = isinstance(learner, TraceLearner)
     reached = _probe(analysis, model, state, x) if traced else {}
     dropping = _dropping(analysis)
@@ -143,11 +148,17 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
                 kept += _kept(carry.traces[call.number], leaf)
                 members = [analysis.groups[g].variables for g, _ in routes_of(analysis, call)]
                 groups += [tuple(analysis.state_names[j] for j in m) for m in members]
+            elif isinstance(carry.traces, Influences):
+                is_exact = _diagonal(analysis, call, dropping) == "exact"
+                rules.append("exact" if is_exact else learner.gradient)
+                count = influences_of(carry.traces, analysis, call, leaf)
+                kept += [jax.ShapeDtypeStruct((count, *carry.traces.values.shape[1:]), carry.traces.values.dtype)]
             else:
-                rules.append("exact")
+                rules.append(learner.gradient)
         if i in analysis.plain:
             hidden = any(s[0] == "n" and s[1] in analysis.live for s in analysis.outside_ops(i))
-            rules.append("same-step only" if hidden and traced else "exact")
+            by_step = traced or isinstance(carry.traces, Influences)
+            rules.append("exact" if not hidden else "same-step only" if by_step else learner.gradient)
         rows.append(
             Row(
                 analysis.param_names[i],
@@ -164,10 +175,17 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
     return Report(tuple(rows))
 
 
-def _analyse(model: Any, state: Any, x: Any, train: Any) -> Analysis:
+def _analyse(learner: Learner, model: Any, state: Any, x: Any) -> Analysis:
     """The analysis of a model whose arrays may be `jax.ShapeDtypeStruct`."""
     found: list[Analysis] = []
-    eqx.filter_eval_shape(lambda model: found.append(Analysis(model, state, x, train)), model)
+
+    def analyse(model: Any) -> None:
+        if isinstance(learner, TraceLearner):
+            found.append(learner.taught(model, state, x)[0])
+        else:
+            found.append(Analysis(model, state, x, learner.train))
+
+    eqx.filter_eval_shape(analyse, model)
     return found[0]
 
 
@@ -178,11 +196,18 @@ def _dropping(analysis: Analysis) -> set[int]:
 
 
 def _rule(analysis: Analysis, learner: TraceLearner, call: Call, leaf: int, dropping: set[int]) -> str:
+    if routes_of(analysis, call):
+        if learner.gradient != "exact":
+            return learner.gradient
+        if not learner.full_leaves(analysis, call)[leaf]:
+            return "factorised"
+        return _diagonal(analysis, call, dropping)
     hit = {s[1] for s in analysis.within_step(("y", call.number)) if s[0] == "n"} & set(analysis.cluster)
-    if not routes_of(analysis, call):
-        return "same-step only" if hit else "exact"
-    if not learner.full_leaves(analysis, call)[leaf]:
-        return "factorised"
+    return "same-step only" if hit else "exact"
+
+
+def _diagonal(analysis: Analysis, call: Call, dropping: set[int]) -> str:
+    hit = {s[1] for s in analysis.within_step(("y", call.number)) if s[0] == "n"} & set(analysis.cluster)
     straight = {s[1] for s in analysis.direct[("y", call.number)] if s[0] == "n"}
     later = closure(hit, {i: analysis.op_free(i) for i in range(len(analysis.state))})
     return "exact" if hit <= straight and not later & dropping else "diagonal"
@@ -301,8 +326,14 @@ def memory_plan(
         "inputs of the window": nbytes(xs),
         "gradients": nbytes(trained),
     }
-    if carry.traces is not None:
-        analysis = _analyse(model, state, x, learner.train)
+    if isinstance(carry.traces, Influences):
+        buffers["trace of all parameters"] = nbytes(carry.traces.values)
+        buffers["indices of the trace"] = nbytes(carry.traces) - nbytes(carry.traces.values)
+    elif not isinstance(learner, TraceLearner):
+        buffers["trace of all parameters"] = nbytes(carry.traces)
+    else:
+        buffers["memory of the rule"] = nbytes(carry.memory)
+        analysis = _analyse(learner, model, state, x)
         for call in analysis.learning:
             owners = _owners(analysis, call)
             size = nbytes(carry.traces[call.number])

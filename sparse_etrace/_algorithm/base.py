@@ -44,6 +44,11 @@ class Learner(eqx.Module):
     train: eqx.AbstractVar[Any]
     allow_zero: eqx.AbstractVar[tuple[str, ...]]
 
+    @property
+    def gradient(self) -> str:
+        """What `explain` calls the gradient where nothing of the model makes it less."""
+        return "exact"
+
     @abc.abstractmethod
     def init(self, model: Callable[..., Any], state: PyTree[Array], x: PyTree[Any]) -> Carry:
         """Check the model against the rule, and start: see `D_RTRL`."""
@@ -148,6 +153,11 @@ class TraceLearner(Learner):
     def teaching(self) -> Feedback:
         """What stands in for the learning signal of a hidden leaf; nothing unless the rule says so."""
         return Feedback()
+
+    @property
+    def gradient(self) -> str:
+        """Feedback where something stands in for a learning signal, else exact."""
+        return "feedback" if self.teaching.is_other else "exact"
 
     def analyse(self, model: Any, state: PyTree[Any], x: PyTree[Any]) -> Analysis:
         return Analysis(model, state, x, self.train)

@@ -41,26 +41,26 @@ class InfluenceLearner(Learner):
             ValueError: units act on each other by other ways than ops, or there are too many influences.
             NotImplementedError: an op does not say which unit each weight leads from and to.
         """
-        return self._start(model, state, x, True)
+        return Carry(jax.tree.map(jnp.asarray, state), self._start(model, state, x)())
 
     def carry_shapes(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Carry:
         """Shapes and types of what `init` returns. The model needs its arrays: they hold the synapses."""
-        carry = self._start(model, state, x, False)
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), carry)
+        make = self._start(model, state, x)
+        return eqx.filter_eval_shape(lambda state: Carry(jax.tree.map(jnp.asarray, state), make()), state)
 
-    def _start(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any], is_real: bool) -> Carry:
-        analysis = Analysis(model, state, x, self.train)
-        check_names(self.allow_zero, analysis.param_names)
-        links = Links(analysis)
+    def _start(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Callable[[], Any]:
+        """Check the model, and say what makes the traces."""
         params = jax.tree.leaves(eqx.filter(model, _is_array))
         if any(isinstance(p, jax.core.Tracer | jax.ShapeDtypeStruct) for p in params):
             raise TypeError(
                 "model: its arrays are traced or have only shapes, so that its synapses are not known. Call init "
                 "outside of jit and vmap, with the arrays themselves."
             )
+        analysis = Analysis(model, state, x, self.train)
+        check_names(self.allow_zero, analysis.param_names)
+        links = Links(analysis)
         wiring = Wiring(links, LinkStep(links).weights(params), self.traces_all)
         reach = self.reach(wiring)
-        influences = start(wiring, reach, jnp.result_type(*(p for p in params if is_inexact(p))), is_real)
         reached = reach.sum(axis=1)
         begin = {c.number: wiring.offset[("y", c.number)] - wiring.num_hidden for c in links.carriers}
         traced = {
@@ -68,7 +68,7 @@ class InfluenceLearner(Learner):
             if reached[begin[c.number] : begin[c.number] + links.size(("y", c.number))].any()
         }  # fmt: skip
         analysis.check_reach(self.allow_zero, traced)
-        return Carry(jax.tree.map(jnp.asarray, state) if is_real else state, influences)
+        return start(wiring, reach, jnp.result_type(*(p for p in params if is_inexact(p))))
 
     def window_steps(self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array]) -> int | None:
         """16; the influences are touched in each step whatever the window."""
@@ -157,14 +157,18 @@ class InfluenceLearner(Learner):
         return window(old, weights_of(links, weights), jax.tree.map(lambda a: a[None], said))
 
     def _by_weights(
-        self, links: Links, weights: Any, before: Array, xs: dict[int, Any], n: dict[int, Array]
+        self,
+        links: Links,
+        weights: dict[int, tuple[tuple, tuple]],
+        before: Array,
+        xs: dict[int, Any],
+        n: dict[int, Array],
     ) -> dict[int, list[Array]]:
         """Gradient of the weights of each learning call: what they influenced before, and what acts at once."""
-        found, begin = {}, {}
-        total = 0
-        for call in links.carriers:
-            begin[call.number] = total
-            total += sum(leaf.size for leaf in weights[call.number][1])
+        found, begin, total = {}, {}, 0
+        for carrier in links.carriers:
+            begin[carrier.number] = total
+            total += sum(leaf.size for leaf in weights[carrier.number][1])
         for call in links.analysis.learning:
             op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
             signal, at = n[call.number], begin.get(call.number)

@@ -34,10 +34,10 @@ class RTRL(InfluenceLearner):
     """Real-time recurrent learning: the gradient of BPTT, forward in time, for any model.
 
     `J <- dh_t/dh_{t-1} J + dh_t/dtheta`, `dtheta += dL_t/dh_{t-1} J + dL_t/dtheta`. Where all that is trained acts
-    through ops, and units act on each other through ops only, J is kept on the pairs of synapse and unit that any number
-    of steps leads to: `SnAp` without an end. Any other model (a trained array outside of ops that acts on hidden state,
-    units mixed by anything else, `se.cut`) is differentiated as a whole, with a full matrix of all state, batch included,
-    by all that is trained. `explain` and `memory_plan` say which.
+    through ops, and units act on each other through ops only, J is kept on the pairs of synapse and unit that any
+    number of steps leads to: `SnAp` without an end. Any other model (a trained array outside of ops that acts on
+    hidden state, units mixed by anything else, `se.cut`) is differentiated as a whole, with a full matrix of all state,
+    batch included, by all that is trained. `explain` and `memory_plan` say which.
 
     Args:
         max_influences: the most that are kept, for each batch element or in that matrix; more is an error before
@@ -71,27 +71,22 @@ class RTRL(InfluenceLearner):
         """All neurons that any number of steps leads to."""
         return wiring.reach(None, None, self.max_influences)
 
-    def _start(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any], is_real: bool) -> Carry:
+    def _start(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Callable[[], Any]:
         check_reach(model, state, x, self.train, self.allow_zero)
         if _acts_through_ops(model, state, x, self.train):
             try:
-                return super()._start(model, state, x, is_real)
+                return super()._start(model, state, x)
             except (UnlinkedError, NotImplementedError):
                 pass  # units are mixed, or an op does not say which synapses it has
-        carry = eqx.filter_eval_shape(
-            lambda model, state: Carry(state, _zeros(split(model, self.train)[0], state)), model, state
-        )
-        size = sum(leaf.size for leaf in jax.tree.leaves(carry.traces))
+        shapes = eqx.filter_eval_shape(lambda model, state: _zeros(split(model, self.train)[0], state), model, state)
+        size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
         if size > self.max_influences:
             raise ValueError(
                 f"model: the derivative of all state by all that is trained has {size:,} entries, more than "
                 f"max_influences={self.max_influences:,}, and the model is not made of ops so that fewer would do. "
                 "Raise max_influences, train less, or take UORO, TBPTT or BPTT."
             )
-        if not is_real:
-            return carry
-        state = jax.tree.map(jnp.asarray, state)
-        return Carry(state, _zeros(split(model, self.train)[0], state))
+        return lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def _restart_traces(self, traces: Any, choose: Callable[..., Array]) -> Any:
         if isinstance(traces, Dense):

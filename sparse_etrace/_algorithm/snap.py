@@ -2,15 +2,25 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 import scipy.sparse as sp
 
+from .._connectivity import Connectivity
 from .._program import is_key
 from .._reach import Wiring
 from .influence import InfluenceLearner
 
 RANDOM = "random"
+
+
+def _read_pattern(pattern: Any) -> Any:
+    if pattern is None or isinstance(pattern, str | Connectivity):
+        return pattern
+    entries = sp.coo_array(pattern)
+    kept = entries.data != 0
+    return Connectivity.from_edges(entries.row[kept], entries.col[kept], shape=entries.shape)
 
 
 class SnAp(InfluenceLearner):
@@ -26,7 +36,8 @@ class SnAp(InfluenceLearner):
     Args:
         n: steps, at least 1; None for all. Ignored for a given pattern.
         pattern: `"random"` lets influence pass into each unit from `paths` others only, so that n counts these ways;
-            a matrix `(neurons, neurons)` of any scipy format or an array keeps the influence of the synapses onto unit
+            a `Connectivity`, or a matrix `(neurons, neurons)` of any scipy
+            format or an array, keeps the influence of the synapses onto unit
             i on unit k where entry `[i, k]` is not zero, and always that on i. Neurons are counted through the hidden
             variables in `jax.tree` order, those that are variables of one neuron once.
         paths: for `"random"`: into each unit; at least 1.
@@ -51,8 +62,8 @@ class SnAp(InfluenceLearner):
         Shalev-Merin 2026 (arXiv 2603.15195).
     """
 
-    n: int | None = 2  # type: ignore[misc]
-    pattern: Any = None
+    n: int | None = 2
+    pattern: Any = eqx.field(converter=_read_pattern, default=None)
     paths: int | None = None
     key: Any = None
     max_influences: int = 100_000_000
@@ -66,13 +77,20 @@ class SnAp(InfluenceLearner):
         if is_random and self.pattern != RANDOM:
             raise ValueError(f"pattern: expected 'random', a matrix or None, got {self.pattern!r}.")
         given = (self.paths is not None, self.key is not None)
-        if given != (is_random, is_random) or (is_random and not is_key(self.key)):
+        if given != (is_random, is_random) or (
+            is_random and not (isinstance(self.key, jax.Array) and is_key(self.key))
+        ):
             raise ValueError(
                 f"paths, key: expected a number and a key of jax.random.key with pattern='random' and none else, got "
                 f"{self.paths!r} and {self.key!r}."
             )
         if self.paths is not None and self.paths < 1:
             raise ValueError(f"paths: expected at least 1 into each unit, got {self.paths}.")
+
+    @property
+    def gradient(self) -> str:
+        """Exact with all steps, else truncated."""
+        return "exact" if self.n is None and self.pattern is None else "truncated"
 
     def reach(self, wiring: Wiring) -> sp.csr_array:
         """Neurons within `n - 1` steps, or as the pattern says."""
@@ -81,9 +99,9 @@ class SnAp(InfluenceLearner):
                 seed = np.asarray(jax.random.key_data(self.key)).ravel()
                 wiring.keep_random_paths(self.paths, np.random.default_rng(seed))
             return wiring.reach(None if self.n is None else self.n - 1, None, self.max_influences)
-        pattern = sp.csr_array(self.pattern)
-        if pattern.shape != (wiring.num_neurons,) * 2:
-            raise ValueError(
-                f"pattern: expected shape {(wiring.num_neurons,) * 2}, neurons by neurons, got {pattern.shape}."
-            )
-        return wiring.reach(None, pattern.astype(bool), self.max_influences)
+        given, shape = self.pattern, (wiring.num_neurons,) * 2
+        if given.shape != shape:
+            raise ValueError(f"pattern: expected shape {shape}, neurons by neurons, got {given.shape}.")
+        ends = np.asarray(given.pre), np.asarray(given.post)
+        pattern = sp.csr_array((np.ones(given.num_synapses, bool), ends), shape=shape)
+        return wiring.reach(None, pattern, self.max_influences)

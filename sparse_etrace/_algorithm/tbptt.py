@@ -57,6 +57,11 @@ class TBPTT(Learner):
         if self.steps < 1:
             raise ValueError(f"steps: expected at least 1, got {self.steps}. The step of the loss itself counts.")
 
+    @property
+    def gradient(self) -> str:
+        """Truncated."""
+        return "truncated"
+
     def init(self, model: Callable[..., Any], state: PyTree[Array], x: PyTree[Any]) -> Carry:
         """Check that every trained leaf reaches the output within `steps` steps; see `D_RTRL.init`."""
         check_reach(model, state, x, self.train, self.allow_zero, self.steps)

@@ -61,6 +61,11 @@ class UORO(Learner):
             got = f"{self.key.dtype}{list(self.key.shape)}" if hasattr(self.key, "dtype") else repr(self.key)
             raise ValueError(f"key: expected one key, as of jax.random.key(0), got {got}.")
 
+    @property
+    def gradient(self) -> str:
+        """Unbiased."""
+        return "unbiased"
+
     def init(self, model: Callable[..., Any], state: PyTree[Array], x: PyTree[Any]) -> Carry:
         """Check that every trained leaf reaches the output, and start with an estimate of zero; see `D_RTRL.init`."""
         check_reach(model, state, x, self.train, self.allow_zero)

@@ -1,5 +1,6 @@
 """A window of steps of the influence of synapses on units, block by block: sparse times dense."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -58,6 +59,9 @@ class Blocks(eqx.Module):
     most: tuple[int, int] = eqx.field(static=True)
 
 
+INDICES = tuple(field.name for field in dataclasses.fields(Blocks) if not field.metadata.get("static"))
+
+
 def advance(
     blocks: Blocks,
     influence: Float[Array, "size batch"],
@@ -99,7 +103,8 @@ COLUMN_X = 11
 
 
 def _xla(*operands: Array, num_cut: int, size: int, levels: int, most: tuple[int, int]) -> list[Array]:
-    blocks = Blocks(*operands[:-NUMBERS], num_cut=num_cut, size=size, levels=levels, most=most)
+    ids = dict(zip(INDICES, operands[:-NUMBERS], strict=True))
+    blocks = Blocks(**ids, num_cut=num_cut, size=size, levels=levels, most=most)
 
     def one(influence: Array, weight: Array, along: Array, x: Array, signal: Array) -> Any:
         def step(now: tuple[Array, Array], parts: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], None]:

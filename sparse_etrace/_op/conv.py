@@ -149,14 +149,14 @@ class ConvOp(ETraceOp):
         slots = {"weight": weight, "bias": y}
         return {key: slots[key] for key in v}
 
-    def synapses(self, v: Weights, x: Any) -> list[Uses]:
+    def synapses(self, v: Any, x: Any) -> list[Uses]:
         """Each tap of the kernel at each position of the output, apart from padding."""
         *taps, c_out = v["weight"].shape
-        number = jnp.arange(1, math.prod(self.xinfo.shape) + 1, dtype=jnp.int32).reshape(self.xinfo.shape)
+        number = jnp.arange(1.0, math.prod(self.xinfo.shape) + 1).reshape(self.xinfo.shape)
         uses = []
         for tap, where in enumerate(np.ndindex(*taps)):
-            one = jnp.zeros(v["weight"].shape, jnp.int32).at[where].set(1)
-            seen = np.asarray(self.xw_to_y(number, {"weight": one})).ravel()
+            one = jnp.zeros(v["weight"].shape, number.dtype).at[where].set(1)
+            seen = np.asarray(self.xw_to_y(number, {"weight": one})).ravel().astype(int)
             post = np.flatnonzero(seen)
             uses.append(Uses(seen[post] - 1, post, tap * c_out + post % c_out))
         pre, post, slot = (np.concatenate(part) for part in zip(*uses, strict=True))

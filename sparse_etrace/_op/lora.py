@@ -65,6 +65,6 @@ class LoraOp(ETraceOp):
     def sum_dw(self, x: Shaped[Array, "k *batch pre"], y: Float[Array, "k *batch post"], v: Weights) -> Weights:
         return _kernels.dense.sum_outer(x, y, v)
 
-    def synapses(self, v: Weights, x: Any) -> list[Uses]:
+    def synapses(self, v: Any, x: Any) -> list[Uses]:
         """All pairs of units."""
         return all_to_all(v)

@@ -66,7 +66,7 @@ class MatMulOp(ETraceOp):
     def sum_dw(self, x: Shaped[Array, "k *batch pre"], y: Float[Array, "k *batch post"], v: Weights) -> Weights:
         return _kernels.dense.sum_outer(x, y, v)
 
-    def synapses(self, v: Weights, x: Any) -> list[Uses]:
+    def synapses(self, v: Any, x: Any) -> list[Uses]:
         """All pairs of units, or those where the mask is not zero, if that makes the weight zero."""
         is_zero = self.weight_fn is None or self.apply_weight_fn_before_mask
         return all_to_all(v, None if self.weight_mask is None or not is_zero else np.asarray(self.weight_mask) != 0)

@@ -145,7 +145,7 @@ class SpMatMulOp(ETraceOp):
             new["bias"], taught["bias"] = window_per_unit(v["bias"], bias, carried, entering, signal, direct)
         return new, taught
 
-    def synapses(self, v: Weights, x: Any) -> list[Uses]:
+    def synapses(self, v: Any, x: Any) -> list[Uses]:
         """The synapses of the connectivity, once for each feature."""
         features = np.arange(1 if self.axis == -1 else x.shape[-1])
 

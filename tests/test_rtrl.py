@@ -1,0 +1,143 @@
+"""RTRL: equal to BPTT on every kind of model, in windows and in split calls, by influences and as a whole."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import models
+import numpy as np
+import oracles
+import pytest
+from models import run, start
+from test_snap import random_wiring, wired
+
+import sparse_etrace as se
+
+TOLERANCE, VISIBLE = 1e-10, 1e-3
+# Not made of ops alone: taken as a whole.
+WHOLE = {"delay_buffer", "cut", "synapse"}
+
+
+@pytest.fixture(autouse=True)
+def _compile_quickly():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def is_whole(carry):
+    return type(carry.traces).__name__ == "Dense"
+
+
+def in_two_calls(learner, case, between=lambda carry: carry):
+    _, before, carry = run(learner, case, 2, steps=slice(4))
+    _, after, carry = run(learner, case, 3, between(carry), slice(4, None))
+    return jax.tree.map(jnp.add, before, after), carry
+
+
+@pytest.mark.parametrize("kind", models.KINDS)
+@pytest.mark.usefixtures("x64")
+def test_equals_bptt(kind):
+    case = models.build(kind)
+    got, carry = in_two_calls(se.RTRL(), case)
+    expected = oracles.bptt(case.twin, case.xs, case.ys)
+    assert oracles.relative_error(got, expected) < TOLERANCE
+    assert is_whole(carry) == (kind in WHOLE)
+
+
+@pytest.mark.parametrize("kind", ["alif_v", "gru_cell", "two", "cut"])
+@pytest.mark.usefixtures("x64")
+def test_mistakes_are_seen(kind):
+    """Influences dropped between the calls, or those of a step before."""
+    case = models.build(kind)
+    expected = oracles.bptt(case.twin, case.xs, case.ys)
+    fresh, early = start(se.RTRL(), case), run(se.RTRL(), case, steps=slice(3))[2]
+    for other in (fresh, early):
+        got, _ = in_two_calls(se.RTRL(), case, lambda carry, other=other: se.Carry(carry.state, other.traces))
+        assert oracles.relative_error(got, expected) > VISIBLE
+
+
+@pytest.mark.usefixtures("x64")
+def test_two_hundred_steps_of_a_hundred_units():
+    conn = random_wiring(100, 0.98, seed=1)
+    case = wired("rate", conn, steps=200, batch=(1,), scale=0.8)
+    carry, grads = None, None
+    for first, last in ((0, 77), (77, 150), (150, 200)):
+        _, part, carry = run(se.RTRL(), case, 16, carry, slice(first, last))
+        grads = part if grads is None else jax.tree.map(jnp.add, grads, part)
+    expected = run(se.BPTT(), case, 200)[1]
+    assert oracles.relative_error(grads, expected) < TOLERANCE
+    d_rtrl = run(se.D_RTRL(), case, 16)[1]
+    assert oracles.relative_error(d_rtrl["rec"], expected["rec"]) > VISIBLE
+
+
+@pytest.mark.usefixtures("x64")
+def test_plain_arrays():
+    """A time constant that is no parameter of an op."""
+
+    def forward(op, h, held, x):
+        a = jax.nn.sigmoid(op("leak"))
+        new = a * h["h"] + (1 - a) * jnp.tanh(op("inp", x) + op("rec", h["h"]) + h["h"] @ op("mix"))
+        return {"h": new}, op("out", new)
+
+    rng = np.random.default_rng(2)
+    plain = {
+        "leak": models.plain(models.array(rng, models.N)),
+        "mix": models.plain(models.array(rng, models.N, models.N)),
+    }
+    case = models.rate(rng, forward=forward, **plain)
+    got, carry = in_two_calls(se.RTRL(), case)
+    assert is_whole(carry)
+    assert oracles.relative_error(got, oracles.bptt(case.twin, case.xs, case.ys)) < TOLERANCE
+
+
+@pytest.mark.usefixtures("x64")
+def test_reset_of_a_whole_model():
+    """Elements that start again have no influence left, the others go on."""
+    case = models.build("cut")
+    learner = se.RTRL()
+    _, _, carry = run(learner, case, steps=slice(4))
+    some = learner.reset(carry, jnp.array([False, True]), case.twin.state)
+    (leaf,), (before,) = (jax.tree.leaves(c.traces.jacobian) for c in (some, carry))
+    assert not np.any(leaf[1]) and np.array_equal(leaf[0], before[0]) and np.any(leaf[0])
+
+
+@pytest.mark.usefixtures("x64")
+def test_step_of_a_whole_model():
+    """The gradient of `step` is that of a window of one step, and by the carry zero."""
+    case = models.build("cut")
+    learner = se.RTRL()
+    _, _, carry = run(learner, case, steps=slice(3))
+
+    @eqx.filter_grad
+    def by(both):
+        model, carry = both
+        return oracles.loss_fn(learner.step(model, carry, case.xs[3])[1], case.ys[3])
+
+    model, by_carry = by((case.model, carry))
+    assert oracles.relative_error(case.read(model), run(learner, case, 1, carry, slice(3, 4))[1]) < TOLERANCE
+    assert not any(np.any(g) for g in jax.tree.leaves(by_carry))
+
+
+def test_too_many():
+    case = models.build("cut")
+    size = 2 * models.N * sum(leaf.size for leaf in jax.tree.leaves(case.twin.values))
+    with pytest.raises(ValueError, match=rf"model: the derivative of all state .* has {size:,} entries, more than"):
+        start(se.RTRL(max_influences=size - 1), case)
+    start(se.RTRL(max_influences=size), case)
+    with pytest.raises(ValueError, match="more than 10 influences would be kept"):
+        start(se.RTRL(max_influences=10), models.build("rate"))
+
+
+@pytest.mark.parametrize("kind", ["rate", "cut"])
+def test_carry_of_another_learner(kind):
+    case = models.build(kind)
+    with pytest.raises(ValueError, match="carry: its traces are not those of this learner and model"):
+        run(se.RTRL(), case, carry=start(se.BPTT(), case))
+
+
+def test_no_silent_zero():
+    case = models.build("rate")
+    unused = eqx.tree_at(lambda m: m.params, case.model, {**case.model.params, "spare": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"'spare'.* would never get a gradient: its value is never used"):
+        start(se.RTRL(), case._replace(model=unused))

@@ -1,0 +1,406 @@
+"""SnAp: against masked dense RTRL by hand, against D-RTRL and BPTT at its ends; and what it keeps."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import models
+import numpy as np
+import oracles
+import pytest
+import scipy.sparse as sp
+from models import N, run, start
+
+import sparse_etrace as se
+
+TOLERANCE, VISIBLE = 1e-10, 1e-4
+float64 = pytest.mark.usefixtures("x64")
+
+
+@pytest.fixture(autouse=True)
+def _compile_quickly():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+# --- networks of a given wiring --------------------------------------------------------------------------------------
+
+READ = {
+    "rate": lambda h: h["h"],
+    "lif": lambda h: h["z"],
+    "alif_v": lambda h: h["z"] + 0.5 * h["b"],
+}
+FORWARD = {"rate": models.rate_forward, "lif": models.lif_forward, "alif_v": models.alif_v_forward}
+VARIABLES = {"rate": ("h",), "lif": ("v", "z"), "alif_v": ("v", "b", "z")}
+
+
+def wired(kind, conn, steps=6, batch=(2,), scale=1.5):
+    """A recurrent layer with these synapses, and its twin; all but the readout is traced."""
+    rng = np.random.default_rng(conn.num_synapses)
+    units, pre, post = conn.num_pre, np.asarray(conn.pre), np.asarray(conn.post)
+    weight = {"weight": models.array(rng, conn.num_synapses, scale=scale)}
+    parts = {
+        "inp": models.dense(rng, models.INPUTS, units, scale=2.0),
+        "rec": models.Part(weight, se.SpMatMulOp(conn), oracles.sparse(pre, post, (units, units))),
+        "out": models.dense(rng, units, models.OUTPUTS),
+    }
+    state = models._state(rng, batch, *VARIABLES[kind], shape=(units,))
+    return models.make(rng, FORWARD[kind], parts, state, {}, batch=batch, steps=steps)
+
+
+def random_wiring(units, sparsity, seed=0, autapses=True):
+    rng = np.random.default_rng(seed)
+    kept = rng.random((units, units)) > sparsity
+    if not autapses:
+        np.fill_diagonal(kept, False)
+    return se.Connectivity.from_edges(*np.nonzero(kept), shape=(units, units))
+
+
+def ring(units):
+    return se.Connectivity.from_edges(np.arange(units), (np.arange(units) + 1) % units, shape=(units, units))
+
+
+def within(conn, steps):
+    """`[i, k]`: whether k is at most so many synapses behind i, by dense powers."""
+    one = np.eye(conn.num_pre, dtype=bool)
+    one[conn.pre, conn.post] = True
+    found = np.eye(conn.num_pre, dtype=bool)
+    for _ in range(steps):
+        found = found @ one
+    return found
+
+
+# --- the oracle ------------------------------------------------------------------------------------------------------
+
+
+def masked_rtrl(kind, case, conn, kept):
+    """Gradients of each step by dense RTRL whose influences are zeroed after each step where not `kept[i, k]`."""
+    twin = case.twin
+    _, unpack = oracles._pack(twin.state)
+    batch, names = twin.state[VARIABLES[kind][0]].shape[0], sorted(VARIABLES[kind])
+    traced = {k: twin.values[k] for k in ("inp", "rec")}
+    targets = {
+        "inp": {"weight": np.broadcast_to(np.arange(conn.num_post), twin.values["inp"]["weight"].shape),
+                "bias": np.arange(conn.num_post)},
+        "rec": {"weight": np.asarray(conn.post)},
+    }  # fmt: skip
+    # Flat state: variables by name, each (batch, units).
+    mask = jax.tree.map(
+        lambda post: np.broadcast_to(
+            np.moveaxis(kept[post], -1, 0), (len(names), batch, conn.num_post, *post.shape)
+        ).reshape(-1, *post.shape),
+        targets,
+    )
+
+    def forward(h, traced, x):
+        values = {**twin.values, **traced}
+        return oracles._pack(
+            twin.forward(oracles._Ops(twin, oracles._weights(twin, values), values), unpack(h), unpack(h), x)[0]
+        )[0]
+
+    def loss(h, out, y):
+        v = twin.ops["out"].phi(out)
+        return oracles.loss_fn(twin.ops["out"].apply(READ[kind](unpack(h)), v), y)
+
+    @jax.jit
+    def step(carry, now):
+        h, influence = carry
+        x, y = now
+        by_state, fresh = jax.jacobian(forward, (0, 1))(h, traced, x)
+        new = forward(h, traced, x)
+        influence = jax.tree.map(lambda j, b, m: m * (jnp.tensordot(by_state, j, 1) + b), influence, fresh, mask)
+        by_h, by_out = jax.grad(loss, (0, 1))(new, twin.values["out"], y)
+        grads = jax.tree.map(lambda j: jnp.tensordot(by_h, j, 1), influence)
+        return (new, influence), {**grads, "out": by_out}
+
+    h = oracles._pack(twin.state)[0]
+    zero = jax.tree.map(lambda v: jnp.zeros((len(h), *v.shape)), traced)
+    return jax.lax.scan(step, (h, zero), (case.xs, case.ys))[1]
+
+
+def by_window(learner, case, size=2):
+    """Gradients of windows in split calls."""
+    carry, grads = None, []
+    for first in range(0, len(case.xs), size):
+        _, grad, carry = run(learner, case, size, carry, slice(first, first + size))
+        grads.append(grad)
+    return jax.tree.map(lambda *g: jnp.stack(g), *grads)
+
+
+def in_windows(grads, size=2):
+    return jax.tree.map(lambda g: g.reshape(len(g) // size, size, *g.shape[1:]).sum(1), grads)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.99])
+@float64
+def test_masked_dense_rtrl(sparsity, n):
+    conn = random_wiring(30, sparsity)
+    case = wired("rate", conn)
+    expected = masked_rtrl("rate", case, conn, within(conn, n - 1))
+    got = by_window(se.SnAp(n=n), case)
+    assert oracles.relative_error(got, in_windows(expected)) < TOLERANCE
+    if sparsity < 0.99 and n < 3:
+        other = masked_rtrl("rate", case, conn, within(conn, n))
+        assert oracles.relative_error(got["rec"], in_windows(other)["rec"]) > VISIBLE
+
+
+@pytest.mark.parametrize("kind", ["lif", "alif_v"])
+@pytest.mark.parametrize("n", [1, 2, 3])
+@float64
+def test_several_variables(kind, n):
+    conn = random_wiring(12, 0.85)
+    case = wired(kind, conn, scale=3.0)
+    expected = masked_rtrl(kind, case, conn, within(conn, n - 1))
+    assert oracles.relative_error(by_window(se.SnAp(n=n), case), in_windows(expected)) < TOLERANCE
+
+
+@float64
+def test_the_oracle_is_seen_to_fail():
+    """Influences masked before they are taken through the step, or those of a transposed pattern."""
+    conn = random_wiring(30, 0.9)
+    case, kept = wired("rate", conn), within(conn, 1)
+    got = by_window(se.SnAp(n=2), case)["rec"]
+    for wrong in (kept.T, within(conn, 0)):
+        assert oracles.relative_error(got, in_windows(masked_rtrl("rate", case, conn, wrong))["rec"]) > VISIBLE
+
+
+@float64
+def test_a_ring_becomes_exact():
+    conn = ring(7)
+    case = wired("rate", conn, steps=12)
+    exact = oracles.bptt(case.twin, case.xs, case.ys)
+    errors = [
+        oracles.relative_error(models.total(by_window(se.SnAp(n=n), case, 3)), exact)
+        for n in range(1, conn.num_pre + 2)
+    ]
+    assert all(a > b for a, b in zip(errors[:6], errors[1:6])) and errors[0] > 1e-2 and errors[5] > 1e-9
+    assert max(errors[6:]) < 1e-13
+
+
+# --- where it is another rule ----------------------------------------------------------------------------------------
+
+COINCIDE = [
+    "rate", "rate_cell", "lif", "lif_cell", "alif_cell", "alif_v", "lstm", "two", "two_lif",
+    "late", "shared", "skip", "old_readout", "twice", "axis_2", "decay", "nontemp", "clock", "three",
+]  # fmt: skip
+
+
+@pytest.fixture
+def no_autapses(monkeypatch):
+    edges = models.edges
+
+    def without(rng, pre, post, share=0.6):
+        j, i = edges(rng, pre, post, share)
+        kept = (j % models.N != i % models.N) if pre == models.N else np.ones(len(j), bool)
+        return j[kept], i[kept]
+
+    monkeypatch.setattr(models, "edges", without)
+
+
+@pytest.mark.parametrize("kind", COINCIDE)
+@pytest.mark.usefixtures("x64", "no_autapses")
+def test_one_step_without_autapses_is_d_rtrl(kind):
+    case = models.build(kind)
+    expected, got = by_window(se.D_RTRL(), case, 1), by_window(se.SnAp(n=1), case, 1)
+    assert oracles.relative_error(got, expected) < TOLERANCE
+
+
+@float64
+def test_autapses_are_a_difference():
+    conn = random_wiring(8, 0.5)
+    case = wired("rate", conn)
+    grads = [by_window(learner, case)["rec"] for learner in (se.D_RTRL(), se.SnAp(n=1))]
+    assert oracles.relative_error(*grads) > VISIBLE
+
+
+@pytest.mark.parametrize("kind", ["two", "gru_cell", "lif", "late", "conv_1d", "low_rank", "decay"])
+@float64
+def test_all_steps_are_rtrl(kind):
+    case = models.build(kind)
+    assert oracles.relative_error(run(se.SnAp(n=None), case, 3)[1], run(se.RTRL(), case, 2)[1]) < TOLERANCE
+
+
+# --- patterns --------------------------------------------------------------------------------------------------------
+
+
+@float64
+def test_a_pattern_of_ones_own():
+    conn = random_wiring(12, 0.8)
+    case = wired("rate", conn)
+    own = sp.random_array((12, 12), density=0.3, rng=np.random.default_rng(1))
+    expected = masked_rtrl("rate", case, conn, (own.toarray() != 0) | np.eye(12, dtype=bool))
+    for pattern in (own, own.toarray(), own.tocsc()):
+        assert oracles.relative_error(by_window(se.SnAp(pattern=pattern), case), in_windows(expected)) < TOLERANCE
+    same = run(se.SnAp(pattern=within(conn, 1)), case)[1]
+    assert oracles.relative_error(same, run(se.SnAp(n=2), case)[1]) < TOLERANCE
+
+
+@float64
+def test_random_paths():
+    conn = random_wiring(12, 0.6, autapses=False)
+    case = wired("rate", conn)
+    most = int(np.bincount(np.asarray(conn.post)).max())
+    key = jax.random.key(0)
+    for n in (2, None):
+        everything = se.SnAp(n=n, pattern="random", paths=most, key=key)
+        assert oracles.relative_error(run(everything, case)[1], run(se.SnAp(n=n), case)[1]) < TOLERANCE
+    few = se.SnAp(n=None, pattern="random", paths=1, key=key)
+    grads = run(few, case)[1]
+    assert oracles.relative_error(grads, run(few, case, 2)[1]) < TOLERANCE
+    assert oracles.relative_error(grads["rec"], run(se.SnAp(n=None), case)[1]["rec"]) > VISIBLE
+    other = se.SnAp(n=None, pattern="random", paths=1, key=jax.random.key(1))
+    assert oracles.relative_error(grads["rec"], run(other, case)[1]["rec"]) > VISIBLE
+    for paths in (1, 2):
+        blocks = start(se.SnAp(n=None, pattern="random", paths=paths, key=key), case).traces.blocks
+        assert most_terms(blocks) == paths
+
+
+def most_terms(blocks):
+    """The most ways into one output of an op."""
+    ptr, rows = np.asarray(blocks.term_ptr), np.asarray(blocks.row_ptr)
+    counts = [
+        np.diff(ptr)[first : last - hidden].max(initial=0)
+        for first, last, hidden in zip(rows[:-1], rows[1:], np.asarray(blocks.hidden), strict=True)
+    ]
+    return max(counts)
+
+
+def test_how_many():
+    conn = random_wiring(40, 0.9, seed=3)
+    case = wired("rate", conn, batch=(3,))
+    indegree = np.bincount(np.asarray(conn.post), minlength=40) + models.INPUTS + 1
+    for n in (1, 2, 3):
+        carry = start(se.SnAp(n=n), case)
+        expected = int(indegree @ within(conn, n - 1).sum(1))
+        assert carry.traces.blocks.size == expected and carry.traces.values.shape == (expected, 3)
+        learner = se.SnAp(n=n)
+        plan = se.memory_plan(learner, case.model, case.twin.state, case.xs[0])
+        assert expected * 3 * 4 <= plan.traces <= expected * 3 * 4 + 40 * conn.num_synapses * n + 40_000
+    with pytest.raises(ValueError, match=rf"more than {expected - 1:,} influences .*Raise max_influences, take a smal"):
+        start(se.SnAp(n=3, max_influences=expected - 1), case)
+    start(se.SnAp(n=3, max_influences=expected), case)
+
+
+def test_the_worm():
+    from sparse_etrace import demo
+
+    model = demo.WormNet(se.datasets.worm(), jax.random.key(0))
+    train = eqx.tree_at(lambda m: m.synapses, jax.tree.map(lambda _: False, se.trainable(model)), replace=True)
+    learners = (se.SnAp(n=1, train=train), se.SnAp(n=2, train=train), se.RTRL(train=train))
+    carries = [learner.init(model, model.init_state(), jnp.zeros(1)) for learner in learners]
+    assert [c.traces.blocks.size for c in carries] == [2_194, 27_041, 536_422]
+
+
+def test_no_dense_array():
+    """No array of units by units or units by synapses, in a step or in a window."""
+    units = 300
+    conn = random_wiring(units, 0.985, seed=5)
+    case = wired("rate", conn, batch=(1,))
+    learner = se.SnAp(n=2)
+    carry = start(learner, case)
+    bound = carry.traces.blocks.size + 20 * (conn.num_synapses + units * 8)
+    assert bound < units**2
+
+    def sizes(jaxpr):
+        for eqn in jaxpr.eqns:
+            yield from (v.aval.size for v in eqn.outvars if hasattr(v.aval, "size"))
+            for inner in se._program.sub_jaxprs(eqn):
+                yield from sizes(inner)
+
+    arrays, static = eqx.partition((case.model, carry), eqx.is_array)
+
+    def window(arrays, xs, ys):
+        model, carry = eqx.combine(arrays, static)
+        losses, grads, carry = se.online_grad(learner, oracles.loss_fn, model, carry, xs, ys)
+        return losses, eqx.filter(grads, eqx.is_array), carry.state
+
+    jaxpr = jax.make_jaxpr(window)(arrays, case.xs, case.ys)
+    assert max(sizes(jaxpr.jaxpr)) <= bound
+
+
+# --- in words --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, what",
+    [
+        ({"n": 0}, "n: expected at least 1, or None for all steps, got 0"),
+        ({"pattern": "ring"}, "pattern: expected 'random', a matrix or None, got 'ring'"),
+        ({"pattern": "random"}, "paths, key: expected a number and a key"),
+        ({"pattern": "random", "paths": 2}, "paths, key: expected a number and a key"),
+        ({"paths": 2}, "paths, key: .* with pattern='random' and none else"),
+        ({"pattern": "random", "paths": 2, "key": 0}, "paths, key: .* a key of jax.random.key"),
+        (
+            {"pattern": "random", "paths": 0, "key": jax.random.key(0)},
+            "paths: expected at least 1 into each unit, got 0",
+        ),
+    ],
+)
+def test_wrong_options(options, what):
+    with pytest.raises(ValueError, match=what):
+        se.SnAp(**options)
+
+
+def test_a_pattern_of_another_shape():
+    case = wired("rate", ring(5))
+    with pytest.raises(ValueError, match=r"pattern: expected shape \(5, 5\), neurons by neurons, got \(4, 5\)"):
+        start(se.SnAp(pattern=np.ones((4, 5))), case)
+
+
+def test_an_op_that_does_not_say_its_synapses():
+    case = models.build("synapse")
+    with pytest.raises(NotImplementedError, match="op: Scale does not say which unit .*`synapses`, or use se.RTRL"):
+        start(se.SnAp(), case)
+
+
+def test_a_traced_model():
+    case = wired("rate", ring(5))
+    with pytest.raises(TypeError, match="model: its arrays are traced or have only shapes.*outside of jit"):
+        eqx.filter_jit(lambda model: se.SnAp().init(model, case.twin.state, case.xs[0]))(case.model)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype) if eqx.is_array(a) else a, case.model)
+    with pytest.raises(TypeError, match="model: its arrays are traced or have only shapes"):
+        se.memory_plan(se.SnAp(), shapes, case.twin.state, case.xs[0])
+
+
+def test_units_mixed_by_anything_else():
+    case = models.rate(np.random.default_rng(0), forward=lambda op, h, held, x: _mean(op, h, held, x))
+    with pytest.raises(ValueError, match="acts on several units of .*make the mixing an op .*or use se.RTRL"):
+        start(se.SnAp(), case)
+
+
+def _mean(op, h, held, x):
+    new, out = models.rate_forward(op, h, held, x)
+    return {"h": new["h"] + 0.1 * h["h"].mean(-1, keepdims=True)}, out
+
+
+def test_batch_axes_elsewhere():
+    case = models.build("delay_buffer")
+    with pytest.raises(ValueError, match="state: .* has the batch axes .* elsewhere than in front"):
+        start(se.SnAp(), case)
+
+
+def test_ops_with_different_batch_axes():
+    def forward(op, h, held, x):
+        new = 0.5 * h["h"] + jnp.tanh(op("inp", x) + op("rec", held["h"])) + op("extra", x[0])[None]
+        return {"h": new}, op("out", new)
+
+    extra = models.dense(np.random.default_rng(1), models.INPUTS, N)
+    case = models.rate(np.random.default_rng(0), forward=forward, extra=extra)
+    with pytest.raises(ValueError, match=r"have batch axes .* Influences are kept for each batch element"):
+        start(se.SnAp(), case)
+
+
+@pytest.mark.parametrize("other", [se.D_RTRL(), se.BPTT()], ids=lambda o: type(o).__name__)
+def test_carry_of_another_learner(other):
+    case = models.build("rate")
+    with pytest.raises(ValueError, match="carry: its traces are not those of this learner and model"):
+        run(se.SnAp(), case, carry=start(other, case))
+
+
+def test_no_silent_zero():
+    case = models.build("rate")
+    unused = eqx.tree_at(lambda m: m.params, case.model, {**case.model.params, "spare": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"'spare'.* would never get a gradient: its value is never used"):
+        start(se.SnAp(), case._replace(model=unused))
