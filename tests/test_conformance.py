@@ -49,6 +49,11 @@ LEARNERS = {
         {"step": "it needs the value of the loss", "vmap": TOGETHER, "elements": TOGETHER},
     ),
     "TBPTT": Rule(lambda leaf: se.TBPTT(steps=3)),
+    "SnAp": Rule(lambda leaf: se.SnAp(n=2)),
+    "SnAp random": Rule(
+        lambda leaf: se.SnAp(n=3, pattern="random", paths=1, key=KEY), {"dense": "its ways are others"}
+    ),
+    "RTRL": Rule(lambda leaf: se.RTRL()),
     "UORO": Rule(lambda leaf: se.UORO(key=KEY), {"vmap": TOGETHER, "elements": TOGETHER}),
     "BPTT": Rule(
         lambda leaf: se.BPTT(),
@@ -256,7 +261,7 @@ def test_windows_and_split_calls(name):
         assert close(grads, total([g[steps] for g in expected]))
 
 
-@every
+@able("dense")
 def test_batch_axes_and_dense_weights(name):
     """Two batch axes are one, folded; a dense matrix gives the same on the synapses that exist, and zero elsewhere."""
     stream, losses, expected, carries = reference(name, "rate")
