@@ -31,7 +31,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     show = commands.add_parser("demo", help="train a real network and save figures and numbers")
     show.add_argument("name", choices=["worm"], help="worm: the connectome of C. elegans learns MNIST-1D")
-    show.add_argument("--quick", action="store_true", help="a fifth of the updates: less than a minute")
+    show.add_argument("--quick", action="store_true", help="a fifth of the updates: about a minute")
+    show.add_argument("--exact", action="store_true", help="train by RTRL as well: about an hour (quick: ten minutes)")
     show.add_argument("--out", type=Path, default=Path("results"), help="folder for the results (default: results)")
     show.add_argument("--seed", type=_seed, default=0, help="of weights and batches (default: 0)")
     commands.add_parser("info", help="versions, devices, and the kernels in use")
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.out.exists() and not args.out.is_dir():
             raise NotADirectoryError(f"--out: {args.out} is a file; name a folder")
         args.out.mkdir(parents=True, exist_ok=True)
-        demo.run(args.out, quick=args.quick, seed=args.seed)
+        demo.run(args.out, quick=args.quick, seed=args.seed, exact=args.exact)
     except OSError as error:
         print(f"sparse-etrace: {error}", file=sys.stderr)
         return 2

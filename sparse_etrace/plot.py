@@ -11,7 +11,10 @@ from matplotlib.ticker import NullLocator
 from ._alignment import Alignment
 from ._graph import Graph
 
-COLOURS = {"readout only": "#999999", "ES-D-RTRL": "#E69F00", "D-RTRL": "#0072B2", "BPTT": "#000000"}
+COLOURS = {
+    "readout only": "#999999", "ES-D-RTRL": "#E69F00", "D-RTRL": "#0072B2", "SnAp-2": "#009E73", "RTRL": "#D55E00",
+    "BPTT": "#000000",
+}  # fmt: skip
 
 # Okabe and Ito's colours, apart also for the colour-blind; a marker of its own tells each rule besides.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
@@ -52,13 +55,14 @@ def worm_figure(
 
 
 def _curves(axes: Any, results: dict[str, Any]) -> None:
-    for name, colour in COLOURS.items():
+    for name in (name for name in COLOURS if name in results):
+        colour = COLOURS[name]
         updates, accuracy = np.array(results[name]["curve"]).T
         label = f"{name}: {100 * results[name]['test_accuracy']:.1f} % on the test set"
         axes.plot(updates, 100 * accuracy, color=colour, label=label, lw=2)
     axes.axhline(10, color="grey", ls=":", lw=1)
     axes.annotate("chance", (0, 10), xytext=(2, 3), textcoords="offset points", color="grey")
-    axes.set(xlabel="updates (batches of 50 sequences)", ylabel="accuracy on held-out sequences (%)", ylim=(0, 130))
+    axes.set(xlabel="updates (batches of 50 sequences)", ylabel="accuracy on held-out sequences (%)", ylim=(0, 145))
     axes.set_yticks(range(0, 101, 20))
     axes.set_title("Learning")
     axes.legend(loc="upper left", frameon=False)

@@ -25,7 +25,7 @@ def ends(argv):
 def runs(monkeypatch):
     """The demo is not run; its arguments are kept."""
     found = []
-    monkeypatch.setattr(cli.demo, "run", lambda out, quick, seed: found.append((out, quick, seed)))
+    monkeypatch.setattr(cli.demo, "run", lambda out, quick, seed, exact: found.append((out, quick, seed, exact)))
     return found
 
 
@@ -73,7 +73,7 @@ def test_out_may_not_be_written(runs, capsys, monkeypatch, tmp_path):
 
 
 def test_disk_that_fills_up(monkeypatch, capsys, tmp_path):
-    def run(out, quick, seed):
+    def run(out, quick, seed, exact):
         raise OSError(28, "No space left on device", str(out / "worm.png"))
 
     monkeypatch.setattr(cli.demo, "run", run)
@@ -85,8 +85,8 @@ def test_disk_that_fills_up(monkeypatch, capsys, tmp_path):
 def test_arguments_arrive(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["demo", "worm", "--quick", "--seed", "3", "--out", "a/b"]) == 0
-    assert cli.main(["demo", "worm"]) == 0
-    assert runs == [(Path("a/b"), True, 3), (Path("results"), False, 0)]
+    assert cli.main(["demo", "worm", "--exact"]) == 0
+    assert runs == [(Path("a/b"), True, 3, False), (Path("results"), False, 0, True)]
     assert (tmp_path / "a/b").is_dir()
 
 

@@ -12,7 +12,7 @@ import pytest
 import sparse_etrace as se
 from sparse_etrace import demo, plot
 
-RULES = {"readout only", "ES-D-RTRL", "D-RTRL", "BPTT"}
+RULES = {"readout only", "ES-D-RTRL", "D-RTRL", "SnAp-2", "BPTT"}
 SYNAPSES = 2194
 
 
@@ -54,7 +54,7 @@ def test_numbers(short):
         assert found["curve"][0] == results["BPTT"]["curve"][0]
     memory = results["memory"]
     assert set(memory["bptt_total_bytes"]) == {"40", "1000", "10000"}
-    assert memory["trace_bytes"].keys() == memory["total_bytes"].keys() == {"D-RTRL", "ES-D-RTRL"}
+    assert memory["trace_bytes"].keys() == memory["total_bytes"].keys() == RULES - {"readout only", "BPTT"} | {"RTRL"}
 
 
 def test_memory(short):
@@ -67,6 +67,8 @@ def test_memory(short):
     bptt = memory["bptt_total_bytes"]
     assert bptt[40] < bptt[1000] < bptt[10000] and 8 < bptt[10000] / bptt[1000] < 12
     assert all(size < bptt[1000] for size in memory["total_bytes"].values())
+    # The synapses' own, and those of the other parameters.
+    assert memory["trace_bytes"]["SnAp-2"] > 4 * 27_041 and memory["trace_bytes"]["RTRL"] > 4 * 536_422
 
 
 def test_every_synapse_keeps_its_sign(short):
@@ -128,3 +130,25 @@ def test_batches_leave_the_held_out_alone():
 def test_summary(short):
     text = demo.summary(short[0])
     assert all(name in text for name in (*RULES, "untrained", "gap of D-RTRL to BPTT", "BPTT, 10,000 steps"))
+
+
+def test_rtrl_only_if_asked_for():
+    model = demo.WormNet(se.datasets.worm(), jax.random.key(0))
+    assert [rule.name for rule in demo.rules(model)] == [name for name in demo.COMPARED if name != "RTRL"]
+
+
+def test_rtrl_is_bptt(x64):
+    """On the worm, in windows shorter than the sequence; D-RTRL is not."""
+    rng = np.random.default_rng(0)
+    model = demo.WormNet(se.datasets.worm(), jax.random.key(0))
+    model = jax.tree.map(lambda a: a.astype(float) if eqx.is_inexact_array(a) else a, model)
+    model = eqx.tree_at(lambda m: m.readout.value["weight"], model, jnp.asarray(rng.normal(size=(279, 10))))
+    xs, ys = jnp.asarray(rng.normal(size=(6, 2, 1))), (rng.integers(10, size=(6, 2)), rng.random(6))
+
+    def grads(learner, chunk):
+        carry = learner.init(model, model.init_state(2), xs[0])
+        return jax.tree.leaves(se.online_grad(learner, demo.loss_fn, model, carry, xs, ys, chunk=chunk)[1])
+
+    exact = grads(se.BPTT(), None)
+    assert oracles.relative_error(grads(se.RTRL(), 4), exact) < 1e-10
+    assert oracles.relative_error(grads(se.D_RTRL(), 4), exact) > 1e-2
