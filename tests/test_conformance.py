@@ -14,6 +14,7 @@ import pytest
 
 import sparse_etrace as se
 
+pytestmark = pytest.mark.usefixtures("x64")
 TOLERANCE, VISIBLE = 1e-10, 1e-3
 # No other axis is as long, so that batch axes are seen.
 BATCH, STEPS = 6, 6
@@ -77,15 +78,6 @@ def able(*what):
             for name, rule in LEARNERS.items()
         ],
     )
-
-
-@pytest.fixture(autouse=True)
-def _quick_float64(x64):
-    """These programs are many and small: compiling them takes longest."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 # --- one stream ------------------------------------------------------------------------------------------------------

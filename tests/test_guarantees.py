@@ -316,6 +316,7 @@ def working_memory(learner, steps):
     return compiled.memory_analysis().temp_size_in_bytes, xs.nbytes + ys.nbytes
 
 
+@pytest.mark.optimized
 @by_name
 def test_memory_does_not_grow_with_time(learner):
     """Besides a copy of the data cut into windows, and the losses."""
@@ -326,6 +327,7 @@ def test_memory_does_not_grow_with_time(learner):
     assert long - short < state / 10
 
 
+@pytest.mark.optimized
 def test_memory_of_bptt_does():
     short, _ = working_memory(se.BPTT(), 112)
     long, _ = working_memory(se.BPTT(), 10_000)
@@ -339,6 +341,7 @@ def bits(tree):
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("learner", [*TRACED, se.BPTT()], ids=lambda learner: type(learner).__name__)
 def test_interrupted_and_resumed(learner):
     case = models.build("clock")
@@ -356,6 +359,7 @@ def test_interrupted_and_resumed(learner):
     assert bits(run(learner, case, 2, resumed, steps[1])) == bits(expected)
 
 
+@pytest.mark.optimized
 @by_name
 def test_one_call_or_several(learner):
     """Calls that end where a window ends leave state and traces bit for bit as one call does."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from quick import plain_environment
 
 import sparse_etrace as se
 from sparse_etrace import _kernels
@@ -311,7 +312,8 @@ print("done")
 
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_fifty_calls_at_once(threads):
-    done = subprocess.run([sys.executable, "-c", PARALLEL, threads], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", PARALLEL, threads]
+    done = subprocess.run(command, env=plain_environment(), capture_output=True, text=True, timeout=120)
     assert done.stdout == "done\n", done.stderr
 
 
@@ -373,6 +375,7 @@ def test_the_program_for_a_gpu_has_no_compiled_kernels():
     assert exported.platforms == ("cuda",) and "sparse_etrace_" not in exported.mlir_module()
 
 
+@pytest.mark.optimized
 def test_the_window_of_xla_makes_no_array_of_synapses_and_batch_but_the_trace():
     num, batch, steps = 400, 64, 16
     rng = np.random.default_rng(0)
@@ -392,6 +395,7 @@ def test_kernels_of_another_version_are_not_used(monkeypatch):
     assert native._load() == ("xla", f"{native.LIBRARY} belongs to another version of the package")
 
 
+@pytest.mark.optimized
 @pytest.mark.skipif(native.KERNELS == "xla", reason="needs the compiled kernels")
 def test_a_trace_goes_through_windows_in_place():
     conn = se.Connectivity.from_edges(np.arange(5000) % 70, np.arange(5000) % 50, shape=(70, 50))

@@ -296,6 +296,7 @@ MODELS = {
 }
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("case", MODELS)
 def test_plan_is_what_xla_needs(case):
     build, learner, batch, steps = MODELS[case]
@@ -335,6 +336,7 @@ def test_plan_of_shapes_equals_plan_of_arrays():
         assert plan.buffers == se.memory_plan(learner, leaky(), jnp.zeros(N), jnp.ones(3)).buffers
 
 
+@pytest.mark.optimized
 def test_only_bptt_grows_with_time():
     model, x = sparse_lif(), jnp.ones(8)
     state = model.init_state()

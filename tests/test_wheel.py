@@ -1,7 +1,6 @@
 """What a stranger gets: the wheel, in an empty environment, from a folder that is not the checkout."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,10 +9,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from quick import plain_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 # Nothing of the environment that runs the tests may reach the new one.
-CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV", "PYTEST"))}
+CLEAN = {
+    name: value
+    for name, value in plain_environment().items()
+    if not name.startswith(("PYTHON", "VIRTUAL_ENV", "PYTEST"))
+}
 
 
 def run(*command, cwd, timeout=600, env=CLEAN):

@@ -1,0 +1,21 @@
+"""How the programs of the tests are compiled: they are many and small, so that compiling them takes longest."""
+
+import os
+import subprocess
+import sys
+
+FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+
+
+def compile_quickly():
+    """For this process and those that it starts, where XLA knows the flags: it ends a process that has others."""
+    if "XLA_FLAGS" in os.environ:
+        return
+    ask = [sys.executable, "-c", "from jaxlib import xla_client; xla_client.CompileOptions()"]
+    if subprocess.run(ask, env=os.environ | {"XLA_FLAGS": FLAGS}, capture_output=True).returncode == 0:
+        os.environ["XLA_FLAGS"] = FLAGS
+
+
+def plain_environment():
+    """For a process that compiles as it does for a user."""
+    return {name: value for name, value in os.environ.items() if (name, value) != ("XLA_FLAGS", FLAGS)}
