@@ -273,6 +273,7 @@ def feedback_of(case, leaf):
 def by_gradient_of_step(learner, case):
     """Gradients of each step from `equinox.filter_grad` of `step`."""
 
+    @eqx.filter_jit
     @functools.partial(eqx.filter_value_and_grad, has_aux=True)
     def loss(model, carry, x, y):
         carry, out = learner.step(model, carry, x)

@@ -98,6 +98,7 @@ def window_of(conn, batch, variables, steps, new):
     return (carried, entering, signal, direct, x, trace), expected, gradient
 
 
+@pytest.mark.optimized
 @few
 @cases
 @hypothesis.example(
@@ -122,6 +123,7 @@ def test_trace_window(conn, batch, variables, dtype, seed):
         assert none is None and np.array_equal(only, got[1])
 
 
+@pytest.mark.optimized
 @few
 @cases
 def test_a_narrow_trace_is_rounded_once(conn, batch, variables, dtype, seed):
@@ -324,8 +326,10 @@ def test_every_machine_gets_the_same():
         pytest.skip("one set of kernels is chosen already")
     here = native.CHOICES[native.CHOICES.index(native.KERNELS) :] if native.KERNELS in native.CHOICES else ()
     assert "xla" in here and len(here) > 1
+    # The checks of shapes know nothing of instruction sets.
+    options = ["-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=--import-mode=importlib --strict-markers"]
     for kernels in here[1:]:
-        command = [Path(sys.executable).with_name("pytest"), __file__, "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        command = [Path(sys.executable).with_name("pytest"), __file__, "-q", *options]
         done = subprocess.run(
             [*map(str, command), "-k", "products or window or narrow or hubs or spikes"],
             env={**os.environ, native.VARIABLE: kernels},

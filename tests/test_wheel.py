@@ -91,7 +91,7 @@ def test_quick_demo_from_an_empty_environment(built, tmp_path):
     _, wheel = built
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
     scripts = tmp_path / "venv" / "bin"
-    run(scripts / "python", "-m", "pip", "install", "--disable-pip-version-check", wheel, cwd=tmp_path)
+    run(scripts / "python", "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", wheel, cwd=tmp_path)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     where = run(scripts / "python", "-c", "import sparse_etrace; print(sparse_etrace.__file__)", cwd=elsewhere).strip()
