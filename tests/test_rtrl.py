@@ -17,14 +17,6 @@ TOLERANCE, VISIBLE = 1e-10, 1e-3
 WHOLE = {"delay_buffer", "cut", "synapse"}
 
 
-@pytest.fixture(autouse=True)
-def _compile_quickly():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def is_whole(carry):
     return type(carry.traces).__name__ == "Dense"
 

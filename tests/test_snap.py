@@ -16,14 +16,6 @@ TOLERANCE, VISIBLE = 1e-10, 1e-4
 float64 = pytest.mark.usefixtures("x64")
 
 
-@pytest.fixture(autouse=True)
-def _compile_quickly():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 # --- networks of a given wiring --------------------------------------------------------------------------------------
 
 READ = {
