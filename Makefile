@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml README.md $(shell find sparse_etrace native datasets -name __pycache__ -prune -o -print)
 
-.PHONY: demo test bench bench-peers lint format clean
+.PHONY: demo test bench study bench-peers lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sparse-etrace demo worm --out results
@@ -13,6 +13,9 @@ test: $(VENV)/installed-test
 
 bench: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/bench.py --out results
+
+study: $(VENV)/installed-test
+	$(BIN)/python tests/benchmarks/learners.py --out results
 
 # The predecessor in an environment of its own; nothing else here depends on it.
 bench-peers:

@@ -18,3 +18,17 @@ def test_quick_benchmark(tmp_path):
     assert set(found["steps"]) == {"1", "16"} and found["fly_eye"]["synapses"] > 10_000
     assert all(row["D-RTRL"] > row["forward"] > 0 for row in found["steps"].values())
     assert "copy" in done.stdout and "fly eye" in done.stdout
+
+
+def test_quick_study_of_learners(tmp_path):
+    command = [sys.executable, FOLDER / "learners.py", "--quick", "--out", tmp_path]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, env={**os.environ})
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "learners.json").read_text())
+    for name in ("learners.png", "copy.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    compared = found["alignment"]["rate"]["rules"]
+    assert all(row["bytes"] > 0 and row["ratio"] > 0 for row in compared.values())
+    assert compared["BPTT"]["cosine"] > 0.999
+    assert set(found["copy"]["rules"]) == {"SnAp-2"}
+    assert "cosine" in done.stdout and "copies" in done.stdout

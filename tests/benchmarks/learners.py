@@ -1,0 +1,335 @@
+"""What each rule gives for its memory and its time, and how far two of them learn to copy.
+
+Study `alignment`: on three small networks, the cosine of each rule's gradient of the recurrent weights with the exact
+one, what is carried from one step to the next, and the time of a step in turns with that of a forward step. Study
+`copy`: one update per batch of whole sequences; the length to copy grows by one whenever it is mastered.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib
+import matplotlib.pyplot as plt
+import networkx as nx
+import numpy as np
+import optax
+from bench import seconds
+from matplotlib.ticker import NullFormatter
+
+import sparse_etrace as se
+from sparse_etrace.plot import MARKERS, PALETTE
+
+matplotlib.use("Agg")
+BATCH, STEPS, CHANNELS = 4, 60, 3
+SYMBOLS, COPIES, MASTERED, ROUND, BUCKET = 4, 16, 0.15, 10, 4
+BLANK, RECALL = 0, 3
+FULL = {"units": 64, "density": 0.125, "updates": 2000, "rate": 3e-3, "seeds": (0, 1, 2)}
+QUICK = {"units": 16, "density": 0.25, "updates": 20, "rate": 3e-3, "seeds": (0,)}
+
+
+class Net(eqx.Module):
+    """A cell with a readout of its output."""
+
+    cell: Any
+    readout: se.ETraceParam
+
+    def __call__(self, state, x):
+        state, z = self.cell(state, x)
+        return state, self.readout(z)
+
+
+class GatedUnits(eqx.Module):
+    """A gated recurrent unit whose reset gate acts behind the recurrent product, so that no op acts through another."""
+
+    inp: list[se.ETraceParam]
+    rec: list[se.ETraceParam]
+
+    def __call__(self, h, x):
+        (a, b, c), (d, e, f) = ([p(v) for p in part] for part, v in ((self.inp, x), (self.rec, h)))
+        update = jax.nn.sigmoid(b + e)
+        h = (1 - update) * h + update * jnp.tanh(c + jax.nn.sigmoid(a + d) * f)
+        return h, h
+
+
+def wiring(units, density, radius, seed):
+    """A random directed graph with normal weights, and no autapse."""
+    graph = se.from_networkx(nx.gnp_random_graph(units, density, seed=seed, directed=True))
+    weight = np.random.default_rng(seed).standard_normal(graph.weight.shape).astype(np.float32)
+    conn = graph.connectivity
+    return se.scale_spectral_radius(se.from_edges(conn.pre, conn.post, weight, conn.shape), radius)
+
+
+def dense(key, *shape, gain=1.0, bias=0.0):
+    weight = gain * jax.random.normal(key, shape) / np.sqrt(shape[0])
+    return se.ETraceParam({"weight": weight, "bias": jnp.full(shape[1], bias)}, se.MatMulOp())
+
+
+def sparse(graph, weight=None):
+    return se.ETraceParam({"weight": graph.weight if weight is None else weight}, se.SpMatMulOp(graph))
+
+
+# --- copy -------------------------------------------------------------------------------------------------------
+
+
+def sequences(key, length, most):
+    """Inputs, and pairs of bit and weight: `length` bits, the recall symbol, and as many blanks, padded for `most`."""
+    step = jnp.arange(2 * most + 1)
+    bits = jax.random.bernoulli(key, shape=(COPIES, most)).astype(int)
+    symbol = jnp.where(step < length, 1 + bits[:, step % most], jnp.where(step == length, RECALL, BLANK))
+    recalled = (step > length) & (step <= 2 * length)
+    xs = jax.nn.one_hot(symbol.T, SYMBOLS)
+    return xs, (bits[:, (step - length - 1) % most].T, jnp.where(recalled, 1 / length, 0.0))
+
+
+def copy_loss(out, target):
+    bit, weight = target
+    return weight * jnp.mean(optax.softmax_cross_entropy_with_integer_labels(out, bit))
+
+
+@eqx.filter_jit
+def train_round(learner, optimizer, model, moments, start, key, length, most):
+    """Some updates at one length; mean loss in nats per bit."""
+    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
+
+    def update(before, key):
+        arrays, moments = before
+        model = eqx.combine(arrays, rest)
+        losses, grads, _ = se.online_grad(learner, copy_loss, model, start, *sequences(key, length, most))
+        changes, moments = optimizer.update(grads, moments)
+        return (eqx.partition(eqx.apply_updates(model, changes), eqx.is_inexact_array)[0], moments), losses.sum()
+
+    (arrays, moments), losses = jax.lax.scan(update, (arrays, moments), jax.random.split(key, ROUND))
+    return eqx.combine(arrays, rest), moments, losses.mean()
+
+
+def copier(units, density, seed):
+    keys = iter(jax.random.split(jax.random.key(seed), 8))
+    graph = wiring(units, density, 1.0, 0)
+    inp = [dense(next(keys), SYMBOLS, units) for _ in range(3)]
+    scale = 1 / np.sqrt(density * units)
+    weights = [scale * jax.random.normal(next(keys), graph.weight.shape) for _ in range(3)]
+    return Net(GatedUnits(inp, [sparse(graph, w) for w in weights]), dense(next(keys), units, 2))
+
+
+def copy_curve(learner, units, density, seed, updates, rate):
+    """The length after each round of updates."""
+    model, optimizer = copier(units, density, seed), optax.adam(rate)
+    moments = optimizer.init(eqx.filter(model, se.trainable(model)))
+    start = learner.init(model, jnp.zeros((COPIES, units)), jnp.zeros((COPIES, SYMBOLS)))
+    length, curve, begin = 1, [], time.perf_counter()
+    for key in jax.random.split(jax.random.key(1000 + seed), updates // ROUND):
+        most = -(-length // BUCKET) * BUCKET
+        model, moments, loss = train_round(learner, optimizer, model, moments, start, key, jnp.asarray(length), most)
+        length += int(loss < MASTERED)
+        curve.append(length)
+    return {"lengths": curve, "last_loss": float(loss), "seconds": time.perf_counter() - begin}
+
+
+# --- alignment --------------------------------------------------------------------------------------------------
+
+
+def networks(units):
+    """Name, net, function to its first state, leaf that is read, and filter of the recurrent weights."""
+    keys = iter(jax.random.split(jax.random.key(0), 20))
+    graph = [wiring(units, 0.1, 1.1, seed) for seed in range(3)]
+
+    def inp(gain=1.0, bias=0.0):
+        return dense(next(keys), CHANNELS, units, gain=gain, bias=bias)
+
+    cells = {
+        "rate": (se.cells.LeakyRate(units, inp(), sparse(graph[0]), decay=0.9), "state", lambda c: [c.rec]),
+        "spiking": (se.cells.LIF(units, inp(3.0, 1.0), sparse(graph[0], 3 * graph[0].weight)), "z", lambda c: [c.rec]),
+        "gated": (
+            se.cells.GRU(units, *(inp() for _ in range(3)), *map(sparse, graph)),
+            "state",
+            lambda c: [c.rec_r, c.rec_u, c.rec_c],
+        ),
+    }
+    for name, (cell, leaf, recurrent) in cells.items():
+        net = Net(cell, dense(next(keys), units, 2))
+        train = eqx.tree_at(
+            lambda m, of=recurrent: [p.value["weight"] for p in of(m.cell)],
+            jax.tree.map(lambda _: False, net),
+            replace_fn=lambda _: True,
+        )
+        yield name, net, cell.init_state, leaf, train
+
+
+def rules(leaf, train, is_rate):
+    key = jax.random.key(0)
+    found = {
+        "same step": se.TBPTT(1, train=train),
+        "OTTT": se.OTTT(0.9, train=train),
+        "ES-D-RTRL": se.ES_D_RTRL(0.9, train=train),
+        "D-RTRL": se.D_RTRL(train=train),
+        "OSTL": se.OSTL(train=train),
+        "e-prop, symmetric": se.EProp(leaf, train=train),
+        "e-prop, random": se.EProp(leaf, "random", key=key, train=train),
+        "RFLO": se.RFLO(leaf, key=key, train=train) if is_rate else None,
+        "three-factor": se.ThreeFactor(leaf, train=train),
+        "SnAp-2": se.SnAp(2, train=train),
+        "SnAp-3": se.SnAp(3, train=train),
+        "RTRL": se.RTRL(train=train),
+        "UORO": se.UORO(key, train=train),
+        "TBPTT(8)": se.TBPTT(8, train=train),
+        "BPTT": se.BPTT(train=train),
+    }
+    return {name: rule for name, rule in found.items() if rule is not None}
+
+
+def smooth(key, channels):
+    """Sums of slow sines with random phases, of variance 1."""
+    phase, speed = jax.random.uniform(key, (2, 5, BATCH, channels))
+    t = jnp.arange(STEPS)[:, None, None, None]
+    return jnp.sin(2 * jnp.pi * (phase + t * (0.2 + speed) / 20)).sum(1) * np.sqrt(2 / 5)
+
+
+def square(out, y):
+    return jnp.mean((out - y) ** 2)
+
+
+def carried(rule, net, state, x):
+    """Bytes that a rule keeps for one sequence besides the state, without the indices of a pattern."""
+    kept = rule.carry_shapes(net, state, x)
+    if isinstance(rule, se.BPTT):
+        return STEPS * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    traces = kept.traces.values if hasattr(kept.traces, "blocks") else kept.traces
+    leaves = jax.tree.leaves((traces, kept.memory))
+    leaves = [leaf for leaf in leaves if hasattr(leaf, "dtype") and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def alignment(units, repeats, most=3, every=1):
+    """Of the first `most` networks the size, and of every so many rules cosine, norm ratio, memory and time."""
+    xs, ys = smooth(jax.random.key(1), CHANNELS), smooth(jax.random.key(2), 2)
+    found = {}
+    for name, net, init_state, leaf, train in itertools.islice(networks(units), most):
+
+        @jax.jit
+        def forward(state, xs, ys, net=net):
+            def one(state, xy):
+                state, out = net(state, xy[0])
+                return state, (square(out, xy[1]), jax.tree.leaves(state)[-1])
+
+            return jax.lax.scan(one, state, (xs, ys))
+
+        start, rows = init_state(BATCH), {}
+        runs = [functools.partial(forward, start, xs, ys)]
+        for rule, learner in list(rules(leaf, train, name == "rate").items())[::every]:
+            try:
+                compared = se.gradient_alignment(learner, square, net, start, xs, ys)
+            except (ValueError, NotImplementedError) as error:
+                print(f"{name}: {rule} is left out: {error}")
+                continue
+            rows[rule] = {
+                "cosine": compared.total_cosine,
+                "norm_ratio": compared.total_norm_ratio,
+                "bytes": carried(learner, net, init_state(1), xs[0, :1]),
+            }
+            carry = learner.init(net, start, xs[0])
+            runs.append(functools.partial(se.online_grad, learner, square, net, carry, xs, ys))
+        _, (_, activity) = forward(start, xs, ys)
+        step, *times = seconds(*runs, repeats=repeats)
+        for row, t in zip(rows.values(), times, strict=True):
+            row |= {"ms": t / STEPS * 1e3, "ratio": t / step}
+        weights = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(net, train)))
+        found[name] = {"weights": weights, "forward_ms": step / STEPS * 1e3, "rules": rows}
+        found[name]["mean_activity"] = float(jnp.abs(activity).mean())
+    return found
+
+
+# --- figures ----------------------------------------------------------------------------------------------------
+
+
+def style(number, size):
+    """Colour and marker; open, so that those of rules that coincide lie in one another when their size falls."""
+    colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
+    return {"color": colour, "marker": marker, "ms": size, "mfc": "none", "mew": 1.6, "ls": ""}
+
+
+def alignment_figure(found, path):
+    names = list(dict.fromkeys(rule for row in found.values() for rule in row["rules"]))
+    fig, axes = plt.subplots(
+        2, len(found), figsize=(11, 7), squeeze=False, sharex="row", sharey=True, layout="constrained"
+    )
+    for (name, row), column in zip(found.items(), axes.T, strict=True):
+        for rule, values in row["rules"].items():
+            number = names.index(rule)
+            for ax, what in zip(column, ("bytes", "ratio"), strict=True):
+                ax.plot(values[what], values["cosine"], label=rule, **style(number, 12 - number / 2))
+        column[0].set(title=f"{name}: {row['weights']:,} recurrent weights", xlabel="carried for one sequence (bytes)")
+        column[1].set(xlabel="time of a step (forward steps)")
+        for ax in column:
+            ax.set(xscale="log")
+            ax.grid(alpha=0.3)
+    axes[0, 0].xaxis.set_major_formatter(lambda size, _: f"{size / 1000:g} k")
+    axes[1, 0].xaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}")
+    for ax in axes[:, 0]:
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set(ylabel="cosine with the exact gradient")
+    handles = [plt.Line2D([], [], label=rule, **style(number, 8)) for number, rule in enumerate(names)]
+    fig.legend(handles=handles, loc="outside right center", frameon=False)
+    fig.savefig(path, dpi=120)
+    plt.close(fig)
+
+
+def copy_figure(found, path):
+    fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    for number, (rule, runs) in enumerate(found["rules"].items()):
+        for run, dashes in zip(runs, ("-", "--", ":"), strict=False):
+            at = ROUND * np.arange(1, len(run["lengths"]) + 1)
+            label = f"{rule}: {', '.join(str(r['lengths'][-1]) for r in runs)}" if run is runs[0] else None
+            ax.plot(at, run["lengths"], dashes, color=PALETTE[number], label=label, lw=1.8)
+    ax.set(xlabel=f"updates (batches of {COPIES} sequences)", ylabel="bits to copy")
+    ax.grid(alpha=0.3)
+    ax.legend(title="length reached by each seed", loc="upper left", frameon=False)
+    fig.savefig(path, dpi=120)
+    plt.close(fig)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
+    parser.add_argument("--quick", action="store_true", help="small networks, few updates: does it run, not how well")
+    parser.add_argument("--only", choices=("alignment", "copy"), help="one of the two studies")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "learners.json"
+    found = {"jax": jax.__version__, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    if args.only != "copy":
+        found["alignment"] = alignment(*((20, 1, 1, 7) if args.quick else (60, 41)))
+        alignment_figure(found["alignment"], args.out / "learners.png")
+        for name, row in found["alignment"].items():
+            print(f"{name}: {row['weights']:,} weights, forward {row['forward_ms']:.4f} ms a step")
+            for rule, v in row["rules"].items():
+                print(
+                    f"  {rule:<18} cosine {v['cosine']:6.3f}   norm {v['norm_ratio']:7.3g}   "
+                    f"{v['bytes']:>9,} bytes   {v['ms']:.4f} ms ({v['ratio']:.1f} x)"
+                )
+    if args.only != "alignment":
+        options = dict(QUICK if args.quick else FULL)
+        seeds = options.pop("seeds")
+        learners = {"SnAp-1": se.SnAp(1), "SnAp-2": se.SnAp(2), "BPTT": se.BPTT()}
+        learners = {"SnAp-2": se.SnAp(2)} if args.quick else learners
+        runs = {rule: [copy_curve(learner, seed=s, **options) for s in seeds] for rule, learner in learners.items()}
+        found["copy"] = {"options": options, "rules": runs}
+        copy_figure(found["copy"], args.out / "copy.png")
+        for rule, each in runs.items():
+            print(f"{rule}: copies {', '.join(str(r['lengths'][-1]) for r in each)} bits")
+    if args.only and path.is_file():
+        found = json.loads(path.read_text()) | found
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
