@@ -11,11 +11,9 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Array
 
-from ._analysis import Analysis
 from ._kernels.influence import INDICES, MOST_COLUMNS, Blocks, advance
 from ._links import Links
 from ._reach import Wiring, spread
-from ._routes import Call
 
 MAX_INDEX = np.iinfo(np.int32).max
 
@@ -28,17 +26,19 @@ class Influences(eqx.Module):
         blocks: rows and columns of the blocks.
         edge_weight: for each edge, its entry of all weights of the carriers and a one.
         column_weight: for each column likewise.
-        sizes: hidden units, rows, weights, values of links and inputs that the numbers fit.
+        counts: how many are kept for each weight leaf of an op call, as `(call, leaf, number)`.
+        made_for: the rule, and sizes of hidden units, op outputs and weights that the numbers fit.
     """
 
     values: Array
     blocks: Blocks
     edge_weight: Array
     column_weight: Array
-    sizes: tuple[int, ...] = eqx.field(static=True)
+    counts: tuple[tuple[int, int, int], ...] = eqx.field(static=True)
+    made_for: tuple = eqx.field(static=True)
 
 
-def lay_out(wiring: Wiring, reach: sp.csr_array) -> tuple[Blocks, np.ndarray]:
+def lay_out(wiring: Wiring, reach: sp.csr_array, limit: int) -> tuple[Blocks, np.ndarray]:
     """Blocks for the neurons that each op output reaches, and the columns that have any, in their order."""
     h, count = wiring.num_hidden, wiring.num_rows
     outputs = wiring.columns.row - h
@@ -60,17 +60,18 @@ def lay_out(wiring: Wiring, reach: sp.csr_array) -> tuple[Blocks, np.ndarray]:
     columns = columns[order]
     of = pattern_of[outputs[columns]]
     starts = np.flatnonzero(np.diff(of, prepend=-1))
-    ends = np.append(starts[1:], len(of))
+    ends = np.append(starts, len(of))[1:]
     begin = np.concatenate([np.arange(a, b, MOST_COLUMNS) for a, b in zip(starts, ends, strict=True)] or [starts])
     width = np.diff(begin, append=len(of))
     pattern = of[begin]
-    size = int(np.sum(hidden[pattern] * width))
+    sizes = hidden[pattern] * width
+    size = int(sizes.sum())
     if size > MAX_INDEX:
         raise ValueError(f"model: {size:,} influences are too many for int32. Take a smaller n or a sparser pattern.")
-    first_entry = np.concatenate([[0], np.cumsum(hidden[pattern] * width)[:-1]])
+    first_entry = np.cumsum(sizes) - sizes
     entry = _local(rows, of, wiring.columns.row[columns])[0]
 
-    sums, terms = _terms(wiring, rows)
+    sums, terms = _terms(wiring, rows, limit)
     levels = [np.full(h, len(wiring.links.carriers))]
     levels += [np.full(wiring.links.size(("y", c.number)), k) for k, c in enumerate(wiring.links.carriers)]
     ids = (
@@ -78,6 +79,8 @@ def lay_out(wiring: Wiring, reach: sp.csr_array) -> tuple[Blocks, np.ndarray]:
         first_entry, entry, wiring.columns.x[columns], wiring.edges.link, np.concatenate(levels),
     )  # fmt: skip
     most = (int(np.diff(rows.indptr).max(initial=0)), int(np.diff(sums[rows.indptr]).max(initial=0)))
+    if any(np.max(a, initial=0) > MAX_INDEX for a in ids):
+        raise ValueError("model: the pattern is too large for int32. Take a smaller n or a sparser pattern.")
     arrays = (jnp.asarray(a, jnp.int32) for a in ids)
     named = dict(zip(INDICES, arrays, strict=True))
     return Blocks(**named, num_cut=wiring.edges.num_cut, size=size, levels=len(levels) - 1, most=most), columns
@@ -125,7 +128,7 @@ def _local(rows: sp.csr_array, pattern: np.ndarray, row: np.ndarray) -> tuple[np
     return at - rows.indptr[pattern], keys[at] == key if len(keys) else np.zeros(len(key), bool)
 
 
-def _terms(wiring: Wiring, rows: sp.csr_array) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+def _terms(wiring: Wiring, rows: sp.csr_array, limit: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """First term of each sum, and row and edge of each term; a pattern has as many sums as rows."""
     run = _run(rows)
     order = np.lexsort((rows.indices, rows.indices < wiring.num_hidden, run))
@@ -133,7 +136,13 @@ def _terms(wiring: Wiring, rows: sp.csr_array) -> tuple[np.ndarray, tuple[np.nda
     edges = wiring.edges
     into = np.argsort(edges.sink, kind="stable")
     ptr = np.searchsorted(edges.sink[into], np.arange(wiring.num_rows + 1))
-    total, entry = spread(ptr[sink], ptr[sink + 1] - ptr[sink])
+    ways = ptr[sink + 1] - ptr[sink]
+    if ways.sum() > limit:
+        raise ValueError(
+            f"model: the pattern needs {ways.sum():,} numbers to say what acts on what, more than "
+            f"max_influences={limit:,}. Raise it, or take a smaller n, a sparser pattern, or D_RTRL."
+        )
+    total, entry = spread(ptr[sink], ways)
     edge = into[entry]
     row, is_there = _local(rows, pattern[total], edges.source[edge])
     count = np.bincount(total[is_there], minlength=len(sink))
@@ -141,12 +150,25 @@ def _terms(wiring: Wiring, rows: sp.csr_array) -> tuple[np.ndarray, tuple[np.nda
     return sums, (row[is_there], edge[is_there])
 
 
-def start(wiring: Wiring, reach: sp.csr_array, dtype: Any) -> Callable[[], Influences]:
+def start(wiring: Wiring, reach: sp.csr_array, limit: int, rule: tuple) -> Callable[[], Influences]:
     """What makes influences of zero; nothing as large as they are is allocated before."""
-    blocks, columns = lay_out(wiring, reach)
-    weight = jnp.asarray(wiring.edges.weight, jnp.int32), jnp.asarray(wiring.columns.weight[columns], jnp.int32)
-    shape, sizes = (blocks.size, *wiring.links.batch), sizes_of(wiring.links)
-    return lambda: Influences(jnp.zeros(shape, dtype), blocks, *weight, sizes)
+    blocks, columns = lay_out(wiring, reach, limit)
+    links = wiring.links
+    edge_weight = jnp.asarray(wiring.edges.weight, jnp.int32)
+    column_weight = jnp.asarray(wiring.columns.weight[columns], jnp.int32)
+    avals = [links.program.avals[v] for v in [*(links.analysis.state[i] for i in links.leaves)]]
+    avals += [c.y(links.program) for c in links.carriers]
+    dtype = jnp.result_type(float if not avals else avals[0].dtype, *(a.dtype for a in avals))
+    kept = np.asarray(blocks.hidden)[np.asarray(blocks.pattern)]
+    rows = np.repeat(kept, np.diff(np.asarray(blocks.first_column)))
+    counts = []
+    for call, uses in wiring.uses.items():
+        for leaf, (_, begin) in enumerate(uses):
+            end = begin + wiring.leaf_sizes[(call, leaf)]
+            mine = (wiring.columns.weight[columns] >= begin) & (wiring.columns.weight[columns] < end)
+            counts.append((call, leaf, int(rows[mine].sum())))
+    shape, made_for = (blocks.size, *links.batch), (rule, sizes_of(links))
+    return lambda: Influences(jnp.zeros(shape, dtype), blocks, edge_weight, column_weight, tuple(counts), made_for)
 
 
 def sizes_of(links: Links) -> tuple[int, ...]:
@@ -154,20 +176,6 @@ def sizes_of(links: Links) -> tuple[int, ...]:
     weights = [sum(math.prod(s.shape) for s in jax.tree.leaves(c.template(links.program)[1])) for c in links.carriers]
     outputs = [links.size(("y", c.number)) for c in links.carriers]
     return (*(links.size(("h", i)) for i in links.leaves), *outputs, *weights, *links.batch)
-
-
-def influences_of(influences: Influences, analysis: Analysis, call: Call, leaf: int) -> int:
-    """How many are kept for one weight leaf of an op call."""
-    blocks = influences.blocks
-    width = np.diff(np.asarray(blocks.first_column))
-    rows = np.repeat(np.asarray(blocks.hidden)[np.asarray(blocks.pattern)], width)
-    begin, ends = 0, {}
-    for other in Links(analysis).carriers:
-        for k, part in enumerate(jax.tree.leaves(other.template(analysis.program)[1])):
-            ends[(other.number, k)] = (begin, begin := begin + math.prod(part.shape))
-    first, last = ends.get((call.number, leaf), (0, 0))
-    weight = np.asarray(influences.column_weight)
-    return int(rows[(weight >= first) & (weight < last)].sum())
 
 
 def weights_of(links: Links, weights: dict[int, tuple[tuple, tuple]]) -> Array:
@@ -215,6 +223,8 @@ def signals(
 def window(old: Influences, weights: Array, said: Signals) -> tuple[Influences, Array]:
     """Influences behind several steps, and the gradient of all weights of the carriers by the old ones."""
     dtype, size = old.values.dtype, old.blocks.size
+    if not size:
+        return old, jnp.zeros(weights.shape, dtype)
     flat = old.values.reshape(size, said.signal.shape[-1])
     new, taught = advance(old.blocks, flat, weights.astype(dtype)[old.edge_weight], *said)
     gradient = jnp.zeros(weights.shape, dtype).at[old.column_weight].add(taught)

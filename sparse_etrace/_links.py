@@ -65,7 +65,14 @@ class Links:
                 f"model: the ops called at {first[1].node.where} and {second[1].node.where} have batch axes {first[0]} "
                 f"and {second[0]}. Influences are kept for each batch element: give both the same, or use se.RTRL()."
             )
-        batch = next(iter(found), ())
+        batch = next(iter(found), None)
+        if batch is None:
+            # Elementwise parameters only: what is in front of their axes.
+            own = max((len(c.y(self.program).shape) for c in self.carriers), default=0)
+            hidden = [self.program.avals[self.analysis.state[i]].shape for i in self.leaves[:1]]
+            batch = hidden[0][: len(hidden[0]) - own] if hidden and own else ()
+        if 0 in batch:
+            raise UnlinkedError(f"state: expected at least one batch element, got batch axes {batch}.")
         for i in self.leaves:
             shape = self.program.avals[self.analysis.state[i]].shape
             if shape[: len(batch)] != batch:

@@ -72,6 +72,7 @@ class Wiring:
             total += links.size(node)
         self.num_rows = total
         self.num_hidden = sum(links.size(("h", i)) for i in links.leaves)
+        self.leaf_sizes: dict[tuple[int, int], int] = {}
         self.uses = self._read_uses(weights)
         self.edges = self._find_edges()
         self.columns = self._find_columns(every)
@@ -89,6 +90,7 @@ class Wiring:
                 x = jax.ShapeDtypeStruct(x.shape[len(self.links.batch) :], x.dtype)
             found[call.number] = []
             for leaf, uses in zip(jax.tree.leaves(shapes), op.synapses(shapes, x), strict=True):
+                self.leaf_sizes[(call.number, len(found[call.number]))] = math.prod(leaf.shape)
                 found[call.number].append((uses, begin))
                 begin += math.prod(leaf.shape)
         self.num_weights = begin

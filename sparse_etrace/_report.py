@@ -15,7 +15,7 @@ from ._algorithm import Learner
 from ._algorithm.base import TraceLearner
 from ._analysis import Analysis, closure
 from ._filter import struct, trained_filter
-from ._influence import Influences, influences_of
+from ._influence import Influences
 from ._op.base import sum_to
 from ._program import is_inexact, is_key
 from ._routes import Call
@@ -149,10 +149,14 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
                 members = [analysis.groups[g].variables for g, _ in routes_of(analysis, call)]
                 groups += [tuple(analysis.state_names[j] for j in m) for m in members]
             elif isinstance(carry.traces, Influences):
-                is_exact = _diagonal(analysis, call, dropping) == "exact"
-                rules.append("exact" if is_exact else learner.gradient)
-                count = influences_of(carry.traces, analysis, call, leaf)
-                kept += [jax.ShapeDtypeStruct((count, *carry.traces.values.shape[1:]), carry.traces.values.dtype)]
+                (count,) = [k for c, j, k in carry.traces.counts if (c, j) == (call.number, leaf)] or [0]
+                if not count:
+                    rules.append(_without_trace(analysis, call))
+                else:
+                    is_exact = _diagonal(analysis, call, dropping) == "exact"
+                    rules.append("exact" if is_exact else learner.gradient)
+                    values = carry.traces.values
+                    kept += [jax.ShapeDtypeStruct((count, *values.shape[1:]), values.dtype)]
             else:
                 rules.append(learner.gradient)
         if i in analysis.plain:
@@ -202,6 +206,10 @@ def _rule(analysis: Analysis, learner: TraceLearner, call: Call, leaf: int, drop
         if not learner.full_leaves(analysis, call)[leaf]:
             return "factorised"
         return _diagonal(analysis, call, dropping)
+    return _without_trace(analysis, call)
+
+
+def _without_trace(analysis: Analysis, call: Call) -> str:
     hit = {s[1] for s in analysis.within_step(("y", call.number)) if s[0] == "n"} & set(analysis.cluster)
     return "same-step only" if hit else "exact"
 

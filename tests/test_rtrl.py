@@ -111,6 +111,27 @@ def test_step_of_a_whole_model():
     assert not any(np.any(g) for g in jax.tree.leaves(by_carry))
 
 
+def test_a_whole_model_of_two_types():
+    """float32 parameters and a bfloat16 state, which stays one."""
+    case = models.build("cut")
+    state = jax.tree.map(lambda a: a.astype(jnp.bfloat16), case.twin.state)
+
+    class Narrow(eqx.Module):
+        model: eqx.Module
+
+        def __call__(self, state, x):
+            new, out = self.model(jax.tree.map(lambda a: a.astype(jnp.float32), state), x)
+            return jax.tree.map(lambda a: a.astype(jnp.bfloat16), new), out
+
+    model, learner = Narrow(case.model), se.RTRL()
+    carry = learner.init(model, state, case.xs[0])
+    _, grads, carry = se.online_grad(learner, oracles.loss_fn, model, carry, case.xs, case.ys)
+    assert carry.state["h"].dtype == jnp.bfloat16
+    start_ = se.BPTT().init(model, state, case.xs[0])
+    expected = se.online_grad(se.BPTT(), oracles.loss_fn, model, start_, case.xs, case.ys)[1]
+    assert oracles.relative_error(case.read(grads.model), case.read(expected.model)) < 0.1
+
+
 def test_too_many():
     case = models.build("cut")
     size = 2 * models.N * sum(leaf.size for leaf in jax.tree.leaves(case.twin.values))

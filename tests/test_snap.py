@@ -318,6 +318,12 @@ def test_no_dense_array():
 @pytest.mark.parametrize(
     "options, what",
     [
+        ({"pattern": np.ones(3)}, r"pattern: expected a matrix, neurons by neurons, got shape \(3,\)"),
+        ({"pattern": np.full((3, 3), np.nan)}, "pattern: expected finite entries"),
+        (
+            {"pattern": "random", "paths": 2, "key": jax.random.split(jax.random.key(0))},
+            "paths, key: expected a number",
+        ),
         ({"n": 0}, "n: expected at least 1, or None for all steps, got 0"),
         ({"pattern": "ring"}, "pattern: expected 'random', a matrix or None, got 'ring'"),
         ({"pattern": "random"}, "paths, key: expected a number and a key"),
@@ -333,6 +339,36 @@ def test_no_dense_array():
 def test_wrong_options(options, what):
     with pytest.raises(ValueError, match=what):
         se.SnAp(**options)
+
+
+@pytest.mark.parametrize("options, what", [({"n": 1.5}, "n: got 1.5"), ({"paths": True}, "paths: got True")])
+def test_what_is_no_number_of_steps(options, what):
+    with pytest.raises(TypeError, match=what.replace(": got", ": expected a whole number, got")):
+        se.SnAp(**options)
+
+
+def test_too_many_terms():
+    """Few influences, but many ways between the units that one synapse reaches."""
+    conn = se.Connectivity.from_edges(*np.nonzero(np.triu(np.ones((40, 40)), 1)), shape=(40, 40))
+    case = wired("rate", conn)
+    train = jax.tree.map(lambda _: False, se.trainable(case.model))
+    train = eqx.tree_at(lambda m: m.params["inp"].value["bias"], train, replace=True)
+    with pytest.raises(ValueError, match="model: the pattern needs .* more than max_influences=2,000"):
+        start(se.SnAp(n=None, train=train, max_influences=2_000), case)
+
+
+def test_one_batch_element_at_least():
+    case = models.build("rate", batch=(0,))
+    with pytest.raises(ValueError, match=r"state: expected at least one batch element, got batch axes \(0,\)"):
+        start(se.SnAp(), case)
+
+
+def test_a_graph_as_a_pattern():
+    conn = random_wiring(12, 0.8)
+    case = wired("rate", conn)
+    graph = se.from_edges(conn.pre, conn.post, shape=(12, 12))
+    sizes = [start(se.SnAp(pattern=p), case).traces.blocks.size for p in (graph, conn, within(conn, 1))]
+    assert len(set(sizes)) == 1
 
 
 def test_a_pattern_of_another_shape():
@@ -389,6 +425,83 @@ def test_carry_of_another_learner(other):
     case = models.build("rate")
     with pytest.raises(ValueError, match="carry: its traces are not those of this learner and model"):
         run(se.SnAp(), case, carry=start(other, case))
+
+
+@pytest.mark.parametrize("other", [se.SnAp(n=1), se.SnAp(pattern=np.eye(N)), se.RTRL()], ids=str)
+def test_carry_of_another_pattern(other):
+    case = models.build("rate")
+    with pytest.raises(ValueError, match="carry: its traces are not those of this learner and model"):
+        run(se.SnAp(n=2), case, carry=start(other, case))
+
+
+def test_carry_for_other_parameters():
+    case = models.build("rate")
+    train = jax.tree.map(lambda _: False, se.trainable(case.model))
+    train = eqx.tree_at(lambda m: m.params["inp"].value["weight"], train, replace=True)
+    with pytest.raises(ValueError, match="carry: its traces are not those of this learner and model"):
+        run(se.SnAp(), case, carry=start(se.SnAp(train=train), case))
+
+
+@float64
+def test_nothing_to_keep():
+    """A readout alone is trained."""
+    case = models.build("rate")
+    nothing = jax.tree.map(lambda _: False, se.trainable(case.model))
+    train = eqx.tree_at(lambda m: m.params["out"].value["weight"], nothing, replace=True)
+    expected = run(se.D_RTRL(train=train), case, 3)[1]
+    for learner in (se.SnAp(train=train), se.RTRL(train=train)):
+        assert start(learner, case).traces.blocks.size == 0
+        assert oracles.relative_error(run(learner, case, 3)[1], expected) < TOLERANCE
+
+
+@float64
+def test_elementwise_parameters_alone():
+    """The batch axes are found where no op has an input, so that some elements can start again."""
+
+    def forward(op, h, held, x):
+        new = jax.nn.sigmoid(op("leak")) * h["h"] + op("drive") * x[..., :1]
+        return {"h": new}, op("out", new)
+
+    rng = np.random.default_rng(0)
+    parts = {name: models.elemwise(models.array(rng, N)) for name in ("leak", "drive")}
+    parts["out"] = models.dense(rng, N, models.OUTPUTS)
+    case = models.make(rng, forward, parts, models._state(rng, (2,), "h"), {})
+    where, grads = jnp.array([True, False]), []
+    for learner in (se.D_RTRL(), se.SnAp(), se.RTRL()):
+        _, _, carry = run(learner, case, steps=slice(3))
+        carry = learner.reset(carry, where, case.twin.state)
+        grads.append(run(learner, case, 2, carry, slice(3, None))[1])
+    assert oracles.relative_error(grads[1], grads[0]) < TOLERANCE > oracles.relative_error(grads[2], grads[0])
+
+
+RULES = {
+    "rate": {se.SnAp(n=1): "truncated", se.SnAp(n=None): "exact", se.RTRL(): "exact"},
+    "no_recurrence": {se.SnAp(n=1): "exact"},
+}
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_explain(kind):
+    case = models.build(kind)
+    for learner, rule in RULES[kind].items():
+        report = se.explain(learner, case.model, case.twin.state, case.xs[0])
+        size = start(learner, case).traces.values.nbytes
+        assert sum(row.trace_bytes for row in report.rows) == size
+        by_name = {row.name: row.rule for row in report.rows}
+        assert by_name["params['inp'].value['weight']"] == rule
+        assert by_name["params['out'].value['weight']"] == "exact"
+        plan = se.memory_plan(learner, case.model, case.twin.state, case.xs[0])
+        assert plan.buffers["trace of all parameters"] == plan.traces == size
+
+
+def test_explain_what_has_no_trace():
+    case = models.build("untraced_input")
+    (row,) = [
+        r
+        for r in se.explain(se.SnAp(n=None), case.model, case.twin.state, case.xs[0]).rows
+        if "inp" in r.name and "weight" in r.name
+    ]
+    assert row.rule == "same-step only" and not row.trace_bytes
 
 
 def test_no_silent_zero():

@@ -166,6 +166,12 @@ def test_no_silent_zero():
     assert oracles.nonzero(grads)
 
 
+@pytest.mark.parametrize("steps", [2.5, True])
+def test_what_is_no_number_of_steps(steps):
+    with pytest.raises(TypeError, match=f"steps: expected a whole number, got {steps}"):
+        se.TBPTT(steps=steps)
+
+
 @pytest.mark.parametrize("steps", [0, -1])
 def test_steps_out_of_range(steps):
     with pytest.raises(ValueError, match=f"steps: expected at least 1, got {steps}. The step of the loss"):

@@ -29,6 +29,11 @@ class InfluenceLearner(Learner):
         """Neurons that each op output influences."""
 
     @property
+    @abc.abstractmethod
+    def rule(self) -> tuple:
+        """What says that a carry is of another rule."""
+
+    @property
     def traces_all(self) -> bool:
         """Whether parameters without trace have influences as well."""
         return False
@@ -68,7 +73,7 @@ class InfluenceLearner(Learner):
             if reached[begin[c.number] : begin[c.number] + links.size(("y", c.number))].any()
         }  # fmt: skip
         analysis.check_reach(self.allow_zero, traced)
-        return start(wiring, reach, jnp.result_type(*(p for p in params if is_inexact(p))))
+        return start(wiring, reach, self.max_influences, self._made_for(links))
 
     def window_steps(self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array]) -> int | None:
         """16; the influences are touched in each step whatever the window."""
@@ -77,9 +82,14 @@ class InfluenceLearner(Learner):
     def _restart_traces(self, traces: Influences, choose: Callable[..., Array]) -> Influences:
         return eqx.tree_at(lambda t: t.values, traces, choose(0, traces.values, 1))
 
+    def _made_for(self, links: Links) -> tuple:
+        a = links.analysis
+        return (*self.rule, tuple((c.number, *a.weight_is_trained(c)) for c in a.learning))
+
     def _taken_apart(self, model: Any, carry: Carry, x: Any) -> tuple[Links, LinkStep]:
         links = Links(Analysis(model, carry.state, x, self.train))
-        if not isinstance(carry.traces, Influences) or carry.traces.sizes != sizes_of(links):
+        expected = self._made_for(links), sizes_of(links)
+        if not isinstance(carry.traces, Influences) or carry.traces.made_for != expected:
             raise ValueError(
                 "carry: its traces are not those of this learner and model. Make it with this learner's init, and "
                 "again where the model, its shapes or what is trained has changed."

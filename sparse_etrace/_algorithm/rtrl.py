@@ -63,6 +63,11 @@ class RTRL(InfluenceLearner):
     allow_zero: tuple[str, ...] = ()
 
     @property
+    def rule(self) -> tuple:
+        """There is one."""
+        return ("RTRL",)
+
+    @property
     def traces_all(self) -> bool:
         """True: exact for every parameter."""
         return True
@@ -115,7 +120,7 @@ class RTRL(InfluenceLearner):
         flat_values, to_values = ravel_pytree(values)
         # Zero, with the derivative of the old state.
         moved = carry.traces.matrix @ (ravel_pytree(trained)[0] - flat_values)
-        new, out = eqx.combine(trained, fixed)(eqx.combine(to_live(flat_live + moved), rest), x)
+        new, out = eqx.combine(trained, fixed)(eqx.combine(to_live(flat_live + moved.astype(flat_live.dtype)), rest), x)
 
         def floating(live: Array, values: Array) -> Array:
             new, _ = eqx.combine(to_values(values), fixed)(eqx.combine(to_live(live), rest), held)

@@ -1,5 +1,6 @@
 """SnAp: the influence of a synapse on the units that it reaches within a few steps."""
 
+from numbers import Integral
 from typing import Any
 
 import equinox as eqx
@@ -8,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._connectivity import Connectivity
+from .._graph import Graph
 from .._program import is_key
 from .._reach import Wiring
 from .influence import InfluenceLearner
@@ -18,9 +20,19 @@ RANDOM = "random"
 def _read_pattern(pattern: Any) -> Any:
     if pattern is None or isinstance(pattern, str | Connectivity):
         return pattern
+    if isinstance(pattern, Graph):
+        return pattern.connectivity
+    if not sp.issparse(pattern) and np.ndim(pattern) != 2:
+        raise ValueError(f"pattern: expected a matrix, neurons by neurons, got shape {np.shape(pattern)}.")
     entries = sp.coo_array(pattern)
+    if not np.all(np.isfinite(entries.data)):
+        raise ValueError("pattern: expected finite entries, got NaN or infinity. Zero is no influence, all else one.")
     kept = entries.data != 0
     return Connectivity.from_edges(entries.row[kept], entries.col[kept], shape=entries.shape)
+
+
+def _is_one_key(key: Any) -> bool:
+    return isinstance(key, jax.Array) and is_key(key) and not key.shape
 
 
 class SnAp(InfluenceLearner):
@@ -31,7 +43,8 @@ class SnAp(InfluenceLearner):
     where no unit feeds itself through an op, more steps add the ways through other units, and once P has no more to
     add it is exact. Influences are kept for `variables * sum_i indegree(i) * |P(i)|` pairs of synapse and unit.
 
-    An op that acts through another op within the step reaches what that other one drives with the second step.
+    An op that acts through another op within the step reaches what that other one drives with the second step. One
+    number for all units (a scalar `ElemWiseParam`) has all units as its targets.
 
     Args:
         n: steps, at least 1; None for all. Ignored for a given pattern.
@@ -46,6 +59,7 @@ class SnAp(InfluenceLearner):
         train, allow_zero: see `D_RTRL`.
 
     Raises:
+        TypeError: `n` or `paths` is no whole number.
         ValueError: `n` or `paths` is below 1, `pattern` is none of these or has another shape, `key` and `paths` are
             given without `"random"` or not with it; or as `init`.
 
@@ -62,30 +76,37 @@ class SnAp(InfluenceLearner):
         Shalev-Merin 2026 (arXiv 2603.15195).
     """
 
-    n: int | None = 2
+    n: Any = 2
     pattern: Any = eqx.field(converter=_read_pattern, default=None)
-    paths: int | None = None
+    paths: Any = None
     key: Any = None
     max_influences: int = 100_000_000
     train: Any = None
     allow_zero: tuple[str, ...] = ()
 
     def __check_init__(self) -> None:
+        for name in ("n", "paths"):
+            given = getattr(self, name)
+            if given is not None and (isinstance(given, bool) or not isinstance(given, Integral)):
+                raise TypeError(f"{name}: expected a whole number, got {given!r}.")
         if self.n is not None and self.n < 1:
             raise ValueError(f"n: expected at least 1, or None for all steps, got {self.n}. The target itself counts.")
         is_random = isinstance(self.pattern, str)
         if is_random and self.pattern != RANDOM:
             raise ValueError(f"pattern: expected 'random', a matrix or None, got {self.pattern!r}.")
-        given = (self.paths is not None, self.key is not None)
-        if given != (is_random, is_random) or (
-            is_random and not (isinstance(self.key, jax.Array) and is_key(self.key))
-        ):
+        has = (self.paths is not None, self.key is not None)
+        if has != (is_random, is_random) or (is_random and not _is_one_key(self.key)):
             raise ValueError(
                 f"paths, key: expected a number and a key of jax.random.key with pattern='random' and none else, got "
                 f"{self.paths!r} and {self.key!r}."
             )
         if self.paths is not None and self.paths < 1:
             raise ValueError(f"paths: expected at least 1 into each unit, got {self.paths}.")
+
+    @property
+    def rule(self) -> tuple:
+        """Steps and pattern, as far as they are no arrays."""
+        return ("SnAp", self.n, self.pattern if isinstance(self.pattern, str) else self.pattern is None, self.paths)
 
     @property
     def gradient(self) -> str:

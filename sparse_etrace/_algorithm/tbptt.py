@@ -1,6 +1,7 @@
 """Truncated backpropagation through time: every loss through the last few steps."""
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -38,6 +39,7 @@ class TBPTT(Learner):
         train, allow_zero: see `D_RTRL`.
 
     Raises:
+        TypeError: `steps` is no whole number.
         ValueError: `steps` is below 1.
 
     Example:
@@ -49,11 +51,13 @@ class TBPTT(Learner):
         Williams and Peng 1990, Neural Computation 2:490.
     """
 
-    steps: int  # type: ignore[misc]
+    steps: Any  # type: ignore[misc]
     train: Any = None
     allow_zero: tuple[str, ...] = ()
 
     def __check_init__(self) -> None:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, Integral):
+            raise TypeError(f"steps: expected a whole number, got {self.steps!r}.")
         if self.steps < 1:
             raise ValueError(f"steps: expected at least 1, got {self.steps}. The step of the loss itself counts.")
 
