@@ -156,7 +156,7 @@ def start(wiring: Wiring, reach: sp.csr_array, limit: int, rule: tuple) -> Calla
     links = wiring.links
     edge_weight = jnp.asarray(wiring.edges.weight, jnp.int32)
     column_weight = jnp.asarray(wiring.columns.weight[columns], jnp.int32)
-    avals = [links.program.avals[v] for v in [*(links.analysis.state[i] for i in links.leaves)]]
+    avals = [links.program.avals[links.analysis.state[i]] for i in links.leaves]
     avals += [c.y(links.program) for c in links.carriers]
     dtype = jnp.result_type(float if not avals else avals[0].dtype, *(a.dtype for a in avals))
     kept = np.asarray(blocks.hidden)[np.asarray(blocks.pattern)]

@@ -1,7 +1,6 @@
 """Which units a synapse influences within so many steps: the sparse powers of a step's graph."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -119,7 +118,6 @@ class Wiring:
                     pair = order[pair]
                     ends = rows[pair], uses.post[use] + self.offset[("y", call)]
                     (cut if is_cut else live).append((*ends, uses.slot[use] + begin, place[pair]))
-        self.num_links = number
         source, sink, weight, where = _joined([*cut, *live], 4)
         return Edges(source, sink, weight, where, sum(len(part[0]) for part in cut))
 
@@ -228,11 +226,11 @@ class Wiring:
                 size = -1
         return found.tocsr()
 
-    def count(self, reach: sp.csr_array, rows: Sequence[int] | np.ndarray) -> int:
+    def count(self, reach: sp.csr_array, rows: np.ndarray) -> int:
         """Stored influences of the columns at some op outputs."""
         columns = np.bincount(self.columns.row - self.num_hidden, minlength=self.num_rows - self.num_hidden)
         units = np.bincount(self.neuron, minlength=self.num_neurons)
-        return int(columns[np.asarray(rows)] @ (reach.astype(np.int64) @ units))
+        return int(columns[rows] @ (reach.astype(np.int64) @ units))
 
 
 def _joined(parts: list[tuple[np.ndarray, ...]], count: int) -> list[np.ndarray]:

@@ -76,7 +76,7 @@ class InfluenceLearner(Learner):
         return start(wiring, reach, self.max_influences, self._made_for(links))
 
     def window_steps(self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array]) -> int | None:
-        """16; the influences are touched in each step whatever the window."""
+        """16: a block of influences is read and written once in so many steps."""
         return 16
 
     def _restart_traces(self, traces: Influences, choose: Callable[..., Array]) -> Influences:
