@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml README.md $(shell find sparse_etrace native datasets -name __pycache__ -prune -o -print)
 
-.PHONY: demo test bench study bench-peers lint format clean
+.PHONY: demo test soak bench study bench-peers lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sparse-etrace demo worm --out results
@@ -10,6 +10,10 @@ demo: $(VENV)/installed
 # The tests import the installed package: `pytest` puts no checkout on the path, `python -m pytest` would.
 test: $(VENV)/installed-test
 	$(BIN)/pytest -n 2 --dist worksteal
+
+# The tests whose counts are small above, with their full ones.
+soak: $(VENV)/installed-test
+	$(BIN)/pytest -n 2 --dist worksteal -m soak --full -rA
 
 bench: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/bench.py --out results

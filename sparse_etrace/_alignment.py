@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from ._algorithm import BPTT, Carry, Learner
 from ._filter import leaf_names
 from ._online import _read_stream as read_stream, online_grad
-from ._report import as_table
+from ._table import as_table
 
 TOGETHER = "all leaves"
 

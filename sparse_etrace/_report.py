@@ -2,7 +2,7 @@
 
 import math
 import os.path
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -20,6 +20,7 @@ from ._op.base import sum_to
 from ._program import is_inexact, is_key
 from ._routes import Call
 from ._step import Step
+from ._table import as_table, data_frame
 from ._traces import routes_of
 
 PROBES = 8
@@ -78,6 +79,10 @@ class Report(NamedTuple):
         ]
         return as_table(head, table)
 
+    def to_dataframe(self) -> Any:
+        """The rows as a pandas data frame, one column for each field of `Row`."""
+        return data_frame({name: [getattr(row, name) for row in self.rows] for name in Row._fields})
+
 
 class Plan(NamedTuple):
     """What `memory_plan` returns: bytes by buffer, and their sum; prints as a table."""
@@ -98,12 +103,9 @@ class Plan(NamedTuple):
         rows = [(name, f"{size:,}") for name, size in [*self.buffers.items(), ("total", self.total)]]
         return as_table(("buffer", "bytes"), rows)
 
-
-def as_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rows = [head, *rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    def to_dataframe(self) -> Any:
+        """The buffers as a pandas data frame with the columns `buffer` and `bytes`."""
+        return data_frame({"buffer": list(self.buffers), "bytes": list(self.buffers.values())})
 
 
 def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Report:

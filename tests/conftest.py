@@ -13,7 +13,12 @@ hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, m
 hypothesis.settings.load_profile("suite")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="the full counts of the tests that are marked `soak`")
+
+
 def pytest_configure(config):
+    config.addinivalue_line("markers", "soak: its count is small by default; `make soak` runs the full one")
     config.addinivalue_line("markers", "optimized: it looks at what XLA's optimizations leave of memory, bits or time")
 
 
@@ -37,6 +42,12 @@ def pytest_runtest_protocol(item):
         return (yield)
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def amount(pytestconfig):
+    """`amount(short, full)`: how many cases to try."""
+    return lambda short, full: full if pytestconfig.getoption("full") else short
 
 
 @pytest.fixture
