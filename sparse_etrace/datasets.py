@@ -14,7 +14,7 @@ from ._connectivity import MAX_INDEX, Connectivity, canonical_order, expand_ptr
 from ._convert import from_edges
 from ._graph import Graph
 
-__all__ = ["MNIST1D", "fly_eye", "mnist1d", "worm"]
+__all__ = ["MNIST1D", "fly_eye", "mnist1d", "mushroom_body", "worm"]
 
 
 class MNIST1D(NamedTuple):
@@ -112,6 +112,43 @@ def fly_eye(radius: Any = 15, measured_only: bool = False) -> Graph:
     attributes = {"cell_type": data["name"], "is_input": data["is_input"], "is_output": data["is_output"]}
     attributes = {name: of_type[cell_type] for name, of_type in attributes.items()}
     return Graph(connectivity, weight, node_attrs=attributes | {"u": u, "v": v})
+
+
+def mushroom_body(side: str = "left") -> Graph:
+    """The mushroom body of a fly's larva, where it learns which odours to seek: 209 or 213 neurons of four types.
+
+    Projection neurons bring odours to Kenyon cells; Kenyon cells reach each other, output neurons and input neurons;
+    input neurons bring reinforcement. A synapse of the graph is a directed pair of neurons, its weight the number of
+    synapses of that pair: 7,425 pairs (25,322 synapses) left, 7,536 (26,371) right. The source has no signs.
+
+    Args:
+        side: `"left"` or `"right"`, of one animal.
+
+    Returns:
+        A graph whose nodes are labelled by position, with the node attribute `cell_type`: `"Kenyon cell"`,
+        `"projection neuron"`, `"output neuron"` or `"input neuron"`.
+
+    Raises:
+        ValueError: `side` is something else.
+
+    Example:
+        >>> import sparse_etrace as se
+        >>> graph = se.datasets.mushroom_body()
+        >>> graph.connectivity.shape, graph.connectivity.num_synapses, int(graph.weight.sum())
+        ((209, 209), 7425, 25322)
+        >>> (graph.node_attrs["cell_type"] == "Kenyon cell").sum().item()
+        101
+
+    Source:
+        K. Eichler, F. Li, A. Litwin-Kumar and others (2017), The complete connectome of a learning and memory centre in
+        an insect brain, Nature 548:175-182.
+    """
+    if side not in ("left", "right"):
+        raise ValueError(f"side: got {side!r}; the mushroom body has a 'left' and a 'right' one")
+    data = _load("mushroom_body")
+    cell_type, pre, post, n_syn = (data[f"{side}_{name}"] for name in ("cell_type", "pre", "post", "n_syn"))
+    graph = from_edges(pre, post, n_syn, shape=(cell_type.size, cell_type.size))
+    return Graph(graph.connectivity, graph.weight, node_attrs={"cell_type": cell_type})
 
 
 def mnist1d() -> MNIST1D:

@@ -1,6 +1,7 @@
 import csv
 import hashlib
 import re
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -203,6 +204,50 @@ def test_fly_eye_radius(radius, error, match):
         se.datasets.fly_eye(radius)
 
 
+TYPES = {"K": "Kenyon cell", "P": "projection neuron", "O": "output neuron", "I": "input neuron"}
+# Directed pairs of neurons, by the types of sender and receiver.
+PAIRS = {
+    "left": {"PK": 437, "KK": 3585, "KO": 1570, "KI": 927, "IK": 827, "IO": 19, "OO": 40, "OI": 20},
+    "right": {"PK": 478, "KK": 3584, "KO": 1434, "KI": 936, "IK": 805, "IO": 73, "OO": 169, "OI": 57},
+}
+
+
+@pytest.mark.parametrize(
+    "side, counts, synapses",
+    [("left", {"K": 101, "P": 58, "O": 29, "I": 21}, 25322), ("right", {"K": 100, "P": 63, "O": 29, "I": 21}, 26371)],
+)
+def test_mushroom_body(side, counts, synapses):
+    graph = se.datasets.mushroom_body(side)
+    conn, cell_type, size = graph.connectivity, graph.node_attrs["cell_type"], sum(counts.values())
+    assert isinstance(graph, se.Graph) and conn.shape == (size, size) and graph.nodes == range(size)
+    assert (
+        graph.weight.dtype == "float32"
+        and float(graph.weight.sum()) == synapses
+        and set(graph.node_attrs) == {"cell_type"}
+    )
+    assert {letter: (cell_type == word).sum() for letter, word in TYPES.items()} == counts
+    letter = {word: letter for letter, word in TYPES.items()}
+    ends = zip(cell_type[np.asarray(conn.pre)].tolist(), cell_type[np.asarray(conn.post)].tolist())
+    assert Counter(letter[pre] + letter[post] for pre, post in ends) == PAIRS[side]
+    assert not np.any(np.asarray(conn.pre) == np.asarray(conn.post))
+    assert len(np.union1d(conn.pre, conn.post)) == size
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_mushroom_body_equals_its_tables(side):
+    graph = se.datasets.mushroom_body(side)
+    rows = reference(f"larva_mushroom_body/{side}_adjacency.csv").read_text().splitlines()
+    np.testing.assert_array_equal(graph.to_dense(), [[float(entry) for entry in row.split()] for row in rows])
+    assert graph.connectivity.num_synapses == np.count_nonzero(graph.to_dense())
+    letters = reference(f"larva_mushroom_body/{side}_cell_labels.csv").read_text().split()
+    assert graph.node_attrs["cell_type"].tolist() == [TYPES[letter] for letter in letters]
+
+
+def test_unknown_side():
+    with pytest.raises(ValueError, match="side: got 'both'; the mushroom body has a 'left' and a 'right' one"):
+        se.datasets.mushroom_body("both")
+
+
 def test_mnist1d():
     data = se.datasets.mnist1d()
     assert [(a.shape, a.dtype) for a in data] == [
@@ -226,7 +271,7 @@ def test_mnist1d_equals_the_reference():
         np.testing.assert_array_equal(data.y_test, expected["y_test"])
 
 
-@pytest.mark.parametrize("name", ["worm", "fly_eye", "mnist1d"])
+@pytest.mark.parametrize("name", ["worm", "fly_eye", "mnist1d", "mushroom_body"])
 def test_card(name):
     folder = datasets._folder(name)
     card = (folder / "README.md").read_text()

@@ -53,7 +53,7 @@ def test_content(built):
         if path.is_file()
     }
     assert data == expected
-    for folder in ("worm", "fly_eye", "mnist1d"):
+    for folder in ("worm", "fly_eye", "mnist1d", "mushroom_body"):
         assert {f"sparse_etrace/_data/{folder}/{file}" for file in ("README.md", "LICENSE", f"{folder}.npz")} <= data
         assert f"{info}/licenses/datasets/{folder}/LICENSE" in names
     assert {"sparse_etrace/py.typed", f"{info}/licenses/LICENSE"} <= set(names)
