@@ -1,5 +1,8 @@
 """Sparse-first graph learning on JAX: recurrent networks trained online, forward in time."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import cells, datasets, surrogate
 from ._algorithm import (
     BPTT,
@@ -19,6 +22,7 @@ from ._algorithm import (
     ThreeFactor,
 )
 from ._alignment import Alignment, gradient_alignment
+from ._batches import Batches
 from ._connectivity import Connectivity
 from ._convert import (
     from_bcoo,
@@ -31,8 +35,10 @@ from ._convert import (
     from_scipy,
 )
 from ._filter import trainable
+from ._fit import Fit, Progress, fit
 from ._graph import Graph
-from ._online import Fit, fit, online_grad
+from ._non_finite import NonFiniteError
+from ._online import online_grad
 from ._op import (
     Bounded,
     ConvOp,
@@ -51,6 +57,7 @@ from ._transform import scale_spectral_radius, spectral_radius
 __all__ = [
     "Alignment",
     "BPTT",
+    "Batches",
     "Bounded",
     "Carry",
     "Connectivity",
@@ -70,10 +77,12 @@ __all__ = [
     "Learner",
     "LoraOp",
     "MatMulOp",
+    "NonFiniteError",
     "NonTempParam",
     "OSTL",
     "OTTT",
     "Plan",
+    "Progress",
     "RFLO",
     "RTRL",
     "Report",
@@ -100,8 +109,19 @@ __all__ = [
     "gradient_alignment",
     "memory_plan",
     "online_grad",
+    "plot",
     "scale_spectral_radius",
     "spectral_radius",
     "surrogate",
     "trainable",
 ]
+
+if TYPE_CHECKING:
+    from . import plot
+
+
+def __getattr__(name: str) -> Any:
+    # Matplotlib takes as long to import as half the rest.
+    if name == "plot":
+        return importlib.import_module(".plot", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ._algorithm import BPTT, Carry, Learner
 from ._filter import leaf_names
-from ._online import _read_stream as read_stream, online_grad
+from ._online import online_grad, read_stream
 from ._table import as_table
 
 TOGETHER = "all leaves"
@@ -114,11 +114,11 @@ def gradient_alignment(
         Every ten updates of `fit`:
 
         >>> found = {}
-        >>> def measure(updates, model):
-        ...     if updates % 10 == 0:
-        ...         found[updates] = se.gradient_alignment(se.D_RTRL(), loss, model, *few).total_cosine
+        >>> def measure(now):
+        ...     if now.updates % 10 == 0:
+        ...         found[now.updates] = se.gradient_alignment(se.D_RTRL(), loss, now.model, *few).total_cosine
         >>> data = [(xs, ys)] * 20
-        >>> options = dict(state=cell.init_state(8), progress=False, callback=measure)
+        >>> options = dict(state=cell.init_state(8), progress=False, callbacks=measure)
         >>> result = se.fit(se.D_RTRL(), loss, optax.sgd(0.01), cell, data, **options)
         >>> list(found)
         [10, 20]

@@ -1,19 +1,14 @@
-"""Online gradients of a stream, and a plain training loop."""
+"""Online gradients of a stream."""
 
-from collections.abc import Callable, Iterable
-from numbers import Integral
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from jaxtyping import Array, PyTree
-from tqdm import tqdm
 
 from ._algorithm import Carry, Learner
-from ._filter import trained_filter
 
 
 def online_grad(
@@ -57,14 +52,15 @@ def online_grad(
         >>> losses.shape
         (5,)
     """
-    xs, ys = _read_stream(xs, ys)
+    xs, ys = read_stream(xs, ys)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk: expected at least 1 step, got {chunk}.")
-    losses, grads, carry, aux = _online_grad(learner, loss_fn, model, carry, xs, ys, chunk, has_aux)
+    losses, grads, carry, aux = gradient(learner, loss_fn, model, carry, xs, ys, chunk, has_aux)
     return (losses, grads, carry, aux) if has_aux else (losses, grads, carry)
 
 
-def _read_stream(xs: PyTree[Any], ys: PyTree[Any]) -> tuple[PyTree[Array], PyTree[Array]]:
+def read_stream(xs: PyTree[Any], ys: PyTree[Any]) -> tuple[PyTree[Array], PyTree[Array]]:
+    """Inputs and targets as arrays with one common first axis, time."""
     xs, ys = jax.tree.map(jnp.asarray, (xs, ys))
     lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves((xs, ys))}
     if len(lengths) != 1 or None in lengths or 0 in lengths:
@@ -76,9 +72,10 @@ def _read_stream(xs: PyTree[Any], ys: PyTree[Any]) -> tuple[PyTree[Array], PyTre
 
 
 @eqx.filter_jit
-def _online_grad(
+def gradient(
     learner: Learner, loss_fn: Any, model: Any, carry: Carry, xs: Any, ys: Any, chunk: int | None, has_aux: bool
 ) -> tuple:
+    """`online_grad` of arrays that were checked; always with `aux` at the end."""
     steps = jax.tree.leaves((xs, ys))[0].shape[0]
     size = min(chunk or learner.window_steps(model, carry, xs) or steps, steps)
     count, rest = divmod(steps, size)
@@ -119,139 +116,3 @@ def _online_grad(
     losses, aux = jax.tree.map(lambda *p: jnp.concatenate(p), *[p[:2] for p in parts])
     grads = jax.tree.map(lambda first, *others: sum(others, first), *[p[2] for p in parts])
     return losses, grads, carry, aux
-
-
-class Fit(NamedTuple):
-    """What `fit` returns.
-
-    Attributes:
-        model: the trained model.
-        opt_state: state of the optimizer.
-        carry: where the last sequence ended.
-        losses: mean loss per step of each sequence.
-    """
-
-    model: Any
-    opt_state: Any
-    carry: Carry
-    losses: np.ndarray
-
-
-def fit(
-    learner: Learner,
-    loss_fn: Callable[..., Any],
-    optimizer: optax.GradientTransformation,
-    model: Callable[..., Any],
-    data: Iterable[tuple[PyTree[Any], PyTree[Any]]],
-    *,
-    state: PyTree[Any],
-    update: Any = "sequence",
-    chunk: int | None = None,
-    opt_state: Any = None,
-    carry_over: bool = False,
-    progress: bool = True,
-    callback: Callable[[int, Any], None] | None = None,
-) -> Fit:
-    """Train a model on sequences, one after the other.
-
-    Args:
-        learner: the rule.
-        loss_fn: `(out_t, y_t) -> scalar`.
-        optimizer: from optax.
-        model: `state, out = model(state, x)`.
-        data: pairs `(xs, ys)`, time first; any iterable, so a generator streams.
-        state: the initial state.
-        update: `"sequence"`, `"step"`, or a number of steps after which parameters change.
-        chunk: see `online_grad`.
-        opt_state: to go on from an earlier call; None to start.
-        carry_over: state and traces go on from one sequence to the next instead of starting again.
-        progress: show a progress bar.
-        callback: called after each sequence as `callback(updates so far in this call, model)`, to measure something
-            on the way: see `gradient_alignment`.
-
-    Returns:
-        The trained model, the optimizer's state, the carry and the losses.
-
-    Raises:
-        ValueError: `update` is none of the above, there is no data, or a pair differs in length.
-
-    Example:
-        >>> import jax.numpy as jnp, optax, sparse_etrace as se
-        >>> cell = se.cells.LeakyRate(3, se.ETraceParam({'weight': jnp.ones((2, 3))}, se.MatMulOp()), decay=0.9)
-        >>> data = [(jnp.ones((5, 2)), jnp.zeros((5, 3)))] * 4
-        >>> loss = lambda out, y: jnp.sum((out - y) ** 2)
-        >>> result = se.fit(se.D_RTRL(), loss, optax.sgd(0.1), cell, data, state=cell.init_state(), progress=False)
-        >>> bool(result.losses[-1] < result.losses[0])
-        True
-    """
-    counted = isinstance(update, Integral) and not isinstance(update, bool)
-    if not (update >= 1 if counted else update in ("sequence", "step")):
-        raise ValueError(f"update: expected 'sequence', 'step' or a number of steps >= 1, got {update!r}.")
-    if opt_state is None:
-        opt_state = optimizer.init(eqx.filter(model, trained_filter(model, learner.train)))
-    start, losses, updates = None, [], 0
-    bar = tqdm(data, disable=not progress, unit="sequence")
-    for xs, ys in bar:
-        xs, ys = _read_stream(xs, ys)
-        if start is None:
-            start = carry = learner.init(model, state, jax.tree.map(lambda a: a[0], xs))
-            first = [a.shape[1:] for a in jax.tree.leaves((xs, ys))]
-        shapes = [a.shape[1:] for a in jax.tree.leaves((xs, ys))]
-        if shapes != first:
-            raise ValueError(
-                f"data: expected one step of inputs and targets with the shapes of the first sequence, {first}, got "
-                f"{shapes}. Leave out a smaller last batch."
-            )
-        steps = jax.tree.leaves((xs, ys))[0].shape[0]
-        size = min(int(update), steps) if counted else 1 if update == "step" else steps
-        begin = None if carry_over else start.state
-        model, opt_state, carry, found = _fit_sequence(
-            learner, loss_fn, optimizer, model, opt_state, carry, begin, xs, ys, size, chunk
-        )
-        losses.append(found)
-        updates += -(-steps // size)
-        if callback is not None:
-            callback(updates, model)
-        if not bar.disable:
-            bar.set_postfix(loss=f"{float(found):.4g}")
-    if start is None:
-        raise ValueError("data: expected at least one (xs, ys), got none. Is the iterator used up?")
-    return Fit(model, opt_state, carry, np.array(losses, float))
-
-
-@eqx.filter_jit
-def _fit_sequence(
-    learner: Learner,
-    loss_fn: Any,
-    optimizer: Any,
-    model: Any,
-    opt_state: Any,
-    carry: Carry,
-    begin: Any,
-    xs: Any,
-    ys: Any,
-    size: int,
-    chunk: int | None,
-) -> tuple:
-    # A new sequence is a reset, not the first carry again: what is random goes on.
-    carry = carry if begin is None else learner.reset(carry, True, begin)
-    spec = trained_filter(model, learner.train)
-    trained, fixed = eqx.partition(model, spec)
-
-    def one(before: tuple, part: tuple[Any, Any]) -> Any:
-        trained, opt_state, carry = before
-        model = eqx.combine(trained, fixed)
-        losses, grads, carry, _ = _online_grad(learner, loss_fn, model, carry, part[0], part[1], chunk, False)
-        changes, opt_state = optimizer.update(grads, opt_state, trained)
-        return (eqx.apply_updates(trained, changes), opt_state, carry), losses
-
-    steps = jax.tree.leaves((xs, ys))[0].shape[0]
-    count, rest = divmod(steps, size)
-    cut = jax.tree.map(lambda a: a[: count * size].reshape(count, size, *a.shape[1:]), (xs, ys))
-    after, losses = jax.lax.scan(one, (trained, opt_state, carry), cut)
-    total = jnp.sum(losses)
-    if rest:
-        after, losses = one(after, jax.tree.map(lambda a: a[count * size :], (xs, ys)))
-        total = total + jnp.sum(losses)
-    trained, opt_state, carry = after
-    return eqx.combine(trained, fixed), opt_state, carry, total / steps

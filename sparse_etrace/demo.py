@@ -17,8 +17,8 @@ from tqdm import tqdm
 from ._algorithm import BPTT, D_RTRL, ES_D_RTRL, RTRL, Learner, SnAp
 from ._connectivity import Connectivity
 from ._filter import trainable
+from ._fit import fit
 from ._graph import Graph
-from ._online import fit
 from ._op import MatMulOp, SignLock, SpMatMulOp
 from ._param import ElemWiseParam, ETraceParam, NonTempParam
 from ._report import memory_plan
@@ -191,7 +191,7 @@ def run(out: Path, quick: bool = False, seed: int = 0, exact: bool = False) -> d
     Returns:
         The content of `worm.json`.
     """
-    from .plot import worm_figure
+    from .plot import _worm
 
     updates = QUICK_UPDATES if quick else UPDATES
     graph, data = worm(), mnist1d()
@@ -215,7 +215,8 @@ def run(out: Path, quick: bool = False, seed: int = 0, exact: bool = False) -> d
     (out / "worm.json").write_text(json.dumps(results, indent=2) + "\n")
     learned, example = trained["D-RTRL"], data.x_test[0]
     traces = trace_in_time(learned, example)
-    worm_figure(out / "worm.png", results, graph, _weights(model), _weights(learned), example, traces)
+    figure = _worm.worm(results, graph, _weights(model), _weights(learned), example, traces)
+    figure.savefig(out / "worm.png")
     print(summary(results))
     print(f"Saved {out / 'worm.json'} and {out / 'worm.png'}.")
     return results

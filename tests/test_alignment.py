@@ -144,14 +144,14 @@ def test_callback_of_fit():
     case = models.build("rate")
     seen, found = [], {}
 
-    def callback(updates, model):
-        seen.append((updates, model))
-        if updates % 4 == 0:
-            found[updates] = align(se.D_RTRL(), case._replace(model=model)).total_cosine
+    def callback(now):
+        seen.append((now.updates, now.model))
+        if now.updates % 4 == 0:
+            found[now.updates] = align(se.D_RTRL(), case._replace(model=now.model)).total_cosine
 
     data = [(case.xs, case.ys)] * 4
     options = {"state": case.twin.state, "progress": False, "update": 4}
-    result = se.fit(se.D_RTRL(), oracles.loss_fn, optax.sgd(0.01), case.model, data, callback=callback, **options)
+    result = se.fit(se.D_RTRL(), oracles.loss_fn, optax.sgd(0.01), case.model, data, callbacks=callback, **options)
     assert [updates for updates, _ in seen] == [2, 4, 6, 8]
     assert eqx.tree_equal(seen[-1][1], result.model) and not eqx.tree_equal(seen[0][1], result.model)
     assert list(found) == [4, 8] and found[4] != found[8]
@@ -183,13 +183,13 @@ def test_figure(tmp_path, windows):
     case = models.build("rate")
     learners = {"D-RTRL": se.D_RTRL(), "TBPTT(1)": se.TBPTT(steps=1)}
     found = {name: align(learner, case, windows) for name, learner in learners.items()}
-    plot.alignment_figure(tmp_path / "alignment.png", found, title="A rate network")
+    plot.alignment(found, title="A rate network").savefig(tmp_path / "alignment.png", dpi=60)
     assert (tmp_path / "alignment.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_figure_of_two_models(tmp_path):
+def test_figure_of_two_models():
     found = {str(w): align(se.D_RTRL(), models.build("rate"), w) for w in (1, 2)}
     with pytest.raises(ValueError, match="alignments: expected one set of leaves and stretches of time, got 2"):
-        plot.alignment_figure(tmp_path / "alignment.png", found)
+        plot.alignment(found)
     with pytest.raises(ValueError, match="alignments: expected one set of leaves and stretches of time, got 0"):
-        plot.alignment_figure(tmp_path / "alignment.png", {})
+        plot.alignment({})

@@ -1,0 +1,94 @@
+"""One sequence of training, compiled: its updates, and a validation."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PyTree
+
+from ._algorithm import Carry, Learner
+from ._batches import Pair
+from ._online import gradient, read_stream
+from ._program import is_inexact
+
+
+class Task(NamedTuple):
+    """What stays the same while a model is trained; `fixed` is the part of the model that is not."""
+
+    learner: Learner
+    loss_fn: Callable[..., Any]
+    metrics: dict[str, Callable[..., Any]]
+    optimizer: optax.GradientTransformation
+    fixed: Any
+    chunk: int | None
+
+
+class Point(NamedTuple):
+    """Where training is: what is trained, the optimizer's state, the carry."""
+
+    trained: Any
+    opt_state: Any
+    carry: Carry
+
+
+def all_finite(tree: PyTree[Any]) -> Array:
+    """Whether all floating numbers of a pytree are finite; may be traced."""
+    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
+
+
+def starting(task: Task, point: Point, state: Any) -> Point:
+    """A sequence that starts from `state`; None where it goes on. What is random goes on in any case."""
+    return point if state is None else point._replace(carry=task.learner.reset(point.carry, True, state))
+
+
+def one_update(task: Task, point: Point, xs: Any, ys: Any) -> tuple[Point, list[Array], Any]:
+    """An update: the point after it, the losses and metrics of its steps, and the gradient."""
+
+    def measured(out: Any, y: Any) -> tuple[Any, Any]:
+        return task.loss_fn(out, y), [metric(out, y) for metric in task.metrics.values()]
+
+    model = eqx.combine(point.trained, task.fixed)
+    losses, grads, carry, aux = gradient(task.learner, measured, model, point.carry, xs, ys, task.chunk, True)
+    changes, opt_state = task.optimizer.update(grads, point.opt_state, point.trained)
+    return Point(eqx.apply_updates(point.trained, changes), opt_state, carry), [losses, *aux], grads
+
+
+@eqx.filter_jit
+def one_sequence(task: Task, point: Point, state: Any, xs: Any, ys: Any, size: int) -> tuple[Point, list[Array], Array]:
+    """All updates of a sequence, each after `size` steps: the point, means over steps, and whether all was finite."""
+
+    def one(point: Point, part: tuple[Any, Any]) -> tuple[Point, tuple[list[Array], Array]]:
+        point, values, grads = one_update(task, point, *part)
+        return point, ([jnp.sum(v) for v in values], all_finite((values[0], grads)))
+
+    steps = jax.tree.leaves((xs, ys))[0].shape[0]
+    count, rest = divmod(steps, size)
+    cut = jax.tree.map(lambda a: a[: count * size].reshape(count, size, *a.shape[1:]), (xs, ys))
+    point, (sums, finite) = jax.lax.scan(one, starting(task, point, state), cut)
+    sums, finite = [jnp.sum(s) for s in sums], jnp.all(finite)
+    if rest:
+        point, (more, last) = one(point, jax.tree.map(lambda a: a[count * size :], (xs, ys)))
+        sums, finite = [a + b for a, b in zip(sums, more, strict=True)], finite & last
+    return point, [total / steps for total in sums], finite
+
+
+def validate(task: Task, trained: Any, state: Any, pairs: Iterable[Pair]) -> list[float]:
+    """Loss and metrics without learning: means over steps, then over pairs."""
+    found = [_run_through(task, trained, state, *read_stream(*pair)) for pair in pairs]
+    return np.mean(np.array(found, float), axis=0).tolist()
+
+
+@eqx.filter_jit
+def _run_through(task: Task, trained: Any, state: Any, xs: Any, ys: Any) -> list[Array]:
+    model = eqx.combine(trained, task.fixed)
+
+    def one(state: Any, now: tuple[Any, Any]) -> tuple[Any, list[Any]]:
+        state, out = model(state, now[0])
+        return state, [fn(out, now[1]) for fn in (task.loss_fn, *task.metrics.values())]
+
+    return [jnp.mean(values) for values in jax.lax.scan(one, jax.tree.map(jnp.asarray, state), (xs, ys))[1]]
