@@ -64,10 +64,10 @@ class Checkpoint:
     def __init__(self, path: Path):
         self.path = path
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            read = json.loads(arrays.pop("header").tobytes())
-            self.format, self.header, self.types = read["format"], read["header"], read["types"]
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as read:
+                arrays = {name: read[name] for name in read.files}
+            about = json.loads(arrays["header"].tobytes())
+            self.format, self.header, self.types = about["format"], about["header"], about["types"]
             self.table = arrays["table"]
             self.leaves = [arrays[f"leaf{k:06}"] for k in range(len(self.types))]
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
@@ -152,10 +152,10 @@ def _digest(leaf: Any) -> str:
 def _words(tree: PyTree[Any]) -> str:
     """A pytree as text that is the same in each process: functions by name, arrays by what they hold."""
 
-    def one(leaf: Any) -> str:
+    def one(leaf: Any) -> Any:
         if eqx.is_array(leaf):
             return _digest(leaf)
-        return f"{leaf.__module__}.{leaf.__qualname__}" if hasattr(leaf, "__qualname__") else repr(leaf)
+        return f"{leaf.__module__}.{leaf.__qualname__}" if hasattr(leaf, "__qualname__") else leaf
 
     text = str(jax.tree.map(one, tree))
     return re.sub(r"0x[0-9a-f]+", "", text)

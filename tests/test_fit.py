@@ -173,3 +173,251 @@ def test_no_data():
 def test_targets_of_another_length(steps):
     with pytest.raises(ValueError, match="xs, ys: expected one common number of steps"):
         train([(np.ones((4, BATCH, 3)), np.ones((steps, BATCH, UNITS)))], update="step")
+
+
+# --- what is recorded, and what ends it ------------------------------------------------------------------------------
+
+
+def mean_error(out, y):
+    return jnp.mean(jnp.abs(out - y))
+
+
+def forward(model, xs):
+    return jax.lax.scan(lambda h, x: model(h, x), model.init_state(BATCH), jnp.asarray(xs))[1]
+
+
+def test_metrics_and_validation():
+    data, held_out = sequences(4), sequences(2, 4)
+    options = {"metrics": {"error": mean_error}, "validation": held_out, "validate_every": 2}
+    result = train(data, optimizer=optax.sgd(0.0), **options)
+    names = ["updates", "loss", "error", "validation_loss", "validation_error"]
+    assert list(result.metrics) == names and result.stopped == "end of data"
+    assert result.metrics["updates"].tolist() == [1, 2, 3, 4]
+    outs = [forward(result.model, xs) for xs, _ in data]
+    expected = [[fn(out, y) for out, (_, y) in zip(outs, data)] for fn in (squared, mean_error)]
+    np.testing.assert_allclose([result.losses, result.metrics["error"]], expected, rtol=1e-5)
+    for name, fn in (("validation_loss", squared), ("validation_error", mean_error)):
+        want = np.mean([fn(forward(result.model, xs), ys) for xs, ys in held_out])
+        np.testing.assert_allclose(result.metrics[name], [np.nan, want, np.nan, want], rtol=1e-5)
+    frame = result.to_dataframe()
+    assert list(frame.columns) == names and frame.shape == (4, 5)
+
+
+def test_validation_does_not_learn_and_one_pair_will_do():
+    alone = train(sequences(3))
+    beside = train(sequences(3), validation=sequences(1)[0], metrics={"error": mean_error})
+    assert eqx.tree_equal(alone.model, beside.model) and np.array_equal(alone.losses, beside.losses)
+
+
+def test_patience_returns_the_best_model():
+    """The target of the validation is what the untrained model does, so that each update makes it worse."""
+    xs = sequences(1)[0][0]
+    data = [(xs, np.zeros((STEPS, BATCH, UNITS)))] * 9
+    aim = (xs, np.asarray(forward(train(data[:1]).model, xs)))
+    seen = []
+    result = train(data, validation=aim, patience=3, callbacks=lambda now: seen.append(now.model))
+    assert result.stopped == "patience" and len(result.losses) == 4
+    assert np.argmin(result.metrics["validation_loss"]) == 0
+    assert eqx.tree_equal(result.model, seen[0]) and not eqx.tree_equal(result.model, seen[-1])
+    assert train(data[:2], validation=aim, patience=3).stopped == "end of data"
+
+
+def test_patience_before_any_validation_returns_what_was_trained():
+    data = sequences(2)
+    result = train(data, validation=data, validate_every=5, patience=1)
+    assert eqx.tree_equal(result.model, train(data).model)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_callback_ends_it(several):
+    seen = []
+
+    def enough(now):
+        seen.append(now)
+        return now.sequences == 2
+
+    result = train(sequences(4), callbacks=[lambda now: None, enough] if several else enough, update=3)
+    assert result.stopped == "callback" and len(result.losses) == 2
+    assert [now.updates for now in seen] == [3, 6]
+    assert seen[-1].metrics == {"updates": 6, "loss": result.losses[-1]}
+    assert eqx.tree_equal((seen[-1].model, seen[-1].opt_state), (result.model, result.opt_state))
+
+
+def test_ctrl_c_returns_what_was_learned():
+    data = sequences(4)
+
+    def stream():
+        yield from data[:2]
+        raise KeyboardInterrupt
+
+    result = train(stream())
+    assert result.stopped == "interrupted"
+    assert eqx.tree_equal(result.model, train(data[:2]).model) and len(result.losses) == 2
+    whole = train(data[2:], model=result.model, opt_state=result.opt_state)
+    assert eqx.tree_equal(whole.model, train(data).model)
+
+
+def test_another_error_of_the_stream_is_not_swallowed():
+    def stream():
+        yield from sequences(1)
+        raise OSError("no more tape")
+
+    with pytest.raises(OSError, match="no more tape"):
+        train(stream())
+
+
+@pytest.mark.parametrize("name", ["validate_every", "patience", "checkpoint_every"])
+def test_counts_out_of_range(name):
+    with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
+        train(sequences(1), validation=sequences(1), **{name: 0})
+
+
+def test_patience_needs_a_validation():
+    with pytest.raises(ValueError, match="patience: there is nothing to wait for without `validation`"):
+        train(sequences(1), patience=2)
+    with pytest.raises(ValueError, match=r"validation: expected at least one \(xs, ys\), got none"):
+        train(sequences(1), validation=[], patience=2)
+
+
+def test_one_pair_is_no_data():
+    with pytest.raises(ValueError, match=r"data: got one pair \(xs, ys\). Pass \[\(xs, ys\)\] for one sequence"):
+        # The bare function: that one pair is no type that it takes shall be told in the library's own words.
+        fit = getattr(se.fit, "__wrapped__", se.fit)
+        fit(se.D_RTRL(), squared, ADAM, net(), sequences(1)[0], state=net().init_state(BATCH))
+
+
+def test_a_pair_of_pairs_is_data():
+    assert train(tuple(sequences(2))).losses.shape == (2,)
+
+
+# --- what is not finite ----------------------------------------------------------------------------------------------
+
+
+def test_an_infinite_state_is_found():
+    """Units that grow without bound: step, unit and parameter are named, and what was learned before is kept."""
+    model = eqx.tree_at(lambda m: m.activation, net(), lambda v: v)
+    model = eqx.tree_at(lambda m: m.rec.value["weight"], model, model.rec.value["weight"].at[2].set(1e20))
+    still, (xs, ys) = (np.zeros((STEPS, BATCH, 3)), np.zeros((STEPS, BATCH, UNITS))), sequences(1)[0]
+    with pytest.raises(se.NonFiniteError) as caught:
+        train([still, (xs, ys)], model=model, update=STEPS)
+    h, states, losses = model.init_state(BATCH), [], []
+    for x, y in zip(xs, ys):
+        h, out = model(h, jnp.asarray(x))
+        states.append(np.asarray(h))
+        losses.append(float(squared(out, y)))
+    step = int(np.argmin(np.isfinite(losses)))
+    late, batch, unit = np.argwhere(~np.isfinite(states))[0]
+    said = str(caught.value)
+    assert f"sequence 1: the loss is {losses[step]} at step {step}; " in said
+    assert f"state is {states[late][batch, unit]} from step {late} on, unit {unit}, batch element {batch}; " in said
+    assert "; the gradient of \"rec.value['weight']\" is " in said or "; the gradient of \"inp.value['" in said
+    assert caught.value.fit.losses.shape == (1,) and caught.value.fit.stopped == "not finite"
+    assert eqx.tree_equal(caught.value.fit.model, train([still], model=model).model)
+
+
+def test_a_gradient_that_is_not_finite_names_its_synapse():
+    """The root of a weight of zero: the loss is finite, its derivative is not."""
+    conn = se.Connectivity.from_edges([0, 1, 2, 3, 4], [3, 4, 0, 1, 2], shape=(UNITS, UNITS))
+    weight = jnp.ones(UNITS).at[2].set(0.0)
+    rec = se.ETraceParam({"weight": weight}, se.SpMatMulOp(conn, weight_fn=jnp.sqrt))
+    model = eqx.tree_at(lambda m: m.rec, net(), rec)
+    pre, post = int(conn.pre[2]), int(conn.post[2])
+    with pytest.raises(
+        se.NonFiniteError,
+        match=rf"of \"rec.value\['weight'\]\" is -?(inf|nan) at entry 2, the synapse {pre} -> unit {post}",
+    ):
+        train(sequences(1), model=model)
+
+
+def test_a_gradient_of_a_bias_names_its_unit():
+    model = eqx.tree_at(lambda m: m.inp.value["bias"], net(), jnp.zeros(UNITS).at[3].set(jnp.nan))
+    with pytest.raises(
+        se.NonFiniteError, match=r"state is nan from step 0 on, unit 3, batch element 0; the gradient of"
+    ):
+        train(sequences(1), model=model)
+
+
+@pytest.mark.parametrize("which", ["xs", "ys"])
+def test_data_that_is_not_finite(which):
+    xs, ys = sequences(1)[0]
+    (xs if which == "xs" else ys)[4, 1, 2] = np.nan
+    with pytest.raises(
+        se.NonFiniteError, match=rf"sequence 1: {which} has nan at step 4, entry \(1, 2\). Mend the data"
+    ):
+        train([*sequences(1), (xs, ys)], update=3)
+
+
+def test_a_loss_that_is_no_function():
+    flip = iter([np.float32(np.nan)] + [np.float32(0)] * 1000)
+
+    def loss(out, y):
+        value = jax.experimental.io_callback(lambda: next(flip), jax.ShapeDtypeStruct((), jnp.float32))
+        return squared(out, y) + jax.lax.stop_gradient(value)
+
+    with pytest.raises(se.NonFiniteError, match="sequence 0: it is finite when the sequence is repeated"):
+        se.fit(se.BPTT(), loss, ADAM, net(), sequences(1), state=net().init_state(BATCH), progress=False)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def numbered(count):
+    """Sequence `k` holds the number `k` throughout."""
+    xs = np.broadcast_to(np.arange(count, dtype=np.float32)[None, :, None], (3, count, 2))
+    return {"a": xs, "b": xs[..., 0]}, xs[..., :1]
+
+
+def test_batches_in_order():
+    batches = se.Batches(*numbered(6), size=2, epochs=2)
+    assert len(batches) == 6
+    for k, (xs, ys) in enumerate(batches):
+        assert ys.shape == (3, 2, 1) and xs["a"].shape == (3, 2, 2) and xs["b"].shape == (3, 2)
+        assert ys[0, :, 0].tolist() == [2 * (k % 3), 2 * (k % 3) + 1] == xs["b"][2].tolist()
+    assert [pair[1][0, 0, 0] for pair in batches[1:3]] == [2, 4] and batches[-1][1][0, 0, 0] == 4
+
+
+def test_batches_are_shuffled_anew_each_epoch_and_by_key():
+    def order(key, **options):
+        batches = se.Batches(*numbered(7), size=3, key=jax.random.key(key), epochs=3, drop_last=True, **options)
+        return np.array([ys[0, :, 0] for _, ys in batches]).reshape(3, 6)
+
+    first = order(0)
+    assert all(len(set(epoch)) == 6 for epoch in first.tolist()) and not (first[0] == first[1]).all()
+    assert np.array_equal(first, order(0)) and not np.array_equal(first, order(1))
+    batches = se.Batches(*numbered(7), size=3, key=jax.random.key(0), epochs=3, drop_last=True)
+    assert batches[4][1][0, :, 0].tolist() == first[2, :3].tolist()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"size": 4}, "size: 6 sequences do not divide into batches of 4. Choose another size, or leave out 2"),
+        ({"size": 0}, "size: expected 1 to 6, the number of sequences, got 0"),
+        ({"size": 7}, "size: expected 1 to 6"),
+        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
+        ({"ys": np.ones((3, 5))}, r"xs, ys: expected arrays \(time, sequences, ...\) with both in common"),
+        ({"ys": np.ones(3)}, r"xs, ys: expected arrays \(time, sequences, ...\)"),
+    ],
+)
+def test_batches_out_of_range(change, words):
+    xs, ys = numbered(6)
+    with pytest.raises(ValueError, match=words):
+        se.Batches(**{"xs": xs, "ys": ys, "size": 2} | change)
+    with pytest.raises(IndexError, match="k: expected a batch from 0 to 2, got 3"):
+        se.Batches(xs, ys, size=2)[3]
+
+
+def test_batches_train():
+    xs, ys = (np.concatenate(leaves, axis=1) for leaves in zip(*sequences(3)))
+    result = train(se.Batches(xs, ys, BATCH))
+    assert eqx.tree_equal(result.model, train(sequences(3)).model)
+
+
+def test_a_function_of_the_position_is_data():
+    data, asked = sequences(3), []
+
+    def since(position):
+        asked.append(position)
+        return data[position:]
+
+    assert eqx.tree_equal(train(since).model, train(data).model) and asked == [0]

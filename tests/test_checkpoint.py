@@ -1,0 +1,270 @@
+"""Checkpoints: whole or not there, resumed to the same bits, and refused by name."""
+
+import os
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparse_etrace as se
+
+UNITS, STEPS, BATCH = 5, 6, 2
+ADAM = optax.adam(0.02)
+
+
+def squared(out, y):
+    return jnp.mean((out - y) ** 2)
+
+
+class Noisy(eqx.Module):
+    """A cell whose state holds a key and a counter besides."""
+
+    cell: se.cells.LeakyRate
+
+    def init_state(self, *batch):
+        return {"h": self.cell.init_state(*batch), "key": jax.random.key(7), "count": jnp.zeros((), jnp.int32)}
+
+    def __call__(self, state, x):
+        key, now = jax.random.split(state["key"])
+        h, out = self.cell(state["h"], x + 0.1 * jax.random.normal(now, x.shape))
+        return {"h": h, "key": key, "count": state["count"] + 1}, out
+
+
+def net(shift=1, seed=0, **options):
+    keys = jax.random.split(jax.random.key(seed), 2)
+    inp = se.ETraceParam({"weight": jax.random.normal(keys[0], (3, UNITS)), "bias": jnp.zeros(UNITS)}, se.MatMulOp())
+    conn = se.Connectivity.from_edges(np.arange(UNITS), np.roll(np.arange(UNITS), shift), shape=(UNITS, UNITS))
+    rec = se.ETraceParam({"weight": jax.random.normal(keys[1], (UNITS,))}, se.SpMatMulOp(conn))
+    return Noisy(se.cells.LeakyRate(UNITS, inp, rec, **{"decay": 0.5} | options))
+
+
+def sequences(count):
+    rng = np.random.default_rng(3)
+    shapes = (STEPS, BATCH, 3), (STEPS, BATCH, UNITS)
+    return [tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes) for _ in range(count)]
+
+
+def train(data, model=None, learner=None, optimizer=ADAM, **options):
+    model, learner = net() if model is None else model, learner or se.D_RTRL()
+    state = model.init_state(BATCH)
+    return se.fit(learner, squared, optimizer, model, data, state=state, **{"progress": False} | options)
+
+
+def bits(result):
+    """Everything that a run ends with, as bytes."""
+    leaves = jax.tree.leaves(eqx.filter((result.model, result.opt_state, result.carry), eqx.is_array))
+    keys = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    arrays = [np.asarray(jax.random.key_data(leaf) if key else leaf) for leaf, key in zip(leaves, keys)]
+    return [(str(a.dtype), a.shape, a.tobytes()) for a in [*arrays, *result.metrics.values()]]
+
+
+def same(a, b):
+    return bits(a) == bits(b)
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [se.D_RTRL(), se.ES_D_RTRL(), se.UORO(jax.random.key(1)), se.SnAp(n=2), se.BPTT()],
+    ids=lambda r: type(r).__name__,
+)
+def test_stopped_and_resumed_is_never_stopped(tmp_path, learner):
+    data = sequences(5)
+    options = {"learner": learner, "carry_over": True, "update": 4}
+    whole = train(data, **options)
+    parts = train(data, **options, checkpoint=tmp_path / "run", callbacks=lambda now: now.sequences == 2)
+    assert parts.stopped == "callback" and not same(parts, whole)
+    resumed = train(data, **options, checkpoint=tmp_path / "run")
+    assert resumed.losses.shape == (5,) and same(resumed, whole)
+    assert resumed.carry.state["key"].dtype == whole.carry.state["key"].dtype
+    assert same(train(data, **options, checkpoint=tmp_path / "run"), whole)
+
+
+def test_each_kind_of_data_goes_on_where_it_was(tmp_path):
+    data = sequences(4)
+    xs, ys = (np.concatenate(leaves, axis=1) for leaves in zip(*data))
+    asked = []
+
+    def since(position):
+        asked.append(position)
+        return iter(data[position:])
+
+    kinds = {
+        "list": lambda: data,
+        "stream": lambda: iter(data),
+        "function": lambda: since,
+        "batches": lambda: se.Batches(xs, ys, BATCH, key=jax.random.key(2), epochs=2),
+    }
+    for name, make in kinds.items():
+        whole = train(make())
+        for stop in (1, 3):
+            train(make(), checkpoint=tmp_path / f"{name}{stop}", callbacks=lambda now, stop=stop: now.sequences == stop)
+            assert same(train(make(), checkpoint=tmp_path / f"{name}{stop}"), whole), name
+    assert asked == [0, 0, 1, 0, 3]
+
+
+def test_more_data_than_before_goes_on(tmp_path):
+    data = sequences(4)
+    train(data[:2], checkpoint=tmp_path / "run")
+    assert same(train(data, checkpoint=tmp_path / "run"), train(data))
+    assert same(train(iter(data), checkpoint=tmp_path / "run"), train(data))
+    assert same(train(lambda position: data[position:], checkpoint=tmp_path / "run"), train(data))
+
+
+def test_patience_is_resumed(tmp_path):
+    data, aim = sequences(9), sequences(1)
+    options = {"validation": aim, "patience": 2, "optimizer": optax.sgd(3.0)}
+    whole = train(data, **options)
+    assert whole.stopped == "patience" and len(whole.losses) > 2
+    stop = len(whole.losses) - 1
+    train(data, **options, checkpoint=tmp_path / "run", callbacks=lambda now: now.sequences == stop)
+    for _ in range(2):
+        resumed = train(data, **options, checkpoint=tmp_path / "run")
+        assert resumed.stopped == "patience" and same(resumed, whole)
+
+
+def test_half_precision_and_weak_types(tmp_path):
+    def narrow(tree):
+        return jax.tree.map(lambda a: a.astype(jnp.bfloat16) if eqx.is_inexact_array(a) else a, tree)
+
+    model = eqx.tree_at(lambda m: m.decay.value, narrow(net().cell), jnp.asarray(0.5))
+    assert model.decay.value.weak_type
+    start, data = narrow(model.init_state(BATCH)), narrow(jax.tree.map(jnp.asarray, sequences(3)))
+
+    def run(**options):
+        return se.fit(se.D_RTRL(), squared, ADAM, model, data, state=start, progress=False, **options)
+
+    run(checkpoint=tmp_path / "run", callbacks=lambda now: now.sequences == 1)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(run().carry)} == {"bfloat16"}
+    assert same(run(checkpoint=tmp_path / "run"), run())
+
+
+def test_numbers_of_updates_stay_exact(tmp_path):
+    """Also those that a float32 does not hold."""
+    train(sequences(1), checkpoint=tmp_path / "run")
+    with np.load(tmp_path / "run") as file:
+        arrays = dict(file)
+    arrays["table"][0, 0] = 2**24 + 1
+    write(tmp_path / "run", **arrays)
+    assert train(sequences(1), checkpoint=tmp_path / "run").metrics["updates"].tolist() == [2**24 + 1]
+
+
+def test_when_it_is_written(tmp_path, monkeypatch):
+    times = []
+    path = tmp_path / "made" / "run"
+    real = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (times.append(len(seen)), real(a, b)))
+    seen = []
+    train(sequences(5), checkpoint=path, checkpoint_every=2, callbacks=seen.append)
+    assert times == [2, 4, 5] and [p.name for p in path.parent.iterdir()] == ["run"]
+
+
+def test_a_failure_while_writing_leaves_the_old_one(tmp_path, monkeypatch):
+    data, path = sequences(4), tmp_path / "run"
+    train(data[:2], checkpoint=path)
+    before = path.read_bytes()
+
+    def fail(file, **arrays):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(np, "savez", fail)
+        train(data, checkpoint=path)
+    assert path.read_bytes() == before
+    assert same(train(data, checkpoint=path), train(data))
+
+
+def test_interrupted_is_written(tmp_path):
+    data = sequences(3)
+
+    def stream():
+        yield from data[:2]
+        raise KeyboardInterrupt
+
+    assert train(stream(), checkpoint=tmp_path / "run").stopped == "interrupted"
+    assert same(train(data, checkpoint=tmp_path / "run"), train(data))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"model": net(shift=2)}, r"another connectivity: 'cell.rec.op.connectivity.p\w+' was int32"),
+        ({"learner": se.ES_D_RTRL(decay=0.5)}, r"another learner, D_RTRL\(\); this is ES_D_RTRL\(decay=0.5\)"),
+        ({"model": net(decay=0.6)}, "another model: 'cell.decay.value', which is not trained, differs"),
+        ({"model": net(activation=jax.nn.relu)}, "a model that is built otherwise"),
+        ({"optimizer": optax.sgd(0.1)}, "Take the optimizer that it was written with"),
+        ({"update": 2}, "was written with update='sequence', got 2"),
+        ({"carry_over": True}, "was written with carry_over=False, got True"),
+        ({"chunk": 3}, "was written with chunk=None, got 3"),
+        ({"metrics": {"e": squared}}, "was written with metrics="),
+        ({"data": "batches"}, "was written with data=None, got Batches"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_of_something_else(tmp_path, change, words):
+    train(sequences(1), checkpoint=tmp_path / "run")
+    data = sequences(2)
+    if change.pop("data", None):
+        data = se.Batches(*data[0], size=BATCH)
+        words = "was written with data=None, got Batches"
+    before = (tmp_path / "run").read_bytes()
+    with pytest.raises(ValueError, match=f"checkpoint: .*{words}"):
+        train(data, **change, checkpoint=tmp_path / "run")
+    assert (tmp_path / "run").read_bytes() == before
+
+
+def test_of_another_batch_size(tmp_path):
+    train(sequences(1), checkpoint=tmp_path / "run")
+    data = [tuple(a[:, :1] for a in pair) for pair in sequences(2)]
+    model = net()
+    with pytest.raises(ValueError, match=r"checkpoint: in .* is float32\[2, 5\], in this run float32\[1, 5\]"):
+        se.fit(se.D_RTRL(), squared, ADAM, model, data, state=model.init_state(1), checkpoint=tmp_path / "run")
+
+
+def test_of_batches_in_another_order(tmp_path):
+    def batches(key):
+        xs, ys = (np.concatenate(leaves, axis=1) for leaves in zip(*sequences(2)))
+        return se.Batches(xs, ys, BATCH, key=jax.random.key(key))
+
+    train(batches(0), checkpoint=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"was written with data=Batches\(4 sequences, size=2, key=\[0, 0\]\), got"):
+        train(batches(1), checkpoint=tmp_path / "run")
+
+
+def write(path, **arrays):
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "pickle", "other archive", "no header"])
+def test_damaged(tmp_path, damage):
+    path = tmp_path / "run"
+    train(sequences(1), checkpoint=path)
+    whole = path.read_bytes()
+    if damage == "flipped":
+        k = whole.index(b"leaf000002.npy") + 300
+        path.write_bytes(whole[:k] + bytes([whole[k] ^ 255]) + whole[k + 1 :])
+    elif damage == "pickle":
+        with open(path, "wb") as file:
+            np.save(file, np.array([{"a": 1}], object), allow_pickle=True)
+    elif damage == "other archive":
+        write(path, a=np.ones(3))
+    elif damage == "no header":
+        write(path, header=np.frombuffer(b'{"format": 1}', np.uint8), table=np.ones(3))
+    else:
+        path.write_bytes({"empty": b"", "text": b"hello", "cut": whole[: len(whole) // 2]}[damage])
+    with pytest.raises(ValueError, match="checkpoint: .*run is no whole checkpoint. Name another file, or remove it"):
+        train(sequences(1), checkpoint=path)
+
+
+def test_of_another_format(tmp_path):
+    train(sequences(1), checkpoint=tmp_path / "run")
+    with np.load(tmp_path / "run") as file:
+        arrays = dict(file)
+    text = arrays["header"].tobytes().replace(b"checkpoint 1", b"checkpoint 9")
+    write(tmp_path / "run", **arrays | {"header": np.frombuffer(text, np.uint8)})
+    with pytest.raises(ValueError, match="is a 'sparse_etrace checkpoint 9', this version reads"):
+        train(sequences(1), checkpoint=tmp_path / "run")
