@@ -34,6 +34,7 @@ from ._convert import (
     from_networkx,
     from_scipy,
 )
+from ._files import read_graph, write_graph
 from ._filter import trainable
 from ._fit import Fit, Progress, fit
 from ._graph import Graph
@@ -110,10 +111,12 @@ __all__ = [
     "memory_plan",
     "online_grad",
     "plot",
+    "read_graph",
     "scale_spectral_radius",
     "spectral_radius",
     "surrogate",
     "trainable",
+    "write_graph",
 ]
 
 if TYPE_CHECKING:

@@ -22,7 +22,11 @@ HOUSE = """
     _batches _updates _non_finite _checkpoint _fit _report _alignment surrogate cells _inspect datasets plot demo cli
 """.split()
 # Inside a package, `base` is above its siblings, or these in their order; the others do not import one another.
-FIRST = {"_kernels": ("native", "products"), "_algorithm": ("base", "influence")}
+FIRST = {
+    "_files": ("base", "cells", "columns", "npz"),
+    "_kernels": ("native", "products"),
+    "_algorithm": ("base", "influence"),
+}
 MAX_LINES = 400
 
 PYTHON_FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,163 @@
+"""Graphs in files: `read_graph` and `write_graph`."""
+
+import os
+import warnings
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from .._build import Policies, check_dtype
+from .._graph import Graph
+from . import adjacency, edge_list, graphml, matrix_market, npz, parquet
+from .base import Options, Source, written
+from .cells import SEPARATORS, read_table
+from .columns import usual_ends
+
+SUFFIXES = {
+    ".npz": "npz",
+    ".mtx": "matrix_market",
+    ".graphml": "graphml",
+    ".parquet": "parquet",
+    ".csv": "table",
+    ".tsv": "table",
+    ".txt": "table",
+}
+FORMATS = ("npz", "matrix_market", "graphml", "parquet", "edge_list", "adjacency")
+BINARY = {"npz": npz, "parquet": parquet}
+TEXT = {"matrix_market": matrix_market, "graphml": graphml}
+
+
+def read_graph(
+    path: str | os.PathLike,
+    *,
+    format: str | None = None,
+    pre: Hashable | None = None,
+    post: Hashable | None = None,
+    weight: Hashable | None = None,
+    separator: str | None = None,
+    duplicates: str = "keep",
+    self_loops: str = "keep",
+    dtype: Any = jnp.float32,
+    max_bytes: int | None = None,
+) -> Graph:
+    """Return the graph in a file, its format said by the suffix; text files may be packed, as `.csv.gz`.
+
+    `.npz` (of `write_graph` or scipy), `.mtx` (Matrix Market; `A[i, j]` is i -> j), `.graphml`, `.parquet`, and `.csv`,
+    `.tsv` or `.txt`: an edge list, or an adjacency matrix with labels in its first row and column. What is guessed
+    of a table (columns, no header) is said in a warning; what may be two things is refused. Nothing is unpickled.
+
+    Args:
+        path: the file.
+        format: "npz", "matrix_market", "graphml", "parquet", "edge_list" or "adjacency", whatever the suffix.
+        pre, post: the columns of sending and receiving ids in an edge list or Parquet: names, or positions from 0 where
+            an edge list has no header. The nodes are the sorted ids, unless `write_graph` wrote the file.
+        weight: the column of weights, or the edge attribute of GraphML. All other columns become edge attributes:
+            integers, floats, truth values (`True`, `False`) or strings; a column with empty cells is one of strings.
+        separator: "," or "\\t" or ";" or " " between the cells of a text; found unless given.
+        duplicates, self_loops, dtype: see `from_edges`.
+        max_bytes: how many bytes the file may unpack to, and its units may need; unless given, 50 times its size, and
+            at least 64 MiB.
+
+    Returns:
+        The graph, in canonical order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: Parquet, and pyarrow (in the extra `tables`) is not installed.
+        TypeError: weights are no real numbers.
+        ValueError: the suffix or format is unknown, the file is damaged, hostile or ambiguous, or as `from_edges`.
+
+    Example:
+        >>> import pathlib, tempfile, sparse_etrace as se
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "edges.csv"
+        ...     _ = path.write_text("pre,post,weight\\nAVAL,AVBL,0.5\\nAVBL,AVAL,2\\n")
+        ...     graph = se.read_graph(path)
+        >>> graph.nodes, graph.weight.tolist()
+        (('AVAL', 'AVBL'), [2.0, 0.5])
+    """
+    path = Path(path)
+    kind = _kind(path, format, "read")
+    policies = Policies(duplicates, self_loops, dtype)
+    check_dtype(dtype)
+    if separator is not None and separator not in SEPARATORS:
+        raise ValueError(f"separator: got {separator!r}; choose one of {list(SEPARATORS)}")
+    source, options = Source.of(path, max_bytes), Options(pre, post, weight, separator, policies)
+    try:
+        if kind in BINARY or kind in TEXT:
+            graph = (BINARY | TEXT)[kind].read(source, options)
+        else:
+            graph = _read_table(source, options, kind)
+    except TypeError as error:
+        raise TypeError(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise ValueError(f"{path}: needs more memory than there is") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    for guess in options.guesses:
+        warnings.warn(f"read_graph: {path}: {guess}", UserWarning, stacklevel=2)
+    return graph
+
+
+def write_graph(path: str | os.PathLike, graph: Graph, *, format: str | None = None) -> None:
+    """Write a graph to a file, its format said by the suffix; text files are packed where it ends in `.gz`.
+
+    What is written is read again exactly: weights to the bit, labels, attributes, order. What a format cannot hold is
+    refused, not dropped; `.npz` holds everything but objects. The file appears when it is complete, or not at all.
+
+    Args:
+        path: the file; see `read_graph` for the suffixes. One that exists is replaced.
+        graph: the graph.
+        format: "npz", "matrix_market", "graphml", "parquet", "edge_list" or "adjacency", whatever the suffix; tables
+            are edge lists unless it says "adjacency".
+
+    Raises:
+        ImportError: Parquet, and pyarrow (in the extra `tables`) is not installed.
+        TypeError: `graph` is no graph.
+        ValueError: the suffix or format is unknown, or something would be lost; the message says what, and which format
+            holds it.
+
+    Example:
+        >>> import pathlib, tempfile, sparse_etrace as se
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "graph.npz"
+        ...     se.write_graph(path, se.from_edges([0, 0], [1, 1], [0.5, 0.25]))
+        ...     se.read_graph(path).weight.tolist()
+        [0.5, 0.25]
+    """
+    path = Path(path)
+    kind = _kind(path, format, "write")
+    if not isinstance(graph, Graph):
+        raise TypeError(f"graph: got {type(graph).__name__}; it needs a Graph, see `from_networkx`, `from_scipy`")
+    with written(path) as target:
+        if kind in BINARY or kind in TEXT:
+            (BINARY | TEXT)[kind].write(target, graph)
+        else:
+            separator = "\t" if ".tsv" in path.suffixes[-2:] else ","
+            (adjacency if kind == "adjacency" else edge_list).write(target, graph, separator)
+
+
+def _kind(path: Path, format: str | None, doing: str) -> str:
+    """Return the format of a path, or what the caller says it is."""
+    packed = path.suffix == ".gz"
+    kind = SUFFIXES.get(path.with_suffix("").suffix if packed else path.suffix) if format is None else format
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"format: got {format!r}; choose one of {', '.join(FORMATS)}")
+    if kind is None:
+        raise ValueError(
+            f"path: cannot {doing} {path.name!r}; its suffix is none of {', '.join(SUFFIXES)} "
+            f"(text ones may end in .gz); pass format=, one of {', '.join(FORMATS)}"
+        )
+    if packed and kind in BINARY:
+        raise ValueError(f"path: {path.name!r} is {kind}, which is packed already; leave out .gz")
+    return kind
+
+
+def _read_table(source: Source, options: Options, kind: str) -> Graph:
+    table = read_table(source.text(), options.separator)
+    said = kind == "edge_list" or table.mark is not None or options.pre is not None or options.post is not None
+    if kind == "adjacency" or not (said or usual_ends(table.rows[0])) and adjacency.looks_like(table):
+        return adjacency.read(source, table, options)
+    return edge_list.read(source, table, options)

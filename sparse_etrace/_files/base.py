@@ -1,0 +1,222 @@
+"""What all formats share: bounded reading, atomic writing, and labels."""
+
+import gzip
+import json
+import os
+import secrets
+import zlib
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .._build import Policies
+from .._graph import Graph
+from .._labels import common_ids, label_index
+
+BYTES_PER_UNIT = 24
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to read: where it is, and how many bytes it may unpack to."""
+
+    path: Path
+    limit: int
+
+    @classmethod
+    def of(cls, path: Path, max_bytes: int | None) -> "Source":
+        """Return the file; unless given, the limit is 50 times its size on disk, and at least 64 MiB."""
+        if not path.exists():
+            raise FileNotFoundError(f"path: there is no file {path}")
+        if not path.is_file():
+            raise ValueError(f"path: {path} is no file; name the file of one graph")
+        return cls(path, max(50 * path.stat().st_size, 2**26) if max_bytes is None else max_bytes)
+
+    def read(self) -> bytes:
+        """Return all bytes, unpacked where the name ends in .gz."""
+        if self.path.suffix != ".gz":
+            return self.path.read_bytes()
+        found = bytearray()
+        try:
+            with gzip.open(self.path) as unpacked:
+                while piece := unpacked.read(CHUNK):
+                    found += piece
+                    self.check_size(len(found))
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"is no sound gzip file: {error}") from error
+        return bytes(found)
+
+    def text(self) -> str:
+        """Return the file as text in UTF-8, with or without a byte order mark."""
+        data = self.read()
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"is no text in UTF-8: {error}") from error
+        if "\0" in text:
+            raise ValueError(f"holds a NUL at character {text.index(chr(0))}, so it is no text file")
+        return text
+
+    def check_size(self, size: int) -> None:
+        """Refuse to take more bytes than the limit."""
+        if size > self.limit:
+            raise ValueError(f"unpacks to more than {self.limit} bytes; pass `max_bytes` if you trust it")
+
+    def check_units(self, num_pre: int, num_post: int) -> None:
+        """Refuse numbers of units whose index arrays alone would be larger than the limit."""
+        if min(num_pre, num_post) < 0 or BYTES_PER_UNIT * (num_pre + num_post) > self.limit:
+            raise ValueError(
+                f"claims {num_pre} x {num_post} units, which is more than `max_bytes` = {self.limit} bytes can index; "
+                "raise it if you trust the file"
+            )
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller of `read_graph` said: columns and policies; and what was guessed beyond it."""
+
+    pre: Hashable | None
+    post: Hashable | None
+    weight: Hashable | None
+    separator: str | None
+    policies: Policies
+    guesses: list[str] = field(default_factory=list)
+
+    def refuse(self, what: str, *names: str) -> None:
+        """Refuse arguments that mean nothing to a format."""
+        for name in names:
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, but {what}; leave it out")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` only when it is complete; packed where the name ends in .gz."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(beside, "xb") as raw:
+            if path.suffix == ".gz":
+                with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
+                    yield packed  # type: ignore[misc]
+            else:
+                yield raw
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def host_weight(graph: Graph) -> np.ndarray:
+    """Return the weight as float32 or float64; narrower types widen, which loses nothing."""
+    weight = np.asarray(graph.weight)
+    return weight if weight.dtype in (np.float32, np.float64) else weight.astype(np.float32)
+
+
+def host_ends(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
+    """Return pre and post of each synapse."""
+    return np.asarray(graph.connectivity.pre), np.asarray(graph.connectivity.post)
+
+
+def numbered(labels: Sequence[Hashable]) -> bool:
+    """Whether labels are the positions 0, 1, 2, ..."""
+    return isinstance(labels, range) or all(type(x) is int and x == k for k, x in enumerate(labels))
+
+
+def as_nodes(labels: Sequence[Hashable]) -> Sequence[Hashable] | None:
+    """Return labels, or None where they are the positions."""
+    return None if numbered(labels) else labels
+
+
+def one_kind(what: str, labels: Sequence[Hashable]) -> type:
+    """Return int or str, the type of all labels; others are refused."""
+    kinds = {type(label) for label in labels}
+    if kinds <= {int}:
+        return int
+    if kinds == {str}:
+        return str
+    odd = next(label for label in labels if type(label) is not (str if str in kinds else int))
+    raise ValueError(
+        f"graph: label {odd!r} is lost in {what}, whose labels are all integers or all strings; write .npz"
+    )
+
+
+def only_strings(what: str, names: Any) -> None:
+    """Refuse attributes whose names are no strings."""
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"graph: an attribute is called {name!r}; {what} needs a string as its name")
+
+
+def node_positions(pre: Any, post: Any) -> tuple[np.ndarray, np.ndarray, Sequence[Hashable]]:
+    """Return the position of each id among the sorted ids of both columns, and these ids."""
+    same = common_ids(pre, post)
+    if same is None:
+        labels = sorted({*pre, *post})
+        index = {label: k for k, label in enumerate(labels)}
+        return *(np.fromiter((index[x] for x in ids), np.int64, len(ids)) for ids in (pre, post)), tuple(labels)  # type: ignore[return-value]
+    pre, post = same
+    if not pre.size:
+        return pre, post, range(0)
+    low, high = _range(pre, post)
+    if high - low <= 4 * pre.size + 1000:
+        present = np.zeros(high - low + 1, bool)
+        pre, post = ((ids - ids.dtype.type(low)).astype(np.int64, copy=False) for ids in (pre, post))
+        present[pre] = present[post] = True
+        if present.all():
+            return pre, post, _labels(range(low, high + 1))
+        place, values = np.cumsum(present) - 1, np.flatnonzero(present)
+        return place[pre], place[post], _labels([low + k for k in values.tolist()])
+    values, where = np.unique(np.concatenate([pre, post]), return_inverse=True)
+    return where[: pre.size], where[pre.size :], _labels(values.tolist())
+
+
+def _range(*arrays: np.ndarray) -> tuple[int, int]:
+    return min(int(a.min()) for a in arrays), max(int(a.max()) for a in arrays)
+
+
+def _labels(values: Sequence[int]) -> Sequence[int]:
+    return range(len(values)) if numbered(values) else tuple(values)
+
+
+def find(name: str, ids: Sequence[Any], labels: Sequence[Hashable], first: int = 0) -> np.ndarray:
+    """Return the position of each id in `labels`, which start at `first`."""
+    index = label_index(labels)
+    found = np.zeros(len(ids), np.int64)
+    for k, label in enumerate(ids):
+        if label not in index:
+            raise ValueError(f"{name}: {label!r} in row {k + 1} is not among the {len(labels)} nodes of the file")
+        found[k] = index[label]
+    return found
+
+
+def to_json(value: Any) -> str:
+    """Return plain data as JSON in ASCII, on one line."""
+    return json.dumps(value, ensure_ascii=True, allow_nan=True, separators=(",", ":"))
+
+
+def from_json(text: str | bytes, check: Callable[[Any], bool]) -> Any:
+    """Return what JSON says, if it has the expected form."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its description is no JSON: {error}") from error
+    if not check(value):
+        raise ValueError("its description has another form than `write_graph` gives it")
+    return value
+
+
+def is_shape(value: Any) -> bool:
+    """Whether JSON gave two sizes."""
+    return isinstance(value, list) and len(value) == 2 and all(type(size) is int and size >= 0 for size in value)
+
+
+def refuse_attributes(what: str, holders: str, attrs: Mapping[str, Any]) -> None:
+    """Refuse to lose attributes."""
+    for name in attrs:
+        raise ValueError(f"graph: attribute {name!r} is lost in {what}; write {holders}")

@@ -1,0 +1,322 @@
+"""GraphML: labels, and attributes that are truth values, integers, floats or strings. No document type is accepted.
+
+U. Brandes, M. Eiglsperger, I. Herman, M. Himsolt, M. S. Marshall (2002), GraphML progress report, Graph Drawing 2001.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+from xml.parsers import expat
+from xml.sax.saxutils import escape, quoteattr
+
+import numpy as np
+
+from .._build import build_graph
+from .._graph import Graph
+from .base import (
+    Options,
+    Source,
+    as_nodes,
+    from_json,
+    host_ends,
+    host_weight,
+    is_shape,
+    one_kind,
+    only_strings,
+    to_json,
+)
+from .cells import INTEGER, NUMBER, strings
+
+NAMESPACE = "http://graphml.graphdrawing.org/xmlns"
+ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]").search
+KINDS: dict[str, Any] = {"int": np.int32, "long": np.int64, "float": np.float32, "double": np.float64}
+TRUTH = {"true": True, "false": False, "1": True, "0": False}
+# What an element may hold; anything else, hyperedges and nested graphs among it, is refused.
+INSIDE = {
+    "": {"graphml"},
+    "graphml": {"key", "graph", "data", "desc"},
+    "key": {"default", "desc"},
+    "graph": {"node", "edge", "data", "desc"},
+    "node": {"data", "desc"},
+    "edge": {"data", "desc"},
+}
+
+
+@dataclass
+class _Key:
+    name: str
+    kind: str
+    owner: str
+    default: str | None = None
+
+
+@dataclass
+class _Document:
+    """What the parser has seen."""
+
+    keys: dict[str, _Key] = field(default_factory=dict)
+    nodes: dict[str, dict[str, str]] = field(default_factory=dict)
+    edges: list[tuple[str, str, bool, dict[str, str]]] = field(default_factory=list)
+    data: dict[str, str] = field(default_factory=dict)
+    graphs: int = 0
+    directed: bool = True
+    path: list[str] = field(default_factory=list)
+    text: list[str] | None = None
+    owner: dict[str, str] = field(default_factory=dict)
+    key: str = ""
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        """Take the start of an element."""
+        name = tag.rpartition(" ")[2]
+        above = self.path[-1] if self.path else ""
+        if name not in INSIDE.get(above, ()):
+            raise ValueError(f"has <{name}> in <{above or 'document'}>, which a graph of this library has not")
+        self.path.append(name)
+        if name == "key":
+            self._add_key(attributes)
+        elif name == "graph":
+            self.graphs, self.owner = self.graphs + 1, self.data
+            kind = attributes.get("edgedefault")
+            if self.graphs > 1 or kind not in ("directed", "undirected"):
+                raise ValueError("needs one <graph> with edgedefault='directed' or 'undirected'")
+            self.directed = kind == "directed"
+        elif name == "node":
+            label = self._attribute(attributes, name, "id")
+            if label in self.nodes:
+                raise ValueError(f"has the node {label!r} twice")
+            self.owner = self.nodes[label] = {}
+        elif name == "edge":
+            ends = [self._attribute(attributes, name, end) for end in ("source", "target")]
+            directed = attributes.get("directed", "true" if self.directed else "false")
+            if directed not in ("true", "false"):
+                raise ValueError(f"has an edge with directed={directed!r}; it is 'true' or 'false'")
+            self.owner = {}
+            self.edges.append((ends[0], ends[1], directed == "true", self.owner))
+        elif name == "data":
+            if above in ("graphml", "graph"):
+                self.owner = self.data
+            self.key, self.text = self._attribute(attributes, name, "key"), []
+            if self.key in self.owner:
+                raise ValueError(f"has two values of key {self.key!r} for one {above}")
+        elif name == "default":
+            self.text = []
+
+    def end(self, tag: str) -> None:
+        """Take the end of an element."""
+        name = self.path.pop()
+        if name == "data":
+            self.owner[self.key] = "".join(self.text or ())
+        elif name == "default":
+            self.keys[self.key].default = "".join(self.text or ())
+        self.text = None if name in ("data", "default") else self.text
+
+    def characters(self, text: str) -> None:
+        """Take text, which only data and defaults have."""
+        if self.text is not None:
+            self.text.append(text)
+        elif text.strip() and self.path[-1:] != ["desc"]:
+            raise ValueError(f"has the text {text.strip()[:40]!r} in <{self.path[-1]}>")
+
+    def _add_key(self, attributes: dict[str, str]) -> None:
+        self.key = self._attribute(attributes, "key", "id")
+        kind, owner = attributes.get("attr.type", "string"), attributes.get("for", "all")
+        if "attr.name" not in attributes or kind not in (*KINDS, "boolean", "string"):
+            raise ValueError(
+                f"has the key {self.key!r} without attr.name or of a type that is none of "
+                f"{', '.join((*KINDS, 'boolean', 'string'))}; save it as plain GraphML"
+            )
+        if self.key in self.keys or owner not in ("node", "edge", "graph", "graphml", "all"):
+            raise ValueError(f"has the key {self.key!r} twice, or for {owner!r}")
+        self.keys[self.key] = _Key(attributes["attr.name"], kind, owner)
+
+    @staticmethod
+    def _attribute(attributes: dict[str, str], element: str, name: str) -> str:
+        if name not in attributes:
+            raise ValueError(f"has a <{element}> without {name}")
+        return attributes[name]
+
+
+def read(source: Source, options: Options) -> Graph:
+    """Read one graph; an undirected edge becomes one synapse in each direction, an undirected self-loop one."""
+    options.refuse("GraphML names the ends itself", "pre", "post", "separator")
+    document = _parse(source.read())
+    labels, shape = _nodes(document)
+    source.check_units(*shape)
+    position, size = {label: k for k, label in enumerate(document.nodes)}, len(document.nodes)
+    pre, post, rows = [], [], []
+    for source_id, target_id, directed, row in document.edges:
+        for end in (source_id, target_id):
+            if end not in position:
+                raise ValueError(f"has an edge {source_id!r} -> {target_id!r}, but no node {end!r}")
+        for i, j in ((source_id, target_id), (target_id, source_id))[: 1 if directed or source_id == target_id else 2]:
+            pre.append(position[i])
+            post.append(position[j] - (size - shape[1]))
+            rows.append(row)
+    if document.edges and min(post, default=0) < 0:
+        raise ValueError(f"has an edge onto one of the {shape[0]} sending nodes of a graph of shape {shape}")
+    edge_attrs = dict(_columns(document, "edge", rows))
+    name = "weight" if options.weight is None else options.weight
+    if options.weight is not None and name not in edge_attrs:
+        raise ValueError(f"has no edge attribute {name!r} for the weight; it has {list(edge_attrs)}")
+    weight = edge_attrs.pop(str(name), None)
+    if weight is not None and weight.dtype.kind not in "biuf":
+        raise ValueError(f"has the edge attribute {name!r} of type {weight.dtype}; weights are numbers")
+    node_attrs = dict(_columns(document, "node", list(document.nodes.values())))
+    return build_graph(pre, post, weight, shape, labels, node_attrs, edge_attrs, policies=options.policies)
+
+
+def write(target: BinaryIO, graph: Graph) -> None:
+    """Write a graph; a datum of the graph says whether labels are integers, and its shape."""
+    kind, weight = one_kind("GraphML", graph.nodes), host_weight(graph)
+    if "weight" in graph.edge_attrs:
+        raise ValueError("graph: edge attribute 'weight' is called like the weight in GraphML; rename it")
+    columns = {"node": dict(graph.node_attrs), "edge": {"weight": weight} | graph.edge_attrs}
+    lines = ['<?xml version="1.0" encoding="UTF-8"?>', f'<graphml xmlns="{NAMESPACE}">']
+    texts: dict[str, list[tuple[str, list[str]]]] = {"node": [], "edge": []}
+    for what, attrs in columns.items():
+        only_strings("GraphML", attrs)
+        for k, (name, values) in enumerate(attrs.items()):
+            of_key, cells = _as_text(f"{what} attribute {name!r}", values)
+            id_ = f"{what}{k}"
+            lines.append(f'<key id="{id_}" for="{what}" attr.name={_quoted(name)} attr.type="{of_key}"/>')
+            texts[what].append((id_, cells))
+    mark = to_json({"labels": kind.__name__, "shape": list(graph.connectivity.shape)})
+    lines.append('<key id="graph" for="graph" attr.name="sparse_etrace" attr.type="string"/>')
+    lines.append(f'<graph edgedefault="directed"><data key="graph">{_escaped(mark)}</data>')
+    names = [_quoted(str(label)) for label in graph.nodes]
+    offset = len(names) - graph.connectivity.num_post
+    for k, name in enumerate(names):
+        lines.append(f"<node id={name}>{_data(texts['node'], k)}</node>")
+    for k, (i, j) in enumerate(zip(*(side.tolist() for side in host_ends(graph)), strict=True)):
+        lines.append(f"<edge source={names[i]} target={names[j + offset]}>{_data(texts['edge'], k)}</edge>")
+    target.write("\n".join([*lines, "</graph>", "</graphml>", ""]).encode())
+
+
+def _parse(data: bytes) -> _Document:
+    document, parser = _Document(), expat.ParserCreate(namespace_separator=" ")
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("declares a document type or entities, which are not read; remove its <!DOCTYPE ...>")
+
+    parser.buffer_text = True
+    parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
+    parser.StartElementHandler, parser.EndElementHandler = document.start, document.end
+    parser.CharacterDataHandler = document.characters
+    try:
+        parser.Parse(data, True)
+    except (expat.ExpatError, LookupError) as error:
+        raise ValueError(f"is no sound XML: {error}") from error
+    if not document.graphs:
+        raise ValueError("has no <graph>")
+    return document
+
+
+def _nodes(document: _Document) -> tuple[Any, tuple[int, int]]:
+    """Return labels and shape, as the datum of `write` says, else strings and one set of nodes."""
+    size, mark = len(document.nodes), None
+    for id_, text in document.data.items():
+        key = document.keys.get(id_)
+        if key is None:
+            raise ValueError(f"has data of a key {id_!r} that is not declared")
+        if key.name == "sparse_etrace" and key.owner == "graph":
+            mark = from_json(text, _is_mark)
+    labels: list[Any] = list(document.nodes)
+    if mark is None:
+        return labels, (size, size)
+    shape = tuple(mark["shape"])
+    if size != (shape[0] if shape[0] == shape[1] else sum(shape)):
+        raise ValueError(f"has {size} nodes for a graph of shape {shape}")
+    if mark["labels"] == "int":
+        for label in labels:
+            if not INTEGER(label):
+                raise ValueError(f"has the node {label!r}, though its labels are integers")
+        labels = [int(label) for label in labels]
+    return as_nodes(labels), shape
+
+
+def _columns(document: _Document, what: str, rows: list[dict[str, str]]) -> Iterator[tuple[str, np.ndarray]]:
+    used = {id_ for row in rows for id_ in row}
+    for id_ in used:
+        if id_ not in document.keys or document.keys[id_].owner not in (what, "all"):
+            raise ValueError(f"has data of key {id_!r} on a {what}, which is not declared for it")
+    names: set[str] = set()
+    for id_, key in document.keys.items():
+        if key.owner != what and not (key.owner == "all" and id_ in used):
+            continue
+        if key.default is None and rows and id_ not in used:
+            continue
+        if key.name in names:
+            raise ValueError(f"has two keys for the {what} attribute {key.name!r}")
+        names.add(key.name)
+        values = []
+        for k, row in enumerate(rows):
+            value = row.get(id_, key.default)
+            if value is None:
+                raise ValueError(f"has no {what} attribute {key.name!r} at {what} {k + 1}; set it on every {what}")
+            values.append(value)
+        yield key.name, _as_array(f"{what} attribute {key.name!r}", key.kind, values)
+
+
+def _as_array(what: str, kind: str, values: list[str]) -> np.ndarray:
+    if kind == "string":
+        return strings(values)
+    check: Any = {"boolean": TRUTH.get, "int": INTEGER, "long": INTEGER}.get(kind, NUMBER)
+    found = [value.strip() for value in values]
+    for k, value in enumerate(found):
+        if check(value) is None:
+            raise ValueError(f"has the {what} {value!r} at number {k + 1}, which is no {kind}")
+    if kind == "boolean":
+        return np.array([TRUTH[value] for value in found], bool)
+    if kind in ("int", "long"):
+        limits, whole = np.iinfo(KINDS[kind]), [int(value) for value in found]
+        for number in whole:
+            if not limits.min <= number <= limits.max:
+                raise ValueError(f"has the {what} {number}, which is too large for {kind}")
+        return np.array(whole, KINDS[kind])
+    with np.errstate(over="ignore"):
+        return np.array([float(value) for value in found], np.float64).astype(KINDS[kind])
+
+
+def _as_text(what: str, values: np.ndarray) -> tuple[str, list[str]]:
+    """Return the type of GraphML that holds a column, and its cells."""
+    kind, size = values.dtype.kind, values.dtype.itemsize
+    plain = values.tolist()
+    if values.ndim == 1 and kind == "b":
+        return "boolean", [str(value).lower() for value in plain]
+    if values.ndim == 1 and kind in "iu" and (kind == "i" or size < 8 or max(plain, default=0) < 2**63):
+        return "int" if size < 4 or (kind, size) == ("i", 4) else "long", [str(value) for value in plain]
+    if values.ndim == 1 and kind == "f" and size <= 8:
+        # All digits of a float64, so that a float32 is read to the bit in either type.
+        return "double" if size == 8 else "float", [repr(float(value)) for value in plain]
+    if values.ndim == 1 and kind == "U":
+        return "string", plain
+    raise ValueError(f"graph: {what} has type {values.dtype} and shape {values.shape}, which GraphML loses; write .npz")
+
+
+def _data(columns: list[tuple[str, list[str]]], k: int) -> str:
+    return "".join(f'<data key="{id_}">{_escaped(cells[k])}</data>' for id_, cells in columns)
+
+
+def _escaped(text: str) -> str:
+    _check(text)
+    return escape(text, {"\r": "&#13;"})
+
+
+def _quoted(text: str) -> str:
+    _check(text)
+    return quoteattr(text, {"\r": "&#13;", "\n": "&#10;", "\t": "&#9;"})
+
+
+def _check(text: str) -> None:
+    if ILLEGAL(text):
+        raise ValueError(f"graph: {text!r} has characters that XML cannot hold; write .npz")
+
+
+def _is_mark(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and set(value) == {"labels", "shape"}
+        and value["labels"] in ("int", "str")
+        and is_shape(value["shape"])
+    )

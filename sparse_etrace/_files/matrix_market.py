@@ -1,0 +1,147 @@
+"""Matrix Market: `A[i, j]` is the synapse i -> j. Holds sizes, weights and parallel synapses, no labels or attributes.
+
+R. F. Boisvert, R. Pozo, K. A. Remington (1996), The Matrix Market exchange formats: initial design, NISTIR 5935.
+"""
+
+import io
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
+
+import numpy as np
+import scipy.io
+import scipy.sparse as sp
+
+from .._build import build_graph
+from .._graph import Graph
+from .base import CHUNK, Options, Source, as_nodes, host_ends, host_weight, refuse_attributes
+
+FIELDS = {"real": "[-+0-9.eE]", "integer": "[-0-9]", "unsigned-integer": "[0-9]", "pattern": ""}
+SYMMETRIES = ("general", "symmetric", "skew-symmetric")
+OTHERS = ".npz, .graphml or .parquet"
+
+
+def read(source: Source, options: Options) -> Graph:
+    """Read a coordinate or array file of real, integer or pattern entries, of any symmetry but Hermitian."""
+    options.refuse("Matrix Market has no columns", "pre", "post", "weight", "separator")
+    data = source.read()
+    layout, field, symmetry, sizes, start = _header(data)
+    num_pre, num_post = sizes[:2]
+    source.check_units(num_pre, num_post)
+    if symmetry != "general" and num_pre != num_post:
+        raise ValueError(f"is {symmetry}, yet {num_pre} x {num_post}; only a square matrix is")
+    if layout == "coordinate":
+        count, columns = sizes[2], 2 + (field != "pattern")
+    else:
+        count, columns = num_pre * num_post, 1
+        if symmetry != "general":
+            count = num_pre * (num_pre + (1 if symmetry == "symmetric" else -1)) // 2
+    if count * 2 * columns > len(data) - start + 1:
+        raise ValueError(f"claims {count} entries, but has only {len(data) - start} bytes of them")
+    with ThreadPoolExecutor(1) as beside:
+        # scipy passes over whatever follows a value on its line.
+        check = beside.submit(_check_body, data, start, field, columns * count)
+        try:
+            matrix = scipy.io.mmread(io.BytesIO(data), spmatrix=False)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"is no sound Matrix Market file: {error}") from error
+        if matrix.shape != (num_pre, num_post):
+            raise ValueError(f"has shape {matrix.shape} instead of {(num_pre, num_post)}")
+        if sp.issparse(matrix):
+            (pre, post), weight = matrix.coords, matrix.data
+            _check_triangle(pre[:count], post[:count], weight, symmetry)
+        else:
+            pre, post = np.nonzero(matrix)
+            weight = matrix[pre, post]
+        graph = build_graph(
+            pre, post, None if field == "pattern" else weight, (num_pre, num_post), policies=options.policies
+        )
+        check.result()
+    return graph
+
+
+def write(target: BinaryIO, graph: Graph) -> None:
+    """Write all synapses as real entries, with all digits."""
+    refuse_attributes("Matrix Market", OTHERS, graph.node_attrs | graph.edge_attrs)
+    labels = as_nodes(graph.nodes)
+    if labels is not None:
+        raise ValueError(
+            f"graph: label {labels[0]!r} is lost in Matrix Market, which numbers the nodes; write {OTHERS}"
+        )
+    # As float64, so that each weight is read to the bit in either type.
+    weight = host_weight(graph).astype(np.float64)
+    matrix = sp.coo_array((weight, host_ends(graph)), shape=graph.connectivity.shape)
+    scipy.io.mmwrite(target, matrix, field="real", symmetry="general")
+
+
+def _header(data: bytes) -> tuple[str, str, str, list[int], int]:
+    """Return layout, field, symmetry, sizes, and where the entries begin."""
+    end = data.find(b"\n") + 1
+    words = data[: min(end, 1000)].decode("ascii", "replace").lower().split()
+    if len(words) != 5 or words[:2] != ["%%matrixmarket", "matrix"]:
+        raise ValueError("does not begin with a line like '%%MatrixMarket matrix coordinate real general'")
+    layout, field, symmetry = words[2:]
+    if layout not in ("coordinate", "array"):
+        raise ValueError(f"has the layout {layout!r}; it is 'coordinate' or 'array'")
+    if field == "complex" or symmetry == "hermitian":
+        raise ValueError(f"is {field} {symmetry}; weights are real numbers: write its real part or its modulus")
+    if field not in FIELDS or (field == "pattern" and layout == "array"):
+        raise ValueError(f"has {layout} entries of the kind {field!r}; the known ones are {', '.join(FIELDS)}")
+    if symmetry not in SYMMETRIES or (field == "pattern" and symmetry == "skew-symmetric"):
+        raise ValueError(f"has the symmetry {symmetry!r}; a {field} matrix is one of {', '.join(SYMMETRIES)}")
+    while True:
+        start, end = end, data.find(b"\n", end) + 1
+        line = data[start : end or None].strip()
+        if line and not line.startswith(b"%"):
+            break
+        if not end:
+            raise ValueError("ends before the line of its sizes")
+    found = line.split()
+    if len(found) != (3 if layout == "coordinate" else 2) or not all(re.fullmatch(rb"\d{1,18}", x) for x in found):
+        raise ValueError(
+            f"has the sizes {line[:60].decode('ascii', 'replace')!r}; a {layout} matrix needs whole numbers"
+        )
+    return layout, field, symmetry, [int(x) for x in found], end or len(data)
+
+
+def _check_body(data: bytes, start: int, field: str, tokens: int) -> None:
+    """Refuse characters and numbers of words that scipy passes over."""
+    found, end = 0, len(data)
+    lower = bytes.maketrans(b"E", b"e")
+    while start < end:
+        stop = end if end - start <= CHUNK else data.rfind(b"\n", start, start + CHUNK) + 1
+        if not stop:
+            raise ValueError("has a line of more than a million characters")
+        piece = data[start:stop]
+        points = piece.translate(lower, b"0123456789+- \t\r\n" if field != "real" else b"0123456789+- \t\r")
+        codes = np.frombuffer(piece, np.uint8)
+        word = codes > 32
+        found += int(word[0]) + int(np.count_nonzero(word[1:] > word[:-1]))
+        signs = np.flatnonzero((codes == 45) | (codes == 43))
+        before, after = codes[signs - 1], codes[np.minimum(signs + 1, codes.size - 1)]
+        sound = ((before <= 32) | (before | 32 == 101) | (signs == 0)) & ((after - 48 < 10) | (after == 46))
+        bad = points.translate(None, b".e\n") or any(pair in points for pair in (b"..", b"e.", b"ee"))
+        if field != "real":
+            bad = bad or points
+        if b"e" in points:
+            places = np.flatnonzero(codes | 32 == 101)
+            after = codes[np.minimum(places + 1, codes.size - 1)]
+            bad = bad or not ((after - 48 < 10) | (after == 45) | (after == 43)).all()
+        if bad or not sound.all():
+            raise ValueError(
+                f"has an entry that is no finite {field} number in the {len(piece)} bytes from byte {start}"
+            )
+        start = stop
+    if found != tokens:
+        raise ValueError(
+            f"has {found} words in its entries instead of {tokens}; each line needs as many as its kind says"
+        )
+
+
+def _check_triangle(pre: np.ndarray, post: np.ndarray, weight: np.ndarray, symmetry: str) -> None:
+    if symmetry == "general":
+        return
+    if (pre < post).any() and (pre > post).any():
+        raise ValueError(f"is {symmetry}, yet has entries on both sides of the diagonal; leave out one side")
+    if symmetry == "skew-symmetric" and (weight[: pre.size][pre == post] != 0).any():
+        raise ValueError("is skew-symmetric, yet has an entry on the diagonal that is not zero")

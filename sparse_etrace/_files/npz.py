@@ -1,0 +1,220 @@
+"""Numpy's .npz: everything but object attributes; also what `scipy.sparse.save_npz` wrote."""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Hashable, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+import scipy.sparse as sp
+
+from .._build import build_graph
+from .._convert import from_scipy
+from .._graph import Graph
+from .base import Options, Source, as_nodes, from_json, host_ends, host_weight, only_strings, to_json
+
+VERSION = 1
+SCIPY = {"bsr": 3, "csc": 3, "csr": 3, "coo": 1, "dia": 1}
+
+
+def read(source: Source, options: Options) -> Graph:
+    """Read a graph of `write`, or a matrix of `scipy.sparse.save_npz`."""
+    options.refuse(".npz has no columns", "pre", "post", "weight", "separator")
+    arrays = arrays_of(source, source.path.read_bytes())
+    if "sparse_etrace" not in arrays:
+        return _of_scipy(source, arrays, options)
+    if arrays["sparse_etrace"].shape or arrays["sparse_etrace"] != VERSION:
+        raise ValueError(f"has version {arrays['sparse_etrace']!r} of this format; this library reads {VERSION}")
+    shape, labels, node_attrs, edge_attrs = unpack(source, arrays)
+    pre, post, weight = (_member(arrays, name) for name in ("pre", "post", "weight"))
+    return build_graph(pre, post, weight, shape, labels, node_attrs, edge_attrs, policies=options.policies)
+
+
+def arrays_of(source: Source, data: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays in the bytes of an archive, whose sizes are checked before anything is unpacked."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return _arrays(source, archive)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error, OSError) as error:
+        raise ValueError(f"is no sound .npz file: {error}") from error
+
+
+def unpack(source: Source, arrays: dict[str, np.ndarray]) -> tuple[tuple[int, int], Any, dict, dict]:
+    """Return shape, labels and attributes."""
+    sizes = _member(arrays, "shape")
+    if sizes.shape != (2,) or sizes.dtype.kind not in "iu":
+        raise ValueError(f"has the shape {sizes.tolist()!r}; it needs two integers")
+    shape = int(sizes[0]), int(sizes[1])
+    source.check_units(*shape)
+    labels: Any = arrays.get("labels")
+    if labels is not None and labels.dtype == np.uint8:
+        labels = [_hashable(value) for value in from_json(labels.tobytes(), lambda value: isinstance(value, list))]
+    elif labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
+        raise ValueError(f"has labels of type {labels.dtype} and shape {labels.shape}; they need one integer a node")
+    names = from_json(_member(arrays, "attributes").tobytes(), _are_names)
+    attrs = [{key: _member(arrays, f"{what}_{k}") for k, key in enumerate(keys)} for what, keys in names.items()]
+    return shape, labels, attrs[0], attrs[1]
+
+
+def write(target: BinaryIO, graph: Graph) -> None:
+    """Write a graph; labels that are no 64-bit integers as JSON."""
+    pre, post = host_ends(graph)
+    np.savez(target, pre=pre, post=post, weight=host_weight(graph), **_pack(graph))  # type: ignore[arg-type]
+
+
+def bytes_of(graph: Graph) -> bytes:
+    """Return an archive of everything but the synapses."""
+    target = io.BytesIO()
+    np.savez_compressed(target, **_pack(graph, edges=False))  # type: ignore[arg-type]
+    return target.getvalue()
+
+
+def _pack(graph: Graph, edges: bool = True) -> dict[str, np.ndarray]:
+    """Return what `unpack` reads: shape, labels and attributes."""
+    arrays = {"sparse_etrace": np.array(VERSION), "shape": np.array(graph.connectivity.shape, np.int64)}
+    labels = as_nodes(graph.nodes)
+    if labels is not None:
+        whole = _integers(labels)
+        arrays["labels"] = _text([_plain(label) for label in labels]) if whole is None else whole
+    names = {}
+    for what, attrs in (("node", graph.node_attrs), ("edge", graph.edge_attrs if edges else {})):
+        only_strings(".npz", attrs)
+        names[what] = list(attrs)
+        for k, (key, column) in enumerate(attrs.items()):
+            if column.dtype.kind not in "biufcSUmM":
+                raise ValueError(
+                    f"graph: {what} attribute {key!r} has type {column.dtype}, which .npz loses without unpickling; "
+                    "use numbers, strings or arrays of these"
+                )
+            arrays[f"{what}_{k}"] = column
+    return arrays | {"attributes": _text(names)}
+
+
+def _of_scipy(source: Source, arrays: dict[str, np.ndarray], options: Options) -> Graph:
+    if not {"format", "shape", "data"} <= set(arrays):
+        raise ValueError(
+            f"holds the arrays {', '.join(sorted(arrays)) or 'of nothing'}, and was written neither by `write_graph` "
+            "nor by scipy.sparse.save_npz; load it with numpy.load and pass the arrays to `from_edges`"
+        )
+    kind = arrays["format"].item() if arrays["format"].shape == () else None
+    kind = kind.decode("ascii", "replace") if isinstance(kind, bytes) else kind
+    if kind not in SCIPY:
+        raise ValueError(f"holds a scipy matrix of format {kind!r}; the known ones are {', '.join(SCIPY)}")
+    sizes, data = arrays["shape"], arrays["data"]
+    if sizes.shape != (2,) or sizes.dtype.kind not in "iu":
+        raise ValueError(f"has the shape {sizes.tolist()!r}; a graph needs two sizes")
+    shape = int(sizes[0]), int(sizes[1])
+    source.check_units(*shape)
+    if data.ndim != SCIPY[kind] and not (kind in ("csr", "csc") and data.ndim == 1) and kind != "dia":
+        raise ValueError(f"has data of shape {data.shape}, which no {kind} matrix has")
+    if data.dtype.kind not in "biuf":
+        raise ValueError(f"has data of type {data.dtype}; weights are real numbers")
+    parts = [_member(arrays, name) for name in _PARTS[kind]]
+    for name, part in zip(_PARTS[kind], parts, strict=True):
+        if part.dtype.kind not in "iu" or part.ndim != 1:
+            raise ValueError(f"has {name} of type {part.dtype} and shape {part.shape}; it needs a list of integers")
+    inputs: Any = (data, *parts) if kind != "coo" else (data, tuple(parts))
+    matrix = getattr(sp, f"{kind}_array")(inputs, shape=shape)
+    if kind == "dia" and data.shape[0]:
+        source.check_size(data.nbytes)
+    policies = options.policies
+    return from_scipy(matrix, duplicates=policies.duplicates, self_loops=policies.self_loops, dtype=policies.dtype)
+
+
+_PARTS = {
+    "bsr": ("indices", "indptr"),
+    "csc": ("indices", "indptr"),
+    "csr": ("indices", "indptr"),
+    "coo": ("row", "col"),
+    "dia": ("offsets",),
+}
+
+
+def _arrays(source: Source, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+    members = archive.infolist()
+    source.check_size(sum(member.file_size for member in members))
+    arrays: dict[str, np.ndarray] = {}
+    for member in members:
+        name = member.filename
+        if "/" in name or "\\" in name or ".." in name:
+            raise ValueError(f"holds {name!r}, a path that leaves the archive; .npz holds plain names")
+        if not name.endswith(".npy") or name[:-4] in arrays:
+            raise ValueError(f"holds {name!r} " + ("twice" if name.endswith(".npy") else "which is no array"))
+        if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"holds {name!r} encrypted or packed in an unusual way; write it anew with numpy.savez")
+        arrays[name[:-4]] = _array(name, archive.read(member))
+    return arrays
+
+
+def _array(name: str, data: bytes) -> np.ndarray:
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version in read_header:
+            shape, _, dtype = read_header[version](file)
+        else:
+            raise ValueError(f"version {version} of .npy is unknown; write it with numpy.savez")
+    except (ValueError, TypeError, KeyError, SyntaxError, RecursionError, OverflowError, MemoryError) as error:
+        raise ValueError(f"member {name!r} is no sound array: {error}") from error
+    if dtype.hasobject or dtype.kind not in "biufcSUmM":
+        raise ValueError(f"member {name!r} has type {dtype}, which is not read: nothing is unpickled")
+    size = dtype.itemsize
+    for length in shape:
+        size *= length
+    if size != len(data) - file.tell() or min(shape, default=0) < 0:
+        raise ValueError(f"member {name!r} claims shape {shape} of {dtype}, but has {len(data) - file.tell()} bytes")
+    file.seek(0)
+    try:
+        return np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, TypeError, MemoryError, OverflowError) as error:
+        raise ValueError(f"member {name!r} is no sound array: {error}") from error
+
+
+def _member(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in arrays:
+        raise ValueError(f"has no array {name!r}; it has {', '.join(sorted(arrays))}")
+    return arrays[name]
+
+
+def _are_names(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and list(value) == ["node", "edge"]
+        and all(isinstance(keys, list) and all(isinstance(key, str) for key in keys) for keys in value.values())
+    )
+
+
+def _text(value: Any) -> np.ndarray:
+    return np.frombuffer(to_json(value).encode(), np.uint8)
+
+
+def _integers(labels: Sequence[Hashable]) -> np.ndarray | None:
+    if labels and all(type(label) is int for label in labels):
+        for kind in (np.int64, np.uint64):
+            limits = np.iinfo(kind)
+            if all(limits.min <= label <= limits.max for label in labels):  # type: ignore[operator]
+                return np.array(labels, kind)
+    return None
+
+
+def _plain(label: Any) -> Any:
+    if isinstance(label, tuple):
+        return [_plain(part) for part in label]
+    value = label.item() if isinstance(label, np.generic) else label
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    raise ValueError(
+        f"graph: label {label!r} is a {type(label).__name__}, which no format holds; "
+        "use strings, numbers or tuples of these"
+    )
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_hashable(part) for part in value)
+    if isinstance(value, dict):
+        raise ValueError(f"has the label {value!r}; labels are strings, numbers or tuples of these")
+    return value

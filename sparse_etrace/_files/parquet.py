@@ -1,0 +1,195 @@
+"""Parquet: columns pre, post, weight and the edge attributes; shape, labels and node attributes in the metadata."""
+
+import base64
+import binascii
+from collections.abc import Hashable
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .._build import build_graph
+from .._graph import Graph
+from .._labels import look_up, plain_ids
+from .base import Options, Source, as_nodes, find, host_ends, host_weight, node_positions, only_strings
+from .cells import strings
+from .columns import WAY, by_name
+from .npz import arrays_of, bytes_of, unpack
+
+KEY = b"sparse_etrace"
+
+
+def read(source: Source, options: Options) -> Graph:
+    """Read a table with one synapse a row; without the metadata of `write`, the nodes are the sorted ids."""
+    options.refuse("Parquet has no separator", "separator")
+    if (options.pre is None) != (options.post is None):
+        raise ValueError(f"pre and post: got {options.pre!r} and {options.post!r}; give both or none")
+    names, columns, mark = _table(source)
+    places = by_name(names, options)
+    if places is None:
+        raise ValueError(f"has columns without usual names, {names}; {WAY}")
+    pre, post, weight = places
+    if mark is None:
+        ends: Any = [_ids(names[k], columns[k]) for k in (pre, post)]
+        *ends, labels = node_positions(*map(_strings_or_integers, ends))
+        shape, nodes = (len(labels), len(labels)), as_nodes(labels)
+        node_attrs: dict[str, np.ndarray] = {}
+        source.check_units(*shape)
+    else:
+        shape, nodes, node_attrs, _ = unpack(source, arrays_of(source, mark))
+        halves: Any = (None, None)
+        if nodes is not None:
+            nodes = tuple(nodes.tolist() if isinstance(nodes, np.ndarray) else nodes)
+            halves = nodes[: shape[0]], nodes[len(nodes) - shape[1] :]
+        ends = [_positions(names[k], columns[k], half) for k, half in zip((pre, post), halves, strict=True)]
+    values = None if weight is None else _numbers(names[weight], columns[weight])
+    attrs = {name: _attribute(name, columns[k]) for k, name in enumerate(names) if k not in places}
+    return build_graph(ends[0], ends[1], values, shape, nodes, node_attrs, attrs, policies=options.policies)
+
+
+def write(target: BinaryIO, graph: Graph) -> None:
+    """Write a graph. Labels that are all integers or all strings stand in the columns, of others the positions."""
+    pa, pq = _pyarrow()
+    pre, post = host_ends(graph)
+    only_strings("Parquet", graph.edge_attrs)
+    for name in graph.edge_attrs:
+        if name in ("pre", "post", "weight"):
+            raise ValueError(f"graph: edge attribute {name!r} is called like a column of Parquet; rename it")
+    sides = [(graph.pre_nodes, pre), (graph.post_nodes, post)]
+    columns = {name: _labelled(pa, graph, *side) for name, side in zip(("pre", "post"), sides, strict=True)}
+    columns["weight"] = pa.array(host_weight(graph))
+    for name, values in graph.edge_attrs.items():
+        columns[name] = _arrow(pa, name, values)
+    table = pa.table(columns).replace_schema_metadata({KEY: base64.b64encode(bytes_of(graph))})
+    pq.write_table(table, target, write_page_checksum=True)
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("Parquet needs pyarrow: pip install 'sparse-etrace[tables]'") from error
+    return pyarrow, pyarrow.parquet
+
+
+def _table(source: Source) -> tuple[list[str], list[Any], bytes | None]:
+    """Return names, columns, and the metadata of `write`."""
+    pa, pq = _pyarrow()
+    try:
+        with pq.ParquetFile(source.path, page_checksum_verification=True) as file:
+            facts = file.metadata
+            groups = [facts.row_group(k) for k in range(facts.num_row_groups)]
+            sizes = [group.column(k).total_uncompressed_size for group in groups for k in range(group.num_columns)]
+            rows = sum(group.num_rows for group in groups)
+            if min([rows, facts.num_rows, *sizes]) < 0 or rows != facts.num_rows:
+                raise ValueError(f"claims {facts.num_rows} rows, its groups {rows}")
+            source.check_size(max(sum(sizes), 8 * rows * max(facts.num_columns, 1)))
+            table = file.read()
+            table.validate(full=True)
+        if table.num_rows != rows:
+            raise ValueError(f"has {table.num_rows} rows, but claims {rows}")
+        mark = (table.schema.metadata or {}).get(KEY)
+        return list(table.column_names), list(table.columns), None if mark is None else _unpacked(mark)
+    except (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError) as error:
+        raise ValueError(f"is no sound Parquet file: {error}") from error
+
+
+def _unpacked(mark: bytes) -> bytes:
+    try:
+        return base64.b64decode(mark, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"its description of the nodes is damaged: {error}") from error
+
+
+def _labelled(pa: Any, graph: Graph, labels: Any, positions: np.ndarray) -> Any:
+    """Return a column of labels, strings through a dictionary; positions where labels are no plain ids."""
+    if as_nodes(graph.nodes) is None or not _plain(graph):
+        return pa.array(positions)
+    if isinstance(graph.nodes[0], int):
+        return pa.array(plain_ids(labels)[positions] if len(labels) else np.zeros(0, np.int64))
+    return pa.DictionaryArray.from_arrays(pa.array(positions), pa.array(labels, pa.string()))
+
+
+def _plain(graph: Graph) -> bool:
+    """Whether Parquet has a type for all labels."""
+    kinds = {type(label) for label in graph.nodes}
+    if kinds == {int}:
+        return isinstance(plain_ids(graph.nodes), np.ndarray)
+    return kinds == {str} and not any("\ud800" <= letter <= "\udfff" for label in graph.nodes for letter in str(label))
+
+
+def _arrow(pa: Any, name: str, values: np.ndarray) -> Any:
+    if values.ndim != 1 or values.dtype.kind not in "biufU" or values.dtype.itemsize > 8 and values.dtype.kind == "f":
+        raise ValueError(
+            f"graph: edge attribute {name!r} has type {values.dtype} and shape {values.shape}, which Parquet loses; "
+            "write .npz"
+        )
+    try:
+        return pa.array(values.tolist(), pa.string()) if values.dtype.kind == "U" else pa.array(values)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"graph: edge attribute {name!r} has characters that Parquet loses; write .npz") from error
+
+
+def _whole(name: str, column: Any) -> Any:
+    if column.null_count:
+        raise ValueError(f"has {column.null_count} rows without a value in column {name!r}; fill or drop them")
+    return column
+
+
+def _is_text(pa: Any, kind: Any) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _ids(name: str, column: Any) -> Any:
+    """Return ids as an integer array, a list of strings, or a pair of codes and strings."""
+    pa, _ = _pyarrow()
+    kind = _whole(name, column).type
+    if pa.types.is_integer(kind):
+        return column.to_numpy()
+    if pa.types.is_dictionary(kind) and _is_text(pa, kind.value_type):
+        found = column.combine_chunks() if column.num_chunks else pa.array([], pa.string()).dictionary_encode()
+        found = found if isinstance(found, pa.DictionaryArray) else found.unify_dictionaries().chunk(0)
+        return found.indices.to_numpy(), found.dictionary.to_pylist()
+    if _is_text(pa, kind):
+        return column.to_pylist()
+    raise ValueError(f"has ids of type {kind} in column {name!r}; they need to be integers or strings")
+
+
+def _strings_or_integers(ids: Any) -> Any:
+    if not isinstance(ids, tuple):
+        return ids
+    codes, values = ids
+    return [values[k] for k in codes.tolist()]
+
+
+def _positions(name: str, column: Any, labels: tuple[Hashable, ...] | None) -> np.ndarray:
+    """Return the position of each id among the labels of the metadata."""
+    ids = _ids(name, column)
+    whole = labels is not None and all(type(label) is int for label in labels)
+    text = labels is not None and all(type(label) is str for label in labels)
+    if isinstance(ids, np.ndarray):
+        return look_up(name, ids, labels) if whole and labels else ids
+    if not text or labels is None:
+        raise ValueError(f"has strings in column {name!r}, though its nodes have no such labels")
+    if isinstance(ids, tuple):
+        codes, values = ids
+        return find(name, values, labels)[codes] if len(codes) else np.zeros(0, np.int64)
+    return find(name, ids, labels)
+
+
+def _numbers(name: str, column: Any) -> np.ndarray:
+    pa, _ = _pyarrow()
+    kind = _whole(name, column).type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise ValueError(f"has weights of type {kind} in column {name!r}; they need to be numbers")
+    return column.to_numpy()
+
+
+def _attribute(name: str, column: Any) -> np.ndarray:
+    pa, _ = _pyarrow()
+    kind = _whole(name, column).type
+    if _is_text(pa, kind) or (pa.types.is_dictionary(kind) and _is_text(pa, kind.value_type)):
+        return strings(column.to_pylist())
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        return column.to_numpy()
+    raise ValueError(f"has the column {name!r} of type {kind}, which is no attribute of a graph; drop it")
