@@ -10,7 +10,8 @@ import oracles
 import pytest
 
 import sparse_etrace as se
-from sparse_etrace import demo, plot
+from sparse_etrace import demo
+from sparse_etrace.plot import _worm
 
 RULES = {"readout only", "ES-D-RTRL", "D-RTRL", "SnAp-2", "BPTT"}
 SYNAPSES = 2194
@@ -21,13 +22,13 @@ def short(tmp_path_factory):
     """Four updates: the numbers, the folder, what was drawn, and what was printed."""
     drawn = {}
 
-    def keep(path, results, graph, before, after, pixels, traces):
+    def keep(results, graph, before, after, pixels, traces):
         drawn.update(graph=graph, before=before, after=after, pixels=pixels, traces=traces)
-        figure(path, results, graph, before, after, pixels, traces)
+        return figure(results, graph, before, after, pixels, traces)
 
-    figure, out = plot.worm_figure, tmp_path_factory.mktemp("demo") / "below"
+    figure, out = _worm.worm, tmp_path_factory.mktemp("demo") / "below"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plot, "worm_figure", keep)
+        patch.setattr(_worm, "worm", keep)
         patch.setattr(demo, "QUICK_UPDATES", 4)
         results = demo.run(out, quick=True, seed=1)
     return results, out, drawn

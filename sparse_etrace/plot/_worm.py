@@ -1,47 +1,37 @@
-"""Figures."""
+"""What the demo of the worm found."""
 
-import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
-from ._alignment import Alignment
-from ._graph import Graph
+from .._graph import Graph
+from .base import ABOUT_ZERO
 
 COLOURS = {
     "readout only": "#999999", "ES-D-RTRL": "#E69F00", "D-RTRL": "#0072B2", "SnAp-2": "#009E73", "RTRL": "#D55E00",
     "BPTT": "#000000",
 }  # fmt: skip
 
-# Okabe and Ito's colours, apart also for the colour-blind; a marker of its own tells each rule besides.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
-MARKERS = "osD^vP*X<>hd"
-RATIO_TICKS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
-
-def worm_figure(
-    path: Path,
+def worm(
     results: dict[str, Any],
     graph: Graph,
     before: np.ndarray,
     after: np.ndarray,
     pixels: np.ndarray,
     traces: np.ndarray,
-) -> None:
+) -> Figure:
     """Draw what the worm demo found: learning curves, memory, the connectome with its weights, some traces.
 
     Args:
-        path: the PNG file.
         results: the numbers of the demo.
         graph: the connectome.
         before, after: weights of its synapses, `(num_synapses,)`.
         pixels: one input sequence, `(steps,)`.
         traces: eligibility traces during that sequence, `(steps, num_synapses)`.
     """
-    figure = Figure(figsize=(12, 9), layout="constrained")
+    figure = Figure(figsize=(12, 9), dpi=120, layout="constrained")
     ((curves, memory), (wiring, traced)) = figure.subplots(2, 2)
     figure.suptitle(
         f"The {results['neurons']} neurons and {results['synapses']:,} chemical synapses of C. elegans learn MNIST-1D "
@@ -51,7 +41,7 @@ def worm_figure(
     _memory(memory, results)
     _wiring(wiring, graph, before, after)
     _traces(traced, graph, pixels, traces)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def _curves(axes: Any, results: dict[str, Any]) -> None:
@@ -92,7 +82,7 @@ def _wiring(axes: Any, graph: Graph, before: np.ndarray, after: np.ndarray) -> N
     limit = np.quantile(np.abs(after), 0.98)
     drawn = axes.scatter(
         place[np.asarray(conn.post)], place[np.asarray(conn.pre)], c=after, s=3 + 25 * change / change.max(),
-        cmap="RdBu_r", vmin=-limit, vmax=limit, linewidths=0.3, edgecolors="#999999",
+        cmap=ABOUT_ZERO, vmin=-limit, vmax=limit, linewidths=0.3, edgecolors="#999999",
     )  # fmt: skip
     ends = np.cumsum(np.bincount(rank))
     for end in ends[:-1]:
@@ -130,60 +120,3 @@ def _unlike(shapes: np.ndarray, candidates: np.ndarray, count: int) -> list[int]
         distance = np.abs(shapes[:, candidates, None] - shapes[:, None, chosen]).mean(axis=0).min(axis=-1)
         chosen.append(int(candidates[np.argmax(distance)]))
     return chosen
-
-
-def alignment_figure(path: Path | str, alignments: dict[str, Alignment], title: str = "") -> None:
-    """Draw how the gradients of several rules compare with the exact ones, leaf by leaf and over time.
-
-    Args:
-        path: the PNG file.
-        alignments: what `gradient_alignment` found, by name of the rule; all for one model. Where they have several
-            stretches of time, two more panels show these. Norm ratios are drawn up to a factor of 100.
-        title: heading of the figure.
-
-    Raises:
-        ValueError: there are none, or they have different leaves or stretches.
-    """
-    kinds = {(a.names, str(a.steps.tolist())) for a in alignments.values()}
-    if len(kinds) != 1:
-        raise ValueError(
-            f"alignments: expected one set of leaves and stretches of time, got {len(kinds)}. Draw one model."
-        )
-    names, steps, *_ = next(iter(alignments.values()))
-    ratios = np.clip([a.norm_ratio for a in alignments.values()], RATIO_TICKS[0], RATIO_TICKS[-1])
-    least, most = min(0.3, ratios.min()), max(3, ratios.max())
-    height = 1.5 + len(names) * max(0.4, 0.13 * len(alignments))
-    heights = [height, 3.2] if len(steps) > 1 else [height]
-    figure = Figure(figsize=(11, sum(heights)), layout="constrained")
-    panels = figure.subplots(len(heights), 2, squeeze=False, height_ratios=heights)
-    figure.suptitle(title)
-    for number, (rule, found) in enumerate(alignments.items()):
-        colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
-        style: dict[str, Any] = {"color": colour, "marker": marker, "ms": 6, "alpha": 0.9, "label": rule}
-        # Rules that agree lie beside one another.
-        rows = np.arange(len(names)) + 0.8 * ((number + 0.5) / len(alignments) - 0.5)
-        for column, values in zip(panels.T, (found.cosine, ratios[number]), strict=True):
-            column[0].plot(values[-1], rows, ls="", **style)
-            if len(steps) > 1:
-                column[1].plot(steps[:-1].mean(axis=1) - 0.5, values[:-1, -1], lw=1.5, **style)
-    for axes in panels[0]:
-        axes.set(yticks=range(len(names)), yticklabels=[], ylim=(len(names) - 0.5, -0.5))
-        axes.tick_params(axis="y", length=0)
-        axes.hlines(np.arange(1, len(names)) - 0.5, 0, 1, transform=axes.get_yaxis_transform(), color="#cccccc", lw=0.8)
-    panels[0, 0].set_yticklabels([" ".join(w for w in re.findall(r"\w+", n) if w != "value") for n in names])
-    for row, along in zip(panels, "xy"):
-        for axes, label in zip(
-            row, ("cosine with the exact gradient", "norm ratio to the exact gradient"), strict=True
-        ):
-            axes.set(**{f"{along}label": label})
-            (axes.axvline if along == "x" else axes.axhline)(1, color="grey", ls=":", lw=1, zorder=0)
-        ticks = [t for t in RATIO_TICKS if least <= t <= most]
-        row[1].set(**{f"{along}scale": "log", f"{along}lim": (0.85 * least, most / 0.85)})
-        row[1].set(**{f"{along}ticks": ticks, f"{along}ticklabels": [f"{t:g}" for t in ticks]})
-        (row[1].xaxis if along == "x" else row[1].yaxis).set_minor_locator(NullLocator())
-        for axes in row:
-            axes.set_title("Each leaf, over the whole time" if along == "x" else "All leaves together, as time goes on")
-    for axes in panels[1:].flat:
-        axes.set(xlabel="time (steps)")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    figure.savefig(path, dpi=120)

@@ -1,0 +1,96 @@
+"""Learning curves with their seeds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .base import DASHES, MARKERS, PALETTE, SINGLE, legend, numbers, panel
+
+MARKS = 5
+
+
+def learning_curves(
+    curves: Any,
+    x: Any = None,
+    xlabel: str = "updates",
+    ylabel: str = "loss",
+    centre: str = "median",
+    log: bool = False,
+    ax: Any = None,
+) -> Figure:
+    """Draw learning curves: for each rule a thick line for all seeds, a band around it, and a thin line for each.
+
+    The band of a median holds the middle half of the seeds, that of a mean one standard deviation on both sides.
+
+    Args:
+        curves: `{rule: values}`, values `(seeds, points)`, or `(points,)` for one seed.
+        x: where the points lie, `(points,)`; 1, 2, ... unless given.
+        xlabel, ylabel: names of the axes; a unit belongs to them, as in "accuracy (%)".
+        centre: `"median"` or `"mean"`.
+        log: whether the vertical axis is logarithmic.
+        ax: panel to draw into; a new figure unless given.
+
+    Returns:
+        The figure, 3.5 inches wide if it is new.
+
+    Raises:
+        TypeError: `curves` is no mapping, values are no real numbers, or `ax` is no panel.
+        ValueError: there are no curves, they differ in their number of points, a value is not finite (or, if `log`, not
+            positive), or `centre` is something else.
+
+    Example:
+        >>> import numpy as np, sparse_etrace as se
+        >>> figure = se.plot.learning_curves({"D-RTRL": np.ones((3, 20)), "BPTT": np.ones((3, 20))})
+        >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        ['D-RTRL', 'BPTT']
+    """
+    if not isinstance(curves, Mapping):
+        raise TypeError(f"curves: expected {{rule: (seeds, points) array}}, got {type(curves).__name__}")
+    if not curves:
+        raise ValueError("curves: got no rule; expected {rule: (seeds, points) array}")
+    if centre not in ("median", "mean"):
+        raise ValueError(f"centre: got {centre!r}; expected 'median' or 'mean'")
+    found = {str(rule): _seeds(f"curves[{rule!r}]", values) for rule, values in curves.items()}
+    lengths = {values.shape[1] for values in found.values()}
+    if len(lengths) != 1:
+        raise ValueError(f"curves: got {sorted(lengths)} points; all rules need the same number")
+    (points,) = lengths
+    if log and any((values <= 0).any() for values in found.values()):
+        raise ValueError("curves: a logarithmic axis needs positive values; use log=False")
+    at = np.arange(1, points + 1) if x is None else numbers("x", x, (points,))
+    counts = {len(values) for values in found.values()}
+    figure, axes = panel(ax, SINGLE, 2.6)
+    for number, (rule, values) in enumerate(found.items()):
+        colour = PALETTE[number % len(PALETTE)]
+        label = rule if len(counts) == 1 else f"{rule} ({len(values)} seed{'s' * (len(values) > 1)})"
+        if len(values) > 1:
+            axes.plot(at, values.T, color=colour, lw=0.4, alpha=0.5, zorder=2)
+            axes.fill_between(at, *_band(values, centre), color=colour, alpha=0.2, lw=0, zorder=1)
+        axes.plot(
+            at, (np.median if centre == "median" else np.mean)(values, axis=0), color=colour, lw=1.5, zorder=3,
+            ls=DASHES[number % len(DASHES)], marker=MARKERS[number % len(MARKERS)], ms=3.5, label=label,
+            markevery=(0.1 + 0.9 / MARKS * number / len(found) / 2, 0.9 / MARKS),
+        )  # fmt: skip
+    axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+    axes.margins(x=0.02)
+    band = "median, middle half" if centre == "median" else "mean, standard deviation"
+    of = f"of {max(counts)} seeds" if len(counts) == 1 else "of the seeds"
+    legend(axes, title=f"{band} and each {of}" if max(counts) > 1 else "")
+    return figure
+
+
+def _seeds(name: str, values: Any) -> np.ndarray:
+    array = numbers(name, np.atleast_2d(np.asarray(values)), ("seeds", "points"))
+    if not array.size:
+        raise ValueError(f"{name}: got shape {array.shape}; expected at least one seed and one point")
+    return array
+
+
+def _band(values: np.ndarray, centre: str) -> tuple[np.ndarray, np.ndarray]:
+    if centre == "median":
+        low, high = np.quantile(values, (0.25, 0.75), axis=0)
+        return low, high
+    mean, deviation = values.mean(axis=0), values.std(axis=0, ddof=1)
+    return mean - deviation, mean + deviation
