@@ -34,10 +34,12 @@ from ._convert import (
     from_networkx,
     from_scipy,
 )
+from ._costs import LearnerCosts, learner_costs
 from ._files import read_graph, write_graph
 from ._filter import trainable
 from ._fit import Fit, Progress, fit
 from ._graph import Graph
+from ._inspect import GraphSummary, inspect_graph
 from ._non_finite import NonFiniteError
 from ._online import online_grad
 from ._op import (
@@ -74,8 +76,10 @@ __all__ = [
     "Fit",
     "Fixed",
     "Graph",
+    "GraphSummary",
     "Hybrid",
     "Learner",
+    "LearnerCosts",
     "LoraOp",
     "MatMulOp",
     "NonFiniteError",
@@ -108,6 +112,8 @@ __all__ = [
     "from_networkx",
     "from_scipy",
     "gradient_alignment",
+    "inspect_graph",
+    "learner_costs",
     "memory_plan",
     "online_grad",
     "plot",

@@ -2,6 +2,7 @@
 
 import math
 import os.path
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from ._op.base import sum_to
 from ._program import is_inexact, is_key
 from ._routes import Call
 from ._step import Step
-from ._table import as_table, data_frame
+from ._table import as_table, data_frame, in_bytes
 from ._traces import routes_of
 
 PROBES = 8
@@ -67,13 +68,13 @@ class Report(NamedTuple):
         table = [
             (
                 r.name,
-                str(r.shape),
+                _times(r.shape),
                 r.rule,
                 "; ".join(", ".join(g) for g in r.groups) or "-",
-                " ".join(map(str, r.trace_shapes)) or "-",
+                " + ".join(map(_times, r.trace_shapes)) or "-",
                 f"{r.trace_bytes:,}",
-                "?" if r.reached is None else f"{r.reached:,} of {r.size:,}",
-                "; ".join(r.op_calls) or "outside of ops",
+                "?" if r.reached is None else "all" if r.reached == r.size else f"{r.reached:,} of {r.size:,}",
+                "; ".join(re.sub(r" at (\S+?:\d+)\b.*", r" \1", call) for call in r.op_calls) or "outside of ops",
             )
             for r in self.rows
         ]
@@ -100,8 +101,8 @@ class Plan(NamedTuple):
         return sum(size for name, size in self.buffers.items() if name.startswith("trace "))
 
     def __str__(self) -> str:
-        rows = [(name, f"{size:,}") for name, size in [*self.buffers.items(), ("total", self.total)]]
-        return as_table(("buffer", "bytes"), rows)
+        rows = [*((name, size) for name, size in self.buffers.items() if size), ("total", self.total)]
+        return as_table(("buffer", "bytes", "size"), [(name, f"{size:,}", in_bytes(size)) for name, size in rows])
 
     def to_dataframe(self) -> Any:
         """The buffers as a pandas data frame with the columns `buffer` and `bytes`."""
@@ -355,6 +356,11 @@ def memory_plan(
     planned = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     buffers["workspace"] = max(planned - counted, 0)
     return Plan(buffers)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    """A shape as it is read: 2x3."""
+    return "x".join(map(str, shape)) or "one"
 
 
 def _owners(analysis: Analysis, call: Call) -> str:

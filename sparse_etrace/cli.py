@@ -1,17 +1,45 @@
-"""The command line: `sparse-etrace demo worm`, `sparse-etrace info`."""
+"""The command line: `sparse-etrace demo worm`, `sparse-etrace inspect FILE`, `sparse-etrace info`."""
 
 import argparse
 import platform
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
 import jax
 
-from . import demo
+from . import _algorithm as rules, datasets, demo
+from ._costs import LearnerCosts, learner_costs
+from ._files import read_graph
+from ._graph import Graph
+from ._inspect import inspect_graph
 from ._kernels import native
+
+DATA_SETS: dict[str, Callable[[], Graph]] = {
+    "worm": datasets.worm,
+    "fly_eye": datasets.fly_eye,
+    "mushroom_body": datasets.mushroom_body,
+}
+# What each learner needs beside a number; the state of the network that is planned has one leaf, `state`.
+LEARNERS: dict[str, Callable[..., rules.Learner]] = {
+    "D_RTRL": rules.D_RTRL,
+    "ES_D_RTRL": rules.ES_D_RTRL,
+    "Hybrid": rules.Hybrid,
+    "EProp": lambda: rules.EProp(leaf="state"),
+    "RFLO": lambda: rules.RFLO(leaf="state", key=jax.random.key(0)),
+    "ThreeFactor": lambda: rules.ThreeFactor(leaf="state"),
+    "OSTL": rules.OSTL,
+    "OTTT": lambda: rules.OTTT(decay=0.9),
+    "UORO": lambda: rules.UORO(key=jax.random.key(0)),
+    "SnAp": lambda n=2: rules.SnAp(n=n),
+    "RTRL": rules.RTRL,
+    "TBPTT": lambda steps=16: rules.TBPTT(steps=steps),
+    "BPTT": lambda steps=100: rules.BPTT(),
+}
+NUMBERED = ("SnAp", "TBPTT", "BPTT")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,6 +53,22 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+def _batch(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _learner(text: str) -> tuple[rules.Learner, tuple[int, ...]]:
+    """A learner by its name, and steps to plan for: `SnAp-3`, `BPTT-1000`."""
+    name, dash, number = text.partition("-")
+    if name not in LEARNERS or (dash and (name not in NUMBERED or not number.isdecimal() or not int(number))):
+        numbered = ", ".join(f"{name}-NUMBER" for name in NUMBERED)
+        raise argparse.ArgumentTypeError(f"got {text!r}; known are {', '.join(LEARNERS)}, {numbered}")
+    learner = LEARNERS[name](*([int(number)] if dash else []))
+    return learner, (int(number) if dash else 100,) if name == "BPTT" else (16,)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="sparse-etrace", description="Train recurrent networks online, on the synapses that exist.")
     parser.add_argument("--version", action="version", version=version("sparse-etrace"))
@@ -35,6 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--exact", action="store_true", help="train by RTRL as well: about an hour (quick: ten minutes)")
     show.add_argument("--out", type=Path, default=Path("results"), help="folder for the results (default: results)")
     show.add_argument("--seed", type=_seed, default=0, help="of weights and batches (default: 0)")
+    show = commands.add_parser("inspect", help="what a graph is, and what each learner would cost on it")
+    show.add_argument("file", metavar="FILE", help=f"a graph file, or one of {', '.join(DATA_SETS)}")
+    show.add_argument("--batch", type=_batch, default=1, help="batch elements (default: 1)")
+    show.add_argument("--learner", type=_learner, action="append", help="such as D_RTRL or SnAp-3; may be repeated")
+    for name, what in (("pre", "column of sending ids"), ("post", "column of receiving ids"), ("weight", "of weights")):
+        show.add_argument(f"--{name}", help=what)
+    show.add_argument("--format", help="of the file, whatever its suffix")
     commands.add_parser("info", help="versions, devices, and the kernels in use")
     return parser
 
@@ -45,6 +96,35 @@ def _info() -> str:
     lines["devices"] = ", ".join(str(device) for device in jax.devices())
     lines["kernels"] = f"those of XLA: {native.REASON}" if native.REASON else f"compiled, {native.KERNELS}, on a CPU"
     return "\n".join(f"{name:14} {value}" for name, value in lines.items())
+
+
+def _read(args: argparse.Namespace) -> Graph:
+    """The graph of a data set or a file; what `read_graph` guesses is said on stderr."""
+    if args.file in DATA_SETS:
+        return DATA_SETS[args.file]()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        graph = read_graph(args.file, format=args.format, pre=args.pre, post=args.post, weight=args.weight)
+    for warning in said:
+        print(f"sparse-etrace: {warning.message}", file=sys.stderr)
+    return graph
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    graph = _read(args)
+    print(inspect_graph(graph))
+    if graph.connectivity.num_pre != graph.connectivity.num_post:
+        print("\nNo recurrent network has this graph, so that there are no costs of learners: it is not square.")
+        return
+    unit = "element" if args.batch == 1 else "elements"
+    print(f"\nto train each synapse and each bias of a network of leaky rate units, {args.batch:,} batch {unit}\n")
+    if args.learner is None:
+        print(learner_costs(graph, args.batch))
+    else:
+        rows = [
+            r for learner, steps in args.learner for r in learner_costs(graph, args.batch, [learner], steps=steps).rows
+        ]
+        print(LearnerCosts(tuple(rows), args.batch))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,11 +146,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_info())
         return 0
     try:
+        if args.command == "inspect":
+            _inspect(args)
+            return 0
         if args.out.exists() and not args.out.is_dir():
             raise NotADirectoryError(f"--out: {args.out} is a file; name a folder")
         args.out.mkdir(parents=True, exist_ok=True)
         demo.run(args.out, quick=args.quick, seed=args.seed, exact=args.exact)
-    except OSError as error:
-        print(f"sparse-etrace: {error}", file=sys.stderr)
+    except (OSError, ImportError, TypeError, ValueError) as error:
+        if args.command == "demo" and not isinstance(error, OSError):
+            raise
+        print(f"sparse-etrace: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

@@ -42,6 +42,15 @@ def runs(monkeypatch):
         (["demo", "worm", "--seed", "99999999999999999999"], "--seed"),
         (["demo", "worm", "--quik"], "--quik"),
         (["demo", "worm", "--out"], "--out"),
+        (["inspect"], "FILE"),
+        (["inspect", "worm", "--batch", "0"], "--batch"),
+        (["inspect", "worm", "--batch", "many"], "--batch"),
+        (["inspect", "worm", "--learner", "Adam"], "known are D_RTRL"),
+        (["inspect", "worm", "--learner", "D_RTRL-2"], "SnAp-NUMBER"),
+        (["inspect", "worm", "--learner", "SnAp-0"], "SnAp-0"),
+        (["inspect", "worm", "--learner", "SnAp-"], "SnAp-"),
+        (["inspect", "nothing.csv"], "nothing.csv"),
+        (["inspect", "graph.doc"], "graph.doc"),
     ],
 )
 def test_wrong_arguments(runs, capsys, argv, said):
@@ -98,6 +107,66 @@ def test_version_and_help(capsys):
     assert ends(["demo", "--help"]) == 0
     shown = capsys.readouterr().out
     assert all(option in shown for option in ("worm", "--quick", "--out", "--seed"))
+
+
+@pytest.fixture
+def edges(tmp_path):
+    file = tmp_path / "edges.csv"
+    file.write_text("pre,post,weight\na,b,0.5\nb,a,2\nb,b,1\n")
+    return str(file)
+
+
+def test_inspect(capsys, edges):
+    assert cli.main(["inspect", edges, "--batch", "4", "--learner", "D_RTRL", "--learner", "SnAp-1"]) == 0
+    graph, costs = capsys.readouterr().out.split("\nto train")
+    assert "3, density 0.75" in graph and "b (2)" in graph and "holds; 2 excitatory" in graph
+    assert "4 batch elements" in costs
+    rows = {line.split()[0]: line.split() for line in costs.splitlines()[1:] if "  " in line}
+    assert rows["D_RTRL"][1:5] == ["diagonal", "16", "80", "B"] and "SnAp(n=1)" in rows
+
+
+def test_inspect_without_a_choice(capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli, "learner_costs", lambda *given, **rest: asked.append((given, rest)) or "costs")
+    assert cli.main(["inspect", "mushroom_body"]) == 0
+    ((graph, batch), rest), shown = asked[0], capsys.readouterr().out
+    assert (graph.connectivity.num_synapses, batch, rest) == (7425, 1, {})
+    assert "Kenyon cell" in shown and shown.endswith("costs\n")
+
+
+@pytest.mark.parametrize("name", cli.LEARNERS)
+def test_every_learner_has_a_name(name):
+    learner, steps = cli._learner(name)
+    assert type(learner) is getattr(se, name) and steps == ((100,) if name == "BPTT" else (16,))
+    if name in cli.NUMBERED:
+        learner, steps = cli._learner(f"{name}-7")
+        assert 7 in (getattr(learner, "n", None), getattr(learner, "steps", None), *steps)
+
+
+def test_every_learner_is_costed(edges, capsys):
+    """Those that need the name of a leaf or a number."""
+    names = ("EProp", "RFLO", "ThreeFactor", "OTTT")
+    assert cli.main(["inspect", edges, *(word for name in names for word in ("--learner", name))]) == 0
+    assert "refused" not in capsys.readouterr().out
+
+
+def test_inspect_a_table_that_says_little(capsys, tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_text("who,whom,strength\na,b,0.5\nb,c,2\n")
+    argv = ["inspect", str(file), "--learner", "BPTT-5"]
+    assert cli.main([*argv, "--pre", "whom", "--post", "who", "--weight", "strength", "--format", "edge_list"]) == 0
+    shown = capsys.readouterr()
+    assert not shown.err and "0.5 to 2" in shown.out and "hubs, out        b (1)" in shown.out
+    file.write_text("source,target\na,b\nb,c\n")
+    assert cli.main(argv) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sparse-etrace: ") and "took the columns" in line
+
+
+def test_inspect_what_is_not_square(capsys, tmp_path):
+    se.write_graph(tmp_path / "wide.npz", se.from_edges([0, 1], [2, 0], shape=(2, 3)))
+    assert cli.main(["inspect", str(tmp_path / "wide.npz")]) == 0
+    assert "not square" in capsys.readouterr().out
 
 
 def test_as_a_process(tmp_path):

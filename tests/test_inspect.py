@@ -1,0 +1,267 @@
+"""What a graph is, beside networkx; what learners would cost on it, beside their carries; tables."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import networkx as nx
+import numpy as np
+import pytest
+
+import sparse_etrace as se
+from sparse_etrace import _costs, _table
+
+
+def random_graph(seed, units=30, synapses=60, loops=True):
+    rng = np.random.default_rng(seed)
+    pre, post = rng.integers(units, size=(2, synapses))
+    keep = slice(None) if loops else pre != post
+    return se.from_edges(pre[keep], post[keep], rng.normal(size=synapses)[keep], shape=(units, units))
+
+
+# --- graphs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_as_networkx_counts(seed):
+    graph = random_graph(seed)
+    found, right = se.inspect_graph(graph), graph.to_networkx()
+    simple = nx.DiGraph(right)
+    assert (found.nodes, found.synapses, found.pairs) == (30, 60, simple.number_of_edges())
+    assert found.parallel == 60 - found.pairs
+    assert found.self_loops == nx.number_of_selfloops(right)
+    assert found.isolated == nx.number_of_isolates(right)
+    for ours, theirs in (
+        (found.weak, list(nx.weakly_connected_components(right))),
+        (found.strong, list(nx.strongly_connected_components(right))),
+    ):
+        assert (ours.number, ours.largest) == (len(theirs), max(map(len, theirs)) / 30)
+    simple.remove_edges_from(list(nx.selfloop_edges(simple)))
+    assert found.reciprocity == pytest.approx(nx.overall_reciprocity(simple))
+    for degrees, theirs in ((found.in_degree, dict(right.in_degree())), (found.out_degree, dict(right.out_degree()))):
+        assert degrees[:3] == (np.mean(list(theirs.values())), np.median(list(theirs.values())), max(theirs.values()))
+        assert [k for _, k in degrees.hubs] == sorted(theirs.values(), reverse=True)[:5]
+        assert all(theirs[label] == k for label, k in degrees.hubs)
+    assert found.spectral_radius == pytest.approx(max(abs(np.linalg.eigvals(graph.to_dense()))), rel=1e-5)
+
+
+def test_a_graph_by_hand():
+    """a -> b twice, b -> a, c -> c, c -> a, d alone."""
+    ends = ["a", "a", "b", "c", "c"], ["b", "b", "a", "c", "a"]
+    graph = se.from_edges(*ends, [1.0, -2.0, 0.0, -3.0, -1.0], labels=["a", "b", "c", "d"])
+    found = se.inspect_graph(graph)
+    assert (found.synapses, found.pairs, found.parallel, found.self_loops, found.isolated) == (5, 4, 1, 1, 1)
+    assert found.reciprocity == pytest.approx(2 / 3) and found.density == 5 / 16
+    assert found.weak == (2, 0.75) and found.strong == (3, 0.5)
+    assert found.out_degree.hubs == (("a", 2), ("c", 2), ("b", 1)) and found.in_degree.hubs[0] == ("a", 2)
+    assert found.weights == (-3, 1, -1, 0.6, 0.2, 0)
+    assert found.signs == (0, 1, 1, 2) and not found.signs.dale
+
+
+def test_a_rectangular_graph():
+    found = se.inspect_graph(se.from_edges([0, 0, 1], [1, 1, 0], shape=(3, 2)))
+    assert (found.nodes, found.num_pre, found.num_post, found.pairs, found.isolated) == (5, 3, 2, 2, 1)
+    assert found.self_loops is found.strong is found.reciprocity is found.spectral_radius is None
+    assert found.weak == (3, 0.4) and found.in_degree.hubs == ((4, 2), (3, 1))
+    assert "3 sending, 2 receiving" in str(found) and "strong" not in str(found)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (3, 0), (2, 2)])
+def test_an_empty_graph(shape):
+    found = se.inspect_graph(se.from_edges([], [], shape=shape))
+    assert (found.synapses, found.isolated, found.weights) == (0, found.nodes, None)
+    assert found.weak.number == found.nodes and found.signs.dale
+    assert "units" in str(found)
+
+
+def test_weights_that_are_not_finite():
+    graph = random_graph(0)
+    broken = se.Graph(graph.connectivity, graph.weight.at[:6].set(jnp.nan))
+    found = se.inspect_graph(broken)
+    assert found.weights.not_finite == pytest.approx(0.1) and found.weights.min == graph.weight[6:].min()
+    assert found.spectral_radius is None and "10.0% not finite" in str(found)
+    none = se.inspect_graph(se.Graph(graph.connectivity, jnp.full(60, jnp.inf)))
+    assert np.isnan(none.weights.mean) and none.weights.not_finite == 1
+    with pytest.raises(ValueError, match="not finite|finite"):
+        se.inspect_graph(broken, spectral_radius=True)
+
+
+def test_the_radius_of_a_large_graph_is_not_asked_for():
+    large = se.from_edges([0, 1], [1, 0], [2.0, 8.0], shape=(2000, 2000))
+    assert se.inspect_graph(large).spectral_radius is None
+    assert se.inspect_graph(large, spectral_radius=True).spectral_radius == pytest.approx(4)
+    assert se.inspect_graph(random_graph(0), spectral_radius=False).spectral_radius is None
+
+
+def test_a_traced_graph():
+    with pytest.raises(TypeError, match="graph: got a traced array"):
+        jax.jit(lambda g: se.inspect_graph(g).synapses)(random_graph(0))
+
+
+def test_attributes():
+    graph = random_graph(0)
+    names = np.array(["x", "y", ""])[np.arange(30) % 3]
+    attrs = {
+        "few": names, "object": names.astype(object), "flag": np.arange(30) < 7, "own": [f"n{i}" for i in range(30)],
+        "mixed": np.array([1, "a"] * 15, object), "place": np.zeros((30, 3), np.float32),
+    }  # fmt: skip
+    many = {"own": np.array([f"s{i}" for i in range(60)]), "kind": ["e"] * 60}
+    found = se.inspect_graph(se.Graph(graph.connectivity, graph.weight, node_attrs=attrs, edge_attrs=many))
+    assert found.node_attrs["few"].counts == found.node_attrs["object"].counts == {"x": 10, "y": 10, "": 10}
+    assert found.node_attrs["flag"].counts == {False: 23, True: 7}
+    assert found.node_attrs["own"].counts and found.node_attrs["mixed"].counts is None
+    assert found.node_attrs["place"] == ("float32", (3,), None)
+    assert found.edge_attrs["kind"].counts == {"e": 60}
+    text = str(found)
+    assert "(empty) 10" in text and "float32 x 3" in text and "and 24 more" in text
+    values = found.to_dataframe().set_index("quantity").value
+    assert values["node_attrs.flag.True"] == 7 and values["in_degree.mean"] == 2 and values["synapses"] == 60
+
+
+def test_the_worm_prints():
+    text = str(se.inspect_graph(se.datasets.worm()))
+    assert max(map(len, text.splitlines())) <= 120
+    for said in ("2,194, density 0.0282", "AVAR (49)", "42, the largest with 84.9%", "motor 88", "1 to 37, mean 2.914"):
+        assert said in text
+
+
+@pytest.mark.soak
+def test_fifteen_million_synapses_in_seconds(amount):
+    graph = se.datasets.fly_eye(amount(15, 47))
+    begin = time.perf_counter()
+    found = se.inspect_graph(graph)
+    assert time.perf_counter() - begin < amount(4, 12)
+    assert found.pairs == found.synapses == graph.connectivity.num_synapses
+
+
+# --- costs -----------------------------------------------------------------------------------------------------------
+
+
+def reached(graph, steps):
+    """Units within `steps - 1` steps of each, by dense powers."""
+    step = np.asarray(graph.to_dense(np.ones(graph.connectivity.num_synapses, np.float32))) + np.eye(30) > 0
+    return np.linalg.matrix_power(step.astype(float), min(steps or 30, 30) - 1) > 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 40, None])
+@pytest.mark.parametrize("synapses", [0, 25, 45, 90])
+def test_influences_are_counted(steps, synapses, monkeypatch):
+    graph = random_graph(1, synapses=synapses)
+    columns = np.diff(graph.connectivity.post_ptr) + 1
+    right = columns @ reached(graph, steps).sum(1)
+    assert _costs.count_influences(graph, steps) == ("", right)
+    monkeypatch.setattr(_costs, "CHUNK", 7)
+    assert _costs.count_influences(graph, steps) == ("", right)
+    monkeypatch.setattr(_costs, "TRIED", 0)
+    monkeypatch.setattr(_costs, "CLOSED", 0)
+    known, bound = _costs.count_influences(graph, steps)
+    assert bound >= right if known == "at most" else bound <= right if known == "at least" else bound == right
+    assert bool(known) == (steps not in (1, 2))
+
+
+@pytest.mark.parametrize("cell, variables", [(se.cells.LeakyRate, 1), (se.cells.ALIF, 3)])
+def test_costs_are_those_of_the_carry(cell, variables):
+    graph, batch = random_graph(2), 3
+    learners = [se.D_RTRL(), se.SnAp(n=3)] if variables == 1 else [se.RTRL()]
+    costs = se.learner_costs(graph, batch, learners, cell=cell)
+    rec = se.ETraceParam({"weight": graph.weight, "bias": jnp.zeros(30)}, se.SpMatMulOp(graph))
+    model = cell(30, None, rec)
+    given = model, model.init_state(batch), jnp.ones((batch, 1))
+    for row, learner in zip(costs.rows, learners, strict=True):
+        traces = learner.init(*given).traces
+        leaves = traces if isinstance(learner, se.D_RTRL) else traces.values
+        assert row.traces == sum(leaf.nbytes for leaf in jax.tree.leaves(leaves))
+    row, steps = costs.rows[-1], getattr(learners[-1], "n", None)
+    count = variables * _costs.count_influences(graph, steps)[1]
+    assert row.traces == 4 * batch * count and row.note == f"{count:,} influences for each batch element"
+    if variables == 1:
+        assert [row.gradient for row in costs.rows] == ["diagonal", "truncated"]
+        assert costs.rows[0].total == se.memory_plan(se.D_RTRL(), *given).total
+
+
+def test_too_much_is_said_in_words(monkeypatch):
+    graph = random_graph(2)
+    count = _costs.count_influences(graph, 3)[1]
+    small = se.SnAp(n=3, max_influences=10)
+    (row,) = se.learner_costs(graph, 2, [small]).rows
+    assert (row.traces, row.total) == (8 * count, None)
+    assert f"{count:,} influences for each batch element" in row.note and "more than max_influences=10" in row.note
+    monkeypatch.setattr(_costs, "PLANNED", 0)
+    (row,) = se.learner_costs(graph, 2, [se.SnAp(n=3)]).rows
+    assert (row.traces, row.total) == (8 * count, None) and "not laid out here" in row.note
+    monkeypatch.setattr(_costs, "CLOSED", 0)
+    (row,) = se.learner_costs(graph, 2, [se.RTRL()]).rows
+    assert (row.traces, row.total) == (None, None) and row.note.startswith("at least ")
+
+
+def test_nothing_as_large_as_a_trace_is_made(monkeypatch):
+    given = []
+    plan = se.memory_plan(se.BPTT(), lambda h, x: (h, h), jnp.zeros(1), jnp.zeros(1))
+    monkeypatch.setattr(_costs, "memory_plan", lambda *args: given.append(args[1:4]) or plan)
+    se.learner_costs(random_graph(0), 1000, [se.D_RTRL(), se.UORO(key=jax.random.key(0)), se.BPTT()])
+    assert len(given) == 4 and all(isinstance(leaf, jax.ShapeDtypeStruct | str) for leaf in arrays(given))
+    se.learner_costs(random_graph(0), 1000, [se.RTRL()])
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in arrays(given[-1][1:]))
+
+
+def arrays(tree):
+    return [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+
+
+def test_costs_print():
+    costs = se.learner_costs(random_graph(0), learners=[se.EProp(leaf="nope"), se.BPTT()], steps=(10, 20))
+    refused, short, long = costs.rows
+    assert refused.gradient == "refused" and "'nope'" in refused.note and refused.total is None
+    assert (short.learner, short.steps, long.steps) == ("BPTT", 10, 20) and short.total < long.total
+    lines = str(costs).splitlines()
+    assert lines[0].split() == ["learner", "gradient", "steps", "traces", "total"] and max(map(len, lines)) <= 120
+    frame = costs.to_dataframe()
+    assert list(frame.columns) == ["learner", "gradient", "steps", "traces", "total", "note"]
+    assert list(frame.total[1:]) == [short.total, long.total]
+
+
+def test_names_say_the_options():
+    key = jax.random.key(0)
+    learners = [
+        se.SnAp(),
+        se.SnAp(n=None),
+        se.UORO(key=key),
+        se.TBPTT(steps=4),
+        se.SnAp(pattern="random", paths=2, key=key),
+    ]
+    names = ["SnAp(n=2)", "SnAp(n=None)", "UORO", "TBPTT(steps=4)", "SnAp(pattern=random, paths=2)"]
+    assert [_costs._name(learner) for learner in learners] == names
+    assert [_costs._name(learner) for learner in _costs._choice()][:3] == ["D_RTRL", "ES_D_RTRL", "Hybrid"]
+
+
+@pytest.mark.parametrize(
+    "argument, said",
+    [
+        ({"graph": se.from_edges([0], [1], shape=(1, 2))}, r"graph: got shape \(1, 2\)"),
+        ({"batch": 0}, "batch: expected at least 1, got 0"),
+        ({"steps": (5, 0)}, "steps: expected at least 1, got 0"),
+    ],
+)
+def test_wrong_arguments(argument, said):
+    with pytest.raises(ValueError, match=said):
+        se.learner_costs(**{"graph": random_graph(0)} | argument)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "count, text",
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (9892, "9.89 kB"), (99_949, "99.9 kB"), (999_499, "999 kB"),
+     (999_500, "1.00 MB"), (7_290_000_000, "7.29 GB"), (6 * 10**16, "60.0 PB")],
+)  # fmt: skip
+def test_bytes_with_their_unit(count, text):
+    assert _table.in_bytes(count) == text
+
+
+def test_numbers_to_the_right_and_words_wrapped():
+    text = _table.as_table(("name", "n", "what"), [("a", "-1", "x " * 100), ("bb", "100", "y")])
+    lines = text.splitlines()
+    assert lines[0] == "name    n  what" and lines[2].startswith("a      -1  x x") and lines[-1] == "bb    100  y"
+    assert len(lines) == 5 and max(map(len, lines)) <= 120
+    assert " ".join(line[11:] for line in lines[2:4]).split() == ["x"] * 100
