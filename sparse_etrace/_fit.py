@@ -256,9 +256,10 @@ def fit(
                 rows.append(row)
                 run = _Run(point, best, run.position + 1, int(row[0]), best_loss, waited)
                 shown = dict(zip(columns, row, strict=True))
-                bar.update()
                 if not bar.disable:
-                    bar.set_postfix({name: f"{v:.4g}" for name, v in list(shown.items())[1:] if not math.isnan(v)})
+                    measures = {name: f"{v:.4g}" for name, v in list(shown.items())[1:] if not math.isnan(v)}
+                    bar.set_postfix(measures, refresh=False)
+                bar.update()
                 model_now = eqx.combine(point.trained, fixed)
                 seen = Progress(run.position, run.updates, model_now, point.opt_state, point.carry, shown)
                 asked = [call(seen) is True for call in calls]
