@@ -23,7 +23,7 @@ def looks_like(table: Table) -> bool:
     if body and width > 1 and height > 1 and (rows[0][0] == "" or (named and not all(map(NUMBER, rows[0][1:])))):
         return True
     all_numbers = all(NUMBER(cell) for row in rows for cell in row)
-    header = body and all(NUMBER(row[0]) for row in rows[1:]) and height == width + 1
+    header = body and not all(map(NUMBER, rows[0])) and all(NUMBER(row[0]) for row in rows[1:]) and height == width + 1
     stub = all(NUMBER(cell) for row in rows for cell in row[1:]) and not any(NUMBER(row[0]) for row in rows)
     square = (all_numbers and height == width) or header or (stub and height == width - 1)
     if square and width <= 3:

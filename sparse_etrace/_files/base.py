@@ -125,7 +125,9 @@ def host_ends(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
 
 def numbered(labels: Sequence[Hashable]) -> bool:
     """Whether labels are the positions 0, 1, 2, ..."""
-    return isinstance(labels, range) or all(type(x) is int and x == k for k, x in enumerate(labels))
+    if isinstance(labels, range):
+        return labels == range(len(labels))
+    return all(type(x) is int and x == k for k, x in enumerate(labels))
 
 
 def as_nodes(labels: Sequence[Hashable]) -> Sequence[Hashable] | None:
@@ -157,6 +159,7 @@ def node_positions(pre: Any, post: Any) -> tuple[np.ndarray, np.ndarray, Sequenc
     """Return the position of each id among the sorted ids of both columns, and these ids."""
     same = common_ids(pre, post)
     if same is None:
+        pre, post = (ids.tolist() if isinstance(ids, np.ndarray) else ids for ids in (pre, post))
         labels = sorted({*pre, *post})
         index = {label: k for k, label in enumerate(labels)}
         return *(np.fromiter((index[x] for x in ids), np.int64, len(ids)) for ids in (pre, post)), tuple(labels)  # type: ignore[return-value]

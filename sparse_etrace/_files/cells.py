@@ -63,7 +63,8 @@ def _without_comments(text: str) -> Iterator[str]:
 def _rows(lines: Sequence[str], separator: str) -> Iterator[list[str]]:
     try:
         for row in csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True):
-            yield row[:-1] if separator == " " and row[-1] == "" else row
+            if row:
+                yield row[:-1] if separator == " " and row[-1] == "" else row
     except csv.Error as error:
         raise ValueError(f"cannot be split at {SEPARATORS[separator]}s: {error}") from error
 

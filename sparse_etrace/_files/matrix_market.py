@@ -25,6 +25,11 @@ def read(source: Source, options: Options) -> Graph:
     """Read a coordinate or array file of real, integer or pattern entries, of any symmetry but Hermitian."""
     options.refuse("Matrix Market has no columns", "pre", "post", "weight", "separator")
     data = source.read()
+    # Scipy runs over the end of a line that has a NUL, or no end.
+    if b"\0" in data:
+        raise ValueError(f"holds a NUL at byte {data.index(0)}, so it is no text file")
+    if not data.endswith(b"\n"):
+        data += b"\n"
     layout, field, symmetry, sizes, start = _header(data)
     num_pre, num_post = sizes[:2]
     source.check_units(num_pre, num_post)
@@ -40,7 +45,9 @@ def read(source: Source, options: Options) -> Graph:
         raise ValueError(f"claims {count} entries, but has only {len(data) - start} bytes of them")
     with ThreadPoolExecutor(1) as beside:
         # scipy passes over whatever follows a value on its line.
-        check = beside.submit(_check_body, data, start, field, columns * count)
+        check = beside.submit(_check_body, data, start, layout, field, columns * count)
+        if layout == "array" or not count:  # here scipy itself checks little
+            check.result()
         try:
             matrix = scipy.io.mmread(io.BytesIO(data), spmatrix=False)
         except (ValueError, OverflowError) as error:
@@ -104,38 +111,49 @@ def _header(data: bytes) -> tuple[str, str, str, list[int], int]:
     return layout, field, symmetry, [int(x) for x in found], end or len(data)
 
 
-def _check_body(data: bytes, start: int, field: str, tokens: int) -> None:
+def _check_body(data: bytes, start: int, layout: str, field: str, tokens: int) -> None:
     """Refuse characters and numbers of words that scipy passes over."""
-    found, end = 0, len(data)
-    lower = bytes.maketrans(b"E", b"e")
+    found, lines, end = 0, 0, len(data)
+    lower = bytes.maketrans(b"E\t\r", b"e  ")
     while start < end:
         stop = end if end - start <= CHUNK else data.rfind(b"\n", start, start + CHUNK) + 1
         if not stop:
             raise ValueError("has a line of more than a million characters")
         piece = data[start:stop]
-        points = piece.translate(lower, b"0123456789+- \t\r\n" if field != "real" else b"0123456789+- \t\r")
+        points = piece.translate(lower, b"0123456789+-")
         codes = np.frombuffer(piece, np.uint8)
         word = codes > 32
         found += int(word[0]) + int(np.count_nonzero(word[1:] > word[:-1]))
-        signs = np.flatnonzero((codes == 45) | (codes == 43))
-        before, after = codes[signs - 1], codes[np.minimum(signs + 1, codes.size - 1)]
-        sound = ((before <= 32) | (before | 32 == 101) | (signs == 0)) & ((after - 48 < 10) | (after == 46))
-        bad = points.translate(None, b".e\n") or any(pair in points for pair in (b"..", b"e.", b"ee"))
-        if field != "real":
-            bad = bad or points
-        if b"e" in points:
-            places = np.flatnonzero(codes | 32 == 101)
-            after = codes[np.minimum(places + 1, codes.size - 1)]
-            bad = bad or not ((after - 48 < 10) | (after == 45) | (after == 43)).all()
-        if bad or not sound.all():
+        if layout == "array":
+            number = np.cumsum(codes == 10)[word]
+            lines += int(number.size > 0) + int(np.count_nonzero(np.diff(number)))
+        if points.translate(None, b".e \n" if field == "real" else b" \n") or not _sound_words(piece, points, codes):
             raise ValueError(
                 f"has an entry that is no finite {field} number in the {len(piece)} bytes from byte {start}"
             )
         start = stop
-    if found != tokens:
+    if found != tokens or (layout == "array" and lines != tokens):
         raise ValueError(
             f"has {found} words in its entries instead of {tokens}; each line needs as many as its kind says"
         )
+
+
+def _sound_words(piece: bytes, points: bytes, codes: np.ndarray) -> bool:
+    """Whether signs, points and exponents stand as in numbers of the last column; `points` is `piece` without digits."""
+    if any(pair in points for pair in (b"..", b"e.", b"ee")):
+        return False
+    # A point before a space: of a last column with spaces after it, or of an index.
+    if (b". " in points or b"e " in points) and re.search(rb"[.eE]\S*[ \t\r]+\S", piece):
+        return False
+    last = codes.size - 1
+    signs = np.flatnonzero((codes == 45) | (codes == 43))
+    before, after = codes[signs - 1], codes[np.minimum(signs + 1, last)]
+    if not (((before <= 32) | (before | 32 == 101) | (signs == 0)) & ((after - 48 < 10) | (after == 46))).all():
+        return False
+    if b"e" not in points:
+        return True
+    after = codes[np.minimum(np.flatnonzero(codes | 32 == 101) + 1, last)]
+    return bool(((after - 48 < 10) | (after == 45) | (after == 43)).all())
 
 
 def _check_triangle(pre: np.ndarray, post: np.ndarray, weight: np.ndarray, symmetry: str) -> None:

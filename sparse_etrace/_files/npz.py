@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Hashable, Sequence
@@ -34,6 +35,8 @@ def read(source: Source, options: Options) -> Graph:
 
 def arrays_of(source: Source, data: bytes) -> dict[str, np.ndarray]:
     """Return the arrays in the bytes of an archive, whose sizes are checked before anything is unpacked."""
+    if not data.startswith(b"PK"):
+        raise ValueError("does not begin like an .npz file")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return _arrays(source, archive)
@@ -157,7 +160,7 @@ def _array(name: str, data: bytes) -> np.ndarray:
             shape, _, dtype = read_header[version](file)
         else:
             raise ValueError(f"version {version} of .npy is unknown; write it with numpy.savez")
-    except (ValueError, TypeError, KeyError, SyntaxError, RecursionError, OverflowError, MemoryError) as error:
+    except (ValueError, TypeError, KeyError, SyntaxError, tokenize.TokenError, RecursionError, OverflowError) as error:
         raise ValueError(f"member {name!r} is no sound array: {error}") from error
     if dtype.hasobject or dtype.kind not in "biufcSUmM":
         raise ValueError(f"member {name!r} has type {dtype}, which is not read: nothing is unpickled")

@@ -59,8 +59,11 @@ def write(target: BinaryIO, graph: Graph) -> None:
     columns["weight"] = pa.array(host_weight(graph))
     for name, values in graph.edge_attrs.items():
         columns[name] = _arrow(pa, name, values)
-    table = pa.table(columns).replace_schema_metadata({KEY: base64.b64encode(bytes_of(graph))})
-    pq.write_table(table, target, write_page_checksum=True)
+    table = pa.table(columns)
+    with pq.ParquetWriter(target, table.schema, write_page_checksum=True) as writer:
+        writer.write_table(table)
+        # Of the file, not of the schema, of which Parquet keeps a second copy.
+        writer.add_key_value_metadata({KEY: base64.b64encode(bytes_of(graph))})
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -79,7 +82,8 @@ def _table(source: Source) -> tuple[list[str], list[Any], bytes | None]:
         with pq.ParquetFile(source.path, page_checksum_verification=True) as file:
             facts = file.metadata
             groups = [facts.row_group(k) for k in range(facts.num_row_groups)]
-            sizes = [group.column(k).total_uncompressed_size for group in groups for k in range(group.num_columns)]
+            # Of groups: the facts of a damaged column abort the process in pyarrow.
+            sizes = [group.total_byte_size for group in groups]
             rows = sum(group.num_rows for group in groups)
             if min([rows, facts.num_rows, *sizes]) < 0 or rows != facts.num_rows:
                 raise ValueError(f"claims {facts.num_rows} rows, its groups {rows}")
@@ -88,7 +92,7 @@ def _table(source: Source) -> tuple[list[str], list[Any], bytes | None]:
             table.validate(full=True)
         if table.num_rows != rows:
             raise ValueError(f"has {table.num_rows} rows, but claims {rows}")
-        mark = (table.schema.metadata or {}).get(KEY)
+        mark = (facts.metadata or {}).get(KEY)
         return list(table.column_names), list(table.columns), None if mark is None else _unpacked(mark)
     except (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError) as error:
         raise ValueError(f"is no sound Parquet file: {error}") from error
