@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from ._algorithm import BPTT, Carry, Learner
 from ._filter import leaf_names
 from ._online import online_grad, read_stream
-from ._table import as_table
+from ._table import as_table, data_frame
 
 TOGETHER = "all leaves"
 
@@ -54,6 +54,24 @@ class Alignment(NamedTuple):
         ]
         return as_table(
             ("cosine (norm ratio)", *stretches), [(n, *row) for n, row in zip(self.names, cells, strict=True)]
+        )
+
+    def to_dataframe(self) -> Any:
+        """The numbers as a pandas data frame: a row for each leaf and stretch, which ends before `end_step`.
+
+        Raises:
+            ImportError: pandas, which is in the extra `tables`, is not installed.
+        """
+        rows, columns = self.cosine.shape
+        first, end = np.repeat(self.steps, columns, axis=0).T
+        return data_frame(
+            {
+                "leaf": list(self.names) * rows,
+                "first_step": first,
+                "end_step": end,
+                "cosine": self.cosine.ravel(),
+                "norm_ratio": self.norm_ratio.ravel(),
+            }
         )
 
 

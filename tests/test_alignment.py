@@ -136,6 +136,15 @@ def test_table():
     assert shown[4].split() == ["params['out'].value['bias']", *["1.000", "(1)"] * 3]
 
 
+def test_data_frame():
+    numbers = np.arange(6.0).reshape(2, 3)
+    found = se.Alignment(("a", "b", "all leaves"), np.array([[0, 4], [4, 8]]), numbers, numbers + 10)
+    frame = found.to_dataframe()
+    assert list(frame.columns) == ["leaf", "first_step", "end_step", "cosine", "norm_ratio"]
+    assert frame.values.tolist()[1] == ["b", 0, 4, 1.0, 11.0]
+    assert frame.values.tolist()[5] == ["all leaves", 4, 8, 5.0, 15.0]
+
+
 # --- in fit ----------------------------------------------------------------------------------------------------------
 
 

@@ -78,6 +78,9 @@ def connectivity(graph: Any, weight: Any = None, group: Any = None, order: Any =
     else:
         _dots(axes, places[0][pre], places[1][post], sign, max(sizes))
     _bands(axes, bands)
+    if ax is None:
+        # The key is as wide as the panel says, and the panel as the key leaves it: twice round is enough.
+        figure.draw_without_rendering()
     return figure
 
 
@@ -160,7 +163,8 @@ def _key(axes: Axes, limits: tuple[float, float]) -> None:
         np.linspace(0, 100, 33), np.geomspace(*limits, 65), _mixed(share, 0.15 + 0.85 * depth),
         rasterized=True,
     )  # fmt: skip
-    key.set(yscale="log", xlabel="positive (%)", ylabel="synapses per 100 pairs", xticks=(0, 100))
+    key.set(yscale="log", xlabel="positive (%)", xticks=(0, 100))
+    key.set_ylabel("synapses per 100 pairs", labelpad=1)
     key.yaxis.tick_right()
     key.yaxis.set_label_position("right")
     key.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -147,7 +147,7 @@ def _draw(
         legend(axes)
     else:
         _image(axes, values, at, label)
-        axes.set_ylabel(f"{what} (position among those drawn)" if some else what)
+        axes.set_ylabel(f"{what} (as chosen)" if some else what)
     return figure
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .base import DASHES, MARKERS, PALETTE, SINGLE, legend, numbers, panel
+from .base import DASHES, MARKERS, PALETTE, SINGLE, legend, numbers, panel, reals
 
 MARKS = 5
 
@@ -82,7 +82,7 @@ def learning_curves(
 
 
 def _seeds(name: str, values: Any) -> np.ndarray:
-    array = numbers(name, np.atleast_2d(np.asarray(values)), ("seeds", "points"))
+    array = numbers(name, np.atleast_2d(reals(name, values)), ("seeds", "points"))
     if not array.size:
         raise ValueError(f"{name}: got shape {array.shape}; expected at least one seed and one point")
     return array

@@ -89,11 +89,10 @@ def _fired(spikes: Any) -> np.ndarray:
     array = np.asarray(spikes)
     if array.ndim != 2:
         raise ValueError(f"spikes: got shape {array.shape}; expected (time, units)")
-    try:
-        fired = array.astype(bool)
-        strange = array != fired
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"spikes: expected numbers, got {array.dtype}") from error
+    if not (array.dtype == bool or np.issubdtype(array.dtype, np.number) or array.dtype.kind == "V"):
+        raise TypeError(f"spikes: expected numbers, got {array.dtype}")
+    fired = array.astype(bool)
+    strange = array != fired
     if np.any(strange):
         raise ValueError(f"spikes: expected 0 and 1, got {array[strange][0]!s}; for example `spikes > 0`")
     return fired

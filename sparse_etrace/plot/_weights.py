@@ -8,7 +8,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .._graph import Graph
-from .base import DASHES, NEGATIVE, PALETTE, POSITIVE, SINGLE, ZERO, graph_weight, legend, nothing, numbers, panel
+from .base import (
+    DASHES,
+    NEGATIVE,
+    PALETTE,
+    POSITIVE,
+    SINGLE,
+    ZERO,
+    graph_weight,
+    legend,
+    nothing,
+    numbers,
+    panel,
+    reals,
+)
 
 BINS = 50
 
@@ -80,7 +93,7 @@ def weights(values: Any, log: bool = False, ax: Any = None) -> Figure:
 
 
 def _flat(name: str, value: Any) -> np.ndarray:
-    return graph_weight(value) if isinstance(value, Graph) else numbers(name, np.ravel(value), ("count",))
+    return graph_weight(value) if isinstance(value, Graph) else numbers(name, reals(name, value).ravel(), ("count",))
 
 
 def _edges(pooled: np.ndarray) -> np.ndarray:

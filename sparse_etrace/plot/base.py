@@ -81,13 +81,18 @@ def nothing(axes: Axes, words: str) -> None:
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", fontsize=SMALL, color="#555555")
 
 
-def numbers(name: str, values: Any, shape: Sequence[str | int]) -> np.ndarray:
-    """`values` as an array of finite real numbers; words in `shape` stand for any size."""
+def reals(name: str, values: Any) -> np.ndarray:
+    """`values` as an array of real numbers."""
     try:
         array = np.asarray(values)
-        array = array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+        return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: expected an array of real numbers, got {type(values).__name__}: {error}") from error
+
+
+def numbers(name: str, values: Any, shape: Sequence[str | int]) -> np.ndarray:
+    """`values` as an array of finite real numbers; words in `shape` stand for any size."""
+    array = reals(name, values)
     if array.ndim != len(shape) or any(n != m for n, m in zip(array.shape, shape, strict=True) if isinstance(m, int)):
         raise ValueError(f"{name}: got shape {array.shape}; expected ({', '.join(map(str, shape))})")
     if not np.isfinite(array).all():
