@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml README.md $(shell find sparse_etrace native datasets -name __pycache__ -prune -o -print)
 
-.PHONY: demo test soak bench study bench-peers lint format clean
+.PHONY: demo test soak figures bench study bench-peers lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sparse-etrace demo worm --out results
@@ -14,6 +14,10 @@ test: $(VENV)/installed-test
 # The tests whose counts are small above, with their full ones.
 soak: $(VENV)/installed-test
 	$(BIN)/pytest -n 2 --dist worksteal -m soak --full -rA
+
+# The pictures of docs/figures.md, by the code of that page.
+figures: $(VENV)/installed-test
+	$(BIN)/python docs/figures.py
 
 bench: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/bench.py --out results
