@@ -15,7 +15,17 @@ PACKAGES = str(Path(se.__file__).parents[1])
 
 
 def test_examples_exist():
-    assert {"01_first_gradient.py", "03_custom_op.py"} <= {path.name for path in EXAMPLES}
+    names = {
+        "01_first_gradient.py",
+        "02_from_networkx.py",
+        "03_custom_op.py",
+        "04_worm.py",
+        "05_sparse_spiking.py",
+        "06_streaming_graph.py",
+        "07_bring_your_own_connectome.py",
+        "08_resume.py",
+    }
+    assert names <= {path.name for path in EXAMPLES}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
