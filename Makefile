@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml README.md $(shell find sparse_etrace native datasets -name __pycache__ -prune -o -print)
 
-.PHONY: demo test soak figures bench study bench-peers lint format clean
+.PHONY: demo test soak docs figures bench study bench-peers lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sparse-etrace demo worm --out results
@@ -31,6 +31,10 @@ bench-peers:
 	$(VENV)-peers/bin/python -m pip install . braintrace==0.2.6 brainevent==0.2.1 numba jax==0.10.2
 	$(VENV)-peers/bin/python tests/benchmarks/peers.py --out results/peers.json
 
+# Strict: a broken link, a page outside of the navigation or an unknown name in the reference fails.
+docs: $(VENV)/installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,7 +45,7 @@ format: $(VENV)/installed-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers results dist
+	rm -rf $(VENV) $(VENV)-peers results dist site
 
 $(VENV)/made:
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
