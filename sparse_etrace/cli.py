@@ -1,4 +1,4 @@
-"""The command line: `sparse-etrace demo worm`, `sparse-etrace inspect FILE`, `sparse-etrace info`."""
+"""The command line: `sparse-etrace demo worm`, `inspect FILE`, `convert IN OUT`, `info`."""
 
 import argparse
 import platform
@@ -13,7 +13,7 @@ import jax
 
 from . import _algorithm as rules, datasets, demo
 from ._costs import LearnerCosts, learner_costs
-from ._files import read_graph
+from ._files import read_graph, write_graph
 from ._graph import Graph
 from ._inspect import inspect_graph
 from ._kernels import native
@@ -83,11 +83,24 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("file", metavar="FILE", help=f"a graph file, or one of {', '.join(DATA_SETS)}")
     show.add_argument("--batch", type=_batch, default=1, help="batch elements (default: 1)")
     show.add_argument("--learner", type=_learner, action="append", help="such as D_RTRL or SnAp-3; may be repeated")
-    for name, what in (("pre", "column of sending ids"), ("post", "column of receiving ids"), ("weight", "of weights")):
-        show.add_argument(f"--{name}", help=what)
-    show.add_argument("--format", help="of the file, whatever its suffix")
+    _add_columns(show)
+    show = commands.add_parser("convert", help="write a graph file in another format, all digits of its weights kept")
+    show.add_argument("file", metavar="IN", help=f"a graph file, or one of {', '.join(DATA_SETS)}")
+    show.add_argument("out", metavar="OUT", type=Path, help="the file to write; its suffix says the format")
+    _add_columns(show)
+    show.add_argument("--to", help="format of OUT, whatever its suffix")
     commands.add_parser("info", help="versions, devices, and the kernels in use")
     return parser
+
+
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    for name, what in (("pre", "column of sending ids"), ("post", "column of receiving ids"), ("weight", "of weights")):
+        parser.add_argument(f"--{name}", type=_column, help=f"{what}: its name, or its position from 0")
+    parser.add_argument("--format", help="of the file, whatever its suffix")
+
+
+def _column(text: str) -> str | int:
+    return int(text) if text.isdecimal() else text
 
 
 def _info() -> str:
@@ -98,16 +111,25 @@ def _info() -> str:
     return "\n".join(f"{name:14} {value}" for name, value in lines.items())
 
 
-def _read(args: argparse.Namespace) -> Graph:
+def _read(args: argparse.Namespace, dtype: str = "float32") -> Graph:
     """The graph of a data set or a file; what `read_graph` guesses is said on stderr."""
     if args.file in DATA_SETS:
         return DATA_SETS[args.file]()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        graph = read_graph(args.file, format=args.format, pre=args.pre, post=args.post, weight=args.weight)
+        columns = {name: getattr(args, name) for name in ("format", "pre", "post", "weight")}
+        graph = read_graph(args.file, dtype=dtype, **columns)
     for warning in said:
         print(f"sparse-etrace: {warning.message}", file=sys.stderr)
     return graph
+
+
+def _convert(args: argparse.Namespace) -> None:
+    with jax.enable_x64(True):
+        graph = _read(args, "float64")
+        write_graph(args.out, graph, format=args.to)
+    conn = graph.connectivity
+    print(f"{args.out}: {conn.num_pre:,} x {conn.num_post:,} units, {conn.num_synapses:,} synapses")
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -146,8 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_info())
         return 0
     try:
-        if args.command == "inspect":
-            _inspect(args)
+        if args.command in ("inspect", "convert"):
+            (_inspect if args.command == "inspect" else _convert)(args)
             return 0
         if args.out.exists() and not args.out.is_dir():
             raise NotADirectoryError(f"--out: {args.out} is a file; name a folder")

@@ -1,4 +1,4 @@
-"""Damages graph files and reads them; run as a program by test_fuzz_files.py: FORMAT COUNT SEED FOLDER.
+"""Damages graph files and reads them; run as a program by test_fuzz_files.py: FORMATS COUNT SEED FOLDER.
 
 A file that is read must give what the oracle of its format gives: a reader of its own, in plain Python, that shares no
 code with the library. Text is parsed here character by character or line by line; GraphML comes from ElementTree, the
@@ -51,6 +51,11 @@ def number(cell):
     """A finite number in a text."""
     need(NUMBER.fullmatch(cell))
     return float(cell)
+
+
+def is_number(cell):
+    """Whether a cell is a number, finite or not."""
+    return NUMBER.fullmatch(cell) or re.fullmatch(r"[+-]?(nan|inf|infinity)", cell, re.I)
 
 
 def result(nodes, shape, edges, names=(), node_attrs=()):
@@ -186,7 +191,8 @@ def typed(cells):
         values = [int(cell) for cell in cells]
         low, high = min(values), max(values)
         return values if (low >= -(2**63) and high < 2**63) or (low >= 0 and high < 2**64) else list(cells)
-    if cells and all(NUMBER.fullmatch(c) or c.lower().lstrip("+-") in ("nan", "inf", "infinity") for c in cells):
+    padded = any(re.fullmatch(r"[+-]?0\d.*", cell, re.ASCII) for cell in cells)
+    if cells and not padded and all(map(is_number, cells)):
         return [float(cell) for cell in cells]
     if cells and all(cell in ("True", "False") for cell in cells):
         return [cell == "True" for cell in cells]
@@ -261,14 +267,13 @@ def oracle_adjacency(data):
             break
     need(len({len(row) for row in rows}) == 1)
 
-    def is_number(cell):
-        return NUMBER.fullmatch(cell) or cell.lower().lstrip("+-") in ("nan", "inf", "infinity")
-
     alike = rows[0][1:] == [row[0] for row in rows[1:]] and len(rows) > 1
-    top = not all(map(is_number, rows[0]))
+    top = not all(map(is_number, rows[0][1:] or rows[0]))
     side = not all(is_number(row[0]) for row in rows[top:])
-    if rows[0][0] == "" or (alike and top):
+    if rows[0][0] == "" or (alike and not all(map(is_number, rows[0]))):
         top = side = True
+    else:
+        need(top or is_number(rows[0][0]) or not all(is_number(row[0]) for row in rows[1:]) or len(rows) == 1)
     matrix = [[number(cell) for cell in row[side:]] for row in rows[top:]]
     num_pre, num_post = len(matrix), len(rows[0]) - side
     left, above = [row[0] for row in rows[top:]] if side else None, rows[0][side:] if top else None
@@ -559,13 +564,17 @@ def damage(data, rng, others):
 def damaged(name, rng, files):
     """A damaged file and its suffix; in archives also damage below the checksums, in packed text above the packing."""
     data = rng.choice(files)
-    if name == "npz" and rng.random() < 0.6:
+    if name == "npz" and rng.random() < 0.8:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {member: archive.read(member) for member in archive.namelist()}
         chosen, buffer = rng.choice(list(members)), io.BytesIO()
         with zipfile.ZipFile(buffer, "w", rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as archive:
             for member, content in members.items():
-                if member == chosen:
+                if member == chosen and rng.random() < 0.5 and len(content) > 128:
+                    content = bytearray(content)  # behind the header
+                    content[rng.randrange(128, len(content))] ^= 1 << rng.randrange(8)
+                    content = bytes(content)
+                elif member == chosen:
                     content = damage(content, rng, list(members.values()))
                 archive.writestr(member if rng.random() < 0.98 else f"../{member}", content)
         return buffer.getvalue(), SUFFIX[name]
@@ -576,16 +585,21 @@ def damaged(name, rng, files):
     return damage(gzip.compress(data), rng, files), SUFFIX[name] + ".gz"
 
 
-def main(name, count, seed, folder):
-    import jax  # noqa: F401
-
+def main(names, count, seed, folder):
     import sparse_etrace as se
 
-    folder, count = Path(folder), int(count)
-    rng, oracle = random.Random(int(seed)), globals()[f"oracle_{name}"]
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    for name in names.split(","):
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+        try_format(se, name, int(count), random.Random(int(seed)), Path(folder))
+
+
+def try_format(se, name, count, rng, folder):
+    """Damages files of one format, reads them, and prints what happened as one line of JSON."""
+    oracle = globals()[f"oracle_{name}"]
     files = seeds(name, se, folder)
     format_ = "adjacency" if name == "adjacency" else None
-    found = {"loaded": 0, "refused": 0, "wrong": [], "seconds": 0.0, "bytes": 0}
+    found = {"name": name, "loaded": 0, "refused": 0, "wrong": [], "seconds": 0.0, "bytes": 0}
     warnings.simplefilter("ignore")
     for k, data in enumerate(files):  # warm up, and the oracle agrees on sound files
         path = folder / f"sound{SUFFIX[name]}"
@@ -594,7 +608,7 @@ def main(name, count, seed, folder):
             found["wrong"].append(f"sound file {k}: the oracle disagrees, {data[:300]!r}")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     for _ in range(count):
         data, suffix = damaged(name, rng, files)
         path = folder / f"damaged{suffix}"
@@ -631,7 +645,7 @@ def main(name, count, seed, folder):
     if not math.isfinite(found["seconds"]) or found["bytes"] > MEMORY:
         found["wrong"].append(f"took {found['bytes']} bytes")
     found["count"], found["wrong"] = len(found["wrong"]), found["wrong"][:20]
-    print(json.dumps(found))
+    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def read_graph(
     return graph
 
 
-def write_graph(path: str | os.PathLike, graph: Graph, *, format: str | None = None) -> None:
+def write_graph(path: str | os.PathLike, graph: Any, *, format: str | None = None) -> None:
     """Write a graph to a file, its format said by the suffix; text files are packed where it ends in `.gz`.
 
     What is written is read again exactly: weights to the bit, labels, attributes, order. What a format cannot hold is

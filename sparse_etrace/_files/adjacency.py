@@ -1,7 +1,8 @@
 """Adjacency matrices in text: a row for each sending unit, a column for each receiving one; 0 is no synapse."""
 
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from io import BufferedIOBase
+from typing import Any
 
 import numpy as np
 
@@ -40,10 +41,13 @@ def read(source: Source, table: Table, options: Options) -> Graph:
     body = [row[1:] for row in rows[1:]]
     inner = all(NUMBER(cell) for row in body for cell in row)
     labels_agree = rows[0][1:] == [row[0] for row in body] and len(rows) > 1
-    top = not all(map(NUMBER, rows[0]))
-    side = not all(NUMBER(row[0]) for row in (rows[1:] if top else rows))
-    if rows[0][0] == "" or (inner and labels_agree and top):
+    top = not all(map(NUMBER, rows[0][1:] or rows[0]))
+    first = [bool(NUMBER(row[0])) for row in rows[int(top) :]]
+    side = not all(first)
+    if rows[0][0] == "" or (inner and labels_agree and not all(map(NUMBER, rows[0]))):
         top = side = True
+    elif not top and not first[0] and len(first) > 1 and all(first[1:]):
+        raise ValueError(f"has {rows[0][0]!r} before numbers in row 1; leave that cell empty, or drop the labels")
     if not inner:
         _refuse_cell(rows, top, side)
     matrix = [row[int(side) :] for row in rows[int(top) :]]
@@ -57,7 +61,7 @@ def read(source: Source, table: Table, options: Options) -> Graph:
     return build_graph(pre, post, dense[pre, post], dense.shape, labels, policies=options.policies)
 
 
-def write(target: BinaryIO, graph: Graph, separator: str) -> None:
+def write(target: BufferedIOBase, graph: Graph, separator: str) -> None:
     """Write a matrix with labels in its first row and first column."""
     refuse_attributes("a matrix", HOLDERS, graph.node_attrs | graph.edge_attrs)
     conn, weight = graph.connectivity, host_weight(graph)

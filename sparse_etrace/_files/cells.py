@@ -17,6 +17,10 @@ SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", " ": "space"}
 MARK = "# sparse_etrace "
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,99}").fullmatch
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.I | re.A).fullmatch
+# A number that is written as such: "01" is text.
+PROPER = re.compile(
+    r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.I | re.A
+).fullmatch
 PLAIN = re.compile(r"[^\W_#%][\w.+-]*|-?[0-9.][\w.+-]*", re.A).fullmatch
 
 
@@ -95,7 +99,7 @@ def ids(*columns: Sequence[str]) -> list[Any]:
     """Return columns of ids: all as integers if all are, else all as strings; floats are refused."""
     if all(INTEGER(cell) for column in columns for cell in column):
         return [plain_ids([int(cell) for cell in column]) for column in columns]
-    if all(NUMBER(cell) for column in columns for cell in column):
+    if all(PROPER(cell) for column in columns for cell in column):
         odd = next(cell for column in columns for cell in column if not INTEGER(cell))
         raise ValueError(f"has the id {odd!r} among numbers; ids are integers written plainly, or names")
     for column in columns:
@@ -119,7 +123,7 @@ def column(cells: Sequence[str]) -> np.ndarray:
     if cells and all(map(INTEGER, cells)):
         whole = plain_ids([int(cell) for cell in cells])
         return whole if isinstance(whole, np.ndarray) else strings(cells)
-    if cells and all(map(NUMBER, cells)):
+    if cells and all(map(PROPER, cells)):
         return np.array([float(cell) for cell in cells], np.float64)
     if cells and set(cells) <= {"True", "False"}:
         return np.array([cell == "True" for cell in cells])

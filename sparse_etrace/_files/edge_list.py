@@ -1,7 +1,8 @@
 """Edge lists in text: one synapse a row, its ends and weight in columns, other columns as edge attributes."""
 
 from collections.abc import Hashable, Sequence
-from typing import Any, BinaryIO
+from io import BufferedIOBase
+from typing import Any
 
 from .._build import build_graph
 from .._graph import Graph
@@ -35,7 +36,7 @@ def read(source: Source, table: Table, options: Options) -> Graph:
     return build_graph(ends[0], ends[1], values, shape, labels, None, attrs, policies=options.policies)
 
 
-def write(target: BinaryIO, graph: Graph, separator: str) -> None:
+def write(target: BufferedIOBase, graph: Graph, separator: str) -> None:
     """Write an edge list; a comment before it says what nodes there are, if the rows do not."""
     refuse_attributes("an edge list, which has no rows for nodes", HOLDERS, graph.node_attrs)
     attrs = graph.edge_attrs

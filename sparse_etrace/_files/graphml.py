@@ -6,7 +6,8 @@ U. Brandes, M. Eiglsperger, I. Herman, M. Himsolt, M. S. Marshall (2002), GraphM
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from io import BufferedIOBase
+from typing import Any
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
@@ -166,7 +167,7 @@ def read(source: Source, options: Options) -> Graph:
     return build_graph(pre, post, weight, shape, labels, node_attrs, edge_attrs, policies=options.policies)
 
 
-def write(target: BinaryIO, graph: Graph) -> None:
+def write(target: BufferedIOBase, graph: Graph) -> None:
     """Write a graph; a datum of the graph says whether labels are integers, and its shape."""
     kind, weight = one_kind("GraphML", graph.nodes), host_weight(graph)
     if "weight" in graph.edge_attrs:

@@ -6,7 +6,6 @@ R. F. Boisvert, R. Pozo, K. A. Remington (1996), The Matrix Market exchange form
 import io
 import re
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO
 
 import numpy as np
 import scipy.io
@@ -67,7 +66,7 @@ def read(source: Source, options: Options) -> Graph:
     return graph
 
 
-def write(target: BinaryIO, graph: Graph) -> None:
+def write(target: io.BufferedIOBase, graph: Graph) -> None:
     """Write all synapses as real entries, with all digits."""
     refuse_attributes("Matrix Market", OTHERS, graph.node_attrs | graph.edge_attrs)
     labels = as_nodes(graph.nodes)
@@ -139,7 +138,7 @@ def _check_body(data: bytes, start: int, layout: str, field: str, tokens: int) -
 
 
 def _sound_words(piece: bytes, points: bytes, codes: np.ndarray) -> bool:
-    """Whether signs, points and exponents stand as in numbers of the last column; `points` is `piece` without digits."""
+    """Whether signs, points, exponents stand as in numbers of the last column; `points` is `piece` without digits."""
     if any(pair in points for pair in (b"..", b"e.", b"ee")):
         return False
     # A point before a space: of a last column with spaces after it, or of an index.

@@ -6,7 +6,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Hashable, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -56,12 +56,14 @@ def unpack(source: Source, arrays: dict[str, np.ndarray]) -> tuple[tuple[int, in
         labels = [_hashable(value) for value in from_json(labels.tobytes(), lambda value: isinstance(value, list))]
     elif labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
         raise ValueError(f"has labels of type {labels.dtype} and shape {labels.shape}; they need one integer a node")
+    elif labels is not None:
+        labels = labels.tolist()
     names = from_json(_member(arrays, "attributes").tobytes(), _are_names)
     attrs = [{key: _member(arrays, f"{what}_{k}") for k, key in enumerate(keys)} for what, keys in names.items()]
     return shape, labels, attrs[0], attrs[1]
 
 
-def write(target: BinaryIO, graph: Graph) -> None:
+def write(target: io.BufferedIOBase, graph: Graph) -> None:
     """Write a graph; labels that are no 64-bit integers as JSON."""
     pre, post = host_ends(graph)
     np.savez(target, pre=pre, post=post, weight=host_weight(graph), **_pack(graph))  # type: ignore[arg-type]
@@ -171,9 +173,13 @@ def _array(name: str, data: bytes) -> np.ndarray:
         raise ValueError(f"member {name!r} claims shape {shape} of {dtype}, but has {len(data) - file.tell()} bytes")
     file.seek(0)
     try:
-        return np.lib.format.read_array(file, allow_pickle=False)
+        array = np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, TypeError, MemoryError, OverflowError) as error:
         raise ValueError(f"member {name!r} is no sound array: {error}") from error
+    letters = np.dtype(np.uint32).newbyteorder(dtype.byteorder)
+    if dtype.kind == "U" and (np.frombuffer(array.tobytes(), letters) > 0x10FFFF).any():
+        raise ValueError(f"member {name!r} holds characters that do not exist")
+    return array
 
 
 def _member(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 import base64
 import binascii
-from collections.abc import Hashable
-from typing import Any, BinaryIO
+from collections.abc import Hashable, Sequence
+from io import BufferedIOBase
+from typing import Any
 
 import numpy as np
 
@@ -38,15 +39,16 @@ def read(source: Source, options: Options) -> Graph:
         shape, nodes, node_attrs, _ = unpack(source, arrays_of(source, mark))
         halves: Any = (None, None)
         if nodes is not None:
-            nodes = tuple(nodes.tolist() if isinstance(nodes, np.ndarray) else nodes)
-            halves = nodes[: shape[0]], nodes[len(nodes) - shape[1] :]
+            nodes = tuple(nodes)
+            if _plain(nodes):
+                halves = nodes[: shape[0]], nodes[len(nodes) - shape[1] :]
         ends = [_positions(names[k], columns[k], half) for k, half in zip((pre, post), halves, strict=True)]
     values = None if weight is None else _numbers(names[weight], columns[weight])
     attrs = {name: _attribute(name, columns[k]) for k, name in enumerate(names) if k not in places}
     return build_graph(ends[0], ends[1], values, shape, nodes, node_attrs, attrs, policies=options.policies)
 
 
-def write(target: BinaryIO, graph: Graph) -> None:
+def write(target: BufferedIOBase, graph: Graph) -> None:
     """Write a graph. Labels that are all integers or all strings stand in the columns, of others the positions."""
     pa, pq = _pyarrow()
     pre, post = host_ends(graph)
@@ -107,19 +109,19 @@ def _unpacked(mark: bytes) -> bytes:
 
 def _labelled(pa: Any, graph: Graph, labels: Any, positions: np.ndarray) -> Any:
     """Return a column of labels, strings through a dictionary; positions where labels are no plain ids."""
-    if as_nodes(graph.nodes) is None or not _plain(graph):
+    if as_nodes(graph.nodes) is None or not _plain(graph.nodes):
         return pa.array(positions)
     if isinstance(graph.nodes[0], int):
         return pa.array(plain_ids(labels)[positions] if len(labels) else np.zeros(0, np.int64))
     return pa.DictionaryArray.from_arrays(pa.array(positions), pa.array(labels, pa.string()))
 
 
-def _plain(graph: Graph) -> bool:
-    """Whether Parquet has a type for all labels."""
-    kinds = {type(label) for label in graph.nodes}
+def _plain(labels: Sequence[Hashable]) -> bool:
+    """Whether Parquet has a type for all labels, so that they stand in the columns."""
+    kinds = {type(label) for label in labels}
     if kinds == {int}:
-        return isinstance(plain_ids(graph.nodes), np.ndarray)
-    return kinds == {str} and not any("\ud800" <= letter <= "\udfff" for label in graph.nodes for letter in str(label))
+        return isinstance(plain_ids(labels), np.ndarray)
+    return kinds == {str} and not any("\ud800" <= letter <= "\udfff" for label in labels for letter in str(label))
 
 
 def _arrow(pa: Any, name: str, values: np.ndarray) -> Any:
@@ -169,16 +171,16 @@ def _strings_or_integers(ids: Any) -> Any:
 def _positions(name: str, column: Any, labels: tuple[Hashable, ...] | None) -> np.ndarray:
     """Return the position of each id among the labels of the metadata."""
     ids = _ids(name, column)
-    whole = labels is not None and all(type(label) is int for label in labels)
-    text = labels is not None and all(type(label) is str for label in labels)
-    if isinstance(ids, np.ndarray):
-        return look_up(name, ids, labels) if whole and labels else ids
-    if not text or labels is None:
-        raise ValueError(f"has strings in column {name!r}, though its nodes have no such labels")
-    if isinstance(ids, tuple):
-        codes, values = ids
-        return find(name, values, labels)[codes] if len(codes) else np.zeros(0, np.int64)
-    return find(name, ids, labels)
+    whole = isinstance(ids, np.ndarray)
+    if labels is None or not len(column):
+        if not whole and len(column):
+            raise ValueError(f"has strings in column {name!r}, though its nodes have no such labels")
+        return ids if whole else np.zeros(0, np.int64)
+    if whole:
+        return look_up(name, ids, labels)
+    codes, values = ids if isinstance(ids, tuple) else (None, ids)
+    found = find(name, values, labels)
+    return found if codes is None else found[codes]
 
 
 def _numbers(name: str, column: Any) -> np.ndarray:

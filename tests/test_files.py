@@ -1,0 +1,673 @@
+"""Graphs in files: what is written is read again exactly; what cannot be held, read or trusted is refused in words."""
+
+import builtins
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import jax.numpy as jnp
+import networkx as nx
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import scipy.io
+import scipy.sparse as sp
+from hypothesis import given, settings, strategies as st
+
+import sparse_etrace as se
+from sparse_etrace import cli
+from sparse_etrace._files.base import only_strings
+
+SUFFIXES = [".npz", ".graphml", ".parquet", ".csv", ".tsv", ".mtx", ".graphml.gz", ".csv.gz", ".mtx.gz"]
+ALL = [".npz", ".graphml", ".parquet"]
+ODD = ['a,"b"', "c\nd", " e ", "é\u4e2d\U0001f9e0", "#f", "01", "x;y\tz", "1.5", "True", "\r\n"]
+
+
+def same(graph, other):
+    """Equal to the bit, in order, with types of labels and kinds of attributes."""
+    conn, back = graph.connectivity, other.connectivity
+    assert conn.shape == back.shape and list(graph.nodes) == list(other.nodes)
+    assert [type(x) for x in graph.nodes] == [type(x) for x in other.nodes]
+    assert isinstance(other.nodes, range) or not isinstance(graph.nodes, range)
+    for a, b in ((conn.pre, back.pre), (conn.post, back.post), (graph.weight, other.weight)):
+        assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    for attrs, found in ((graph.node_attrs, other.node_attrs), (graph.edge_attrs, other.edge_attrs)):
+        assert list(attrs) == list(found)
+        for key in attrs:
+            assert found[key].dtype.kind == attrs[key].dtype.kind or not attrs[key].size
+            np.testing.assert_array_equal(found[key], attrs[key])
+
+
+def round_trip(graph, path, **options):
+    se.write_graph(path, graph)
+    same(graph, se.read_graph(path, dtype=graph.weight.dtype, **options))
+
+
+LABELS = {
+    "positions": None,
+    "words": ["k", "b", "a", "z", "iso"],
+    "odd": ODD[:5],
+    "look like numbers": ["01", "1", "1.5", "nan", "True"],
+    "wide": [2**60, -3, 5, 2**62, 7],
+    "unsigned": [2**63 + 5, 3, 1, 2, 2**64 - 1],
+    "beyond": [2**70, 1, 2, 3, 4],
+}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("labels", LABELS)
+def test_labels_order_and_zeros(tmp_path, suffix, labels):
+    """Parallel synapses, a zero, a node without synapses."""
+    names = LABELS[labels]
+    graph = se.from_edges([3, 0, 0, 1, 0], [0, 1, 1, 2, 1], [0.1, -2.5e-30, 0.0, 3, 1e30], (5, 5))
+    graph = se.Graph(graph.connectivity, graph.weight, names)
+    if suffix.startswith(".mtx") and names:
+        with pytest.raises(ValueError, match="label .* is lost in Matrix Market"):
+            se.write_graph(tmp_path / f"graph{suffix}", graph)
+    else:
+        round_trip(graph, tmp_path / f"graph{suffix}")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    "shape, names", [((2, 4), None), ((0, 0), None), ((3, 3), None), ((0, 2), None), ((2, 1), "abc")]
+)
+def test_shapes(tmp_path, suffix, shape, names):
+    empty = 0 in shape or shape == (3, 3)
+    graph = se.from_edges([] if empty else [1, 0, 1], [] if empty else [0] * 3, [] if empty else [1, 2, 3], shape)
+    graph = se.Graph(graph.connectivity, graph.weight, None if names is None else list(names))
+    if not (suffix.startswith(".mtx") and names):
+        round_trip(graph, tmp_path / f"graph{suffix}")
+
+
+@pytest.mark.parametrize("suffix", ALL)
+def test_attributes(tmp_path, suffix):
+    graph = se.from_edges(
+        ["x", "y", "x"],
+        ["y", "x", "y"],
+        labels=["x", "y"],
+        node_attrs={"a,b": ODD[:2], "f": np.array([0.1, np.nan], np.float32), "n": [1, 2**62], "": [True, False]},
+        edge_attrs={"text": ["", "01", "1"], "f": [0.1, -np.inf, 1e300], "n": np.array([1, 2, 3], np.int32)},
+    )
+    round_trip(graph, tmp_path / f"graph{suffix}")
+    back = se.read_graph(tmp_path / f"graph{suffix}")
+    assert back.node_attrs["f"].dtype == np.float32 and back.edge_attrs["n"].dtype == np.int32
+
+
+def test_attributes_of_an_edge_list(tmp_path):
+    attrs = {"text": ["", "é,\n", "1"], "f": [0.1, np.nan, 1e300], "n": [1, 2, 2**64 - 1], "on": [True, False, True]}
+    graph = se.from_edges([0, 1, 2], [1, 2, 0], edge_attrs={key: np.array(column) for key, column in attrs.items()})
+    round_trip(graph, tmp_path / "graph.csv")
+
+
+def test_npz_holds_nearly_everything(tmp_path):
+    nodes = [("a", (1, 2.5)), None, True, "a", 3, -2.5, 2**80]
+    attrs = {"2-D": np.arange(21.0).reshape(7, 3), "when": np.arange(7).astype("M8[s]"), "c": np.arange(7) * 1j}
+    graph = se.from_edges([0, 6], [6, 0], [1, 2], (7, 7))
+    graph = se.Graph(graph.connectivity, graph.weight, nodes, attrs, {"bytes": np.array([b"a", b"\xff"])})
+    round_trip(graph, tmp_path / "graph.npz")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_weights_to_the_bit(tmp_path, suffix, dtype, x64):
+    bits = np.random.default_rng(0).normal(size=300) * 10.0 ** np.random.default_rng(1).integers(-4, 4, 300)
+    graph = se.from_edges(np.arange(300), np.arange(300)[::-1], bits, dtype=dtype)
+    round_trip(graph, tmp_path / f"graph{suffix}")
+
+
+texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=4) | st.sampled_from(ODD)
+
+
+@settings(max_examples=20)
+@given(st.data(), st.sampled_from(SUFFIXES[:5]))
+def test_round_trips(tmp_path_factory, data, suffix):
+    labels = data.draw(st.lists(texts, unique=True, max_size=5) | st.lists(st.integers(), unique=True, max_size=5))
+    size, weights = len(labels), st.floats(allow_nan=False, allow_infinity=False, width=32)
+    ends = st.tuples(
+        st.integers(0, size - 1), st.integers(0, size - 1), st.floats(allow_nan=False, allow_infinity=False, width=32)
+    )
+    edges = data.draw(st.lists(ends, max_size=6)) if size else []
+    pre, post, weight = zip(*edges) if edges else ([], [], [])
+    graph = se.from_edges(pre, post, weight, (size, size))
+    graph = se.Graph(graph.connectivity, graph.weight, labels)
+    try:
+        round_trip(graph, tmp_path_factory.mktemp("graphs") / f"graph{suffix}")
+    except ValueError as error:
+        assert "XML cannot hold" in str(error)
+
+
+@pytest.mark.parametrize(
+    "graph", [se.from_edges([0, 1, 2], [1, 1, 0], [0.1, 2, -3]), se.from_edges([1], [2], shape=(2, 3))]
+)
+@pytest.mark.parametrize("names", [None, "vwxyz"])
+def test_adjacency(tmp_path, graph, names):
+    if names:
+        graph = se.Graph(graph.connectivity, graph.weight, list(names[: len(graph.nodes)]))
+    path = tmp_path / "graph.csv"
+    se.write_graph(path, graph, format="adjacency")
+    same(graph, se.read_graph(path, format="adjacency"))
+    same(graph, se.read_graph(path))
+    frame = pd.read_csv(path, index_col=0)
+    np.testing.assert_array_equal(frame.to_numpy(np.float32), graph.to_dense())
+
+
+# ---------------------------------------------------------------------------------------------------- other libraries
+
+
+def test_others_read_what_is_written(tmp_path):
+    graph = se.from_edges(["b", "a", "b"], ["a", "c", "a"], [0.1, 2, 3], labels=["b", "a", "c"])
+    for name in ("graph.graphml", "graph.parquet", "graph.csv"):
+        se.write_graph(tmp_path / name, graph)
+    found = nx.read_graphml(tmp_path / "graph.graphml", force_multigraph=True)
+    assert sorted(found.edges(data="weight")) == [("a", "c", 2.0), ("b", "a", float(np.float32(0.1))), ("b", "a", 3.0)]
+    expected = [("b", "a", np.float32(0.1)), ("b", "a", 3), ("a", "c", 2)]
+    for frame in (pd.read_parquet(tmp_path / "graph.parquet"), pd.read_csv(tmp_path / "graph.csv", comment="#")):
+        assert [tuple(row) for row in frame.astype({"weight": "float32"}).to_numpy()] == expected
+    plain = se.from_edges([0, 0], [1, 2], [0.5, 0])
+    se.write_graph(tmp_path / "graph.mtx", plain)
+    np.testing.assert_array_equal(scipy.io.mmread(tmp_path / "graph.mtx").toarray(), plain.to_dense())
+
+
+@pytest.mark.parametrize("multi", [False, True])
+@pytest.mark.parametrize("directed", [False, True])
+def test_graphml_of_networkx(tmp_path, multi, directed):
+    kind = {(0, 0): nx.Graph, (0, 1): nx.DiGraph, (1, 0): nx.MultiGraph, (1, 1): nx.MultiDiGraph}[multi, directed]
+    G = kind([("a", "b"), ("b", "c"), ("c", "c")])
+    nx.set_edge_attributes(G, {edge: 0.5 + k for k, edge in enumerate(G.edges)}, "weight")
+    nx.set_node_attributes(G, {"a": 1, "b": 2, "c": 3}, "size")
+    nx.write_graphml(G, tmp_path / "graph.graphml")
+    same(se.from_networkx(G), se.read_graph(tmp_path / "graph.graphml"))
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "coo", "bsr", "dia"])
+def test_npz_of_scipy(tmp_path, form):
+    A = sp.random_array((4, 6), density=0.4, rng=np.random.default_rng(0)).asformat(form)
+    sp.save_npz(tmp_path / "matrix.npz", A)
+    same(se.from_scipy(A), se.read_graph(tmp_path / "matrix.npz"))
+
+
+@pytest.mark.parametrize("symmetry", ["general", "symmetric", "skew-symmetric"])
+@pytest.mark.parametrize("field", ["real", "integer", "pattern", "array"])
+def test_matrix_market(tmp_path, symmetry, field):
+    if (field, symmetry) == ("pattern", "skew-symmetric"):
+        return
+    body = {"general": [(2, 1, 3), (3, 3, 4), (1, 2, 0)], "symmetric": [(2, 1, 3), (3, 3, 4), (3, 1, -1)]}
+    body["skew-symmetric"] = [(2, 1, 3), (3, 1, -1)]
+    entries = body[symmetry]
+    if field == "array":
+        inside = {"general": lambda i, j: True, "symmetric": lambda i, j: i >= j, "skew-symmetric": lambda i, j: i > j}
+        values = {(i, j): w for i, j, w in entries}
+        places = [(i, j) for j in (1, 2, 3) for i in (1, 2, 3) if inside[symmetry](i, j)]
+        lines = ["3 3", *(str(values.get(place, 0)) for place in places)]
+        entries = [entry for entry in entries if entry[2]]
+    else:
+        lines = [f"3 3 {len(entries)}", *(f"{i} {j}" + f" {w}" * (field != "pattern") for i, j, w in entries)]
+    layout = "array real" if field == "array" else f"coordinate {field}"
+    path = tmp_path / "matrix.mtx"
+    path.write_text("\n".join([f"%%MatrixMarket matrix {layout} {symmetry}", "% comment", "", *lines]))
+    sign = {"general": 0, "symmetric": 1, "skew-symmetric": -1}[symmetry]
+    expected = entries + [(j, i, sign * w) for i, j, w in entries if sign and i != j]
+    pre, post, weight = zip(*((i - 1, j - 1, 1 if field == "pattern" else w) for i, j, w in expected))
+    same(se.from_edges(pre, post, weight, (3, 3)), se.read_graph(path))
+
+
+def test_policies_and_weights_are_checked(tmp_path):
+    path = tmp_path / "graph.csv"
+    path.write_text("pre,post,weight\n0,1,0.5\n0,1,1\n1,1,2\n")
+    graph = se.read_graph(path, duplicates="sum", self_loops="drop")
+    assert graph.weight.tolist() == [1.5] and graph.weight.dtype == jnp.float32
+    with pytest.raises(ValueError, match="graph.csv: duplicates: synapse 0 -> 1 exists twice"):
+        se.read_graph(path, duplicates="error")
+    with pytest.raises(ValueError, match="choose 'keep', 'sum'"):
+        se.read_graph(path, duplicates="all")
+    with pytest.raises(ValueError, match="needs 64-bit JAX"):
+        se.read_graph(path, dtype="float64")
+    path.write_text("pre,post,weight\n0,1,nan\n")
+    with pytest.raises(ValueError, match=r"graph.csv: weight: synapse 0 -> 1 \(entry 0\) has nan"):
+        se.read_graph(path)
+
+
+# ---------------------------------------------------------------------------------------------------- tables
+
+
+def table(tmp_path, text, name="edges.csv", **options):
+    path = tmp_path / name
+    path.write_bytes(text.encode())
+    return se.read_graph(path, **options)
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";", " "])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_separators(tmp_path, separator, end):
+    rows = [["pre", "post", "weight"], ["a", "b c" if separator != " " else "b", "0.5"], ["b", "a", "1e-3"]]
+    text = end.join(["% comment", "# more", *(separator.join(row) for row in rows), ""])
+    for said in (None, separator):
+        graph = table(tmp_path, "\ufeff" + text, separator=said)
+        assert graph.connectivity.shape == ((3, 3) if separator != " " else (2, 2))
+        assert sorted(graph.weight.tolist()) == [np.float32(1e-3), 0.5]
+
+
+def test_guesses_are_said(tmp_path):
+    with pytest.warns(
+        UserWarning, match="'source' for pre, 'target' for post, and for weight 'syn_count'; to say so: pre="
+    ):
+        graph = table(tmp_path, "source,target,syn_count,kind\n5,7,2,a\n7,5,3,b\n")
+    assert graph.nodes == (5, 7) and graph.edge_attrs["kind"].tolist() == ["b", "a"]
+    with pytest.warns(UserWarning, match="columns by position 0 for pre, 1 for post, and for weight 2"):
+        assert table(tmp_path, "0 1 0.5\n1 2 2\n2 3 1\n3 0 5\n").weight.tolist() == [5, 0.5, 2, 1]
+    with pytest.warns(UserWarning, match="for weight none, so 1 for all"):
+        assert table(tmp_path, "a,b\nb,c\nc,a\na,c\n").connectivity.num_synapses == 4
+    said = table(tmp_path, "up,down,size\na,b,2\nb,a,3\n", pre="up", post="down", weight="size")
+    assert said.weight.tolist() == [3, 2]
+    assert table(tmp_path, "2,a,b\n3,b,a\n", pre=1, post=2, weight=0).weight.tolist() == [3, 2]
+
+
+AMBIGUOUS = [
+    ("x,y\na,b\nb,c\n", {}, "has a header or none"),
+    ("x,y,z\n1,2,3\n2,1,4\n", {}, "seems to have a header"),
+    ("1,2,3,4\n2,3,4,5\n", {}, "4 columns without usual names"),
+    ("1,2,3\n2,3,1\n3,1,2\n", {}, "an edge list or a matrix"),
+    ("pre,post,source,target\na,b,c,d\n", {"pre": "pre"}, "give both or none"),
+    ("from,to,source,target\na,b,c,d\n", {}, "several columns that may be the ends"),
+    ("pre,post,count,n_syn\na,b,1,2\n", {}, "several columns that may be the weight"),
+    ("pre,post,x,x\na,b,1,2\n", {}, "two columns of one name"),
+    ("pre,post\na,b\n", {"pre": "post", "post": "post"}, "name different columns"),
+    ("pre,post\na,b\n", {"pre": "sender", "post": "post"}, "no single column 'sender'"),
+    ("pre,post\na,b\n", {"pre": 0, "post": 1}, "has a header"),
+    ("1,2\n2,1\n3,1\n", {"pre": 0, "post": 2}, "none at position 2"),
+    ("1,2\n2,1\n3,1\n", {"pre": 0, "post": 0}, "they need to differ"),
+    ("a;b,c\nd;e,f\n", {}, "commas as well as at semicolons"),
+    ("a\nb\n", {}, "one column, or no separator"),
+    ("", {}, "holds no row"),
+    ("pre,post\na,b\nc\n", {}, "1 cells in row 3, but 2"),
+    ('pre,post\n"a,b\n', {"separator": ","}, "cannot be split at commas"),
+    ("pre,post,weight\na,b,x\n", {}, "weight 'x' in data row 1, which is no number"),
+    ("pre,post\n1.0,2.0\n", {}, "id '1.0' among numbers"),
+    ("pre,post\na,\n", {}, "empty id in data row 1"),
+    ('# sparse_etrace {"shape":[2,2]}\npre,post\na,b\n', {}, "needs the number of a node"),
+    ('# sparse_etrace {"shape":[2,2],"labels":["a"]}\npre,post\na,a\n', {}, "1 labels for a graph"),
+    ('# sparse_etrace {"shape":[1,1],"labels":["a"]}\npre,post\na,b\n', {}, "'b' in row 1 is not among"),
+    ('# sparse_etrace {"shape":2}\npre,post\na,b\n', {}, "another form than"),
+    ("# sparse_etrace {\npre,post\na,b\n", {}, "is no JSON"),
+    ('# sparse_etrace {"shape":[2,2]}\n0,1\n', {"format": "adjacency"}, "no matrix"),
+    ("0,1\n1,0\n", {"format": "adjacency", "pre": 0}, "a matrix has no columns of ends"),
+    (",a,b\nb,0,1\na,1,0\n", {}, "different labels; order them alike"),
+    (",a,b\na,0,1\nb,,0\n", {}, "has '' in row 3, column 2 of a matrix|no usual ends|without usual names|header"),
+    (",a,b\na,0,1\nb,,0\n", {"format": "adjacency"}, "has '' in row 3, column 2 of a matrix"),
+    ("a,b,c,d\n0,1,1,0\n0,1,1,1\n", {"format": "adjacency"}, "labels on one side"),
+    ("pre,post\na\0,b\n", {}, "holds a NUL"),
+    ("pre,post\na,b\n", {"separator": "|"}, "separator: got '|'"),
+]
+
+
+@pytest.mark.parametrize("text, options, said", AMBIGUOUS)
+def test_tables_that_are_refused(tmp_path, text, options, said):
+    with pytest.raises(ValueError, match=said.replace("|a", "[|]a") if said.startswith("separator") else said):
+        table(tmp_path, text, **options)
+    with pytest.raises(ValueError, match="no text in UTF-8"):
+        (tmp_path / "bad.csv").write_bytes(b"\xff\xfe")
+        se.read_graph(tmp_path / "bad.csv")
+
+
+def test_matrices(tmp_path):
+    square = "0 1 0 2\n0 0 3 0\n0 0 0 1\n4 0 0 0\n"
+    assert table(tmp_path, square).weight.tolist() == [4, 1, 3, 2, 1]
+    head = table(tmp_path, "a,b,c,d\n" + square.replace(" ", ","))
+    assert head.nodes == tuple("abcd")
+    side = table(tmp_path, "".join(f"{x},{row}\n" for x, row in zip("abcd", square.replace(" ", ",").split())))
+    assert side.nodes == tuple("abcd")
+
+
+# ---------------------------------------------------------------------------------------------------- refused to write
+
+
+def parallel():
+    return se.from_edges([0, 0], [1, 1])
+
+
+UNWRITABLE = [
+    (".mtx", lambda: se.datasets.worm(), "attribute 'role' is lost in Matrix Market; write .npz, .graphml"),
+    (".csv", lambda: se.datasets.worm(), "attribute 'role' is lost in an edge list"),
+    (".csv", lambda: se.from_edges([0], [1], edge_attrs={"n": ["01"]}), None),
+    (".csv", lambda: se.from_edges([0], [1], edge_attrs={"n": ["1"]}), "text that reads as numbers, '1'"),
+    (".csv", lambda: se.from_edges([0], [1], edge_attrs={"n": [[1, 2]]}), r"shape \(1, 2\), which a text table loses"),
+    (".csv", lambda: se.from_edges([0], [1], edge_attrs={"Weight": [1]}), "is called like a column of an edge list"),
+    (".csv", lambda: se.from_edges(["a"], ["a"], labels=["a", 1]), "label 1 is lost in an edge list"),
+    (".csv", lambda: se.from_edges([""], [""], labels=[""]), "the label '' is lost"),
+    (".csv", lambda: se.from_edges(["\0"], ["\0"], labels=["\0"]), "characters that a text table loses"),
+    (
+        ".csv",
+        lambda: se.from_edges(["a" * 140_000], ["a" * 140_000], labels=["a" * 140_000]),
+        "too long for a text table",
+    ),
+    (".graphml", lambda: se.from_edges(["\x01"], ["\x01"], labels=["\x01"]), "characters that XML cannot hold"),
+    (".graphml", lambda: se.from_edges([0], [0], edge_attrs={"n": [1j]}), "type complex128 .* which GraphML loses"),
+    (".graphml", lambda: se.from_edges([0], [0], edge_attrs={"n": [2**64 - 1]}), "type uint64 .* which GraphML loses"),
+    (".graphml", lambda: se.from_edges([0], [0], edge_attrs={"weight": [1]}), "called like the weight in GraphML"),
+    (".parquet", lambda: se.from_edges([0], [0], edge_attrs={"n": [[1]]}), r"shape \(1, 1\), which Parquet loses"),
+    (".parquet", lambda: se.from_edges([0], [0], edge_attrs={"n": ["\ud800"]}), "characters that Parquet loses"),
+    (".parquet", lambda: se.from_edges([0], [0], edge_attrs={"pre": [1]}), "called like a column of Parquet"),
+    (".npz", lambda: se.from_edges([0], [0], edge_attrs={"n": np.array([{}])}), "type object, which .npz loses"),
+    (".npz", lambda: se.from_edges([b"a"], [b"a"], labels=[b"a"]), "label b'a' is a bytes, which no format holds"),
+    (".xls", parallel, "its suffix is none of .npz"),
+    (".npz.gz", parallel, "which is packed already"),
+    (".npz", lambda: "graph", "graph: got str; it needs a Graph"),
+]
+
+
+@pytest.mark.parametrize("suffix, make, said", UNWRITABLE)
+def test_what_cannot_be_held_is_refused(tmp_path, suffix, make, said):
+    path = tmp_path / f"graph{suffix}"
+    path.write_text("before")
+    if said is None:
+        round_trip(make(), path)
+        return
+    with pytest.raises((ValueError, TypeError), match=said):
+        se.write_graph(path, make())
+    assert path.read_text() == "before" and os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize(
+    "graph, said",
+    [
+        (parallel(), "parallel synapses are lost in a matrix"),
+        (se.from_edges([0], [1], [0]), "a synapse of weight 0 is lost"),
+        (se.from_edges([], [], shape=(0, 2)), r"a matrix of shape \(0, 2\) is lost"),
+        (se.from_edges(["1"], ["1"], labels=["1"]), "text that reads as numbers, '1'"),
+        (se.from_edges([0], [1], edge_attrs={"n": [1]}), "attribute 'n' is lost in a matrix"),
+    ],
+)
+def test_what_a_matrix_cannot_hold(tmp_path, graph, said):
+    with pytest.raises(ValueError, match=said):
+        se.write_graph(tmp_path / "graph.csv", graph, format="adjacency")
+
+
+def test_names_of_attributes():
+    with pytest.raises(ValueError, match="an attribute is called 3; Parquet needs a string"):
+        only_strings("Parquet", {3: [1]})
+
+
+def test_writing_is_atomic(tmp_path, monkeypatch):
+    path = tmp_path / "graph.npz"
+    se.write_graph(path, parallel())
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        se.write_graph(path, se.from_edges([0], [1]))
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["graph.npz"]
+
+
+# ---------------------------------------------------------------------------------------------------- hostile files
+
+
+def npz(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def archive(name, data):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(name, data)
+    return buffer.getvalue()
+
+
+def header(shape, descr="'<f8'"):
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+MARK = {"sparse_etrace": 1, "attributes": np.frombuffer(b'{"node":[],"edge":[]}', np.uint8)}
+BOMB = '<!DOCTYPE lolz [<!ENTITY a "lol"><!ENTITY b "&a;&a;&a;&a;&a;&a;">]><graphml>&b;</graphml>'
+HOSTILE = [
+    (".npz", lambda: npz(a=np.array([{}], object)), "member 'a.npy' has type object, which is not read"),
+    (".npz", lambda: archive("../a.npy", b""), "a path that leaves the archive"),
+    (".npz", lambda: archive("a.npy", header((10**12,))), "claims shape .* but has 0 bytes"),
+    (".npz", lambda: archive("a.npy", bytes(2**27)), "unpacks to more than 67108864 bytes; pass `max_bytes`"),
+    (".npz", lambda: archive("a.npy", b"\x93NUMPY\x07\x00"), "version .* of .npy is unknown"),
+    (".npz", lambda: archive("a.npy", b"junk"), "is no sound array"),
+    (".npz", lambda: archive("a.txt", b""), "which is no array"),
+    (".npz", lambda: npz(a=np.array([2**31], np.uint32).view("<U1")), "characters that do not exist"),
+    (".npz", lambda: b"PK junk", "is no sound .npz file"),
+    (".npz", lambda: b"junk", "does not begin like an .npz file"),
+    (".npz", lambda: npz(src=[0], dst=[1]), "holds the arrays dst, src.*pass the arrays to `from_edges`"),
+    (".npz", lambda: npz(sparse_etrace=2), "reads 1"),
+    (".npz", lambda: npz(**MARK), "has no array 'shape'"),
+    (".npz", lambda: npz(**MARK, shape=[1.5]), "it needs two integers"),
+    (".npz", lambda: npz(**MARK, shape=[10**9, 10**9]), "claims 1000000000 x 1000000000 units"),
+    (".npz", lambda: npz(**MARK, shape=[1, 1], labels=[1.5]), "labels of type float64"),
+    (".npz", lambda: npz(**MARK, shape=[1, 1], labels=np.frombuffer(b"[{}]", np.uint8)), "has the label {}"),
+    (".npz", lambda: npz(format="xyz", shape=[1, 1], data=[1]), "scipy matrix of format 'xyz'"),
+    (".npz", lambda: npz(format="csr", shape=[1], data=[1]), "a graph needs two sizes"),
+    (".npz", lambda: npz(format="csr", shape=[1, 1], data=[[1]]), "which no csr matrix has"),
+    (".npz", lambda: npz(format="coo", shape=[1, 1], data=[1j]), "weights are real numbers"),
+    (".npz", lambda: npz(format="coo", shape=[1, 1], data=[1], row=[0.5], col=[0]), "it needs a list of integers"),
+    (".graphml", lambda: BOMB.encode(), "declares a document type or entities"),
+    (".graphml", lambda: b'<!DOCTYPE graphml SYSTEM "file:///etc/passwd"><graphml/>', "declares a document type"),
+    (".graphml", lambda: b"<graphml>", "is no sound XML"),
+    (".graphml", lambda: b"<graphml/>", "has no <graph>"),
+    (".csv.gz", lambda: gzip.compress(bytes(2**27)), "unpacks to more than 67108864 bytes"),
+    (".csv.gz", lambda: gzip.compress(b"pre,post\n0,1\n")[:-6], "is no sound gzip file"),
+    (
+        ".mtx",
+        lambda: b"%%MatrixMarket matrix coordinate real general\n9000000000 9 1\n1 1 1\n",
+        "claims 9000000000 x 9",
+    ),
+    (
+        ".mtx",
+        lambda: b"%%MatrixMarket matrix coordinate real general\n9 9 99999999999\n1 1 1\n",
+        "claims 99999999999 entries",
+    ),
+    (".parquet", lambda: b"PAR1 junk PAR1", "is no sound Parquet file"),
+]
+
+
+@pytest.mark.parametrize("suffix, make, said", HOSTILE)
+def test_hostile_files(tmp_path, suffix, make, said):
+    path = tmp_path / f"graph{suffix}"
+    path.write_bytes(make())
+    with pytest.raises(ValueError, match=said) as caught:
+        se.read_graph(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+BANNER = "%%MatrixMarket matrix coordinate real general\n"
+MATRIX_MARKET = [
+    ("junk", "does not begin with a line like"),
+    (BANNER.replace("coordinate", "dense"), "layout 'dense'"),
+    (BANNER.replace("real", "complex"), "complex general; weights are real numbers"),
+    (BANNER.replace("real general", "complex hermitian"), "complex hermitian; weights are real"),
+    (BANNER.replace("real", "quaternion"), "entries of the kind 'quaternion'"),
+    (BANNER.replace("general", "round"), "symmetry 'round'"),
+    (BANNER.replace("general", "symmetric") + "2 3 0\n", "is symmetric, yet 2 x 3"),
+    (BANNER.replace("general", "symmetric") + "2 2 2\n1 2 1\n2 1 1\n", "both sides of the diagonal"),
+    (BANNER.replace("general", "skew-symmetric") + "2 2 1\n1 1 1\n", "entry on the diagonal"),
+    (BANNER + "% only comments\n", "ends before the line of its sizes"),
+    (BANNER + "2 2\n", "sizes '2 2'"),
+    (BANNER + "2 2 1\n1 3 1\n", "no sound Matrix Market file.*out of bounds"),
+    (BANNER + "2 2 2\n1 2 1\n\n\n\n\n\n\n", "Truncated"),
+    (BANNER + "2 2 1\n1 2 1\0\n", "holds a NUL"),
+    *(
+        (BANNER + f"2 2 1\n1 2 {value}\n", "no finite real number")
+        for value in ("1x", "1.2.3", "1e5e2", "1e", "1-2", "1nan")
+    ),
+    (BANNER + "2 2 1\n1 2.5 1\n", "no finite real number"),
+    (BANNER + "2 2 1\n1 2 1 7\n", "has 4 words in its entries instead of 3"),
+    (BANNER.replace("real", "integer") + "2 2 1\n1 2 1.5\n", "no finite integer number"),
+    (BANNER + "2 2 1\n1 2 " + "1" * 1_100_000 + "\n1 1 1\n", "more than a million characters|no finite|sound"),
+    ("%%MatrixMarket matrix array real symmetric\n2 2\n1 2\n3\n", "has 3 words"),
+]
+
+
+@pytest.mark.parametrize("text, said", MATRIX_MARKET)
+def test_matrix_market_that_is_refused(tmp_path, text, said):
+    with pytest.raises(ValueError, match=said):
+        table(tmp_path, text, "graph.mtx")
+
+
+def xml(body, keys="", graph='<graph edgedefault="directed">'):
+    return f"<graphml>{keys}{graph}{body}</graph></graphml>"
+
+
+NODES = '<node id="a"/><node id="b"/>'
+KEY = '<key id="k" for="{}" attr.name="x" attr.type="{}"/>'.format
+GRAPHML = [
+    (xml(NODES + "<hyperedge/>"), "<hyperedge> in <graph>"),
+    (xml(NODES, graph="<graph>"), "needs one <graph> with edgedefault"),
+    (xml('<node id="a"/><node id="a"/>'), "node 'a' twice"),
+    (xml("<node/>"), "<node> without id"),
+    (xml(NODES + '<edge source="a" target="c"/>'), "no node 'c'"),
+    (xml(NODES + '<edge source="a" target="b" directed="maybe"/>'), "directed='maybe'"),
+    (xml("words"), "text 'words' in <graph>"),
+    (xml(NODES, '<key id="k" yfiles.type="nodegraphics"/>'), "without attr.name or of a type"),
+    (xml(NODES, KEY("node", "int") * 2), "key 'k' twice"),
+    (
+        xml('<node id="a"><data key="k">1</data><data key="k">1</data></node>', KEY("node", "int")),
+        "two values of key 'k'",
+    ),
+    (xml('<node id="a"><data key="k">1</data></node>'), "which is not declared for it"),
+    (xml('<data key="k">1</data>'), "a key 'k' that is not declared"),
+    (xml('<node id="a"><data key="k">1.5</data></node>', KEY("node", "int")), "which is no int"),
+    (xml('<node id="a"><data key="k">9999999999</data></node>', KEY("node", "int")), "too large for int"),
+    (
+        xml('<node id="a"><data key="k">1</data></node><node id="b"/>', KEY("node", "int")),
+        "no node attribute 'x' at node 2",
+    ),
+    (
+        xml(
+            '<node id="a"><data key="k">1</data><data key="j">1</data></node>',
+            KEY("node", "int") + KEY("node", "int").replace('"k"', '"j"'),
+        ),
+        "two keys for the node attribute 'x'",
+    ),
+    (
+        xml(
+            NODES + '<edge source="a" target="b"><data key="k">w</data></edge>',
+            KEY("edge", "string").replace('"x"', '"weight"'),
+        ),
+        "weights are numbers",
+    ),
+]
+
+
+@pytest.mark.parametrize("text, said", GRAPHML)
+def test_graphml_that_is_refused(tmp_path, text, said):
+    with pytest.raises(ValueError, match=said):
+        table(tmp_path, text, "graph.graphml")
+
+
+def test_graphml_of_another_shape_or_weight(tmp_path):
+    mark = '<data key="k">{}</data>'.format
+    key = KEY("graph", "string").replace('"x"', '"sparse_etrace"')
+    for shape, said in (([3, 3], "2 nodes for a graph of shape"), ([2, 2], "node 'a', though its labels are integers")):
+        with pytest.raises(ValueError, match=said):
+            table(tmp_path, xml(mark(json.dumps({"labels": "int", "shape": shape})) + NODES, key), "graph.graphml")
+    edge = '<edge source="b" target="a"/>'
+    with pytest.raises(ValueError, match="edge onto one of the 1 sending nodes"):
+        table(
+            tmp_path,
+            xml(mark('{"labels":"str","shape":[1,2]}') + '<node id="c"/>' + NODES + edge.replace('"a"', '"c"'), key),
+            "g.graphml",
+        )
+    with pytest.raises(ValueError, match="no edge attribute 'size'"):
+        table(tmp_path, xml(NODES + edge), "graph.graphml", weight="size")
+    with pytest.raises(ValueError, match="pre: got 'a', but GraphML names the ends itself"):
+        table(tmp_path, xml(NODES), "graph.graphml", pre="a")
+
+
+@pytest.mark.parametrize(
+    "columns, options, said",
+    [
+        ({"a": [1], "b": [2]}, {}, "columns without usual names"),
+        ({"pre": [1], "post": [2]}, {"pre": "pre"}, "give both or none"),
+        ({"pre": [1.5], "post": [2.5]}, {}, "ids of type double"),
+        ({"pre": [1, None], "post": [2, 3]}, {}, "1 rows without a value in column 'pre'"),
+        ({"pre": [1], "post": [2], "weight": ["a"]}, {}, "weights of type string"),
+        ({"pre": [1], "post": [2], "x": [[1]]}, {}, "is no attribute of a graph"),
+        ({"pre": [1], "post": ["a"]}, {}, "one|both|str|ids|sorted"),
+    ],
+)
+def test_parquet_that_is_refused(tmp_path, columns, options, said):
+    pq.write_table(pa.table(columns), tmp_path / "graph.parquet")
+    with pytest.raises((ValueError, TypeError), match=said):
+        se.read_graph(tmp_path / "graph.parquet", **options)
+
+
+def test_parquet_of_others(tmp_path):
+    path = tmp_path / "synapses.parquet"
+    big = 2**60
+    frame = pd.DataFrame({"pre_pt_root_id": [big + 1, big], "post_pt_root_id": [big, big + 1], "syn_count": [2, 3]})
+    frame.assign(region=["a", "b"]).to_parquet(path)
+    with pytest.warns(UserWarning, match="'syn_count'"):
+        graph = se.read_graph(path)
+    assert graph.nodes == (big, big + 1) and graph.weight.tolist() == [2, 3]
+    assert graph.edge_attrs["region"].tolist() == ["a", "b"]
+    pq.write_table(pa.table({"pre": ["a", "b"], "post": ["b", "a"]}), path)
+    assert se.read_graph(path).nodes == ("a", "b")
+
+
+def test_without_pyarrow(tmp_path, monkeypatch):
+    real = builtins.__import__
+    refuse = lambda name, *args: (
+        (_ for _ in ()).throw(ImportError(name)) if name[:7] == "pyarrow" else real(name, *args)
+    )
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ImportError, match=r"pip install 'sparse-etrace\[tables\]'"):
+        se.write_graph(tmp_path / "graph.parquet", parallel())
+    round_trip(parallel(), tmp_path / "graph.csv")
+
+
+def test_paths(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        se.read_graph(tmp_path / "none.npz")
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(ValueError, match="is no file"):
+        se.read_graph(tmp_path / "folder.npz")
+    with pytest.raises(ValueError, match="format: got 'csv'"):
+        se.read_graph(tmp_path / "none.csv", format="csv")
+    for suffix, column in ((".npz", "pre"), (".mtx", "weight"), (".parquet", "separator")):
+        se.write_graph(tmp_path / f"graph{suffix}", parallel())
+        with pytest.raises(ValueError, match=f"{column}: got ','"):
+            se.read_graph(tmp_path / f"graph{suffix}", **{column: ","})
+    se.write_graph(tmp_path / "graph.data", parallel(), format="npz")
+    same(parallel(), se.read_graph(tmp_path / "graph.data", format="npz", max_bytes=10_000))
+    with pytest.raises(ValueError, match="more than 10 bytes"):
+        se.read_graph(tmp_path / "graph.data", format="npz", max_bytes=10)
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+
+
+def test_convert(tmp_path, capsys):
+    table(tmp_path, "source,target,weight\na,b,0.1\nb,a,2\n", format="edge_list", pre="source", post="target")
+    start, middle, end = (str(tmp_path / name) for name in ("edges.csv", "graph.graphml", "matrix.csv"))
+    assert cli.main(["convert", start, middle]) == 0
+    shown = capsys.readouterr()
+    assert "2 x 2 units, 2 synapses" in shown.out and "'source' for pre" in shown.err
+    assert cli.main(["convert", middle, end, "--to", "adjacency"]) == 0
+    assert "0.1" in Path(end).read_text() and cli.main(["convert", "worm", str(tmp_path / "worm.mtx")]) == 2
+    assert "is lost in Matrix Market" in capsys.readouterr().err
+    assert cli.main(["convert", start, middle, "--pre", "1", "--post", "0"]) == 2
+    assert "not positions" in capsys.readouterr().err
+
+
+def test_benchmark(tmp_path):
+    program = Path(__file__).parent / "benchmarks/files.py"
+    command = [sys.executable, program, "--synapses", "20000", "--units", "500", "--repeats", "1", "--out", tmp_path]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "files.json").read_text())
+    assert {"mtx", "parquet, ours"} <= set(found) and all(row["ratio"] > 0 for row in found.values())
