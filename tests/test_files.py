@@ -131,9 +131,7 @@ texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_
 def test_round_trips(tmp_path_factory, data, suffix):
     labels = data.draw(st.lists(texts, unique=True, max_size=5) | st.lists(st.integers(), unique=True, max_size=5))
     size, weights = len(labels), st.floats(allow_nan=False, allow_infinity=False, width=32)
-    ends = st.tuples(
-        st.integers(0, size - 1), st.integers(0, size - 1), st.floats(allow_nan=False, allow_infinity=False, width=32)
-    )
+    ends = st.tuples(st.integers(0, size - 1), st.integers(0, size - 1), weights)
     edges = data.draw(st.lists(ends, max_size=6)) if size else []
     pre, post, weight = zip(*edges) if edges else ([], [], [])
     graph = se.from_edges(pre, post, weight, (size, size))
@@ -303,6 +301,8 @@ AMBIGUOUS = [
     (",a,b\na,0,1\nb,,0\n", {}, "has '' in row 3, column 2 of a matrix|no usual ends|without usual names|header"),
     (",a,b\na,0,1\nb,,0\n", {"format": "adjacency"}, "has '' in row 3, column 2 of a matrix"),
     ("a,b,c,d\n0,1,1,0\n0,1,1,1\n", {"format": "adjacency"}, "labels on one side"),
+    (",a,b\n", {"format": "adjacency"}, "and no row of weights"),
+    ("a,0,1\n1,1,0\n2,0,0\n", {"format": "adjacency"}, "'a' before numbers in row 1"),
     ("pre,post\na\0,b\n", {}, "holds a NUL"),
     ("pre,post\na,b\n", {"separator": "|"}, "separator: got '|'"),
 ]

@@ -51,6 +51,8 @@ def read(source: Source, table: Table, options: Options) -> Graph:
     if not inner:
         _refuse_cell(rows, top, side)
     matrix = [row[int(side) :] for row in rows[int(top) :]]
+    if not matrix:
+        raise ValueError(f"has a row of labels, {rows[0]}, and no row of weights")
     num_pre, num_post = len(matrix), len(rows[0]) - side
     senders = [row[0] for row in rows[int(top) :]] if side else None
     receivers = rows[0][int(side) :] if top else None

@@ -176,8 +176,8 @@ def node_positions(pre: Any, post: Any) -> tuple[np.ndarray, np.ndarray, Sequenc
             return pre, post, _labels(range(low, high + 1))
         place, values = np.cumsum(present) - 1, np.flatnonzero(present)
         return place[pre], place[post], _labels([low + k for k in values.tolist()])
-    values, where = np.unique(np.concatenate([pre, post]), return_inverse=True)
-    return where[: pre.size], where[pre.size :], _labels(values.tolist())
+    values = np.union1d(np.unique(pre), np.unique(post))
+    return np.searchsorted(values, pre), np.searchsorted(values, post), _labels(values.tolist())
 
 
 def _range(*arrays: np.ndarray) -> tuple[int, int]:
