@@ -21,6 +21,7 @@ figures: $(VENV)/installed-test
 
 bench: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/bench.py --out results
+	$(BIN)/python tests/benchmarks/files.py --out results
 
 study: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/learners.py --out results
@@ -33,7 +34,7 @@ bench-peers:
 
 # Strict: a broken link, a page outside of the navigation or an unknown name in the reference fails.
 docs: $(VENV)/installed-test
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
