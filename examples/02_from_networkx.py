@@ -19,7 +19,7 @@ import optax
 
 import sparse_etrace as se
 
-STEPS, BATCH, NOISE = 50, 16, 0.05
+STEPS, BATCH, NOISE = 48, 16, 0.05
 UPDATES = 30 if "--short" in sys.argv else 200
 TARGET = 0.8 if "--short" in sys.argv else 0.97
 
@@ -31,7 +31,7 @@ nx.set_node_attributes(book, dict(book.degree), "acquaintances")
 graph = se.scale_spectral_radius(se.from_networkx(book, weight="weight"), 1.0)
 conn, units = graph.connectivity, len(graph.nodes)
 print(f"{book.number_of_edges()} edges between {units} characters become {conn.num_synapses} synapses")
-print(f"Valjean is node {graph.index_of('Valjean')}, with attributes {list(graph.node_attrs)}", end="\n\n")
+print(f"Valjean is node {graph.index_of('Valjean')}, with attributes {list(graph.node_attrs)}")
 
 # One number for each edge: the entry of `weight` that a synapse uses is the same in both directions.
 ends = np.sort([conn.pre, conn.post], axis=0)
@@ -68,8 +68,6 @@ def loss_fn(out, y):
 # What is not trained gets no trace: here everything but the ties.
 nothing = jax.tree.map(lambda _: False, model)
 learner = se.D_RTRL(train=eqx.tree_at(lambda m: m.rec, nothing, replace=se.trainable(model.rec)))
-print(se.explain(learner, model, model.init_state(BATCH), jnp.zeros((BATCH, units))), end="\n\n")
-
 weeks = (week(key) for key in jax.random.split(jax.random.key(1), UPDATES))
 result = se.fit(learner, loss_fn, optax.adam(0.01), model, weeks, state=model.init_state(BATCH), progress=False)
 

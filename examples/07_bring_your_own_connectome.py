@@ -21,7 +21,7 @@ import optax
 
 import sparse_etrace as se
 
-ODOURS, REPEATS, STEPS, SMELL, NOISE = 24, 4, 20, 10, 0.3
+ODOURS, REPEATS, STEPS, SMELL, NOISE = 24, 4, 16, 8, 0.3
 UPDATES = 30 if "--short" in sys.argv else 150
 TARGET = 0.75 if "--short" in sys.argv else 0.95
 
