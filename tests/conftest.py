@@ -1,3 +1,4 @@
+import gc
 import importlib.util
 import os
 
@@ -9,8 +10,8 @@ from quick import compile_quickly
 os.environ.setdefault("MPLBACKEND", "Agg")
 compile_quickly()
 # The first example of a test compiles, so its time says nothing.
-hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=30, print_blob=True)
-hypothesis.settings.load_profile("suite")
+for name, count in ("suite", 12), ("full", 100):
+    hypothesis.settings.register_profile(name, deadline=None, derandomize=True, max_examples=count, print_blob=True)
 
 
 def pytest_addoption(parser):
@@ -18,7 +19,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "soak: its count is small by default; `make soak` runs the full one")
+    hypothesis.settings.load_profile("full" if config.getoption("full") else "suite")
+    config.addinivalue_line(
+        "markers", "soak(only=False): its count is small by default, or none; `make soak` runs the full one"
+    )
     config.addinivalue_line("markers", "optimized: it looks at what XLA's optimizations leave of memory, bits or time")
 
 
@@ -28,9 +32,23 @@ def pytest_report_header():
     return f"sparse_etrace under test: {spec.origin if spec else 'not installed'}"
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("soak")
+    if not config.getoption("full"):
+        dropped = [item for item in items if any(mark.kwargs.get("only") for mark in item.iter_markers("soak"))]
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in set(dropped)]
     # The longest test first, so that no worker is left alone with it at the end.
     items.sort(key=lambda item: item.path.name != "test_wheel.py")
+
+
+def pytest_collection_finish():
+    # Tracing makes many objects that stay, and looking through all of them again is a quarter of the time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 100)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -758,6 +758,14 @@ KINDS = {
 }  # fmt: skip
 
 
+# One kind for each mechanism; the others combine them otherwise.
+CORE = (
+    "rate", "lif_vjp", "alif_v", "mgu_cell", "fused_gru", "two_lif", "late_lif", "feedback", "delay_chain",
+    "delay_buffer", "shared", "twice", "old_readout", "tied", "axis_2", "conv_1d", "low_rank", "masked",
+    "sparse_function", "alif_trained", "nontemp", "clock", "cut", "two_groups", "synapse", "three", "both_ways",
+)  # fmt: skip
+
+
 def build(kind, seed=0, **options):
     return KINDS[kind](np.random.default_rng([seed, *kind.encode()]), **options)
 
@@ -765,6 +773,13 @@ def build(kind, seed=0, **options):
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 DECAY = 0.8
+
+
+@functools.cache
+def in_float64(kind):
+    """One case for all tests, so that they share its programs."""
+    with jax.enable_x64(True):
+        return build(kind)
 
 
 @functools.cache

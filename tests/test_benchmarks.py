@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from soak import ONLY
+
 FOLDER = Path(__file__).parent / "benchmarks"
 
 
@@ -20,6 +22,7 @@ def test_quick_benchmark(tmp_path):
     assert "copy" in done.stdout and "fly eye" in done.stdout
 
 
+@ONLY
 def test_quick_study_of_learners(tmp_path):
     command = [sys.executable, FOLDER / "learners.py", "--quick", "--out", tmp_path]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, env={**os.environ})

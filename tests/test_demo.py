@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from soak import ONLY
 
 import sparse_etrace as se
 from sparse_etrace import demo
@@ -94,15 +95,17 @@ def test_the_gradient_is_that_of_the_stop_gradient_twin(x64):
 
     def total(values):
         weight = jnp.zeros((279, 279)).at[conn.pre, conn.post].set(sign * jnp.abs(values["synapses"]["weight"]))
-        h, loss = jnp.zeros((3, 279)), 0.0
-        for x, label, part in zip(xs, labels, share):
+
+        def one(h, now):
+            x, label, part = now
             drive, gate = (jnp.zeros((3, 279)).at[:, sensory].set(x * values[k]["weight"]) for k in ("drive", "gate"))
             y = jax.lax.stop_gradient(h) @ weight
             g = jax.nn.sigmoid(values["leak"] + values["gain"] * y + gate)
             h = g * h + (1 - g) * jnp.tanh(y + values["bias"] + drive)
             out = h @ values["readout"]["weight"] + values["readout"]["bias"]
-            loss -= part * jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(out), jnp.asarray(label)[:, None], 1))
-        return loss
+            return h, -part * jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(out), label[:, None], 1))
+
+        return jnp.sum(jax.lax.scan(one, jnp.zeros((3, 279)), (xs, jnp.asarray(labels), jnp.asarray(share)))[1])
 
     names = ("synapses", "drive", "gate", "gain", "bias", "leak", "readout")
     expected = jax.jit(jax.grad(total))({name: getattr(model, name).value for name in names})
@@ -138,6 +141,7 @@ def test_rtrl_only_if_asked_for():
     assert [rule.name for rule in demo.rules(model)] == [name for name in demo.COMPARED if name != "RTRL"]
 
 
+@ONLY
 def test_rtrl_is_bptt(x64):
     """On the worm, in windows shorter than the sequence; D-RTRL is not."""
     rng = np.random.default_rng(0)

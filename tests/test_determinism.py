@@ -24,7 +24,7 @@ rec = se.ETraceParam({"weight": jnp.asarray(rng.normal(size=60_000) / 20, jnp.fl
 model = se.cells.LeakyRate(3000, inp, rec)
 xs = jnp.asarray(rng.normal(size=(6, 4, 200)), jnp.float32)
 bits = hashlib.sha256()
-for learner in (se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid(), se.BPTT()):
+for learner in (se.D_RTRL(), se.ES_D_RTRL(), se.BPTT()):
     carry = learner.init(model, model.init_state(4), xs[0])
     result = se.online_grad(learner, lambda out, _: jnp.sum(out**2), model, carry, xs, None, chunk=4)
     for leaf in jax.tree.leaves(result):
@@ -36,6 +36,6 @@ print(bits.hexdigest())
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
 def test_bits_do_not_depend_on_the_number_of_threads():
     options = {"env": plain_environment(), "capture_output": True, "text": True, "check": True}
-    runs = [subprocess.run([sys.executable, "-c", PROGRAM, count], **options).stdout for count in ("1", "2", "2")]
+    runs = [subprocess.run([sys.executable, "-c", PROGRAM, count], **options).stdout for count in ("1", "2")]
     assert len(runs[0].strip()) == 64
-    assert runs[0] == runs[1] == runs[2]
+    assert runs[0] == runs[1]

@@ -10,6 +10,7 @@ import numpy as np
 import oracles
 import pytest
 from models import INPUTS, OUTPUTS, A, N, reference, run, run_by_step, start, total
+from soak import few
 
 import sparse_etrace as se
 
@@ -329,7 +330,11 @@ def e_prop(kind, option):
         return case, learner, expected
 
 
-@pytest.mark.parametrize("kind, option", EVERYTHING)
+# Both feedbacks, filter and rate; one variable and two; ops with and without index arrays; two layers.
+SOME = [("rate", "b"), ("lif", "kappa"), ("decay", "rate"), ("alif_cell", "all"), ("conv", "all"), ("lower", "all")]
+
+
+@pytest.mark.parametrize("kind, option", few(EVERYTHING, SOME))
 @float64
 def test_e_prop(kind, option):
     case, learner, expected = e_prop(kind, option)

@@ -9,6 +9,7 @@ import oracles
 import pytest
 from hypothesis import given, settings, strategies as st
 from models import reference, run, run_by_step, start, total
+from soak import few
 
 import sparse_etrace as se
 
@@ -22,7 +23,7 @@ both = pytest.mark.parametrize("learner", LEARNERS[:2], ids=lambda learner: type
 float64 = pytest.mark.usefixtures("x64")
 
 
-@pytest.fixture(scope="module", params=models.KINDS)
+@pytest.fixture(scope="module", params=few([*models.KINDS], models.CORE))
 def kind(request):
     """All tests of one kind follow one another, so that they share its oracles."""
     return request.param
@@ -60,8 +61,10 @@ def test_random_models(kind, seed):
     assert oracles.relative_error_by_step(run_by_step(se.D_RTRL(), case)[1], expected.exact) < TOLERANCE
 
 
-@pytest.mark.parametrize("batch", [(), (2, 3)], ids=str)
-@pytest.mark.parametrize("kind", ["rate", "decay", "alif_v"])
+BATCHES = [(kind, batch) for kind in ("rate", "decay", "alif_v") for batch in ((), (2, 3))]
+
+
+@pytest.mark.parametrize("kind, batch", few(BATCHES, [("alif_v", ()), ("decay", (2, 3))]), ids=str)
 @float64
 def test_batch_axes(kind, batch):
     case = models.build(kind, batch=batch)
@@ -74,12 +77,12 @@ WAYS = {"jit": jax.jit, "vmap": jax.vmap, "checkpoint": jax.checkpoint}
 WAYS["all"] = lambda f: jax.jit(jax.vmap(jax.checkpoint(f)))
 
 
-@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("how", few([*WAYS], ["all"]))
 @pytest.mark.parametrize("kind", ["lif_vjp", "fused"])
 @float64
 def test_transformed_models(kind, how):
     case, expected = reference(kind)
-    case = case._replace(model=models.Wrapped(case.model, how))
+    case = case._replace(model=models.Wrapped(case.model, WAYS[how]))
     assert oracles.relative_error_by_step(run_by_step(se.D_RTRL(), case)[1], expected.exact) < TOLERANCE
 
 
@@ -111,7 +114,7 @@ def test_readout_is_that_of_bptt(learner, kind):
     assert oracles.relative_error({n: grads[n] for n in names}, {n: expected[n] for n in names}) < TOLERANCE
 
 
-@traces
+@pytest.mark.parametrize("learner", few(LEARNERS[:3], LEARNERS[:1]), ids=lambda learner: type(learner).__name__)
 @float64
 def test_reset_gate_has_its_same_step_gradient(learner):
     case, _ = reference("gru_cell")

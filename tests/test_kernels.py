@@ -319,7 +319,8 @@ def test_fifty_calls_at_once(threads):
     assert done.stdout == "done\n", done.stderr
 
 
-def test_every_machine_gets_the_same():
+@pytest.mark.soak
+def test_every_machine_gets_the_same(amount):
     """The kernels of each instruction set of this machine, and those of XLA, under the tests above."""
     library = native._path()
     if os.environ.get(native.VARIABLE) or not library.is_file():
@@ -331,7 +332,11 @@ def test_every_machine_gets_the_same():
     for kernels in here[1:]:
         command = [Path(sys.executable).with_name("pytest"), __file__, "-q", *options]
         done = subprocess.run(
-            [*map(str, command), "-k", "products or window or narrow or hubs or spikes"],
+            [
+                *map(str, command),
+                "-k",
+                amount("products or trace_window", "products or window or narrow or hubs or spikes"),
+            ],
             env={**os.environ, native.VARIABLE: kernels},
             cwd=Path(__file__).parents[1],
             capture_output=True,

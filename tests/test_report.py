@@ -7,6 +7,7 @@ import models
 import numpy as np
 import oracles
 import pytest
+from soak import ONLY, few
 
 import sparse_etrace as se
 
@@ -297,8 +298,11 @@ MODELS = {
 }
 
 
+SOME = ["dense LIF, factors", "dense LIF, BPTT", "sparse ALIF, batch", "sparse ALIF, half precision", "GRU, hybrid"]
+
+
 @pytest.mark.optimized
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", few([*MODELS], SOME))
 def test_plan_is_what_xla_needs(case):
     build, learner, batch, steps = MODELS[case]
     model, x = build(), jnp.ones((*batch, 8))
@@ -312,6 +316,27 @@ def test_plan_is_what_xla_needs(case):
     assert plan.buffers["state"] == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     trained = eqx.filter(model, se.trainable(model))
     assert plan.buffers["parameters"] == sum(leaf.nbytes for leaf in jax.tree.leaves(trained))
+
+
+KEY = jax.random.key(0)
+NEWER = {
+    "GRU, UORO": (big_gru, se.UORO(key=KEY), (8,)),
+    "GRU, SnAp": (big_gru, se.SnAp(n=2), (8,)),
+    "dense LIF, RTRL": (big_lif, se.RTRL(), (4,)),
+    "dense LIF, e-prop": (big_lif, se.EProp(leaf="z", feedback="random", key=KEY), (4,)),
+    "dense LIF, OTTT": (big_lif, se.OTTT(decay=0.9), (4,)),
+    "sparse ALIF, TBPTT": (sparse_lif, se.TBPTT(steps=16), (8,)),
+}
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("case", few([*NEWER], ["GRU, SnAp"]))
+def test_plan_of_other_learners(case):
+    build, learner, batch = NEWER[case]
+    model, x = build(), jnp.ones((*batch, 8))
+    state = model.init_state(*batch)
+    expected = xla_bytes(learner, model, state, x, 16)
+    assert abs(se.memory_plan(learner, model, state, x, 16).total / expected - 1) < 0.1
 
 
 def test_plan_of_shapes_only():
@@ -337,6 +362,7 @@ def test_plan_of_shapes_equals_plan_of_arrays():
         assert plan.buffers == se.memory_plan(learner, leaky(), jnp.zeros(N), jnp.ones(3)).buffers
 
 
+@ONLY
 @pytest.mark.optimized
 def test_only_bptt_grows_with_time():
     model, x = sparse_lif(), jnp.ones(8)

@@ -13,6 +13,7 @@ import optax
 import oracles
 import pytest
 from models import run, start
+from soak import few
 
 import sparse_etrace as se
 
@@ -102,7 +103,9 @@ def deviation(sampled, expected):
     return (sampled.mean(0) - np.asarray(flat(expected))) / np.maximum(error, 1e-12)
 
 
-@pytest.mark.parametrize("kind, chunk", [("alif_v", 3), ("lif_vjp", 1), ("gru_cell", 4), ("clock", 2)])
+@pytest.mark.parametrize(
+    "kind, chunk", few([("alif_v", 3), ("lif_vjp", 1), ("gru_cell", 4), ("clock", 2)], [("alif_v", 3), ("clock", 2)])
+)
 def test_unbiased(kind, chunk):
     sampled, case = samples(kind, chunk)
     z = deviation(sampled, oracles.bptt(case.twin, case.xs, case.ys))
