@@ -22,7 +22,6 @@ figures: $(VENV)/installed-test
 bench: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/bench.py --out results
 	$(BIN)/python tests/benchmarks/files.py --out results
-	$(BIN)/python tests/benchmarks/files.py --out results
 
 study: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/learners.py --out results
