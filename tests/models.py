@@ -762,7 +762,8 @@ KINDS = {
 CORE = (
     "rate", "lif_vjp", "alif_v", "mgu_cell", "fused_gru", "two_lif", "late_lif", "feedback", "delay_chain",
     "delay_buffer", "shared", "twice", "old_readout", "tied", "axis_2", "conv_1d", "low_rank", "masked",
-    "sparse_function", "alif_trained", "nontemp", "clock", "cut", "two_groups", "synapse", "three", "both_ways",
+    "sparse_function", "alif_trained", "channel_decay", "nontemp", "clock", "cut", "two_groups", "synapse", "three",
+    "both_ways",
 )  # fmt: skip
 
 
