@@ -14,7 +14,7 @@ import numpy as np
 from ._build import Policies, build_graph
 from ._connectivity import check_shape, index_array
 from ._graph import Graph
-from ._labels import as_labels, attribute_columns, common_ids, label_index, look_up, plain_ids
+from ._labels import as_labels, attribute_columns, common_ids, distinct, label_index, look_up, plain_ids
 
 
 def from_edges(
@@ -126,7 +126,7 @@ def from_dataframe(
     if labels is None:
         same = common_ids(*ends)
         try:
-            labels = np.union1d(*map(np.unique, same)) if same else sorted({value for ids in ends for value in ids})
+            labels = distinct(np.concatenate(same)) if same else sorted({value for ids in ends for value in ids})
         except TypeError as error:
             raise TypeError(f"pre and post: ids in {pre!r} and {post!r} cannot be sorted; pass `labels`") from error
     return from_edges(

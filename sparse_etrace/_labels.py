@@ -53,6 +53,12 @@ def common_ids(*arrays: np.ndarray | list) -> list[np.ndarray] | None:
     return [array.astype(np.uint64, copy=False) for array in whole] if low >= 0 else None
 
 
+def distinct(ids: np.ndarray) -> np.ndarray:
+    """Return the sorted distinct values; numpy's own way is by hashing, which takes ten times as long."""
+    ids = np.sort(ids)
+    return ids[np.concatenate([[True], ids[1:] != ids[:-1]])] if ids.size else ids
+
+
 def look_up(name: str, ids: Any, labels: Sequence[Hashable]) -> np.ndarray:
     """Return the position of each id in `labels`."""
     ids, keys = plain_ids(ids), plain_ids(labels)

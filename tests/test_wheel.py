@@ -1,10 +1,15 @@
 """What a stranger gets: the wheel, in an empty environment, from a folder that is not the checkout."""
 
+import contextlib
 import json
+import random
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -87,19 +92,68 @@ def test_without_a_compiler(tmp_path):
     assert done.stderr.count("runs the kernels of XLA, which are slower") == 1
 
 
-def test_quick_demo_from_an_empty_environment(built, tmp_path):
+def test_the_first_hour_of_a_stranger(built, tmp_path):
+    """Install, README's first gradient, a network of one's own from a CSV, a kill, a resumption, figures, the demo."""
     _, wheel = built
-    run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
-    scripts = tmp_path / "venv" / "bin"
-    run(scripts / "python", "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", wheel, cwd=tmp_path)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    where = run(scripts / "python", "-c", "import sparse_etrace; print(sparse_etrace.__file__)", cwd=elsewhere).strip()
+    spent = {}
+
+    @contextlib.contextmanager
+    def step(name):
+        begin = time.monotonic()
+        yield
+        spent[name] = round(time.monotonic() - begin, 1)
+
+    with step("install"):
+        run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+        scripts = tmp_path / "venv" / "bin"
+        run(
+            scripts / "python",
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--no-compile",
+            wheel,
+            cwd=tmp_path,
+        )
+    here = tmp_path / "elsewhere"
+    here.mkdir()
+    where = run(scripts / "python", "-c", "import sparse_etrace; print(sparse_etrace.__file__)", cwd=here).strip()
     assert (tmp_path / "venv").resolve() in Path(where).resolve().parents
-    out = tmp_path / "results"
-    run(scripts / "sparse-etrace", "demo", "worm", "--quick", "--out", out, cwd=elsewhere)
-    results = list(out.glob("*.json"))
-    assert results and all(json.loads(path.read_text()) for path in results)
-    figures = list(out.glob("*.png"))
-    assert figures and all(path.read_bytes().startswith(b"\x89PNG\r\n") for path in figures)
-    assert not list(elsewhere.iterdir()), "the demo writes outside --out"
+    with step("first gradient"):
+        (block,) = re.findall(r"^```python\n(.*?se\.online_grad.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+        run(scripts / "python", "-c", f"{block}\nassert losses.shape == (1000,)", cwd=here)
+    program = shutil.copy(ROOT / "tests" / "first_hour.py", here)
+    with step("own graph, trained, killed"):
+        draw = random.Random(0)
+        ends = [(f"n{i}", f"n{j}") for i in range(40) for j in draw.sample(range(40), 4)]
+        rows = "".join(f"{pre},{post},{draw.randint(1, 9)}\n" for pre, post in ends)
+        (here / "neurons.csv").write_text(f"source,target,synapses\n{rows}")
+        process = subprocess.Popen(
+            [scripts / "python", program, "neurons.csv"],
+            cwd=here,
+            env=CLEAN,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        while not (here / "run.ckpt").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        _, said = process.communicate()
+        assert process.returncode == -signal.SIGKILL, said
+        assert b"took the columns 'source' for pre" in said and not (here / "learned.csv").exists()
+    with step("resumed, drawn"):
+        resumed = run(scripts / "python", program, "neurons.csv", cwd=here)
+    assert "units" in resumed and re.search(r"loss 0\.\d+ -> 0\.[0-6]\d+ after 160 updates", resumed)
+    kept = {name: (here / name).read_bytes() for name in ("learned.csv", "weights.png", "learning.png")}
+    assert all(kept[name].startswith(b"\x89PNG\r\n") for name in ("weights.png", "learning.png"))
+    with step("never killed"):
+        (here / "run.ckpt").unlink()
+        assert run(scripts / "python", program, "neurons.csv", cwd=here) == resumed
+    assert (here / "learned.csv").read_bytes() == kept["learned.csv"]
+    with step("demo"):
+        out, before = tmp_path / "results", set(here.iterdir())
+        run(scripts / "sparse-etrace", "demo", "worm", "--quick", "--out", out, cwd=here)
+    assert set(here.iterdir()) == before, "the demo writes outside --out"
+    assert json.loads((out / "worm.json").read_text()) and (out / "worm.png").read_bytes().startswith(b"\x89PNG\r\n")
+    print(spent)

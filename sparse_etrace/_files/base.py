@@ -156,8 +156,13 @@ def only_strings(what: str, names: Any) -> None:
             raise ValueError(f"graph: an attribute is called {name!r}; {what} needs a string as its name")
 
 
-def node_positions(pre: Any, post: Any) -> tuple[np.ndarray, np.ndarray, Sequence[Hashable]]:
-    """Return the position of each id among the sorted ids of both columns, and these ids."""
+def node_positions(
+    pre: Any, post: Any, encode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
+) -> tuple[np.ndarray, np.ndarray, Sequence[Hashable]]:
+    """Return the position of each id among the sorted ids of both columns, and these ids.
+
+    `encode` returns distinct values in any order, and where in them each entry is; unless given, they are sorted.
+    """
     same = common_ids(pre, post)
     if same is None:
         pre, post = (ids.tolist() if isinstance(ids, np.ndarray) else ids for ids in (pre, post))
@@ -176,8 +181,13 @@ def node_positions(pre: Any, post: Any) -> tuple[np.ndarray, np.ndarray, Sequenc
             return pre, post, _labels(range(low, high + 1))
         place, values = np.cumsum(present) - 1, np.flatnonzero(present)
         return place[pre], place[post], _labels([low + k for k in values.tolist()])
-    values = np.union1d(np.unique(pre), np.unique(post))
-    return np.searchsorted(values, pre), np.searchsorted(values, post), _labels(values.tolist())
+    both = np.concatenate([pre, post])
+    values, where = np.unique(both, return_inverse=True) if encode is None else encode(both)
+    order = np.argsort(values)
+    place = np.empty(order.size, np.int32)
+    place[order] = np.arange(order.size, dtype=np.int32)
+    where = place[where]
+    return where[: pre.size], where[pre.size :], _labels(values[order].tolist())
 
 
 def _range(*arrays: np.ndarray) -> tuple[int, int]:

@@ -31,7 +31,8 @@ def read(source: Source, options: Options) -> Graph:
     pre, post, weight = places
     if mark is None:
         ends: Any = [_ids(names[k], columns[k]) for k in (pre, post)]
-        *ends, labels = node_positions(*map(_strings_or_integers, ends))
+        first, second = map(_strings_or_integers, ends)
+        *ends, labels = node_positions(first, second, _encode)
         shape, nodes = (len(labels), len(labels)), as_nodes(labels)
         node_attrs: dict[str, np.ndarray] = {}
         source.check_units(*shape)
@@ -166,6 +167,12 @@ def _strings_or_integers(ids: Any) -> Any:
         return ids
     codes, values = ids
     return [values[k] for k in codes.tolist()]
+
+
+def _encode(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values, and where in them each entry is; by hashing, which for many entries is faster than sorting."""
+    found = _pyarrow()[0].array(ids).dictionary_encode()
+    return found.dictionary.to_numpy(), found.indices.to_numpy()
 
 
 def _positions(name: str, column: Any, labels: tuple[Hashable, ...] | None) -> np.ndarray:
