@@ -51,6 +51,7 @@ from ._op import (
     MatMulOp,
     SignLock,
     SpMatMulOp,
+    Uses,
     check_op,
 )
 from ._param import ElemWiseParam, ETraceGrad, ETraceParam, Fixed, NonTempParam, cut
@@ -97,6 +98,7 @@ __all__ = [
     "TBPTT",
     "ThreeFactor",
     "UORO",
+    "Uses",
     "cells",
     "check_op",
     "cut",

@@ -170,7 +170,8 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
             Row(
                 analysis.param_names[i],
                 shapes[i].shape,
-                tuple(f"{c.op_name} at {os.path.basename(c.node.where)}" for c, _ in uses),
+                # A cell of the library that is the model itself has no line of the user's.
+                tuple(" at ".join(filter(None, (c.op_name, os.path.basename(c.node.where)))) for c, _ in uses),
                 tuple(dict.fromkeys(groups)),
                 tuple(k.shape for k in kept),
                 sum(math.prod(k.shape) * k.dtype.itemsize for k in kept),

@@ -176,6 +176,7 @@ def test_op_calls_and_groups():
     assert row.groups == (("state",),)
     (call,) = row.op_calls
     assert call.startswith("SpMatMulOp at test_report.py:") and "Net.__call__" in call
+    assert rows(se.D_RTRL(), leaky().cell)["rec.value['weight']"].op_calls == ("SpMatMulOp",)
 
 
 # --- reach -----------------------------------------------------------------------------------------------------------

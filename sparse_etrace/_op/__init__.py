@@ -1,6 +1,6 @@
 """The ops: one idea, five connectivities."""
 
-from .base import ETraceOp as ETraceOp
+from .base import ETraceOp as ETraceOp, Uses as Uses
 from .check import check_op as check_op
 from .conv import ConvOp as ConvOp
 from .elemwise import ElemWiseOp as ElemWiseOp
