@@ -11,6 +11,7 @@ from soak import ONLY
 FOLDER = Path(__file__).parent / "benchmarks"
 
 
+@ONLY
 def test_quick_benchmark(tmp_path):
     command = [sys.executable, FOLDER / "bench.py", "--quick", "--out", tmp_path]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, env={**os.environ})

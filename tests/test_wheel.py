@@ -92,8 +92,9 @@ def test_without_a_compiler(tmp_path):
     assert done.stderr.count("runs the kernels of XLA, which are slower") == 1
 
 
-def test_the_first_hour_of_a_stranger(built, tmp_path):
-    """Install, README's first gradient, a network of one's own from a CSV, a kill, a resumption, figures, the demo."""
+@pytest.mark.soak
+def test_the_first_hour_of_a_stranger(built, tmp_path, amount):
+    """Install, README's first gradient, a network of one's own from a CSV, a kill, a resumption, figures; the demo."""
     _, wheel = built
     spent = {}
 
@@ -151,9 +152,16 @@ def test_the_first_hour_of_a_stranger(built, tmp_path):
         (here / "run.ckpt").unlink()
         assert run(scripts / "python", program, "neurons.csv", cwd=here) == resumed
     assert (here / "learned.csv").read_bytes() == kept["learned.csv"]
-    with step("demo"):
-        out, before = tmp_path / "results", set(here.iterdir())
-        run(scripts / "sparse-etrace", "demo", "worm", "--quick", "--out", out, cwd=here)
-    assert set(here.iterdir()) == before, "the demo writes outside --out"
-    assert json.loads((out / "worm.json").read_text()) and (out / "worm.png").read_bytes().startswith(b"\x89PNG\r\n")
+    with step("commands"):
+        before = set(here.iterdir())
+        assert "2,194" in run(scripts / "sparse-etrace", "inspect", "worm", "--learner", "D_RTRL", cwd=here)
+        run(scripts / "sparse-etrace", "convert", "learned.csv", tmp_path / "learned.graphml.gz", cwd=here)
+        run(scripts / "sparse-etrace", "convert", tmp_path / "learned.graphml.gz", tmp_path / "again.csv", cwd=here)
+        assert (tmp_path / "again.csv").read_bytes() == kept["learned.csv"]
+        if amount(False, True):
+            out = tmp_path / "results"
+            run(scripts / "sparse-etrace", "demo", "worm", "--quick", "--out", out, cwd=here)
+            assert json.loads((out / "worm.json").read_text())
+            assert (out / "worm.png").read_bytes().startswith(b"\x89PNG\r\n")
+    assert set(here.iterdir()) == before, "a command writes where it was not asked to"
     print(spent)
