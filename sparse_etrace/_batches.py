@@ -1,7 +1,7 @@
 """Batches of sequences from arrays, and where in its data a training run is."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -98,7 +98,15 @@ def is_pair(data: Any) -> bool:
     return isinstance(data, tuple) and len(data) == 2 and not all(isinstance(d, tuple) and len(d) == 2 for d in data)
 
 
-def start_at(data: Iterable[Pair] | Callable[[int], Iterable[Pair]], position: int) -> tuple[Pair | None, Iterator]:
+def as_pair(data: Any) -> Pair:
+    """One `(xs, ys)`, or an error in words."""
+    if not (isinstance(data, tuple | list) and len(data) == 2):
+        got = f"{len(data)} of them" if isinstance(data, tuple | list) else type(data).__name__
+        raise ValueError(f"data: expected pairs (xs, ys), got {got}.")
+    return data[0], data[1]
+
+
+def start_at(data: Any, position: int) -> tuple[Any, Iterator]:
     """The first pair, or None without any, and an iterator that begins with the pair `position`."""
     if isinstance(data, Sequence):
         return (data[0] if len(data) else None), (data[k] for k in range(position, len(data)))

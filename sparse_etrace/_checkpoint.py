@@ -1,11 +1,13 @@
 """One file that holds a training run: written in one piece or not at all, and read back to the same bits."""
 
 import hashlib
+import io
 import json
 import os
 import re
 import textwrap
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +26,27 @@ FORMAT = "sparse_etrace checkpoint 1"
 def identity(learner: Any, model: PyTree[Any]) -> dict[str, Any]:
     """What of a learner and a model stays the same while it trains, so that another one can be told by name."""
     fixed = eqx.filter(model, jax.tree.map(lambda t: not t, trained_filter(model, learner.train)))
-    arrays = eqx.filter(fixed, eqx.is_array)
+    arrays, rest = eqx.partition(fixed, eqx.is_array)
     digests = [_digest(leaf) for leaf in jax.tree.leaves(arrays)]
     return {
+        "x64": jax.config.read("jax_enable_x64"),
         "learner": _words(learner),
-        "model": _words(jax.tree.map(lambda leaf: None if eqx.is_array(leaf) else leaf, model)),
+        "model": _words(rest),
         "constants": dict(zip(leaf_names(arrays), digests, strict=True)),
     }
 
 
 def save(path: Path, header: dict[str, Any], content: PyTree[Any], table: np.ndarray) -> None:
     """Write the arrays of `content`, a header and a table; a file that is there is replaced at once, by a whole one."""
-    leaves = jax.tree.leaves(eqx.filter(content, eqx.is_array))
-    types = [_type_name(leaf) for leaf in leaves]
-    text = json.dumps({"format": FORMAT, "types": types, "header": header})
+    arrays = eqx.filter(content, eqx.is_array)
+    leaves = jax.tree.leaves(arrays)
+    about = {"format": FORMAT, "names": leaf_names(arrays), "types": [_type_name(leaf) for leaf in leaves]}
+    text = json.dumps(about | {"header": header})
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(partial, "wb") as file:
-        arrays: dict[str, Any] = {f"leaf{k:06}": _raw(leaf) for k, leaf in enumerate(leaves)}
-        np.savez(file, header=np.frombuffer(text.encode(), np.uint8), table=table, **arrays)
+        raw: dict[str, Any] = {f"leaf{k:06}": _raw(leaf) for k, leaf in enumerate(leaves)}
+        np.savez(file, header=np.frombuffer(text.encode(), np.uint8), table=table, **raw)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -54,6 +58,23 @@ def save(path: Path, header: dict[str, Any], content: PyTree[Any], table: np.nda
             os.close(folder)
 
 
+def check_place(path: Path) -> None:
+    """Refuse, before anything is trained, a path where no file can be written.
+
+    Raises:
+        ValueError: it is a folder, or its folder cannot be made or written.
+    """
+    if path.is_dir() or not path.name:
+        raise ValueError(f"checkpoint: {path} is a folder. Name a file in it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.with_name(path.name + ".partial"), "ab"):
+            pass
+    except OSError as error:
+        raise ValueError(f"checkpoint: {path} cannot be written, {error}. Name another file.") from error
+    path.with_name(path.name + ".partial").unlink()
+
+
 class Checkpoint:
     """A file that `save` wrote.
 
@@ -63,14 +84,18 @@ class Checkpoint:
 
     def __init__(self, path: Path):
         self.path = path
+        content = io.BytesIO(path.read_bytes())
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as read:
+            with np.load(content, allow_pickle=False) as read:
                 arrays = {name: read[name] for name in read.files}
             about = json.loads(arrays["header"].tobytes())
-            self.format, self.header, self.types = about["format"], about["header"], about["types"]
+            self.format, self.header = about["format"], about["header"]
+            self.names, self.types = about["names"], about["types"]
             self.table = arrays["table"]
             self.leaves = [arrays[f"leaf{k:06}"] for k in range(len(self.types))]
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (
+            ValueError, KeyError, TypeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error
+        ) as error:  # fmt: skip
             raise ValueError(f"checkpoint: {path} is no whole checkpoint. Name another file, or remove it.") from error
         if self.format != FORMAT:
             raise ValueError(f"checkpoint: {path} is a {self.format!r}, this version reads {FORMAT!r}.")
@@ -82,6 +107,9 @@ class Checkpoint:
             ValueError: learner, connectivity, model or an option differs.
         """
         there, way_out = self.header["identity"], "Name another file to start anew."
+        if there["x64"] != identity["x64"]:
+            was, now = (("without", "with")[on] for on in (there["x64"], identity["x64"]))
+            raise ValueError(f"checkpoint: {self.path} was written {was} 64-bit JAX, this runs {now} it. {way_out}")
         if there["learner"] != identity["learner"]:
             was, now = (textwrap.shorten(words, 200) for words in (there["learner"], identity["learner"]))
             raise ValueError(f"checkpoint: {self.path} is of another learner, {was}; this is {now}. {way_out}")
@@ -114,9 +142,10 @@ class Checkpoint:
         """
         arrays, rest = eqx.partition(template, eqx.is_array)
         names, (leaves, layout) = leaf_names(arrays), jax.tree.flatten(arrays)
-        if len(leaves) != len(self.leaves):
+        if names != self.names:
+            odd = sorted({*names} ^ {*self.names}) or ["their order"]
             raise ValueError(
-                f"checkpoint: {self.path} holds {len(self.leaves)} arrays, this run has {len(leaves)}. Take the "
+                f"checkpoint: {self.path} holds other arrays than this run has; they differ in {odd[0]!r}. Take the "
                 "optimizer that it was written with, or name another file to start anew."
             )
         found = []
@@ -153,7 +182,7 @@ def _words(tree: PyTree[Any]) -> str:
     """A pytree as text that is the same in each process: functions by name, arrays by what they hold."""
 
     def one(leaf: Any) -> Any:
-        if eqx.is_array(leaf):
+        if eqx.is_array(leaf) or isinstance(leaf, np.ndarray):
             return _digest(leaf)
         return f"{leaf.__module__}.{leaf.__qualname__}" if hasattr(leaf, "__qualname__") else leaf
 

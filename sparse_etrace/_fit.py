@@ -17,8 +17,8 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from ._algorithm import Carry, Learner
-from ._batches import Batches, Pair, is_pair, start_at
-from ._checkpoint import Checkpoint, identity, save
+from ._batches import Batches, Pair, as_pair, is_pair, start_at
+from ._checkpoint import Checkpoint, check_place, identity, save
 from ._filter import trained_filter
 from ._non_finite import NonFiniteError, explain_non_finite
 from ._online import read_stream
@@ -145,7 +145,10 @@ def fit(
     Raises:
         ValueError: an argument is out of range, there is no data, a pair differs in shape from the first one, or the
             checkpoint is damaged or of another learner, connectivity, model or option.
-        NonFiniteError: a loss or gradient is NaN or infinite; its attribute `fit` is what was learned before.
+        TypeError: `learner` is none, or a callback returns something else than None or a truth value.
+        NonFiniteError: a loss, a gradient, an updated parameter or a validation loss is NaN or infinite; its attribute
+            `fit` is what was learned before.
+        OSError: the checkpoint could not be written, when the disk is full say; it has the same attribute.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, sparse_etrace as se
@@ -160,11 +163,14 @@ def fit(
     counted = isinstance(update, Integral) and not isinstance(update, bool)
     if not (update >= 1 if counted else update in ("sequence", "step")):
         raise ValueError(f"update: expected 'sequence', 'step' or a number of steps >= 1, got {update!r}.")
+    if not isinstance(learner, Learner):
+        raise TypeError(f"learner: expected a learner such as se.D_RTRL(), got {learner!r}.")
     for name, number in (
-        ("validate_every", validate_every), ("patience", patience), ("checkpoint_every", checkpoint_every)
+        ("validate_every", validate_every), ("patience", patience), ("checkpoint_every", checkpoint_every),
+        ("chunk", chunk),
     ):  # fmt: skip
-        if number is not None and number < 1:
-            raise ValueError(f"{name}: expected at least 1, got {number}.")
+        if number is not None and not (isinstance(number, Integral) and number >= 1):
+            raise ValueError(f"{name}: expected a whole number of at least 1, got {number!r}.")
     if patience is not None and validation is None:
         raise ValueError("patience: there is nothing to wait for without `validation`.")
     if is_pair(data):
@@ -175,18 +181,23 @@ def fit(
         raise ValueError("validation: expected at least one (xs, ys), got none.")
     tests: Any = [validation] if is_pair(validation) else validation
     measured = dict(metrics or {})
+    for name in measured:
+        if name in ("updates", "loss") or name.startswith("validation_"):
+            raise ValueError(f"metrics: {name!r} is the name of another column. Call the metric something else.")
     columns = ["updates", "loss", *measured]
     if tests is not None:
         columns += [f"validation_{name}" for name in columns[1:]]
     calls = [callbacks] if callable(callbacks) else list(callbacks)
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else Path(checkpoint).expanduser()
+    if path is not None:
+        check_place(path)
 
     saved = None if path is None or not path.exists() else Checkpoint(path)
     begin = 0 if saved is None else saved.header["position"]
     first, pairs = start_at(data, begin)
     if first is None:
         raise ValueError("data: expected at least one (xs, ys), got none. Is the iterator used up?")
-    first = read_stream(*first)
+    first = read_stream(*as_pair(first))
     spec = trained_filter(model, learner.train)
     trained, fixed = eqx.partition(model, spec)
     if opt_state is None:
@@ -218,7 +229,11 @@ def fit(
     def keep(stopped: str | None = None) -> None:
         if path is not None:
             counts = {name: getattr(run, name) for name in COUNTS}
-            save(path, about | counts | {"stopped": stopped}, run, table())
+            try:
+                save(path, about | counts | {"stopped": stopped}, run, table())
+            except OSError as error:
+                error.fit = result("not saved")  # type: ignore[attr-defined]
+                raise
 
     if saved is not None and saved.header["stopped"] == "patience":
         return result("patience")
@@ -228,7 +243,7 @@ def fit(
     with tqdm(total=total, initial=begin, disable=not progress, unit="sequence") as bar:
         try:
             for pair in pairs:
-                xs, ys = read_stream(*pair)
+                xs, ys = read_stream(*as_pair(pair))
                 if (got := [a.shape[1:] for a in jax.tree.leaves((xs, ys))]) != shapes:
                     raise ValueError(
                         f"data: expected one step of inputs and targets with the shapes of the first sequence, "
@@ -239,10 +254,9 @@ def fit(
                 before = None if carry_over else start.state
                 point, means, finite = one_sequence(task, run.point, before, xs, ys, size)
                 if not finite:
-                    where = explain_non_finite(task, run.point, before, xs, ys, size)
-                    error = NonFiniteError(f"sequence {run.position}: {where}")
-                    error.fit = result("not finite")
-                    raise error
+                    raise NonFiniteError(
+                        f"sequence {run.position}: {explain_non_finite(task, run.point, before, xs, ys, size)}"
+                    )
                 row = [run.updates + -(-steps // size), *(float(mean) for mean in means)]
                 best, best_loss, waited = run.best, run.best_loss, run.waited
                 if tests is not None:
@@ -250,6 +264,11 @@ def fit(
                     if (run.position + 1) % validate_every == 0:
                         row[1 + len(means) :] = validate(task, point.trained, state, tests)
                         waited += 1
+                        if not math.isfinite(row[1 + len(means)]):
+                            raise NonFiniteError(
+                                f"sequence {run.position}: the validation loss after it is {row[1 + len(means)]}, "
+                                "though the training is finite. Lower the learning rate, or look at the held-out data."
+                            )
                         if patience and (loss := row[1 + len(means)]) < best_loss:
                             best, best_loss, waited = point.trained, loss, 0
                 del rows[run.position :]
@@ -262,8 +281,7 @@ def fit(
                 bar.update()
                 model_now = eqx.combine(point.trained, fixed)
                 seen = Progress(run.position, run.updates, model_now, point.opt_state, point.carry, shown)
-                asked = [call(seen) is True for call in calls]
-                if any(asked):
+                if any([_wants_an_end(call(seen)) for call in calls]):  # noqa: C419, each is called
                     stopped = "callback"
                     break
                 if patience is not None and run.waited >= patience:
@@ -273,10 +291,27 @@ def fit(
                 if due:
                     keep()
                     last = time.monotonic()
+            keep(stopped)
         except KeyboardInterrupt:
             stopped = "interrupted"
-    keep(stopped)
+            keep(stopped)
+        except Exception as error:
+            if not hasattr(error, "fit"):  # which an error of `keep` has
+                keep()
+            if isinstance(error, NonFiniteError):
+                error.fit = result("not finite")
+            raise
     return result(stopped)
+
+
+def _wants_an_end(returned: Any) -> bool:
+    if returned is None:
+        return False
+    if isinstance(returned, bool | np.bool_) or (
+        eqx.is_array(returned) and returned.dtype == bool and not returned.ndim
+    ):
+        return bool(returned)
+    raise TypeError(f"callbacks: expected None or a truth value, got {returned!r}. True ends the training.")
 
 
 def _strong(tree: PyTree[Any]) -> PyTree[Any]:

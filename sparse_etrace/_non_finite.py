@@ -25,7 +25,7 @@ class NonFiniteError(FloatingPointError):
         fit: what `fit` had learned up to the sequence before.
     """
 
-    fit: Any = None
+    fit: Any
 
 
 def explain_non_finite(task: Task, point: Point, state: Any, xs: PyTree[Array], ys: PyTree[Array], size: int) -> str:
@@ -44,6 +44,11 @@ def explain_non_finite(task: Task, point: Point, state: Any, xs: PyTree[Array], 
         after, (losses, *_), grads = eqx.filter_jit(one_update)(task, point, x, y)
         if not all_finite((losses, grads)):
             return _explain_update(task, point, x, y, start, np.asarray(losses), grads)
+        for name, index, value in _bad_entries(after.trained):
+            return (
+                f"{name!r} is {value} at entry {_at(index)} after the update at step {start}, though its gradient is "
+                "finite. Look at the optimizer and its learning rate."
+            )
         point = after
     return "it is finite when the sequence is repeated; the model or the loss is not a function of its arguments."
 

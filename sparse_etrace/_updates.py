@@ -46,11 +46,22 @@ def starting(task: Task, point: Point, state: Any) -> Point:
     return point if state is None else point._replace(carry=task.learner.reset(point.carry, True, state))
 
 
+def _measure(task: Task, out: Any, y: Any) -> list[Any]:
+    found = [metric(out, y) for metric in task.metrics.values()]
+    for name, value in zip(task.metrics, found, strict=True):
+        if value is None or jnp.shape(value) != ():
+            got = "None" if value is None else f"shape {jnp.shape(value)}"
+            raise ValueError(
+                f"metrics: {name!r} needs a scalar for each step, got {got}. Average over batch and units."
+            )
+    return found
+
+
 def one_update(task: Task, point: Point, xs: Any, ys: Any) -> tuple[Point, list[Array], Any]:
     """An update: the point after it, the losses and metrics of its steps, and the gradient."""
 
     def measured(out: Any, y: Any) -> tuple[Any, Any]:
-        return task.loss_fn(out, y), [metric(out, y) for metric in task.metrics.values()]
+        return task.loss_fn(out, y), _measure(task, out, y)
 
     model = eqx.combine(point.trained, task.fixed)
     losses, grads, carry, aux = gradient(task.learner, measured, model, point.carry, xs, ys, task.chunk, True)
@@ -74,7 +85,7 @@ def one_sequence(task: Task, point: Point, state: Any, xs: Any, ys: Any, size: i
     if rest:
         point, (more, last) = one(point, jax.tree.map(lambda a: a[count * size :], (xs, ys)))
         sums, finite = [a + b for a, b in zip(sums, more, strict=True)], finite & last
-    return point, [total / steps for total in sums], finite
+    return point, [total / steps for total in sums], finite & all_finite(point.trained)
 
 
 def validate(task: Task, trained: Any, state: Any, pairs: Iterable[Pair]) -> list[float]:
@@ -89,6 +100,6 @@ def _run_through(task: Task, trained: Any, state: Any, xs: Any, ys: Any) -> list
 
     def one(state: Any, now: tuple[Any, Any]) -> tuple[Any, list[Any]]:
         state, out = model(state, now[0])
-        return state, [fn(out, now[1]) for fn in (task.loss_fn, *task.metrics.values())]
+        return state, [task.loss_fn(out, now[1]), *_measure(task, out, now[1])]
 
     return [jnp.mean(values) for values in jax.lax.scan(one, jax.tree.map(jnp.asarray, state), (xs, ys))[1]]

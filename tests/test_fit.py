@@ -243,6 +243,44 @@ def test_a_callback_ends_it(several):
     assert eqx.tree_equal((seen[-1].model, seen[-1].opt_state), (result.model, result.opt_state))
 
 
+@pytest.mark.parametrize("make", [np.bool_, jnp.asarray])
+def test_truth_of_other_types_ends_it_as_well(make):
+    result = train(sequences(3), callbacks=lambda now: make(now.sequences == 2))
+    assert result.stopped == "callback" and len(result.losses) == 2
+
+
+def test_a_callback_that_returns_something_else():
+    with pytest.raises(TypeError, match="callbacks: expected None or a truth value, got 1"):
+        train(sequences(1), callbacks=lambda now: 1)
+
+
+def test_a_learner_that_is_none():
+    fit = getattr(se.fit, "__wrapped__", se.fit)
+    with pytest.raises(TypeError, match=r"learner: expected a learner such as se.D_RTRL\(\), got <class"):
+        fit(se.D_RTRL, squared, ADAM, net(), sequences(1), state=net().init_state(BATCH))
+
+
+@pytest.mark.parametrize("name", ["loss", "updates", "validation_error"])
+def test_metrics_with_the_name_of_a_column(name):
+    with pytest.raises(ValueError, match=f"metrics: '{name}' is the name of another column"):
+        train(sequences(1), metrics={name: mean_error})
+
+
+@pytest.mark.parametrize("metric, got", [(lambda out, y: out - y, r"shape \(2, 5\)"), (lambda out, y: None, "None")])
+def test_metrics_that_are_no_scalars(metric, got):
+    with pytest.raises(
+        ValueError, match=f"metrics: 'odd' needs a scalar for each step, got {got}. Average over batch and units"
+    ):
+        train(sequences(1), metrics={"odd": metric})
+
+
+def test_data_that_are_no_pairs():
+    fit = getattr(se.fit, "__wrapped__", se.fit)
+    for data, got in (([(1, 2, 3)], "3 of them"), ([np.ones(3)], "ndarray")):
+        with pytest.raises(ValueError, match=rf"data: expected pairs \(xs, ys\), got {got}"):
+            fit(se.D_RTRL(), squared, ADAM, net(), data, state=net().init_state(BATCH))
+
+
 def test_ctrl_c_returns_what_was_learned():
     data = sequences(4)
 
@@ -266,10 +304,14 @@ def test_another_error_of_the_stream_is_not_swallowed():
         train(stream())
 
 
-@pytest.mark.parametrize("name", ["validate_every", "patience", "checkpoint_every"])
+@pytest.mark.parametrize("name", ["validate_every", "patience", "checkpoint_every", "chunk"])
 def test_counts_out_of_range(name):
-    with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
-        train(sequences(1), validation=sequences(1), **{name: 0})
+    # The bare function: a type that is not even right shall be told in the library's own words.
+    fit = getattr(se.fit, "__wrapped__", se.fit)
+    options = {"state": net().init_state(BATCH), "validation": sequences(1)}
+    for number in (0, 1.5):
+        with pytest.raises(ValueError, match=f"{name}: expected a whole number of at least 1, got {number}"):
+            fit(se.D_RTRL(), squared, ADAM, net(), sequences(1), **options, **{name: number})
 
 
 def test_patience_needs_a_validation():
@@ -335,6 +377,19 @@ def test_a_gradient_of_a_bias_names_its_unit():
         se.NonFiniteError, match=r"state is nan from step 0 on, unit 3, batch element 0; the gradient of"
     ):
         train(sequences(1), model=model)
+
+
+def test_an_update_that_is_not_finite():
+    with pytest.raises(
+        se.NonFiniteError, match=r"sequence 0: \"inp.value\['bias'\]\" is nan at entry 0 after the update at"
+    ):
+        train(sequences(1), optimizer=optax.scale(np.nan))
+
+
+def test_a_validation_that_is_not_finite():
+    xs, ys = sequences(1)[0]
+    with pytest.raises(se.NonFiniteError, match="sequence 1: the validation loss after it is nan, though the training"):
+        train(sequences(3), validation=(xs, ys * np.nan), validate_every=2)
 
 
 @pytest.mark.parametrize("which", ["xs", "ys"])
