@@ -1,6 +1,7 @@
 """What each learner would cost on a graph, before anything is allocated."""
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ PLANNED = 20_000_000  # influences up to which their pattern is laid out to be p
 TRIED = 300_000_000  # ways of a power of the graph up to which it is computed
 CLOSED = 1500  # strong components up to which all that any number of steps leads to is computed
 CHUNK = 4096
+COUNTABLE = 2**58  # numbers in an array, and far fewer than the bytes that 64 bits count
 
 
 class Cost(NamedTuple):
@@ -70,9 +72,9 @@ class LearnerCosts(NamedTuple):
 def learner_costs(
     graph: Graph,
     batch: int = 1,
-    learners: Iterable[Learner] | None = None,
+    learners: Learner | Iterable[Learner] | None = None,
     cell: Callable[..., Any] = LeakyRate,
-    steps: Iterable[int] = (100, 1000),
+    steps: int | Iterable[int] = (100, 1000),
 ) -> LearnerCosts:
     """Say what learners would cost on a plain recurrent network of a graph: each synapse and each bias trained.
 
@@ -82,15 +84,16 @@ def learner_costs(
     Args:
         graph: square.
         batch: batch elements.
-        learners: the learners; a choice of them unless given.
+        learners: a learner or several; a choice of them unless given.
         cell: `cell(units, None, rec)` makes the model, such as `se.cells.LIF`.
-        steps: lengths of the sequences that `BPTT` is planned for; the other rules need no more for longer ones and
-            are planned in windows of 16.
+        steps: length or lengths of the sequences that `BPTT` is planned for; the other rules need no more for longer
+            ones and are planned in windows of 16.
 
     Returns:
         The costs, one row for each learner. One that refuses the model has its words there.
 
     Raises:
+        TypeError: `graph` is no graph, `learners` are others, or `batch` or a number of steps is not whole.
         ValueError: the graph is not square, or `batch` or a number of steps is below 1.
 
     Example:
@@ -99,13 +102,18 @@ def learner_costs(
         >>> [(row.learner, row.gradient, row.traces) for row in costs.rows]
         [('D_RTRL', 'diagonal', 79136), ('SnAp(n=None)', 'exact', 19294688)]
     """
+    if not isinstance(graph, Graph):
+        raise TypeError(f"graph: expected a Graph, got {type(graph).__name__}; `from_edges` and its kin make one")
     conn, units = graph.connectivity, graph.connectivity.num_post
     if conn.num_pre != units:
         raise ValueError(f"graph: got shape {conn.shape}; units that feed each other need a square graph")
-    steps = tuple(steps)
-    for name, least in (("batch", batch), ("steps", min(steps, default=1))):
-        if least < 1:
-            raise ValueError(f"{name}: expected at least 1, got {least}")
+    batch = _whole("batch", batch)
+    steps = tuple(_whole("steps", length) for length in (steps if isinstance(steps, Iterable) else (steps,)))
+    if learners is not None:
+        learners = tuple(learners) if isinstance(learners, Iterable) else (learners,)
+        for learner in learners:
+            if not isinstance(learner, Learner):
+                raise TypeError(f"learners: expected learners such as `se.D_RTRL()`, got {learner!r}")
 
     def build(weight: Any) -> Any:
         rec = ETraceParam({"weight": weight, "bias": jnp.zeros(units, weight.dtype)}, SpMatMulOp(graph))
@@ -122,6 +130,16 @@ def learner_costs(
             else:
                 rows.append(_planned(learner, model, state, x, length))
     return LearnerCosts(tuple(rows), batch)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name}: expected a whole number, at least 1, got {value!r}") from error
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1, got {number}")
+    return number
 
 
 def _choice() -> list[Learner]:
@@ -145,12 +163,15 @@ def _name(learner: Learner) -> str:
 
 
 def _planned(learner: Learner, model: Any, state: Any, x: Any, steps: int, note: str = "") -> Cost:
+    sizes = [sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(tree)) for tree in (model, state)]
+    if (x.shape[0] * sizes[0] + sizes[1]) * max(steps, getattr(learner, "steps", 1)) >= COUNTABLE:
+        return Cost(_name(learner), "refused", steps, None, None, "more numbers than XLA can count")
     try:
         gradient = learner.gradient
         if isinstance(learner, TraceLearner):
             gradient = max((row.rule for row in explain(learner, model, state, x).rows), key=ORDER.index)
         plan = memory_plan(learner, model, state, x, steps)
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except (ValueError, TypeError, NotImplementedError, MemoryError) as error:
         return Cost(_name(learner), "refused", steps, None, None, str(error))
     return Cost(_name(learner), gradient, steps, plan.traces, plan.total, note)
 

@@ -157,7 +157,7 @@ def inspect_graph(graph: Graph, spectral_radius: bool | None = None) -> GraphSum
         The summary.
 
     Raises:
-        TypeError: the graph is traced.
+        TypeError: `graph` is no graph, or is traced.
         ValueError: as `spectral_radius`, where that is asked for.
 
     Example:
@@ -166,6 +166,8 @@ def inspect_graph(graph: Graph, spectral_radius: bool | None = None) -> GraphSum
         >>> summary.synapses, summary.weak.number, summary.signs.dale, summary.out_degree.hubs[0]
         (2194, 1, True, ('AVAR', 49))
     """
+    if not isinstance(graph, Graph):
+        raise TypeError(f"graph: expected a Graph, got {type(graph).__name__}; `from_edges` and its kin make one")
     conn = graph.connectivity
     pre, post = host_array("graph", conn.pre), host_array("graph", conn.post)
     pre_ptr, post_ptr, post_by_pre = (np.asarray(a) for a in (conn.pre_ptr, conn.post_ptr, conn.post_by_pre))

@@ -1,6 +1,7 @@
 """The command line: `sparse-etrace demo worm`, `inspect FILE`, `convert IN OUT`, `info`."""
 
 import argparse
+import os
 import platform
 import sys
 import warnings
@@ -40,6 +41,7 @@ LEARNERS: dict[str, Callable[..., rules.Learner]] = {
     "BPTT": lambda steps=100: rules.BPTT(),
 }
 NUMBERED = ("SnAp", "TBPTT", "BPTT")
+MOST = 2**31 - 1
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,25 +50,28 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**31:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {2**31 - 1}, got {text!r}")
-    return int(text)
+    return _whole(text, 0)
 
 
 def _batch(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) < 2**31:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return _whole(text, 1)
+
+
+def _whole(text: str, least: int) -> int:
+    # So many digits are more, whatever they are; Python reads no more than 4300.
+    if not text.isdecimal() or len(text) > 100 or not least <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {MOST}, got {text[:100]!r}")
     return int(text)
 
 
 def _learner(text: str) -> tuple[rules.Learner, tuple[int, ...]]:
     """A learner by its name, and steps to plan for: `SnAp-3`, `BPTT-1000`."""
     name, dash, number = text.partition("-")
-    if name not in LEARNERS or (dash and (name not in NUMBERED or not number.isdecimal() or not int(number))):
+    if name not in LEARNERS or (dash and name not in NUMBERED):
         numbered = ", ".join(f"{name}-NUMBER" for name in NUMBERED)
         raise argparse.ArgumentTypeError(f"got {text!r}; known are {', '.join(LEARNERS)}, {numbered}")
-    learner = LEARNERS[name](*([int(number)] if dash else []))
-    return learner, (int(number) if dash else 100,) if name == "BPTT" else (16,)
+    given = [_whole(number, 1)] if dash else []
+    return LEARNERS[name](*given), (*given, 100)[:1] if name == "BPTT" else (16,)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,6 +108,16 @@ def _column(text: str) -> str | int:
     return int(text) if text.isdecimal() else text
 
 
+def _say(text: str) -> None:
+    """Print; where nobody reads on, as behind `| head`, end silently."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # At exit Python writes what is left once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
 def _info() -> str:
     names = ("sparse-etrace", "jax", "jaxlib", "equinox", "numpy", "scipy")
     lines = {name: version(name) for name in names} | {"python": platform.python_version()}
@@ -129,24 +144,24 @@ def _convert(args: argparse.Namespace) -> None:
         graph = _read(args, "float64")
         write_graph(args.out, graph, format=args.to)
     conn = graph.connectivity
-    print(f"{args.out}: {conn.num_pre:,} x {conn.num_post:,} units, {conn.num_synapses:,} synapses")
+    _say(f"{args.out}: {conn.num_pre:,} x {conn.num_post:,} units, {conn.num_synapses:,} synapses")
 
 
 def _inspect(args: argparse.Namespace) -> None:
     graph = _read(args)
-    print(inspect_graph(graph))
+    _say(str(inspect_graph(graph)))
     if graph.connectivity.num_pre != graph.connectivity.num_post:
-        print("\nNo recurrent network has this graph, so that there are no costs of learners: it is not square.")
+        _say("\nNo recurrent network has this graph, so that there are no costs of learners: it is not square.")
         return
     unit = "element" if args.batch == 1 else "elements"
-    print(f"\nto train each synapse and each bias of a network of leaky rate units, {args.batch:,} batch {unit}\n")
+    _say(f"\nto train each synapse and each bias of a network of leaky rate units, {args.batch:,} batch {unit}\n")
     if args.learner is None:
-        print(learner_costs(graph, args.batch))
+        _say(str(learner_costs(graph, args.batch)))
     else:
         rows = [
             r for learner, steps in args.learner for r in learner_costs(graph, args.batch, [learner], steps=steps).rows
         ]
-        print(LearnerCosts(tuple(rows), args.batch))
+        _say(str(LearnerCosts(tuple(rows), args.batch)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     if args.command == "info":
-        print(_info())
+        _say(_info())
         return 0
     try:
         if args.command in ("inspect", "convert"):

@@ -47,8 +47,14 @@ def runs(monkeypatch):
         (["inspect", "worm", "--batch", "many"], "--batch"),
         (["inspect", "worm", "--learner", "Adam"], "known are D_RTRL"),
         (["inspect", "worm", "--learner", "D_RTRL-2"], "SnAp-NUMBER"),
-        (["inspect", "worm", "--learner", "SnAp-0"], "SnAp-0"),
-        (["inspect", "worm", "--learner", "SnAp-"], "SnAp-"),
+        (
+            ["inspect", "worm", "--learner", "SnAp-0"],
+            "--learner: expected a whole number from 1 to 2147483647, got '0'",
+        ),
+        (["inspect", "worm", "--learner", "SnAp-"], "--learner: expected a whole number from 1"),
+        (["inspect", "worm", "--learner", "TBPTT-99999999999999999999"], "got '99999999999999999999'"),
+        (["inspect", "worm", "--learner", "BPTT-2147483648"], "from 1 to 2147483647, got '2147483648'"),
+        (["inspect", "worm", "--batch", "9" * 5000], "--batch: expected a whole number from 1"),
         (["inspect", "nothing.csv"], "nothing.csv"),
         (["inspect", "graph.doc"], "graph.doc"),
     ],
@@ -178,6 +184,27 @@ def test_as_a_process(tmp_path):
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("sparse-etrace demo: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [["inspect", "mushroom_body", "--learner", "D_RTRL"], ["info"]], ids=str)
+def test_nobody_reads_on(argv):
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", "import sys; from sparse_etrace.cli import main; sys.exit(main())", *argv],
+            env=os.environ | {"PYTHONPATH": str(Path(se.__file__).parents[1])}, stdout=writes, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    finally:
+        os.close(writes)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_costs_beyond_any_machine(edges, capsys):
+    names = ("BPTT-2147483647", "TBPTT-2147483647")
+    argv = ["inspect", edges, "--batch", "2147483647", *(word for name in names for word in ("--learner", name))]
+    assert cli.main(argv) == 0
+    assert capsys.readouterr().out.count("more numbers than XLA can count") == 2
 
 
 def test_info(capsys):

@@ -1,6 +1,7 @@
 """What a graph is, beside networkx; what learners would cost on it, beside their carries; tables."""
 
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -235,16 +236,57 @@ def test_names_say_the_options():
 
 
 @pytest.mark.parametrize(
-    "argument, said",
+    "argument, error, said",
     [
-        ({"graph": se.from_edges([0], [1], shape=(1, 2))}, r"graph: got shape \(1, 2\)"),
-        ({"batch": 0}, "batch: expected at least 1, got 0"),
-        ({"steps": (5, 0)}, "steps: expected at least 1, got 0"),
+        ({"graph": se.from_edges([0], [1], shape=(1, 2))}, ValueError, r"graph: got shape \(1, 2\)"),
+        ({"graph": None}, TypeError, "graph: expected a Graph, got NoneType"),
+        ({"batch": 0}, ValueError, "batch: expected at least 1, got 0"),
+        ({"batch": 1.5}, TypeError, "batch: expected a whole number, at least 1, got 1.5"),
+        ({"steps": (5, 0)}, ValueError, "steps: expected at least 1, got 0"),
+        ({"steps": 1e3}, TypeError, "steps: expected a whole number, at least 1, got 1000.0"),
+        ({"learners": se.D_RTRL}, TypeError, "learners: expected learners such as `se.D_RTRL..`, got <class"),
     ],
 )
-def test_wrong_arguments(argument, said):
-    with pytest.raises(ValueError, match=said):
-        se.learner_costs(**{"graph": random_graph(0)} | argument)
+def test_wrong_arguments(argument, error, said):
+    learner_costs = getattr(se.learner_costs, "__wrapped__", se.learner_costs)
+    with pytest.raises(error, match=said):
+        learner_costs(**{"graph": random_graph(0)} | argument)
+
+
+def test_no_graph():
+    inspect_graph = getattr(se.inspect_graph, "__wrapped__", se.inspect_graph)
+    with pytest.raises(TypeError, match="graph: expected a Graph, got NoneType; `from_edges`"):
+        inspect_graph(None)
+
+
+def test_one_learner_and_one_length():
+    graph = random_graph(0)
+    assert se.learner_costs(graph, 1, se.D_RTRL()) == se.learner_costs(graph, learners=[se.D_RTRL()])
+    (row,) = se.learner_costs(graph, learners=se.BPTT(), steps=100).rows
+    assert row.steps == 100
+
+
+def test_costs_beyond_any_machine():
+    for learner, steps in ((se.BPTT(), 2**60), (se.TBPTT(steps=2**60), 1)):
+        (row,) = se.learner_costs(random_graph(0), learners=learner, steps=steps).rows
+        assert (row.gradient, row.note) == ("refused", "more numbers than XLA can count")
+
+
+def test_costs_that_take_too_much_to_find(monkeypatch):
+    def refuse(*given):
+        raise MemoryError("Unable to allocate 4 TiB")
+
+    monkeypatch.setattr(_costs, "memory_plan", refuse)
+    (row,) = se.learner_costs(random_graph(0), learners=se.D_RTRL()).rows
+    assert (row.gradient, row.note) == ("refused", "Unable to allocate 4 TiB")
+
+
+def test_the_page_shows_all_rows():
+    page = (Path(__file__).parents[1] / "docs/graphs.md").read_text().splitlines()
+    begin = next(k for k, line in enumerate(page) if line.split()[:2] == ["learner", "gradient"])
+    shown = [line.split()[:3] for line in page[begin + 2 : page.index("```", begin)]]
+    rows = str(se.learner_costs(se.datasets.worm(), batch=16)).splitlines()[2:]
+    assert shown == [line.split()[:3] for line in rows]
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
