@@ -289,6 +289,33 @@ def test_curves_drawn(centre):
     assert axes.get_xlabel() == "updates" and axes.get_ylabel() == "loss"
 
 
+@pytest.mark.parametrize("centre", ["median", "mean"])
+def test_gaps_in_curves(centre):
+    """What `fit` leaves out between validations."""
+    nan = np.nan
+    values = np.array([[nan, 4, nan, 2, 5], [nan, 2, nan, nan, 1]])
+    axes = se.plot.learning_curves({"a": values, "b": [nan, 1, nan, 0.5, nan]}, centre=centre).axes[0]
+    first, second, middle, single = axes.lines
+    drawn = [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axes.lines]
+    assert drawn == [([2, 4, 5], [4, 2, 5]), ([2, 5], [2, 1]), ([2, 4, 5], [3, 2, 3]), ([2, 4], [1, 0.5])]
+    corners = axes.collections[0].get_paths()[0].vertices
+    spread = 0.5 * 4 if centre == "median" else np.std([5, 1], ddof=1)
+    assert np.isclose(corners[:, 1].max(), 3 + (spread / 2 if centre == "median" else spread))
+    assert np.isfinite(corners).all()
+    se.plot.learning_curves({"a": values}, centre=centre, log=True)
+
+
+@pytest.mark.parametrize("values", [[1.0], [[1.0], [2.0]], [np.nan, 1.0]])
+def test_a_single_point_is_seen(values):
+    figure = se.plot.learning_curves({"a": values})
+    canvas = FigureCanvasAgg(figure)
+    figure.axes[0].get_legend().remove()
+    canvas.draw()
+    colour = (np.array(to_rgb(se.plot.PALETTE[0])) * 255).round()
+    near = np.abs(np.asarray(canvas.buffer_rgba())[..., :3] - colour).max(axis=-1) < 3
+    assert np.count_nonzero(near) > 50
+
+
 def test_states_drawn():
     values = RNG.normal(size=(20, 12))
     axes = se.plot.states(values, units=[3, 0], dt=0.5, label="potential (mV)").axes[0]
@@ -405,6 +432,7 @@ def test_saved(tmp_path):
     assert (tmp_path / "worm.pdf").stat().st_size < 100_000, "dots are pixels"
 
 
+@pytest.mark.soak
 def test_many_synapses(amount, tmp_path):
     """A million synapses take a second or two; with --full fifteen."""
     size, units = amount(1_000_000, 15_000_000), 100_000
@@ -420,6 +448,7 @@ def test_many_synapses(amount, tmp_path):
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 CURVE = {"a": np.ones((2, 5))}
+UNCHECKED = getattr(se.plot.alignment, "__wrapped__", se.plot.alignment)
 REFUSED = [
     (lambda: se.plot.connectivity(np.eye(3)), TypeError, "graph: expected a Graph, got ndarray"),
     (lambda: se.plot.connectivity(SMALL, [1.0]), ValueError, r"weight: got shape \(1,\); expected \(4\)"),
@@ -454,6 +483,13 @@ REFUSED = [
     (lambda: se.plot.weight_change(SMALL, [0] * 4, [0] * 4, strongest=-1), ValueError, "strongest: got -1"),
     (lambda: se.plot.weight_change(SMALL, [0] * 4, [0] * 4, np.ones((3, 3))), ValueError, r"positions: got shape"),
     (lambda: se.plot.weight_change(WORM, SIGNED, SIGNED, ("x", "y")), ValueError, "positions: no node attribute"),
+    (lambda: se.plot.learning_curves({"a": [1.0, np.inf]}), ValueError, r"curves\['a'\]: 1 of 2 values are not finite"),
+    (lambda: se.plot.learning_curves({"a": [[1], [np.nan]]}), ValueError, r"curves\['a'\]: a seed has no value"),
+    (lambda: se.plot.weights(np.ones(3) * 1j), TypeError, "values: expected an array of real .* complex"),
+    (lambda: se.plot.raster(np.ones((2, 2)), group=[None] * 2), TypeError, "group: expected text or numbers"),
+    (lambda: se.plot.connectivity(SMALL, group=[None] * 3), TypeError, "group: expected text or numbers"),
+    (lambda: UNCHECKED([FOUND]), TypeError, "alignments: expected {rule: Alignment}, got list"),
+    (lambda: UNCHECKED({"a": 1}), TypeError, r"alignments\['a'\]: expected what .* returns, got int"),
     (lambda: se.plot.alignment({}), ValueError, "alignments: expected one set of leaves"),
 ]  # fmt: skip
 

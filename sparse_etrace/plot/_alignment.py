@@ -1,6 +1,7 @@
 """How the gradients of several rules compare with the exact ones."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ def alignment(alignments: dict[str, Alignment], title: str = "") -> Figure:
         The figure, 7 inches wide.
 
     Raises:
+        TypeError: `alignments` is no mapping to `Alignment`.
         ValueError: there are none, or they have different leaves or stretches.
 
     Example:
@@ -33,6 +35,12 @@ def alignment(alignments: dict[str, Alignment], title: str = "") -> Figure:
         >>> [axes.get_xlabel() for axes in se.plot.alignment({"D-RTRL": found}).axes]
         ['cosine with the exact gradient', 'norm ratio to the exact gradient']
     """
+    if not isinstance(alignments, Mapping):
+        raise TypeError(f"alignments: expected {{rule: Alignment}}, got {type(alignments).__name__}")
+    for rule, found in alignments.items():
+        if not isinstance(found, Alignment):
+            got = type(found).__name__
+            raise TypeError(f"alignments[{rule!r}]: expected what `gradient_alignment` returns, got {got}")
     kinds = {(a.names, str(a.steps.tolist())) for a in alignments.values()}
     if len(kinds) != 1:
         raise ValueError(

@@ -51,7 +51,7 @@ def connectivity(graph: Any, weight: Any = None, group: Any = None, order: Any =
         The figure, 3.5 inches wide if it is new.
 
     Raises:
-        TypeError: `graph` is no graph, `ax` no panel, or `weight` no numbers.
+        TypeError: `graph` is no graph, `ax` no panel, `weight` no numbers, or `group` neither text nor numbers.
         ValueError: an argument does not fit the graph.
 
     Example:

@@ -22,7 +22,8 @@ def learning_curves(
 ) -> Figure:
     """Draw learning curves: for each rule a thick line for all seeds, a band around it, and a thin line for each.
 
-    The band of a median holds the middle half of the seeds, that of a mean one standard deviation on both sides.
+    The band of a median holds the middle half of the seeds, that of a mean one standard deviation on both sides. NaN is
+    a gap, as in the validation columns of `fit`: lines go on to the next point, of the seeds that have one there.
 
     Args:
         curves: `{rule: values}`, values `(seeds, points)`, or `(points,)` for one seed.
@@ -37,8 +38,8 @@ def learning_curves(
 
     Raises:
         TypeError: `curves` is no mapping, values are no real numbers, or `ax` is no panel.
-        ValueError: there are no curves, they differ in their number of points, a value is not finite (or, if `log`, not
-            positive), or `centre` is something else.
+        ValueError: there are no curves, they differ in their number of points, a value is infinite (or, if `log`, not
+            positive), a seed has only gaps, or `centre` is something else.
 
     Example:
         >>> import numpy as np, sparse_etrace as se
@@ -65,13 +66,20 @@ def learning_curves(
     for number, (rule, values) in enumerate(found.items()):
         colour = PALETTE[number % len(PALETTE)]
         label = rule if len(counts) == 1 else f"{rule} ({len(values)} seed{'s' * (len(values) > 1)})"
+        known = ~np.isnan(values)
         if len(values) > 1:
-            axes.plot(at, values.T, color=colour, lw=0.4, alpha=0.5, zorder=2)
-            axes.fill_between(at, *_band(values, centre), color=colour, alpha=0.2, lw=0, zorder=1)
+            for seed, there in zip(values, known, strict=True):
+                marker = "." if np.count_nonzero(there) == 1 else ""
+                axes.plot(at[there], seed[there], color=colour, lw=0.4, alpha=0.5, zorder=2, marker=marker, ms=2)
+        there = known.any(axis=0)
+        low, middle, high = _band(values[:, there], centre)
+        if len(values) > 1:
+            axes.fill_between(at[there], low, high, color=colour, alpha=0.2, lw=0, zorder=1)
+        # Marks that share the length of a line miss one of a single point.
+        marks = None if middle.size == 1 else (0.1 + 0.9 / MARKS * number / len(found) / 2, 0.9 / MARKS)
         axes.plot(
-            at, (np.median if centre == "median" else np.mean)(values, axis=0), color=colour, lw=1.5, zorder=3,
-            ls=DASHES[number % len(DASHES)], marker=MARKERS[number % len(MARKERS)], ms=3.5, label=label,
-            markevery=(0.1 + 0.9 / MARKS * number / len(found) / 2, 0.9 / MARKS),
+            at[there], middle, color=colour, lw=1.5, zorder=3, ls=DASHES[number % len(DASHES)],
+            marker=MARKERS[number % len(MARKERS)], ms=3.5, label=label, markevery=marks,
         )  # fmt: skip
     axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
     axes.margins(x=0.02)
@@ -82,15 +90,21 @@ def learning_curves(
 
 
 def _seeds(name: str, values: Any) -> np.ndarray:
-    array = numbers(name, np.atleast_2d(reals(name, values)), ("seeds", "points"))
+    array = np.atleast_2d(reals(name, values))
+    numbers(name, np.where(np.isnan(array), 0, array), ("seeds", "points"))
     if not array.size:
         raise ValueError(f"{name}: got shape {array.shape}; expected at least one seed and one point")
+    if np.isnan(array).all(axis=1).any():
+        raise ValueError(f"{name}: a seed has no value, only NaN; leave it out")
     return array
 
 
-def _band(values: np.ndarray, centre: str) -> tuple[np.ndarray, np.ndarray]:
+def _band(values: np.ndarray, centre: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The middle of the seeds at each point, and what is below and above it."""
     if centre == "median":
-        low, high = np.quantile(values, (0.25, 0.75), axis=0)
-        return low, high
-    mean, deviation = values.mean(axis=0), values.std(axis=0, ddof=1)
-    return mean - deviation, mean + deviation
+        low, middle, high = np.nanquantile(values, (0.25, 0.5, 0.75), axis=0)
+        return low, middle, high
+    mean = np.nanmean(values, axis=0)
+    squares = np.nansum((values - mean) ** 2, axis=0)
+    deviation = np.sqrt(squares / np.maximum(np.count_nonzero(~np.isnan(values), axis=0) - 1, 1))
+    return mean - deviation, mean, mean + deviation

@@ -26,7 +26,7 @@ def raster(spikes: Any, dt: Any = None, group: Any = None) -> Figure:
         The figure, 7 inches wide, with two panels.
 
     Raises:
-        TypeError: spikes are no numbers.
+        TypeError: spikes are no numbers, or groups neither text nor numbers.
         ValueError: spikes are others than 0 and 1, a shape does not fit, or `dt` is not positive.
 
     Example:

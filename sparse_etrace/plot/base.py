@@ -85,6 +85,8 @@ def reals(name: str, values: Any) -> np.ndarray:
     """`values` as an array of real numbers."""
     try:
         array = np.asarray(values)
+        if array.dtype.kind == "c":
+            raise TypeError("they are complex; draw `.real`, `.imag` or `abs`")
         return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: expected an array of real numbers, got {type(values).__name__}: {error}") from error
@@ -121,7 +123,10 @@ def per_node(name: str, values: Any, graph: Graph) -> np.ndarray:
 
 def group_numbers(group: np.ndarray, order: np.ndarray) -> tuple[list[str], np.ndarray]:
     """Names of groups by their first member along `order`, and for each unit the number of its group."""
-    names, first, number = np.unique(group[order], return_index=True, return_inverse=True)
+    try:
+        names, first, number = np.unique(group[order], return_index=True, return_inverse=True)
+    except TypeError as error:
+        raise TypeError(f"group: expected text or numbers of one kind, got others: {error}") from error
     rank = np.argsort(np.argsort(first))
     result = np.empty(group.size, np.int64)
     result[order] = rank[number]
