@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
+SCALARS = (np.number, np.bool_, np.str_, np.bytes_)
+
 
 def as_labels(labels: Iterable[Any]) -> Sequence[Any]:
-    """Return labels as a range or a tuple of Python objects."""
+    """Return labels as a range or a tuple of Python objects; numpy's numbers and strings become Python's."""
     if isinstance(labels, range):
         return labels
-    return tuple(labels.tolist() if hasattr(labels, "tolist") else labels)
+    values = labels.tolist() if hasattr(labels, "tolist") else labels
+    return tuple(label.item() if isinstance(label, SCALARS) else label for label in values)
 
 
 def label_index(labels: Sequence[Any]) -> dict[Hashable, int]:

@@ -133,7 +133,7 @@ def oracle_matrix_market(data):
 
 
 def split(text, separator):
-    """The cells of a text: quotes double, spaces before a cell do not count, blank lines and comments are left out."""
+    """The cells of a text: quotes double, spaces around a cell do not count, blank lines and comments are left out."""
     rows, row, cell, state, k = [], [], "", "start of line", 0
     text = text.replace("\r\n", "\n").replace("\r", "\n") if '"' not in text else text
     mark = None
@@ -157,7 +157,7 @@ def split(text, separator):
                 cell, state = "", "plain"
         elif state == "plain":
             if letter in (separator, "\n", "\r"):
-                row.append(cell)
+                row.append(cell.rstrip(" "))
                 state = "start of cell" if letter == separator else "end"
             else:
                 cell += letter
@@ -171,6 +171,9 @@ def split(text, separator):
             else:
                 cell, k = cell + letter, k + 1
         elif state == "closed":
+            while letter == " " != separator:
+                k += 1
+                letter = text[k] if k < len(text) else "\n"
             need(letter in (separator, "\n", "\r"))
             row.append(cell)
             state = "start of cell" if letter == separator else "end"
@@ -201,7 +204,8 @@ def typed(cells):
 
 USUAL = "pre post source target from to src dst pre_id post_id pre_root_id post_root_id".split()
 USUAL += "pre_pt_root_id post_pt_root_id bodyid_pre bodyid_post".split()
-WEIGHT = "weight syn_count n_syn num_synapses synapses count w".split()
+WEIGHT = "weight weights w wt strength syn_weight count counts synapses synapse_count".split()
+WEIGHT += "syn_count n_syn n_synapses num_syn num_synapses".split()
 
 
 def oracle_edge_list(data):
@@ -323,22 +327,26 @@ def oracle_graphml(data):
             column = []
             for element in elements:
                 texts = [(x.text or "") for x in element if plain(x) == "data" and x.get("key") == id_]
-                need(len(texts) < 2 and (texts or fallback is not None))
-                column.append(texts[0] if texts else fallback)
-            kind = key.get("attr.type", "string")
-            if kind in ("int", "long"):
-                column = [int(x) for x in column]
-                bits = 31 if kind == "int" else 63
-                need(all(-(2**bits) <= x < 2**bits for x in column))
-            elif kind in ("float", "double"):
-                column = [float(x) for x in column]
-                with np.errstate(over="ignore"):
-                    column = [float(np.float32(x)) for x in column] if kind == "float" else column
-            elif kind == "boolean":
-                column = [{"true": True, "1": True, "false": False, "0": False}[x.strip()] for x in column]
-            need(key.get("attr.name") not in found)
-            found[key.get("attr.name")] = column
-        return found
+                need(len(texts) < 2)
+                column.append(texts[0] if texts else None)
+            found.setdefault(key.get("attr.name"), []).append((key.get("attr.type", "string"), fallback, column))
+        return {name: [merged(parts, k) for k in range(len(elements))] for name, parts in found.items()}
+
+    def merged(parts, k):
+        need(len(parts) == 1 or not {kind for kind, _, _ in parts} & {"string", "boolean"})
+        need(len(parts) == 1 or sum(fallback is not None for _, fallback, _ in parts) < 2)
+        given = [(kind, column[k]) for kind, _, column in parts if column[k] is not None]
+        ((kind, text),) = given or [(kind, fallback) for kind, fallback, _ in parts if fallback is not None]
+        if kind in ("int", "long"):
+            bits = 31 if kind == "int" else 63
+            need(-(2**bits) <= int(text) < 2**bits)
+            return int(text)
+        if kind in ("float", "double"):
+            with np.errstate(over="ignore"):
+                return float(np.float32(float(text))) if kind == "float" else float(text)
+        return (
+            {"true": True, "1": True, "false": False, "0": False}[text.strip().lower()] if kind == "boolean" else text
+        )
 
     nodes = [element for element in graph if plain(element) == "node"]
     edges = [element for element in graph if plain(element) == "edge"]

@@ -24,6 +24,7 @@ from hypothesis import given, settings, strategies as st
 import sparse_etrace as se
 from sparse_etrace import cli
 from sparse_etrace._files.base import only_strings
+from sparse_etrace._files.npz import bytes_of
 
 SUFFIXES = [".npz", ".graphml", ".parquet", ".csv", ".tsv", ".mtx", ".graphml.gz", ".csv.gz", ".mtx.gz"]
 ALL = [".npz", ".graphml", ".parquet"]
@@ -73,6 +74,30 @@ def test_labels_order_and_zeros(tmp_path, suffix, labels):
             se.write_graph(tmp_path / f"graph{suffix}", graph)
     else:
         round_trip(graph, tmp_path / f"graph{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if ".mtx" not in suffix])
+@pytest.mark.parametrize("labels", [np.array([2, 0, 1]), np.array(["c", "a", "b"])])
+def test_labels_that_are_numpy_scalars(tmp_path, suffix, labels):
+    """Three ways to come by them; the nodes are in no sorted order."""
+    x, y, z = labels
+    G = nx.DiGraph()
+    G.add_nodes_from(labels)
+    G.add_weighted_edges_from([(x, y, 1.0), (z, y, 2.0), (y, y, 3.0)])
+    edges = ([x, z, y], [y, y, y], [1.0, 2.0, 3.0])
+    expected = se.from_edges([0, 2, 1], [1, 1, 1], edges[2])
+    expected = se.Graph(expected.connectivity, expected.weight, labels.tolist())
+    built = [se.from_networkx(G), se.from_edges(*edges, labels=list(labels))]
+    for graph in [*built, se.Graph(expected.connectivity, expected.weight, list(labels))]:
+        same(expected, graph)
+        round_trip(graph, tmp_path / f"graph{suffix}")
+
+
+def test_parquet_that_does_not_say_what_its_columns_hold(tmp_path, monkeypatch):
+    monkeypatch.setattr("sparse_etrace._files.parquet.bytes_of", lambda graph, **_: bytes_of(graph))
+    se.write_graph(tmp_path / "graph.parquet", parallel())
+    with pytest.raises(ValueError, match="does not say whether its columns hold labels or positions"):
+        se.read_graph(tmp_path / "graph.parquet")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -185,6 +210,20 @@ def test_graphml_of_networkx(tmp_path, multi, directed):
     same(se.from_networkx(G), se.read_graph(tmp_path / "graph.graphml"))
 
 
+def test_graphml_of_networkx_with_booleans_and_numbers_of_two_types(tmp_path):
+    G = nx.DiGraph()
+    G.add_edge("a", "b", weight=1.5, on=True, n=1)
+    G.add_edge("b", "c", weight=2, on=False, n=2)
+    G.add_edge("c", "a", weight=0.5, on=True, n=3)
+    nx.write_graphml(G, tmp_path / "graph.graphml")
+    text = (tmp_path / "graph.graphml").read_text()
+    assert ">True<" in text and text.count('attr.name="weight"') == 2
+    graph, expected = se.read_graph(tmp_path / "graph.graphml"), se.from_networkx(G)
+    assert graph.nodes == expected.nodes and graph.weight.tolist() == expected.weight.tolist() == [0.5, 1.5, 2]
+    assert graph.edge_attrs["on"].dtype == bool and graph.edge_attrs["on"].tolist() == [True, True, False]
+    assert graph.edge_attrs["n"].tolist() == [3, 1, 2]
+
+
 @pytest.mark.parametrize("form", ["csr", "csc", "coo", "bsr", "dia"])
 def test_npz_of_scipy(tmp_path, form):
     A = sp.random_array((4, 6), density=0.4, rng=np.random.default_rng(0)).asformat(form)
@@ -263,12 +302,52 @@ def test_guesses_are_said(tmp_path):
         assert table(tmp_path, "0 1 0.5\n1 2 2\n2 3 1\n3 0 5\n").weight.tolist() == [5, 0.5, 2, 1]
     with pytest.warns(UserWarning, match="for weight none, so 1 for all"):
         assert table(tmp_path, "a,b\nb,c\nc,a\na,c\n").connectivity.num_synapses == 4
+    with pytest.warns(UserWarning, match="took 2 lines after the first row for comments.*in quotes"):
+        assert table(tmp_path, "# note\npre,post\na,b\n#1,b\n%b,a\nb,a\n").connectivity.num_synapses == 2
+    assert table(tmp_path, '# note\npre,post\n"#1",b\n').nodes == ("#1", "b")
     said = table(tmp_path, "up,down,size\na,b,2\nb,a,3\n", pre="up", post="down", weight="size")
     assert said.weight.tolist() == [3, 2]
     assert table(tmp_path, "2,a,b\n3,b,a\n", pre=1, post=2, weight=0).weight.tolist() == [3, 2]
 
 
+@pytest.mark.parametrize("name", ["weights", "W", "wt", "strength", "syn_weight", "n_synapses", "Count"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_usual_names_of_the_weight(tmp_path, name, suffix):
+    frame = pd.DataFrame({"pre": [0, 1], "post": [1, 0], name: [2.5, 3.5]})
+    path = tmp_path / f"edges{suffix}"
+    frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path)
+    with pytest.warns(UserWarning, match=f"for weight '{name}'"):
+        assert se.read_graph(path).weight.tolist() == [3.5, 2.5]
+    frame.rename(columns={name: "size"}).assign(kind="x").to_csv(tmp_path / "edges.csv", index=False)
+    frame.rename(columns={name: "size"}).assign(kind="x").to_parquet(tmp_path / "edges.parquet")
+    with pytest.warns(UserWarning, match=r"all weights are 1; the columns \['size', 'kind'\] became edge attributes"):
+        assert se.read_graph(path).weight.tolist() == [1, 1]
+    assert se.read_graph(path, weight="size").weight.tolist() == [3.5, 2.5]
+
+
+def test_all_weights_are_1_by_position(tmp_path):
+    with pytest.warns(UserWarning, match=r"all weights are 1; the columns \['column 2'\]"):
+        table(tmp_path, "a,b,2\nb,a,3\n", pre=0, post=1)
+
+
+def test_spaces_around_cells(tmp_path):
+    text = 'pre , post, weight ,kind\n a ,b, 0.5 , x y \n"b ", "a , ""\n c " ,1 ,"u "\nb,a,2,v '
+    graph = table(tmp_path, text)
+    assert graph.nodes == ("a", 'a , "\n c ', "b", "b ") and graph.weight.tolist() == [2, 1, 0.5]
+    assert graph.edge_attrs["kind"].tolist() == ["v", "u ", "x y"]
+
+
 AMBIGUOUS = [
+    ("0,1,0.5,2\n1,2,.3,1\n2,3,.1,1\n3,0,.2,5\n", {}, "4 rows of 4 cells: an edge list or a matrix; pass format="),
+    (
+        "neuron_a,neuron_b,w,delay\n" + "0,1,2,3\n" * 4,
+        {},
+        "5 rows of 4 cells: an edge list or a matrix; pass format=",
+    ),
+    ("A,1,0.5,2\nB,2,.3,1\nC,0,.1,1\n", {}, "3 rows of 4 cells: an edge list or a matrix; pass format="),
+    ("0,0,0,0,0,0,0,0\n" * 8, {}, "8 rows of 8 cells: an edge list or a matrix; pass format="),
+    (",neuron_a,neuron_b,w\n0,1,2,.5\n1,2,1,.3\n", {}, "numbered rows under the header"),
+    ("Source,Target,Type\na,b,Undirected\n", {}, "undirected edges in column 'Type'.*networkx.*or drop the column"),
     ("x,y\na,b\nb,c\n", {}, "has a header or none"),
     ("x,y,z\n1,2,3\n2,1,4\n", {}, "seems to have a header"),
     ("1,2,3,4\n2,3,4,5\n", {}, "4 columns without usual names"),
@@ -319,11 +398,18 @@ def test_tables_that_are_refused(tmp_path, text, options, said):
 
 def test_matrices(tmp_path):
     square = "0 1 0 2\n0 0 3 0\n0 0 0 1\n4 0 0 0\n"
-    assert table(tmp_path, square).weight.tolist() == [4, 1, 3, 2, 1]
-    head = table(tmp_path, "a,b,c,d\n" + square.replace(" ", ","))
+    said = {"format": "adjacency"}
+    assert table(tmp_path, square, **said).weight.tolist() == [4, 1, 3, 2, 1]
+    head = table(tmp_path, "a,b,c,d\n" + square.replace(" ", ","), **said)
     assert head.nodes == tuple("abcd")
-    side = table(tmp_path, "".join(f"{x},{row}\n" for x, row in zip("abcd", square.replace(" ", ",").split())))
+    rows = square.replace(" ", ",").split()
+    side = table(tmp_path, "".join(f"{x},{row}\n" for x, row in zip("abcd", rows)), **said)
     assert side.nodes == tuple("abcd")
+    both = table(tmp_path, "x,a,b,c,d\n" + "".join(f"{x},{row}\n" for x, row in zip("abcd", rows)))
+    same(side, both)
+    with pytest.warns(UserWarning, match='took 9 rows of 9 cells for an adjacency matrix; to say so: format="adj'):
+        large = table(tmp_path, "\n".join(",".join(str(int(j == i + 1)) for j in range(9)) for i in range(9)))
+    assert large.connectivity.num_synapses == 8
 
 
 # ---------------------------------------------------------------------------------------------------- refused to write
@@ -339,6 +425,7 @@ UNWRITABLE = [
     (".csv", lambda: se.from_edges([0], [1], edge_attrs={"n": ["01"]}), None),
     (".csv", lambda: se.from_edges([0], [1], edge_attrs={"n": ["1"]}), "text that reads as numbers, '1'"),
     (".csv", lambda: se.from_edges([0], [1], edge_attrs={"n": [[1, 2]]}), r"shape \(1, 2\), which a text table loses"),
+    (".csv", lambda: se.from_edges([0], [1], edge_attrs={"type": ["undirected"]}), "reads as undirected edges"),
     (".csv", lambda: se.from_edges([0], [1], edge_attrs={"Weight": [1]}), "is called like a column of an edge list"),
     (".csv", lambda: se.from_edges(["a"], ["a"], labels=["a", 1]), "label 1 is lost in an edge list"),
     (".csv", lambda: se.from_edges([""], [""], labels=[""]), "the label '' is lost"),
@@ -555,6 +642,20 @@ GRAPHML = [
     ),
     (
         xml(
+            '<node id="a"><data key="j">w</data><data key="k">1</data></node>',
+            KEY("node", "int") + KEY("node", "string").replace('"k"', '"j"'),
+        ),
+        "two keys for the node attribute 'x', of types .*'int', 'string'",
+    ),
+    (
+        xml(
+            '<node id="a"><data key="k">9007199254740993</data></node><node id="b"><data key="j">1.5</data></node>',
+            KEY("node", "long") + KEY("node", "double").replace('"k"', '"j"'),
+        ),
+        "x' 9007199254740993 among floats, which lose its digits",
+    ),
+    (
+        xml(
             NODES + '<edge source="a" target="b"><data key="k">w</data></edge>',
             KEY("edge", "string").replace('"x"', '"weight"'),
         ),
@@ -597,7 +698,7 @@ def test_graphml_of_another_shape_or_weight(tmp_path):
         ({"pre": [1, None], "post": [2, 3]}, {}, "1 rows without a value in column 'pre'"),
         ({"pre": [1], "post": [2], "weight": ["a"]}, {}, "weights of type string"),
         ({"pre": [1], "post": [2], "x": [[1]]}, {}, "is no attribute of a graph"),
-        ({"pre": [1], "post": ["a"]}, {}, "one|both|str|ids|sorted"),
+        ({"pre": [1], "post": ["a"]}, {}, "integers and strings as ids, in the columns 'pre' and 'post'"),
     ],
 )
 def test_parquet_that_is_refused(tmp_path, columns, options, said):
@@ -630,7 +731,20 @@ def test_without_pyarrow(tmp_path, monkeypatch):
     round_trip(parallel(), tmp_path / "graph.csv")
 
 
+@pytest.mark.parametrize("name", ["graph.CSV", "graph.MTX", "graph.GraphML", "graph.CSV.GZ", "graph.NPZ", "graph.Tsv"])
+def test_suffixes_in_capitals(tmp_path, name):
+    round_trip(parallel(), tmp_path / name)
+    packed = (tmp_path / name).read_bytes().startswith(b"\x1f\x8b")
+    assert packed is name.endswith("GZ")
+
+
 def test_paths(tmp_path):
+    missing = tmp_path / "none" / "graph.npz"
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*none for .*/none/graph.npz; make it first"):
+        se.write_graph(missing, parallel())
+    for bad in ("a", 1e9, True):
+        with pytest.raises(TypeError, match=f"max_bytes: got {bad!r}; it needs a whole number of bytes"):
+            se.read_graph(missing, max_bytes=bad)
     with pytest.raises(FileNotFoundError, match="there is no file"):
         se.read_graph(tmp_path / "none.npz")
     (tmp_path / "folder.npz").mkdir()

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Hashable
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from .._build import Policies, check_dtype
 from .._graph import Graph
 from . import adjacency, edge_list, graphml, matrix_market, npz, parquet
-from .base import Options, Source, written
+from .base import Options, Source, is_packed, written
 from .cells import SEPARATORS, read_table
 from .columns import usual_ends
 
@@ -40,7 +41,7 @@ def read_graph(
     duplicates: str = "keep",
     self_loops: str = "keep",
     dtype: Any = jnp.float32,
-    max_bytes: int | None = None,
+    max_bytes: Any = None,
 ) -> Graph:
     """Return the graph in a file, its format said by the suffix; text files may be packed, as `.csv.gz`.
 
@@ -66,7 +67,7 @@ def read_graph(
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: Parquet, and pyarrow (in the extra `tables`) is not installed.
-        TypeError: weights are no real numbers.
+        TypeError: weights are no real numbers, or `max_bytes` is no integer.
         ValueError: the suffix or format is unknown, the file is damaged, hostile or ambiguous, or as `from_edges`.
 
     Example:
@@ -84,7 +85,10 @@ def read_graph(
     check_dtype(dtype)
     if separator is not None and separator not in SEPARATORS:
         raise ValueError(f"separator: got {separator!r}; choose one of {list(SEPARATORS)}")
-    source, options = Source.of(path, max_bytes), Options(pre, post, weight, separator, policies)
+    if max_bytes is not None and (not isinstance(max_bytes, Integral) or isinstance(max_bytes, bool)):
+        raise TypeError(f"max_bytes: got {max_bytes!r}; it needs a whole number of bytes")
+    limit = None if max_bytes is None else int(max_bytes)
+    source, options = Source.of(path, limit), Options(pre, post, weight, separator, policies)
     try:
         if kind in BINARY or kind in TEXT:
             graph = (BINARY | TEXT)[kind].read(source, options)
@@ -114,6 +118,7 @@ def write_graph(path: str | os.PathLike, graph: Any, *, format: str | None = Non
             are edge lists unless it says "adjacency".
 
     Raises:
+        FileNotFoundError: there is no such folder.
         ImportError: Parquet, and pyarrow (in the extra `tables`) is not installed.
         TypeError: `graph` is no graph.
         ValueError: the suffix or format is unknown, or something would be lost; the message says what, and which format
@@ -135,14 +140,15 @@ def write_graph(path: str | os.PathLike, graph: Any, *, format: str | None = Non
         if kind in BINARY or kind in TEXT:
             (BINARY | TEXT)[kind].write(target, graph)
         else:
-            separator = "\t" if ".tsv" in path.suffixes[-2:] else ","
+            separator = "\t" if ".tsv" in [suffix.lower() for suffix in path.suffixes[-2:]] else ","
             (adjacency if kind == "adjacency" else edge_list).write(target, graph, separator)
 
 
 def _kind(path: Path, format: str | None, doing: str) -> str:
     """Return the format of a path, or what the caller says it is."""
-    packed = path.suffix == ".gz"
-    kind = SUFFIXES.get(path.with_suffix("").suffix if packed else path.suffix) if format is None else format
+    packed = is_packed(path)
+    suffix = (path.with_suffix("") if packed else path).suffix.lower()
+    kind = SUFFIXES.get(suffix) if format is None else format
     if format is not None and format not in FORMATS:
         raise ValueError(f"format: got {format!r}; choose one of {', '.join(FORMATS)}")
     if kind is None:
@@ -157,7 +163,12 @@ def _kind(path: Path, format: str | None, doing: str) -> str:
 
 def _read_table(source: Source, options: Options, kind: str) -> Graph:
     table = read_table(source.text(), options.separator)
+    if table.comments:
+        options.guesses.append(
+            f"took {table.comments} lines after the first row for comments, as they begin with # or %; "
+            "put ids that begin so in quotes"
+        )
     said = kind == "edge_list" or table.mark is not None or options.pre is not None or options.post is not None
-    if kind == "adjacency" or not (said or usual_ends(table.rows[0])) and adjacency.looks_like(table):
+    if kind == "adjacency" or not (said or usual_ends(table.rows[0])) and adjacency.looks_like(table, options):
         return adjacency.read(source, table, options)
     return edge_list.read(source, table, options)

@@ -13,22 +13,31 @@ from .cells import NUMBER, Table, ids, numbers, text_of, write_rows
 
 HOLDERS = ".npz, .graphml or .parquet"
 FORCE = 'pass format="adjacency" or format="edge_list"'
+# Edge lists with more columns than this are rare.
+FEW = 8
 
 
-def looks_like(table: Table) -> bool:
-    """Whether a table without names of pre and post is a matrix; refuses what may be either."""
+def looks_like(table: Table, options: Options) -> bool:
+    """Whether a table without names of pre and post is a matrix; refuses what may be either, says what it guesses."""
     rows = table.rows
     height, width = len(rows), len(rows[0])
     body = all(NUMBER(cell) for row in rows[1:] for cell in row[1:])
     named = rows[0][1:] == [row[0] for row in rows[1:]] and height > 1
-    if body and width > 1 and height > 1 and (rows[0][0] == "" or (named and not all(map(NUMBER, rows[0][1:])))):
+    top = not all(map(NUMBER, rows[0][1:]))
+    if body and width > 1 and height > 1 and (rows[0][0] == "" or (named and top)):
+        if top and all(NUMBER(row[0]) for row in rows[1:]):
+            raise ValueError(f"has numbered rows under the header {rows[0]}: an edge list or a matrix; {FORCE}")
         return True
     all_numbers = all(NUMBER(cell) for row in rows for cell in row)
     header = body and not all(map(NUMBER, rows[0])) and all(NUMBER(row[0]) for row in rows[1:]) and height == width + 1
     stub = all(NUMBER(cell) for row in rows for cell in row[1:]) and not any(NUMBER(row[0]) for row in rows)
     square = (all_numbers and height == width) or header or (stub and height == width - 1)
-    if square and width <= 3:
+    if square and width <= FEW:
         raise ValueError(f"has {height} rows of {width} cells: an edge list or a matrix; {FORCE}")
+    if square:
+        options.guesses.append(
+            f'took {height} rows of {width} cells for an adjacency matrix; to say so: format="adjacency"'
+        )
     return square
 
 

@@ -40,7 +40,7 @@ class Source:
 
     def read(self) -> bytes:
         """Return all bytes, unpacked where the name ends in .gz."""
-        if self.path.suffix != ".gz":
+        if not is_packed(self.path):
             return self.path.read_bytes()
         found = bytearray()
         try:
@@ -95,13 +95,20 @@ class Options:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, but {what}; leave it out")
 
 
+def is_packed(path: Path) -> bool:
+    """Whether the name says that the file is packed by gzip."""
+    return path.suffix.lower() == ".gz"
+
+
 @contextmanager
 def written(path: Path) -> Iterator[BufferedIOBase]:
     """A binary file that takes the place of `path` only when it is complete; packed where the name ends in .gz."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: there is no folder {path.parent} for {path}; make it first")
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(beside, "xb") as raw:
-            if path.suffix == ".gz":
+            if is_packed(path):
                 with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
                     yield packed
             else:

@@ -26,45 +26,59 @@ PLAIN = re.compile(r"[^\W_#%][\w.+-]*|-?[0-9.][\w.+-]*", re.A).fullmatch
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a text table, all of one width, and what a comment of `write_graph` said about the nodes."""
+    """The rows of a text table, all of one width, what a comment of `write_graph` said, and other comments in rows."""
 
     rows: list[list[str]]
     mark: dict[str, Any] | None
     separator: str
+    comments: int
 
 
 def read_table(text: str, separator: str | None) -> Table:
     """Split a text into rows; the separator is found unless given."""
-    mark, lines = None, []
-    for line in _without_comments(text):
-        if line.startswith(MARK) and mark is None:
-            mark = from_json(line[len(MARK) :], _is_mark)
-        else:
+    mark, lines, comments = None, [], 0
+    for line, is_comment in _lines(text):
+        if not is_comment:
             lines.append(line)
+        elif line.startswith(MARK) and mark is None:
+            mark = from_json(line[len(MARK) :], _is_mark)
+        elif lines:
+            comments += 1
     if not lines:
         raise ValueError("holds no row")
     if separator is None:
         separator = _separator(lines)
-    rows = list(_rows(lines, separator))
+    rows = list(_rows(_trimmed(lines, separator), separator))
     for k, row in enumerate(rows):
         if len(row) != len(rows[0]):
             raise ValueError(
                 f"has {len(row)} cells in row {k + 1}, but {len(rows[0])} in row 1 ({SEPARATORS[separator]}s)"
             )
-    return Table(rows, mark, separator)
+    return Table(rows, mark, separator, comments)
 
 
-def _without_comments(text: str) -> Iterator[str]:
+def _lines(text: str) -> Iterator[tuple[str, bool]]:
+    """Lines that are not empty, and whether each is a comment."""
     quoted = False
     for line in io.StringIO(text, newline=""):
-        if not quoted and line.startswith(MARK):
-            yield line
-        elif quoted or not (line.startswith(("#", "%")) or not line.strip()):
+        if not quoted and line.startswith(("#", "%")):
+            yield line, True
+        elif quoted or line.strip():
             quoted ^= line.count('"') % 2 == 1
-            yield line
+            yield line, False
 
 
-def _rows(lines: Sequence[str], separator: str) -> Iterator[list[str]]:
+def _trimmed(lines: Sequence[str], separator: str) -> Iterable[str]:
+    """Lines without the spaces that end a cell, unless they are in quotes; those that begin one, csv leaves out."""
+    ends = (f" {separator}", " \r", " \n")
+    if separator == " " or not (lines[-1].endswith(" ") or any(end in line for line in lines for end in ends)):
+        return lines
+    # A quoted cell is taken whole, so that nothing in it is found by the other half.
+    cells = re.compile(rf'((?:^|(?<=\r)|{separator}) *"[^"]*(?:""[^"]*)*")|(?<! ) +(?={separator}|[\r\n]|\Z)', re.M)
+    return io.StringIO(cells.sub(lambda found: found[1] or "", "".join(lines)), newline="")
+
+
+def _rows(lines: Iterable[str], separator: str) -> Iterator[list[str]]:
     try:
         for row in csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True):
             if row:
@@ -80,7 +94,7 @@ def _separator(lines: Sequence[str]) -> str:
         if separator == " " and uneven + even:
             break
         try:
-            widths = {len(row) for row in itertools.islice(_rows(lines, separator), 50)}
+            widths = {len(row) for row in itertools.islice(_rows(_trimmed(lines, separator), separator), 50)}
         except ValueError:
             continue
         if max(widths) > 1:

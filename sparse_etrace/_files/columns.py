@@ -1,6 +1,8 @@
 """Which columns of a table are pre, post and weight: as said by the caller, by usual names, or refused."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
 
 from .base import Options
 
@@ -14,7 +16,10 @@ ENDS = (
     ("pre_pt_root_id", "post_pt_root_id"),
     ("bodyid_pre", "bodyid_post"),
 )
-WEIGHTS = ("weight", "syn_count", "n_syn", "num_synapses", "synapses", "count", "w")
+WEIGHTS = frozenset(
+    "weight weights w wt strength syn_weight count counts synapses synapse_count syn_count n_syn n_synapses num_syn "
+    "num_synapses".split()
+)
 WAY = "pass pre=, post= (and weight=): names of columns, or positions from 0 where row 1 is no header"
 
 
@@ -65,3 +70,12 @@ def say(options: Options, pre: Hashable, post: Hashable, weight: Hashable | None
     options.guesses.append(
         f"took the {kind} {pre!r} for pre, {post!r} for post, and for weight {shown}; to say so: {way}"
     )
+
+
+def say_unweighted(options: Options, weight: int | None, attrs: Mapping[str, np.ndarray]) -> None:
+    """Note, for a warning, that all weights are 1 although there are columns of numbers."""
+    if weight is None and any(values.dtype.kind in "iuf" for values in attrs.values()):
+        options.guesses.append(
+            f"found no weight, so all weights are 1; the columns {list(attrs)} became edge attributes; "
+            "if one of them is the weight, pass weight="
+        )

@@ -20,7 +20,7 @@ from .base import (
     refuse_attributes,
 )
 from .cells import INTEGER, NUMBER, Table, column, ids, numbers, text_of, write_mark, write_rows
-from .columns import WAY, by_name, say, usual_ends
+from .columns import WAY, by_name, say, say_unweighted, usual_ends
 
 HOLDERS = ".npz, .graphml or .parquet"
 
@@ -32,6 +32,13 @@ def read(source: Source, table: Table, options: Options) -> Graph:
     values = None if weight is None else numbers("weight", cells[weight])
     used = (pre, post, weight)
     attrs = {name: column(cells[k]) for k, name in enumerate(names) if k not in used}
+    for name, cells_of in attrs.items():
+        if _undirected(name, cells_of):
+            raise ValueError(
+                f"has undirected edges in column {name!r}, and each row of an edge list is one synapse; "
+                "read it with networkx and pass that to `from_networkx`, or drop the column"
+            )
+    say_unweighted(options, weight, attrs)
     ends, shape, labels = _nodes(source, table, cells[pre], cells[post])
     return build_graph(ends[0], ends[1], values, shape, labels, None, attrs, policies=options.policies)
 
@@ -44,6 +51,8 @@ def write(target: BufferedIOBase, graph: Graph, separator: str) -> None:
     for name in attrs:
         if name.lower() in ("pre", "post", "weight"):
             raise ValueError(f"graph: edge attribute {name!r} is called like a column of an edge list; rename it")
+        if _undirected(name, attrs[name]):
+            raise ValueError(f"graph: edge attribute {name!r} reads as undirected edges in an edge list; rename it")
     pre, post = host_ends(graph)
     nodes, shape = graph.nodes, graph.connectivity.shape
     offset = len(nodes) - shape[1]
@@ -63,6 +72,11 @@ def write(target: BufferedIOBase, graph: Graph, separator: str) -> None:
     columns += [text_of(name, HOLDERS, values) for name, values in zip(names, attrs.values(), strict=True)]
     body = write_rows([["pre", "post", "weight", *attrs], *zip(*columns, strict=True)], separator)
     target.write((("" if plain else write_mark(mark)) + body).encode())
+
+
+def _undirected(name: str, values: Any) -> bool:
+    """Whether a column says so of a row, as Gephi's does."""
+    return name.lower() == "type" and any(str(value).lower() == "undirected" for value in values.tolist())
 
 
 def _same_nodes(ends: list[list[str]], nodes: Sequence[Hashable]) -> bool:

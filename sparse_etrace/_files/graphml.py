@@ -241,30 +241,53 @@ def _columns(document: _Document, what: str, rows: list[dict[str, str]]) -> Iter
     for id_ in used:
         if id_ not in document.keys or document.keys[id_].owner not in (what, "all"):
             raise ValueError(f"has data of key {id_!r} on a {what}, which is not declared for it")
-    names: set[str] = set()
+    groups: dict[str, dict[str, _Key]] = {}
     for id_, key in document.keys.items():
         if key.owner != what and not (key.owner == "all" and id_ in used):
             continue
         if key.default is None and rows and id_ not in used:
             continue
-        if key.name in names:
-            raise ValueError(f"has two keys for the {what} attribute {key.name!r}")
-        names.add(key.name)
-        values = []
-        for k, row in enumerate(rows):
-            value = row.get(id_, key.default)
-            if value is None:
-                raise ValueError(f"has no {what} attribute {key.name!r} at {what} {k + 1}; set it on every {what}")
-            values.append(value)
-        yield key.name, _as_array(f"{what} attribute {key.name!r}", key.kind, values)
+        groups.setdefault(key.name, {})[id_] = key
+    for name, keys in groups.items():
+        yield name, _column(f"{what} attribute {name!r}", what, keys, rows)
 
 
-def _as_array(what: str, kind: str, values: list[str]) -> np.ndarray:
+def _column(what: str, owner: str, keys: dict[str, _Key], rows: list[dict[str, str]]) -> np.ndarray:
+    """Return one attribute; keys of one name, as networkx writes integers among floats, give one column of numbers."""
+    kinds = {key.kind for key in keys.values()}
+    usual = [id_ for id_, key in keys.items() if key.default is not None]
+    if len(keys) > 1 and (len(usual) > 1 or not kinds <= KINDS.keys()):
+        raise ValueError(f"has two keys for the {what}, of types {sorted(kinds)}; keep one, or give both numbers")
+    values: dict[str, dict[int, str]] = {id_: {} for id_ in keys}
+    for k, row in enumerate(rows):
+        found = [id_ for id_ in keys if id_ in row] or usual
+        if not found:
+            raise ValueError(f"has no {what} at {owner} {k + 1}; set it on every {owner}")
+        if len(found) > 1:
+            raise ValueError(f"has two keys for the {what} at {owner} {k + 1}; keep one")
+        values[found[0]][k] = row.get(found[0], keys[found[0]].default or "")
+    parts = {id_: _as_array(what, keys[id_].kind, cells) for id_, cells in values.items()}
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    kind = np.result_type(*parts.values()) if len(kinds) == 1 else np.int64 if kinds <= {"int", "long"} else np.float64
+    column = np.empty(len(rows), kind)
+    for id_, part in parts.items():
+        for number in part.tolist():
+            if column.dtype.kind == "f" and isinstance(number, int) and abs(number) > 2**53:
+                raise ValueError(f"has the {what} {number} among floats, which lose its digits; use one type")
+        column[list(values[id_])] = part
+    return column
+
+
+def _as_array(what: str, kind: str, cells: dict[int, str]) -> np.ndarray:
+    """Return the cells at some places as an array of one type."""
+    values = list(cells.values())
     if kind == "string":
         return strings(values)
     check: Any = {"boolean": TRUTH.get, "int": INTEGER, "long": INTEGER}.get(kind, NUMBER)
     found = [value.strip() for value in values]
-    for k, value in enumerate(found):
+    found = [value.lower() for value in found] if kind == "boolean" else found
+    for k, value in zip(cells, found, strict=True):
         if check(value) is None:
             raise ValueError(f"has the {what} {value!r} at number {k + 1}, which is no {kind}")
     if kind == "boolean":

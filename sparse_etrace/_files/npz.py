@@ -69,10 +69,10 @@ def write(target: io.BufferedIOBase, graph: Graph) -> None:
     np.savez(target, pre=pre, post=post, weight=host_weight(graph), **_pack(graph))  # type: ignore[arg-type]
 
 
-def bytes_of(graph: Graph) -> bytes:
-    """Return an archive of everything but the synapses."""
+def bytes_of(graph: Graph, **more: np.ndarray) -> bytes:
+    """Return an archive of everything but the synapses, and of `more`."""
     target = io.BytesIO()
-    np.savez_compressed(target, **_pack(graph, edges=False))  # type: ignore[arg-type]
+    np.savez_compressed(target, **_pack(graph, edges=False), **more)  # type: ignore[arg-type]
     return target.getvalue()
 
 

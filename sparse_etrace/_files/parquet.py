@@ -13,7 +13,7 @@ from .._graph import Graph
 from .._labels import look_up, plain_ids
 from .base import Options, Source, as_nodes, find, host_ends, host_weight, node_positions, only_strings
 from .cells import strings
-from .columns import WAY, by_name
+from .columns import WAY, by_name, say_unweighted
 from .npz import arrays_of, bytes_of, unpack
 
 KEY = b"sparse_etrace"
@@ -32,20 +32,25 @@ def read(source: Source, options: Options) -> Graph:
     if mark is None:
         ends: Any = [_ids(names[k], columns[k]) for k in (pre, post)]
         first, second = map(_strings_or_integers, ends)
+        if len(first) and isinstance(first, np.ndarray) is not isinstance(second, np.ndarray):
+            raise ValueError(
+                f"has integers and strings as ids, in the columns {names[pre]!r} and {names[post]!r}; "
+                "make both columns integers, or both strings"
+            )
         *ends, labels = node_positions(first, second, _encode)
         shape, nodes = (len(labels), len(labels)), as_nodes(labels)
         node_attrs: dict[str, np.ndarray] = {}
         source.check_units(*shape)
     else:
-        shape, nodes, node_attrs, _ = unpack(source, arrays_of(source, mark))
+        arrays = arrays_of(source, mark)
+        shape, nodes, node_attrs, _ = unpack(source, arrays)
         halves: Any = (None, None)
-        if nodes is not None:
-            nodes = tuple(nodes)
-            if _plain(nodes):
-                halves = nodes[: shape[0]], nodes[len(nodes) - shape[1] :]
+        if _labels_in_columns(arrays, nodes):
+            halves = tuple(nodes[: shape[0]]), tuple(nodes[len(nodes) - shape[1] :])
         ends = [_positions(names[k], columns[k], half) for k, half in zip((pre, post), halves, strict=True)]
     values = None if weight is None else _numbers(names[weight], columns[weight])
     attrs = {name: _attribute(name, columns[k]) for k, name in enumerate(names) if k not in places}
+    say_unweighted(options, weight, attrs)
     return build_graph(ends[0], ends[1], values, shape, nodes, node_attrs, attrs, policies=options.policies)
 
 
@@ -66,7 +71,8 @@ def write(target: BufferedIOBase, graph: Graph) -> None:
     with pq.ParquetWriter(target, table.schema, write_page_checksum=True) as writer:
         writer.write_table(table)
         # Of the file, not of the schema, of which Parquet keeps a second copy.
-        writer.add_key_value_metadata({KEY: base64.b64encode(bytes_of(graph))})
+        facts = bytes_of(graph, labelled=np.array(_is_labelled(graph)))
+        writer.add_key_value_metadata({KEY: base64.b64encode(facts)})
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -110,15 +116,26 @@ def _unpacked(mark: bytes) -> bytes:
 
 def _labelled(pa: Any, graph: Graph, labels: Any, positions: np.ndarray) -> Any:
     """Return a column of labels, strings through a dictionary; positions where labels are no plain ids."""
-    if as_nodes(graph.nodes) is None or not _plain(graph.nodes):
+    if not _is_labelled(graph):
         return pa.array(positions)
     if isinstance(graph.nodes[0], int):
         return pa.array(plain_ids(labels)[positions] if len(labels) else np.zeros(0, np.int64))
     return pa.DictionaryArray.from_arrays(pa.array(positions), pa.array(labels, pa.string()))
 
 
-def _plain(labels: Sequence[Hashable]) -> bool:
+def _labels_in_columns(arrays: dict[str, np.ndarray], nodes: Sequence[Hashable] | None) -> bool:
+    """Whether the columns hold labels, as `write` noted; else they hold positions."""
+    noted = arrays.get("labelled")
+    if noted is None or noted.shape or noted.dtype != bool or (noted and nodes is None):
+        raise ValueError("does not say whether its columns hold labels or positions; write it anew with `write_graph`")
+    return bool(noted)
+
+
+def _is_labelled(graph: Graph) -> bool:
     """Whether Parquet has a type for all labels, so that they stand in the columns."""
+    labels = as_nodes(graph.nodes)
+    if labels is None:
+        return False
     kinds = {type(label) for label in labels}
     if kinds == {int}:
         return isinstance(plain_ids(labels), np.ndarray)
