@@ -1,7 +1,6 @@
 """One file that holds a training run: written in one piece or not at all, and read back to the same bits."""
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -84,19 +83,21 @@ class Checkpoint:
 
     def __init__(self, path: Path):
         self.path = path
-        content = io.BytesIO(path.read_bytes())
-        try:
-            with np.load(content, allow_pickle=False) as read:
-                arrays = {name: read[name] for name in read.files}
-            about = json.loads(arrays["header"].tobytes())
-            self.format, self.header = about["format"], about["header"]
-            self.names, self.types = about["names"], about["types"]
-            self.table = arrays["table"]
-            self.leaves = [arrays[f"leaf{k:06}"] for k in range(len(self.types))]
-        except (
-            ValueError, KeyError, TypeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error
-        ) as error:  # fmt: skip
-            raise ValueError(f"checkpoint: {path} is no whole checkpoint. Name another file, or remove it.") from error
+        with open(path, "rb") as file:
+            try:
+                with np.load(file, allow_pickle=False) as read:
+                    arrays = {name: read[name] for name in read.files}
+                about = json.loads(arrays["header"].tobytes())
+                self.format, self.header = about["format"], about["header"]
+                self.names, self.types = about["names"], about["types"]
+                self.table = arrays["table"]
+                self.leaves = [arrays[f"leaf{k:06}"] for k in range(len(self.types))]
+            except (
+                ValueError, KeyError, TypeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error
+            ) as error:  # fmt: skip
+                raise ValueError(
+                    f"checkpoint: {path} is no whole checkpoint. Name another file, or remove it."
+                ) from error
         if self.format != FORMAT:
             raise ValueError(f"checkpoint: {path} is a {self.format!r}, this version reads {FORMAT!r}.")
 

@@ -262,14 +262,15 @@ def fit(
                 if tests is not None:
                     row += [math.nan] * (len(columns) - len(row))
                     if (run.position + 1) % validate_every == 0:
-                        row[1 + len(means) :] = validate(task, point.trained, state, tests)
-                        waited += 1
-                        if not math.isfinite(row[1 + len(means)]):
+                        loss, *others = validate(task, point.trained, state, tests)
+                        if not math.isfinite(loss):
                             raise NonFiniteError(
-                                f"sequence {run.position}: the validation loss after it is {row[1 + len(means)]}, "
-                                "though the training is finite. Lower the learning rate, or look at the held-out data."
+                                f"sequence {run.position}: the validation loss after it is {loss}, though the training "
+                                "is finite. Lower the learning rate, or look at the held-out data."
                             )
-                        if patience and (loss := row[1 + len(means)]) < best_loss:
+                        row[1 + len(means) :] = [loss, *others]
+                        waited += 1
+                        if patience and loss < best_loss:
                             best, best_loss, waited = point.trained, loss, 0
                 del rows[run.position :]
                 rows.append(row)

@@ -38,10 +38,10 @@ def explain_non_finite(task: Task, point: Point, state: Any, xs: PyTree[Array], 
         A sentence.
     """
     point, steps = starting(task, point, state), jax.tree.leaves((xs, ys))[0].shape[0]
+    update = eqx.filter_jit(one_update)
     for start in range(0, steps, size):
-        cut = slice(start, start + size)
-        x, y = jax.tree.map(operator.itemgetter(cut), (xs, ys))
-        after, (losses, *_), grads = eqx.filter_jit(one_update)(task, point, x, y)
+        x, y = jax.tree.map(operator.itemgetter(slice(start, start + size)), (xs, ys))
+        after, (losses, *_), grads = update(task, point, x, y)
         if not all_finite((losses, grads)):
             return _explain_update(task, point, x, y, start, np.asarray(losses), grads)
         for name, index, value in _bad_entries(after.trained):
