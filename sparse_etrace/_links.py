@@ -13,7 +13,7 @@ from jaxtyping import Array
 from ._analysis import Analysis
 from ._positions import Mixed, follow
 from ._program import is_inexact, vjp_jaxpr
-from ._routes import Call, jacobian_forward, op_free_map
+from ._routes import Call, derivative_forward, jacobian_forward, op_free_map
 from ._step import Step
 
 Node = tuple[str, int]
@@ -123,6 +123,8 @@ class Links:
         """
         found = []
         for sink, value, sources in self._sinks():
+            if sink[0] == "x" and sources:
+                self._refuse_complex(sink)
             dense = [s for s in sources if not self._is_diagonal(s)]
             shape = self.program.avals[value].shape
             numbers = np.arange(math.prod(shape)).reshape(shape)
@@ -139,6 +141,17 @@ class Links:
                 if source not in dense:
                     found.append(Link(source, sink, self._by_unit(source, sink, self._landing(source, value)), True))
         return found
+
+    def _refuse_complex(self, sink: Node) -> None:
+        """An influence is one number, and what a complex op makes of it would be two."""
+        call = self.analysis.calls[sink[1]]
+        _, _, x = call.template(self.program)
+        if any(jax.dtypes.issubdtype(a.dtype, np.complexfloating) for a in (x, call.y(self.program))):
+            raise UnlinkedError(
+                f"model: {self.name(sink)} is driven by hidden state or another op, and input or output of that op are "
+                "complex. Influences pass through real ops: split it into two, its real and its imaginary part, or use "
+                "se.RTRL()."
+            )
 
     def _landing(self, source: Node, value: int) -> Any:
         y = self._value(source)
@@ -195,8 +208,8 @@ class Links:
                 if source not in dense:
                     y = self._value(source)
                     fn, rest = op_free_map(self.program, self.analysis.calls, [y], [value])
-                    push = jacobian_forward(fn, known[y], tuple(known[i] for i in rest))
-                    found.append(push(jnp.ones_like(known[y]))[0].reshape(count, -1))
+                    (along,) = derivative_forward(fn, known[y], tuple(known[i] for i in rest))
+                    found.append(along.reshape(count, -1))
         return found
 
 

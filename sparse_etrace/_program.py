@@ -225,5 +225,11 @@ def is_key(aval: Any) -> bool:
     return jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key)
 
 
+def cast(value: Any, dtype: Any) -> Any:
+    """A derivative in the type of what it is by: by real numbers, of a complex one the real part."""
+    is_real = not jax.dtypes.issubdtype(dtype, np.complexfloating)
+    return (value.real if is_real else value).astype(dtype)
+
+
 def is_inexact(aval: Any) -> bool:
     return jax.dtypes.issubdtype(aval.dtype, np.inexact)

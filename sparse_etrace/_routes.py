@@ -95,6 +95,17 @@ def jacobian_forward(fn: Callable[..., list[Any]], y: Any, others: tuple) -> Cal
     return lambda tangent: push(tangent)[0]
 
 
+def derivative_forward(fn: Callable[..., list[Any]], y: Any, others: tuple) -> list[Any]:
+    """Derivatives of real `fn([y], *others)` that add to no more than one entry of `y` each.
+
+    By a complex `y` they are those of reverse mode: the change is the real part of `derivative * dy`.
+    """
+    push, one = jacobian_forward(fn, y, others), jnp.ones_like(y)
+    if not jnp.iscomplexobj(y):
+        return push(one)
+    return [real - 1j * imaginary for real, imaginary in zip(push(one), push(1j * one), strict=True)]
+
+
 class Variable(NamedTuple):
     """One hidden variable: its name, its old and its new value."""
 

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from ._analysis import Analysis
 from ._program import Atom, Labels, Node, is_inexact
-from ._routes import Call, Group, jacobian_forward, op_free_map
+from ._routes import Call, Group, derivative_forward, op_free_map
 
 OTHER = "anything but old state"
 TAP = -1
@@ -289,6 +289,5 @@ class Step:
             if c not in dense:
                 y = c.node.outputs[0]
                 fn_y, rest_y = op_free_map(self.program, a.calls, [y], new)
-                push = jacobian_forward(fn_y, known[y], tuple(known[i] for i in rest_y))
-                output[c.number] = jnp.stack(push(jnp.ones_like(known[y])))
+                output[c.number] = jnp.stack(derivative_forward(fn_y, known[y], tuple(known[i] for i in rest_y)))
         return hidden, output

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._analysis import Analysis
+from ._program import cast
 from ._routes import Call, Route
 from ._step import Signals
 
@@ -86,17 +87,24 @@ def init_trace(
     traces = []
     for g, _ in routes:
         leaves = [
-            jnp.zeros((counts[g], *s.shape), dtype or s.dtype) if keep and f else None
+            jnp.zeros((counts[g], *s.shape), _stored(s.dtype, dtype)) if keep and f else None
             for s, keep, f in zip(slot_shapes(analysis, call, g), trained, full, strict=True)
         ]
         traces.append(jax.tree.unflatten(jax.tree.structure(v), leaves))
     factors = None
     if routes and any(keep and not f for keep, f in zip(trained, full, strict=True)):
         kept = [] if only_input else routes
-        f = tuple(jnp.zeros((counts[g], *y.shape), dtype or y.dtype) for g, _ in kept)
-        filtered = jnp.zeros(x.shape, dtype or jnp.result_type(x.dtype, y.dtype))
+        f = tuple(jnp.zeros((counts[g], *y.shape), _stored(y.dtype, dtype)) for g, _ in kept)
+        filtered = jnp.zeros(x.shape, _stored(jnp.result_type(x.dtype, y.dtype), dtype))
         factors = Factors(filtered, f, jnp.zeros((*y.shape[:-1], 1), jnp.int32))
     return CallTrace(tuple(traces), factors)
+
+
+def _stored(exact: Any, wanted: Any) -> Any:
+    """The type of a trace: what is `wanted`, if anything, or for complex numbers a complex type as wide as that."""
+    if wanted is None or not jnp.issubdtype(exact, jnp.complexfloating):
+        return wanted or exact
+    return jnp.result_type(wanted, jnp.complex64)
 
 
 def adjoint(hidden_jacobian: Array, m: Array, last: Array | None = None) -> tuple[Array, Array, Array, Array]:
@@ -189,7 +197,7 @@ def _advance_call(
     total = []
     for leaf, *found in zip(jax.tree.leaves(v), *parts, strict=True):
         present = [part for part in found if part is not None]
-        total.append(sum(present[1:], present[0]).astype(leaf.dtype) if present else jnp.zeros_like(leaf))
+        total.append(cast(sum(present[1:], present[0]), leaf.dtype) if present else jnp.zeros_like(leaf))
     return CallTrace(tuple(full) or trace.full, factors), total
 
 

@@ -411,6 +411,23 @@ def synapse_forward(op, h, held, x):
     return {"i": current, "v": v}, op("out", v + 0.3 * current)
 
 
+def _parts(y):
+    """Real and imaginary part, also of `oracles.pairs`."""
+    return (y.real, y.imag) if jnp.iscomplexobj(y) else (y[..., 0], y[..., 1])
+
+
+def lru_forward(op, h, held, x, current=lambda op, held, x: op("inp", x)):
+    a, b = _parts(op("eigenvalue"))
+    c, d = _parts(current(op, held, x))
+    gain = op("scale")
+    new = {"re": a * h["re"] - b * h["im"] + gain * c, "im": b * h["re"] + a * h["im"] + gain * d}
+    return new, op("out", jnp.concatenate([new["re"], new["im"]], -1))
+
+
+def recurrent_lru_forward(op, h, held, x):
+    return lru_forward(op, h, held, x, lambda op, held, x: op("inp", x) + op("rec", held["re"] + held["im"] ** 2))
+
+
 # --- cases -----------------------------------------------------------------------------------------------------------
 
 
@@ -741,6 +758,40 @@ def lif_vjp(rng):
     return lif(rng, forward=lif_vjp_forward)
 
 
+def turned(rng, part):
+    """A part whose weights are complex, of another phase each."""
+    value = jax.tree.map(lambda w: w * jnp.exp(1j * array(rng, *w.shape)), part.value)
+    return part._replace(value=value, oracle=oracles.pairs(part.oracle))
+
+
+def lru_cell(rng, batch=(2,), forward=lru_forward, rec=False):
+    """Complex weights and complex elementwise parameters."""
+
+    def ring(w):
+        return jnp.exp(-jnp.exp(w["nu"]) + 1j * jnp.exp(w["theta"]))
+
+    def model(p):
+        cell = se.cells.LRU(N, p["inp"], p["eigenvalue"], p["scale"])
+        return CellNet(cell, p["out"], type(cell.init_state()))
+
+    eigenvalue = elemwise({"nu": array(rng, N), "theta": array(rng, N)}, ring)
+    parts = {
+        "inp": turned(rng, dense(rng, INPUTS, N)), "scale": elemwise(array(rng, N), jnp.exp),
+        "eigenvalue": eigenvalue._replace(oracle=oracles.pairs(eigenvalue.oracle)),
+        "out": dense(rng, 2 * N, OUTPUTS),
+    }  # fmt: skip
+    if rec:
+        parts["rec"] = turned(rng, sparse(rng, N, N, bias=False, scale=0.3))
+    traced = dict.fromkeys([name for name in parts if name != "out"], ("re", "im"))
+    state = _state(rng, batch, "re", "im")
+    return make(rng, forward, parts, state, traced, model=None if rec else model, batch=batch)
+
+
+def recurrent_lru(rng, batch=(2,)):
+    """And a complex op that reads old state."""
+    return lru_cell(rng, batch, recurrent_lru_forward, rec=True)
+
+
 def no_recurrence(rng):
     parts = {"inp": dense(rng, INPUTS, N, fn=jnp.tanh), "out": dense(rng, N, OUTPUTS)}
     return make(rng, feed_forward_in, parts, _state(rng, (2,), "h"), {"inp": ("h",)})
@@ -753,7 +804,7 @@ KINDS = {
         two_lif, late, feedback, delay_chain, delay_buffer, shared, skip, old_readout, tied, twice, axis_2, conv_1d,
         conv_2d, low_rank, masked, function_first, sparse_function, decay, nontemp, untraced_input, plain_readout,
         clock, cut, no_recurrence, late_lif, alif_trained, two_groups, synapse, channel_decay,
-        three, both_ways,
+        three, both_ways, lru_cell, recurrent_lru,
     )
 }  # fmt: skip
 
@@ -763,7 +814,7 @@ CORE = (
     "rate", "lif_vjp", "alif_v", "mgu_cell", "fused_gru", "two_lif", "late_lif", "feedback", "delay_chain",
     "delay_buffer", "shared", "twice", "old_readout", "tied", "axis_2", "conv_1d", "low_rank", "masked",
     "sparse_function", "alif_trained", "channel_decay", "nontemp", "clock", "cut", "two_groups", "synapse", "three",
-    "both_ways",
+    "both_ways", "recurrent_lru",
 )  # fmt: skip
 
 

@@ -86,6 +86,18 @@ def elemwise(fn=lambda w: w):
     return Op(fn, lambda x, v: v, takes_input=False)
 
 
+def pairs(op):
+    """A complex op on real numbers only: real and imaginary parts side by side, on a last axis."""
+
+    def split(tree):
+        return jax.tree.map(lambda a: jnp.stack([a.real, a.imag], -1), tree)
+
+    def join(tree):
+        return jax.tree.map(lambda a: a[..., 0] + 1j * a[..., 1], tree)
+
+    return Op(lambda theta: split(op.phi(theta)), lambda x, v: split(op.apply(x, join(v))), op.takes_input)
+
+
 # --- models ----------------------------------------------------------------------------------------------------------
 
 

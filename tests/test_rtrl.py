@@ -15,7 +15,7 @@ import sparse_etrace as se
 
 TOLERANCE, VISIBLE = 1e-10, 1e-3
 # Not made of ops alone: taken as a whole.
-WHOLE = {"delay_buffer", "cut", "synapse"}
+WHOLE = {"delay_buffer", "cut", "synapse", "recurrent_lru"}
 
 
 def is_whole(carry):
@@ -36,6 +36,7 @@ def by_bptt(case):
 SOME = (
     "alif_v", "mgu_cell", "gru_cell", "two", "feedback", "delay_buffer", "shared", "tied", "axis_2", "conv_1d",
     "low_rank", "alif_trained", "nontemp", "cut", "two_groups", "synapse", "three",
+    "lru_cell", "recurrent_lru",
 )  # fmt: skip
 
 

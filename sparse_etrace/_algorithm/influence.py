@@ -14,7 +14,7 @@ from .._analysis import Analysis
 from .._filter import check_names
 from .._influence import Influences, signals, sizes_of, start, weights_of, window
 from .._links import Links, LinkStep
-from .._program import is_inexact
+from .._program import cast, is_inexact
 from .._reach import Wiring
 from .base import Carry, Learner, Window, differentiate
 
@@ -188,7 +188,7 @@ class InfluenceLearner(Learner):
                 if at is not None:
                     part = part + before[at : at + leaf.size].reshape(leaf.shape)
                     at += leaf.size
-                leaves.append(part.astype(leaf.dtype))
+                leaves.append(cast(part, leaf.dtype))
             found[call.number] = leaves
         return found
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Inexact, PyTree
 
 from .._analysis import Analysis
 from .._black_box import by_step, check_carry, check_reach, split
 from .._links import UnlinkedError
-from .._program import is_inexact
+from .._program import cast, is_inexact
 from .._reach import Wiring
 from .base import Carry, Window
 from .influence import InfluenceLearner
@@ -26,7 +26,7 @@ class Dense(eqx.Module):
     jacobian: PyTree[Array]
 
     @property
-    def matrix(self) -> Float[Array, "state params"]:
+    def matrix(self) -> Inexact[Array, "state params"]:
         return jnp.concatenate([leaf.reshape(-1, leaf.shape[-1]) for leaf in jax.tree.leaves(self.jacobian)])
 
 
@@ -120,7 +120,7 @@ class RTRL(InfluenceLearner):
         flat_values, to_values = ravel_pytree(values)
         # Zero, with the derivative of the old state.
         moved = carry.traces.matrix @ (ravel_pytree(trained)[0] - flat_values)
-        new, out = eqx.combine(trained, fixed)(eqx.combine(to_live(flat_live + moved.astype(flat_live.dtype)), rest), x)
+        new, out = eqx.combine(trained, fixed)(eqx.combine(to_live(flat_live + cast(moved, flat_live.dtype)), rest), x)
 
         def floating(live: Array, values: Array) -> Array:
             new, _ = eqx.combine(to_values(values), fixed)(eqx.combine(to_live(live), rest), held)

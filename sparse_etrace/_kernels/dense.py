@@ -1,24 +1,24 @@
 """The same products where everything is connected, for a weight matrix and a bias."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Inexact, Shaped
 
 Weights = dict[str, Array]
 
 
-def spread(y: Float[Array, "*batch post"], trace: Weights) -> Weights:
+def spread(y: Inexact[Array, "*batch post"], trace: Weights) -> Weights:
     """Multiply every slot of a trace by the value of its target."""
     at_slot = {"weight": y[..., None, :], "bias": y}
     return {key: at_slot[key] * leaf for key, leaf in trace.items()}
 
 
-def outer(x: Shaped[Array, "*batch pre"], y: Float[Array, "*batch post"], v: Weights) -> Weights:
+def outer(x: Shaped[Array, "*batch pre"], y: Inexact[Array, "*batch post"], v: Weights) -> Weights:
     """`dw[i, j] = x[i] * y[j]` for each batch element."""
     slots = {"weight": x[..., :, None] * y[..., None, :], "bias": y}
     return {key: slots[key] for key in v}
 
 
-def sum_outer(x: Shaped[Array, "k *batch pre"], y: Float[Array, "k *batch post"], v: Weights) -> Weights:
+def sum_outer(x: Shaped[Array, "k *batch pre"], y: Inexact[Array, "k *batch post"], v: Weights) -> Weights:
     """The sum of `outer` over the leading time axis, a matrix product for each batch element."""
     slots = {"weight": jnp.einsum("k...i,k...j->...ij", x, y), "bias": jnp.sum(y, axis=0)}
     return {key: slots[key] for key in v}

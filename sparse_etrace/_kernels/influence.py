@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import batching
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Inexact, Int
 
 from . import native
 from .products import batch_by_loop, in_front, merged
@@ -64,12 +64,12 @@ INDICES = tuple(field.name for field in dataclasses.fields(Blocks) if not field.
 
 def advance(
     blocks: Blocks,
-    influence: Float[Array, "size batch"],
-    weight: Float[Array, " edges"],
-    along: Float[Array, "steps links batch"],
-    x: Float[Array, "steps inputs batch"],
-    signal: Float[Array, "steps all_rows batch"],
-) -> tuple[Float[Array, "size batch"], Float[Array, " columns"]]:
+    influence: Inexact[Array, "size batch"],
+    weight: Inexact[Array, " edges"],
+    along: Inexact[Array, "steps links batch"],
+    x: Inexact[Array, "steps inputs batch"],
+    signal: Inexact[Array, "steps all_rows batch"],
+) -> tuple[Inexact[Array, "size batch"], Inexact[Array, " columns"]]:
     """Take all influences through a window, and let the learning signal of each step meet the old ones.
 
     `dv[c] = sum over steps and batch of (signal_h . J + signal_y . (cut edges J))[c]`, each before

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Inexact, Shaped
 
 from .._connectivity import Connectivity
 from . import native
@@ -25,8 +25,8 @@ MOST_PARTS = 8
 
 
 def spmv(
-    connectivity: Connectivity, weight: Float[Array, " synapses"], x: Shaped[Array, "*batch pre"]
-) -> Float[Array, "*batch post"]:
+    connectivity: Connectivity, weight: Inexact[Array, " synapses"], x: Shaped[Array, "*batch pre"]
+) -> Inexact[Array, "*batch post"]:
     """Forward product `y[post] = sum over s = (pre -> post) of weight[s] * x[pre]`.
 
     Where few inputs are not zero, the others send nothing, also over weights that are not finite.
@@ -36,23 +36,23 @@ def spmv(
 
 
 def spmv_t(
-    connectivity: Connectivity, weight: Float[Array, " synapses"], y: Float[Array, "*batch post"]
-) -> Float[Array, "*batch pre"]:
+    connectivity: Connectivity, weight: Inexact[Array, " synapses"], y: Inexact[Array, "*batch post"]
+) -> Inexact[Array, "*batch pre"]:
     """Transposed product `x[pre] = sum over s = (pre -> post) of weight[s] * y[post]`."""
     weight, y = _one_type(weight, y)
     return _bind("x", connectivity, weight[None], as_steps(y)[None]).reshape(*y.shape[:-1], connectivity.num_pre)
 
 
 def sampled(
-    connectivity: Connectivity, x: Shaped[Array, "*#batch pre"], y: Float[Array, "*#batch post"]
-) -> Float[Array, "... synapses"]:
+    connectivity: Connectivity, x: Shaped[Array, "*#batch pre"], y: Inexact[Array, "*#batch post"]
+) -> Inexact[Array, "... synapses"]:
     """Outer product on the existing synapses only, `out[s] = x[pre] * y[post]`; leading axes broadcast."""
     return sampled_sum(connectivity, x[None], y[None])
 
 
 def sampled_sum(
-    connectivity: Connectivity, x: Shaped[Array, "steps *#batch pre"], y: Float[Array, "steps *#batch post"]
-) -> Float[Array, "... synapses"]:
+    connectivity: Connectivity, x: Shaped[Array, "steps *#batch pre"], y: Inexact[Array, "steps *#batch post"]
+) -> Inexact[Array, "... synapses"]:
     """`sampled` summed over the first axis."""
     x, y = _one_type(x, y)
     batch = jnp.broadcast_shapes(x.shape[1:-1], y.shape[1:-1])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Inexact, Shaped
 
 from .._connectivity import Connectivity
 from . import native
@@ -20,13 +20,13 @@ UNITS = 4  # of the operands of a window, so many are coefficients
 
 def window(
     connectivity: Connectivity,
-    carried: Float[Array, "vars vars *batch post"] | None,
-    entering: Float[Array, "steps vars *batch post"] | None,
-    signal: Float[Array, "vars *batch post"] | None,
-    direct: Float[Array, "steps *batch post"] | None,
+    carried: Inexact[Array, "vars vars *batch post"] | None,
+    entering: Inexact[Array, "steps vars *batch post"] | None,
+    signal: Inexact[Array, "vars *batch post"] | None,
+    direct: Inexact[Array, "steps *batch post"] | None,
     x: Shaped[Array, "steps *batch pre"],
-    trace: Float[Array, "vars *batch synapses"],
-) -> tuple[Float[Array, "vars *batch synapses"] | None, Float[Array, " synapses"] | None]:
+    trace: Inexact[Array, "vars *batch synapses"],
+) -> tuple[Inexact[Array, "vars *batch synapses"] | None, Inexact[Array, " synapses"] | None]:
     """Steps of a trace and their gradient, each synapse read and written once.
 
     `eps' = carried eps + sum_k entering[k] x[k]` and `dv = signal . eps + sum_k direct[k] x[k]`, the latter summed
@@ -143,9 +143,9 @@ batching.primitive_batchers[window_p] = _batch
 
 def _matvec(
     connectivity: Connectivity,
-    matrix: Float[Array, "rows vars *batch post"],
-    trace: Float[Array, "vars *batch synapses"],
-) -> Float[Array, "rows *batch synapses"]:
+    matrix: Inexact[Array, "rows vars *batch post"],
+    trace: Inexact[Array, "vars *batch synapses"],
+) -> Inexact[Array, "rows *batch synapses"]:
     """`sum_b matrix[a, b, post] eps_s[b]`, term by term so that XLA makes one pass of it."""
     at_post = [[jnp.take(entry, connectivity.post, axis=-1, mode="clip") for entry in row] for row in matrix]
     return jnp.stack([sum(entry * eps for entry, eps in zip(row, trace, strict=True)) for row in at_post])

@@ -10,7 +10,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Inexact, PyTree
 
 
 class Uses(NamedTuple):
@@ -117,10 +117,10 @@ class ETraceOp(eqx.Module):
         self,
         v: PyTree[Array],
         trace: PyTree[Array],
-        carried: Float[Array, "vars vars *y"] | None,
-        entering: Float[Array, "steps vars *y"] | None,
-        signal: Float[Array, "vars *y"] | None,
-        direct: Float[Array, "steps *y"] | None,
+        carried: Inexact[Array, "vars vars *y"] | None,
+        entering: Inexact[Array, "steps vars *y"] | None,
+        signal: Inexact[Array, "vars *y"] | None,
+        direct: Inexact[Array, "steps *y"] | None,
         x: Any,
     ) -> tuple[PyTree[Array], PyTree[Array]]:
         """Several steps of a trace and their gradient at once.
@@ -145,7 +145,11 @@ class ETraceOp(eqx.Module):
 
         def of(a: int) -> PyTree[Array]:
             return jax.tree.map(
-                lambda e, w, zero: zero if e is None else e[a].astype(w.dtype), trace, v, empty, is_leaf=_none
+                lambda e, w, zero: zero if e is None else e[a].astype(jnp.result_type(e, w)),
+                trace,
+                v,
+                empty,
+                is_leaf=_none,
             )
 
         def add(*parts: PyTree[Array]) -> PyTree[Array]:
@@ -258,7 +262,7 @@ def window_per_unit(
     v: Array, trace: Array, carried: Any, entering: Any, signal: Any, direct: Any
 ) -> tuple[Array | None, Array | None]:
     """`ETraceOp.window` of a leaf whose slot is the target unit itself."""
-    new, taught, eps = None, None, trace.astype(v.dtype)
+    new, taught, eps = None, None, trace.astype(jnp.result_type(trace, v))
     if carried is not None:
         new = (jnp.sum(carried * eps[None], axis=1) + jnp.sum(entering, axis=0)).astype(trace.dtype)
     if signal is not None:

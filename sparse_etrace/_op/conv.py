@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .base import ETraceOp, Uses, check_bias, check_shape, masked, read_weights, with_bias
 
@@ -118,7 +118,7 @@ class ConvOp(ETraceOp):
         check_bias(theta, weight.shape[-1])
         return {**theta, "weight": weight}
 
-    def xw_to_y(self, x: Shaped[Array, "*batch_space c_in"], w: Weights) -> Float[Array, "*batch_position c_out"]:
+    def xw_to_y(self, x: Shaped[Array, "*batch_space c_in"], w: Weights) -> Inexact[Array, "*batch_position c_out"]:
         batch, dtype = self._batch(x), jnp.result_type(x, w["weight"])
         y = jax.lax.conv_general_dilated(
             x.reshape(math.prod(batch), *self.xinfo.shape).astype(dtype),
@@ -129,7 +129,7 @@ class ConvOp(ETraceOp):
         )
         return with_bias(y.reshape(*batch, *y.shape[1:]), w)
 
-    def yw_to_w(self, y: Float[Array, "*batch_position c_out"], e: Weights) -> Weights:
+    def yw_to_w(self, y: Inexact[Array, "*batch_position c_out"], e: Weights) -> Weights:
         between = (None,) * self.input_ndim
         spread = {"weight": y[(..., *between, slice(None))], "bias": y}
         return {key: spread[key] * leaf for key, leaf in e.items()}

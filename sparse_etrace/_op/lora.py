@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .. import _kernels
 from .base import ETraceOp, Uses, all_to_all, check_bias, check_input, with_bias
@@ -52,17 +52,17 @@ class LoraOp(ETraceOp):
         rest = {key: leaf for key, leaf in theta.items() if key == "bias"}
         return {"weight": (self.alpha * (b @ a)).astype(b.dtype), **rest}
 
-    def xw_to_y(self, x: Shaped[Array, "*batch pre"], w: Weights) -> Float[Array, "*batch post"]:
+    def xw_to_y(self, x: Shaped[Array, "*batch pre"], w: Weights) -> Inexact[Array, "*batch post"]:
         check_input(x, -1, w["weight"].shape[0])
         return with_bias(x @ w["weight"], w)
 
-    def yw_to_w(self, y: Float[Array, "*batch post"], e: Weights) -> Weights:
+    def yw_to_w(self, y: Inexact[Array, "*batch post"], e: Weights) -> Weights:
         return _kernels.dense.spread(y, e)
 
-    def xy_to_dw(self, x: Shaped[Array, "*batch pre"], y: Float[Array, "*batch post"], v: Weights) -> Weights:
+    def xy_to_dw(self, x: Shaped[Array, "*batch pre"], y: Inexact[Array, "*batch post"], v: Weights) -> Weights:
         return _kernels.dense.outer(x, y, v)
 
-    def sum_dw(self, x: Shaped[Array, "k *batch pre"], y: Float[Array, "k *batch post"], v: Weights) -> Weights:
+    def sum_dw(self, x: Shaped[Array, "k *batch pre"], y: Inexact[Array, "k *batch post"], v: Weights) -> Weights:
         return _kernels.dense.sum_outer(x, y, v)
 
     def synapses(self, v: Any, x: Any) -> list[Uses]:

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .. import _kernels
 from .._connectivity import Connectivity
@@ -104,27 +104,27 @@ class SpMatMulOp(ETraceOp):
         weight = applied(self.weight_fn, weight)
         return {**theta, "weight": weight if self.slot is None else weight[self.slot]}
 
-    def xw_to_y(self, x: Shaped[Array, "*batch_x"], w: Weights) -> Float[Array, "*batch_y"]:
+    def xw_to_y(self, x: Shaped[Array, "*batch_x"], w: Weights) -> Inexact[Array, "*batch_y"]:
         check_input(x, self.axis, self.connectivity.num_pre)
         y = with_bias(_kernels.spmv(self.connectivity, w["weight"], self._last(x)), w)
         return self._last(y)
 
-    def yw_to_w(self, y: Float[Array, "*batch_y"], e: Weights) -> Weights:
+    def yw_to_w(self, y: Inexact[Array, "*batch_y"], e: Weights) -> Weights:
         y = self._last(y)
         spread = {"weight": jnp.take(y, self.connectivity.post, axis=-1, mode="clip"), "bias": y}
         return {key: spread[key] * leaf for key, leaf in e.items()}
 
-    def xy_to_dw(self, x: Shaped[Array, "*batch_x"], y: Float[Array, "*batch_y"], v: Weights) -> Weights:
+    def xy_to_dw(self, x: Shaped[Array, "*batch_x"], y: Inexact[Array, "*batch_y"], v: Weights) -> Weights:
         x, y = self._last(x), self._last(y)
         slots = {"weight": _kernels.sampled(self.connectivity, x, y), "bias": y}
         return {key: slots[key] for key in v}
 
-    def sum_dw(self, x: Shaped[Array, "k *batch_x"], y: Float[Array, "k *batch_y"], v: Weights) -> Weights:
+    def sum_dw(self, x: Shaped[Array, "k *batch_x"], y: Inexact[Array, "k *batch_y"], v: Weights) -> Weights:
         x, y = self._last(x), self._last(y)
         slots = {"weight": _kernels.sampled_sum(self.connectivity, x, y), "bias": jnp.sum(y, axis=0)}
         return {key: slots[key] for key in v}
 
-    def total_dw(self, x: Shaped[Array, "*batch_x"], y: Float[Array, "*batch_y"], v: Weights) -> Weights:
+    def total_dw(self, x: Shaped[Array, "*batch_x"], y: Inexact[Array, "*batch_y"], v: Weights) -> Weights:
         x, y = _kernels.as_steps(self._last(x)), _kernels.as_steps(self._last(y))
         slots = {"weight": _kernels.sampled_sum(self.connectivity, x, y), "bias": jnp.sum(y, axis=0)}
         return {key: slots[key] for key in v}

@@ -4,4 +4,5 @@ from .alif import ALIF as ALIF, ALIFState as ALIFState
 from .gru import GRU as GRU
 from .leaky_rate import LeakyRate as LeakyRate
 from .lif import LIF as LIF, LIFState as LIFState
+from .lru import LRU as LRU, LRUState as LRUState
 from .mgu import MGU as MGU
