@@ -87,13 +87,16 @@ def lay_out(wiring: Wiring, reach: sp.csr_array, limit: int) -> tuple[Blocks, np
 
 
 def _rows(wiring: Wiring, reach: sp.csr_array, entering: sp.csr_array) -> sp.csr_array:
-    """For each pattern the hidden units that it keeps, and the op outputs on the way to them."""
+    """For each pattern the hidden units that it keeps, and the op outputs on the way to them or at an end of the step.
+
+    At an end, in `out` alone, the learning signal meets what an op reads as a constant.
+    """
     within = wiring.within
     kept = reach @ wiring.member.T
     needed = kept @ within["yh"].T
     needed = _close(needed, within["yy"].T, None)
     on_the_way = _and(kept @ within["hy"] + entering, needed)
-    on_the_way = _close(on_the_way, within["yy"], needed)
+    on_the_way = _close(on_the_way, within["yy"], needed) + (kept @ wiring.ends).astype(bool)
     rows = sp.hstack([kept, on_the_way], format="csr")
     rows.sort_indices()
     return rows

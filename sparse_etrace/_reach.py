@@ -60,6 +60,7 @@ class Wiring:
         neuron: for each hidden unit the neuron that it is a variable of.
         seeds: op outputs by neurons that they drive without another op, `through`: by way of other ops.
         graph: neurons by neurons, within one step.
+        ends: hidden units by op outputs that read them along cut edges and drive no neuron, by no way.
     """
 
     def __init__(self, links: Links, weights: dict[int, tuple[tuple, tuple]], every: bool = False):
@@ -165,6 +166,9 @@ class Wiring:
         from_old = self.within["hh"] @ member + self.within["hy"] @ (direct + later)
         self.seeds, self.through, self.graph = direct, later, (member.T.tocsr() @ from_old).tocsr()
         self.member = member
+        source, sink = self.edges.source[: self.edges.num_cut], self.edges.sink[: self.edges.num_cut] - h
+        at_end = np.diff((direct + later).tocsr().indptr)[sink] == 0
+        self.ends = _matrix(source[at_end], sink[at_end], (h, self.num_rows - h))
 
     def keep_random_paths(self, paths: int, rng: np.random.Generator) -> None:
         """Let influence pass into each neuron from so many others only, chosen at random."""
@@ -177,7 +181,7 @@ class Wiring:
         allowed = _matrix(np.concatenate([source[chosen], own]), np.concatenate([sink[chosen], own]), self.graph.shape)
         e, h = self.edges, self.num_hidden
         through_op = (e.source < h) & (e.sink >= h)
-        reached = (self.member @ allowed @ self.seeds.T).tocsr()
+        reached = (self.member @ allowed @ self.seeds.T + self.ends).tocsr()
         passes = np.ones(len(e.source), bool)
         passes[through_op] = np.asarray(reached[e.source[through_op], e.sink[through_op] - h]).ravel()
         self.edges = e.only(passes)

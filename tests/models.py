@@ -278,6 +278,26 @@ def lstm_forward(op, h, held, x):
     return {"c": c, "h": new}, op("out", new)
 
 
+def cell_only_forward(op, h, held, x):
+    """An LSTM whose only state is its cell: the output gate leads to `out` alone."""
+    i, f, g, o = jnp.split(op("inp", x) + op("rec", held["h"]), 4, axis=-1)
+    new = jax.nn.sigmoid(f) * h["h"] + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return {"h": new}, op("out", jax.nn.sigmoid(o) * jnp.tanh(new))
+
+
+def split_forward(op, h, held, x):
+    """One half of an op is the output, the other leads to hidden state."""
+    y = op("both", jnp.concatenate([x, held["h"]], axis=-1))
+    return {"h": A * h["h"] + jnp.tanh(y[..., OUTPUTS:])}, y[..., :OUTPUTS]
+
+
+def between_forward(op, h, held, x):
+    """A readout of what lies between two sparse ops; some of it drives nothing else."""
+    z = jnp.tanh(op("inp", x) + op("rec", held["h"]))
+    new = A * h["h"] + (1 - A) * jnp.tanh(op("few", z))
+    return {"h": new}, op("out", z + 0.3 * new)
+
+
 def two_forward(op, h, held, x):
     a = A * h["a"] + (1 - A) * jnp.tanh(op("inp", x) + op("rec", held["a"]))
     b = A * h["b"] + (1 - A) * jnp.tanh(op("between", a) + op("rec2", held["b"]))
@@ -534,6 +554,23 @@ def fused(rng, batch=(2,), forward=fused_forward, gates=3, names=("h",)):
 
 def lstm(rng, batch=(2,)):
     return fused(rng, batch, lstm_forward, 4, ("c", "h"))
+
+
+def cell_only(rng):
+    return fused(rng, forward=cell_only_forward, gates=4)
+
+
+def split(rng):
+    parts = {"both": dense(rng, INPUTS + N, OUTPUTS + N)}
+    return make(rng, split_forward, parts, _state(rng, (2,), "h"), {})
+
+
+def between(rng):
+    j, i = np.repeat(np.arange(N // 2), N), np.tile(np.arange(N), N // 2)
+    op = se.SpMatMulOp(se.Connectivity.from_edges(j, i, shape=(N, N)))
+    few = Part({"weight": array(rng, N * (N // 2))}, op, oracles.sparse(np.asarray(op.connectivity.pre), np.asarray(op.connectivity.post), (N, N)))
+    parts = _layer(rng) | {"few": few, "out": dense(rng, N, OUTPUTS)}
+    return make(rng, between_forward, parts, _state(rng, (2,), "h"), {"few": ("h",)})
 
 
 def layers(rng, forward, first, second, batch=(2,), scale=1.0, state=("a", "b"), rec2=True, calls=None):
@@ -804,7 +841,7 @@ KINDS = {
         two_lif, late, feedback, delay_chain, delay_buffer, shared, skip, old_readout, tied, twice, axis_2, conv_1d,
         conv_2d, low_rank, masked, function_first, sparse_function, decay, nontemp, untraced_input, plain_readout,
         clock, cut, no_recurrence, late_lif, alif_trained, two_groups, synapse, channel_decay,
-        three, both_ways, lru_cell, recurrent_lru,
+        three, both_ways, lru_cell, recurrent_lru, cell_only, split, between,
     )
 }  # fmt: skip
 
@@ -814,7 +851,7 @@ CORE = (
     "rate", "lif_vjp", "alif_v", "mgu_cell", "fused_gru", "two_lif", "late_lif", "feedback", "delay_chain",
     "delay_buffer", "shared", "twice", "old_readout", "tied", "axis_2", "conv_1d", "low_rank", "masked",
     "sparse_function", "alif_trained", "channel_decay", "nontemp", "clock", "cut", "two_groups", "synapse", "three",
-    "both_ways", "recurrent_lru",
+    "both_ways", "recurrent_lru", "split", "between",
 )  # fmt: skip
 
 

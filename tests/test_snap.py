@@ -19,13 +19,26 @@ float64 = pytest.mark.usefixtures("x64")
 
 # --- networks of a given wiring --------------------------------------------------------------------------------------
 
+
+def gated_forward(op, h, held, x):
+    """Half of the outputs of both ops lead to `out` alone."""
+    y = op("inp", x) + op("rec", held["h"])
+    units = h["h"].shape[-1]
+    new = models.A * h["h"] + (1 - models.A) * jnp.tanh(y[..., :units])
+    return {"h": new}, op("out", jax.nn.sigmoid(y[..., units:]) * new)
+
+
+# What the readout makes of the new state and of the op outputs.
 READ = {
-    "rate": lambda h: h["h"],
-    "lif": lambda h: h["z"],
-    "alif_v": lambda h: h["z"] + 0.5 * h["b"],
+    "rate": lambda h, y: h["h"],
+    "lif": lambda h, y: h["z"],
+    "alif_v": lambda h, y: h["z"] + 0.5 * h["b"],
+    "gated": lambda h, y: jax.nn.sigmoid(y[..., y.shape[-1] // 2 :]) * h["h"],
 }
-FORWARD = {"rate": models.rate_forward, "lif": models.lif_forward, "alif_v": models.alif_v_forward}
-VARIABLES = {"rate": ("h",), "lif": ("v", "z"), "alif_v": ("v", "b", "z")}
+FORWARD = {
+    "rate": models.rate_forward, "lif": models.lif_forward, "alif_v": models.alif_v_forward, "gated": gated_forward,
+}  # fmt: skip
+VARIABLES = {"rate": ("h",), "lif": ("v", "z"), "alif_v": ("v", "b", "z"), "gated": ("h",)}
 
 
 def wired(kind, conn, steps=6, batch=(2,), scale=1.5):
@@ -34,8 +47,8 @@ def wired(kind, conn, steps=6, batch=(2,), scale=1.5):
     units, pre, post = conn.num_pre, np.asarray(conn.pre), np.asarray(conn.post)
     weight = {"weight": models.array(rng, conn.num_synapses, scale=scale)}
     parts = {
-        "inp": models.dense(rng, models.INPUTS, units, scale=2.0),
-        "rec": models.Part(weight, se.SpMatMulOp(conn), oracles.sparse(pre, post, (units, units))),
+        "inp": models.dense(rng, models.INPUTS, conn.num_post, scale=2.0),
+        "rec": models.Part(weight, se.SpMatMulOp(conn), oracles.sparse(pre, post, conn.shape)),
         "out": models.dense(rng, units, models.OUTPUTS),
     }
     state = models._state(rng, batch, *VARIABLES[kind], shape=(units,))
@@ -68,7 +81,10 @@ def within(conn, steps):
 
 
 def masked_rtrl(kind, case, conn, kept):
-    """Gradients of each step by dense RTRL whose influences are zeroed after each step where not `kept[i, k]`."""
+    """Gradients of each step by dense RTRL whose influences are zeroed after each step where not `kept[i, k]`.
+
+    The loss acts on the new state, and on the outputs of ops that lead to `out` alone, whose derivative is whole.
+    """
     twin = case.twin
     _, unpack = oracles._pack(twin.state)
     batch, names = twin.state[VARIABLES[kind][0]].shape[0], sorted(VARIABLES[kind])
@@ -81,7 +97,7 @@ def masked_rtrl(kind, case, conn, kept):
     # Flat state: variables by name, each (batch, units).
     mask = jax.tree.map(
         lambda post: np.broadcast_to(
-            np.moveaxis(kept[post], -1, 0), (len(names), batch, conn.num_post, *post.shape)
+            np.moveaxis(kept[post], -1, 0), (len(names), batch, conn.num_pre, *post.shape)
         ).reshape(-1, *post.shape),
         targets,
     )
@@ -92,19 +108,27 @@ def masked_rtrl(kind, case, conn, kept):
             twin.forward(oracles._Ops(twin, oracles._weights(twin, values), values), unpack(h), unpack(h), x)[0]
         )[0]
 
-    def loss(h, out, y):
+    def outputs(h, traced, x):
+        v, last = oracles._weights(twin, {**twin.values, **traced}), sorted(VARIABLES[kind])[-1]
+        return twin.ops["inp"].apply(x, v["inp"]) + twin.ops["rec"].apply(unpack(h)[last], v["rec"])
+
+    def loss(h, seen, out, y):
         v = twin.ops["out"].phi(out)
-        return oracles.loss_fn(twin.ops["out"].apply(READ[kind](unpack(h)), v), y)
+        return oracles.loss_fn(twin.ops["out"].apply(READ[kind](unpack(h), seen), v), y)
 
     @jax.jit
     def step(carry, now):
-        h, influence = carry
+        h, before = carry
         x, y = now
         by_state, fresh = jax.jacobian(forward, (0, 1))(h, traced, x)
         new = forward(h, traced, x)
-        influence = jax.tree.map(lambda j, b, m: m * (jnp.tensordot(by_state, j, 1) + b), influence, fresh, mask)
-        by_h, by_out = jax.grad(loss, (0, 1))(new, twin.values["out"], y)
-        grads = jax.tree.map(lambda j: jnp.tensordot(by_h, j, 1), influence)
+        influence = jax.tree.map(lambda j, b, m: m * (jnp.tensordot(by_state, j, 1) + b), before, fresh, mask)
+        by_h, by_seen, by_out = jax.grad(loss, (0, 1, 2))(new, outputs(h, traced, x), twin.values["out"], y)
+        by_old, at_once = jax.vjp(lambda h, traced: outputs(h, traced, x), h, traced)[1](by_seen)
+        grads = jax.tree.map(
+            lambda j, old, now: jnp.tensordot(by_h, j, 1) + jnp.tensordot(by_old, old, 1) + now,
+            influence, before, at_once,
+        )  # fmt: skip
         return (new, influence), {**grads, "out": by_out}
 
     h = oracles._pack(twin.state)[0]
@@ -139,6 +163,22 @@ def test_masked_dense_rtrl(sparsity, n):
     if sparsity < 0.99 and n < 3:
         other = masked_rtrl("rate", case, conn, within(conn, n))
         assert oracles.relative_error(got["rec"], in_windows(other)["rec"]) > VISIBLE
+
+
+@pytest.mark.parametrize("n", few([1, 2, 3, None], [1, 2]))
+@float64
+def test_outputs_that_lead_to_out_alone(n):
+    wide = random_wiring(12, 0.85)
+    ends = np.concatenate([wide.pre, wide.post]), np.concatenate([wide.post, wide.pre + 12])
+    conn = se.Connectivity.from_edges(*ends, shape=(12, 24))
+    case = wired("gated", conn, scale=2.0)
+    # Synapses onto the outputs at an end influence no unit later.
+    kept = np.concatenate([within(wide, 12 if n is None else n - 1), np.zeros((12, 12), bool)])
+    expected = masked_rtrl("gated", case, conn, kept)
+    got = by_window(se.SnAp(n=n), case)
+    assert oracles.relative_error(got, in_windows(expected)) < TOLERANCE
+    if n is None:
+        assert oracles.relative_error(models.total(got), oracles.bptt(case.twin, case.xs, case.ys)) < TOLERANCE
 
 
 SEVERAL = [(kind, n) for kind in ("lif", "alif_v") for n in (1, 2, 3)]
