@@ -143,9 +143,12 @@ class Analysis:
         return found
 
     def op_free(self, i: int) -> set[int]:
-        """State leaves that leaf `i`, old or new, influences without passing an op."""
-        sinks = self.direct.get(("h", i), set()) | self.direct.get(("t", self.new[i]), set())
-        return {s[1] for s in sinks if s[0] == "n"}
+        """State leaves whose new value the old value of leaf `i` influences without passing an op.
+
+        A new value that enters another one counts by what it carries of old state: how the step is written, and which
+        of its intermediate values are given names, is no part of the function.
+        """
+        return {s[1] for s in self.direct.get(("h", i), ()) if s[0] == "n"}
 
     def _find_groups(self) -> None:
         leaves = [i for i, a in enumerate(self.state) if is_inexact(self.program.avals[a])]

@@ -326,6 +326,13 @@ def feedback_forward(op, h, held, x):
     return {"a": a, "b": b}, op("out", b)
 
 
+def memoryless_forward(op, h, held, x):
+    """`a` keeps nothing of its old value, so it is a layer of its own, below `b`, that the recurrence reads late."""
+    a = jnp.tanh(op("inp", x))
+    b = 0.8 * h["b"] + a + op("rec", h["a"])
+    return {"a": a, "b": b}, op("out", b)
+
+
 def three_forward(op, h, held, x):
     """Layers read the ones below in the same step, one step late, and as a product of both."""
     a = A * h["a"] + (1 - A) * jnp.tanh(op("inp", x) + op("rec", held["a"]))
@@ -567,8 +574,9 @@ def split(rng):
 
 def between(rng):
     j, i = np.repeat(np.arange(N // 2), N), np.tile(np.arange(N), N // 2)
-    op = se.SpMatMulOp(se.Connectivity.from_edges(j, i, shape=(N, N)))
-    few = Part({"weight": array(rng, N * (N // 2))}, op, oracles.sparse(np.asarray(op.connectivity.pre), np.asarray(op.connectivity.post), (N, N)))
+    conn = se.Connectivity.from_edges(j, i, shape=(N, N))
+    oracle = oracles.sparse(np.asarray(conn.pre), np.asarray(conn.post), (N, N))
+    few = Part({"weight": array(rng, conn.num_synapses)}, se.SpMatMulOp(conn), oracle)
     parts = _layer(rng) | {"few": few, "out": dense(rng, N, OUTPUTS)}
     return make(rng, between_forward, parts, _state(rng, (2,), "h"), {"few": ("h",)})
 
@@ -607,6 +615,12 @@ def shared(rng):
     """Both layers use one recurrent parameter."""
     calls = {"inp": "inp", "rec": "rec", "between": "between", "rec2": "rec", "out": "out"}
     return layers(rng, two_forward, ("a",), ("b",), rec2=False, calls=calls)
+
+
+def memoryless(rng):
+    traced = {"inp": ("a", "b"), "rec": ("b",)}
+    parts = _layer(rng) | {"out": dense(rng, N, OUTPUTS)}
+    return make(rng, memoryless_forward, parts, _state(rng, (2,), "a", "b"), traced)
 
 
 def three(rng):
@@ -841,7 +855,7 @@ KINDS = {
         two_lif, late, feedback, delay_chain, delay_buffer, shared, skip, old_readout, tied, twice, axis_2, conv_1d,
         conv_2d, low_rank, masked, function_first, sparse_function, decay, nontemp, untraced_input, plain_readout,
         clock, cut, no_recurrence, late_lif, alif_trained, two_groups, synapse, channel_decay,
-        three, both_ways, lru_cell, recurrent_lru, cell_only, split, between,
+        three, both_ways, lru_cell, recurrent_lru, cell_only, split, between, memoryless,
     )
 }  # fmt: skip
 
@@ -851,7 +865,7 @@ CORE = (
     "rate", "lif_vjp", "alif_v", "mgu_cell", "fused_gru", "two_lif", "late_lif", "feedback", "delay_chain",
     "delay_buffer", "shared", "twice", "old_readout", "tied", "axis_2", "conv_1d", "low_rank", "masked",
     "sparse_function", "alif_trained", "channel_decay", "nontemp", "clock", "cut", "two_groups", "synapse", "three",
-    "both_ways", "recurrent_lru", "split", "between",
+    "both_ways", "recurrent_lru", "split", "between", "memoryless",
 )  # fmt: skip
 
 
