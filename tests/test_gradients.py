@@ -14,8 +14,8 @@ from soak import few
 import sparse_etrace as se
 
 TOLERANCE = 1e-10
-# One op feeds another of its own group, or a group above one that it is traced into as well: BPTT with stopped gradients
-# says something else.
+# One op feeds another of its own group, or reads one of the groups of another's trace for another: BPTT with stopped
+# gradients says something else.
 NO_TWIN = {"mgu_cell", "fused_gru", "memoryless"}
 LEARNERS = [se.D_RTRL(), se.ES_D_RTRL(decay=models.DECAY), se.Hybrid(decay=models.DECAY), se.BPTT()]
 by_name = pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: type(learner).__name__)
