@@ -9,7 +9,7 @@ import jax.extend.source_info_util as source_info
 import jax.numpy as jnp
 import numpy as np
 
-from ._program import INLINED, sub_jaxprs
+from ._primitives import CALLS, UnknownLayoutError, bind, branches, called, parameter, scan, sub_jaxprs
 
 ELEMENTWISE = {
     "add", "add_any", "sub", "mul", "div", "neg", "select_n", "convert_element_type", "copy", "copy_p",
@@ -69,6 +69,10 @@ def follow(jaxpr: Any, consts: Sequence[Any], ids: Sequence[Ids], caller: str = 
         blame = Mixed(eqn.primitive.name, line)
         try:
             out = _through(eqn, given, [value(v) for v in eqn.invars], line)
+            if any(
+                isinstance(o, np.ndarray) and o.shape != v.aval.shape for o, v in zip(out, eqn.outvars, strict=True)
+            ):
+                raise UnknownLayoutError(eqn, "has an output of another shape than its parameters say")
             if eqn.primitive.name in MOVERS:
                 out = [_moved(ids, blame) for ids in out]
         except _MixingError:
@@ -94,18 +98,19 @@ def _fold(eqn: Any, args: list[Any], values: dict[Any, Any]) -> None:
     if discrete and len(eqn.outvars) == 1 and aval.size <= 1 << 20:
         if not sub_jaxprs(eqn) and all(a is not None for a in args):
             with jax.ensure_compile_time_eval():
-                values[eqn.outvars[0]] = eqn.primitive.bind(*map(jnp.asarray, args), **eqn.params)
+                values[eqn.outvars[0]] = bind(eqn, [jnp.asarray(a) for a in args])
 
 
 def _through(eqn: Any, ids: list[Any], values: list[Any], line: str) -> list[Any]:
-    name, params, inner = eqn.primitive.name, eqn.params, sub_jaxprs(eqn)
-    if name in INLINED or (len(inner) == 1 and name not in ("scan", "while", "cond") and name.startswith("custom")):
-        return follow(inner[0], getattr(params.get("jaxpr"), "consts", ()), ids, line)
+    name = eqn.primitive.name
+    if name in CALLS:
+        inner = called(eqn)
+        return follow(inner.jaxpr, inner.consts, ids, line)
     if name == "scan":
-        return _scan(params, inner[0], ids, line)
+        return _scan(eqn, ids, line)
     if name == "cond":
-        branches = [follow(branch, (), ids[1:], line) for branch in inner]
-        return [_join(list(parts)) for parts in zip(*branches, strict=True)]
+        found = [follow(branch.jaxpr, branch.consts, ids[1:], line) for branch in branches(eqn)]
+        return [_join(list(parts)) for parts in zip(*found, strict=True)]
     if name in _STRUCTURAL:
         return _STRUCTURAL[name](eqn, ids, values)
     if name in ELEMENTWISE:
@@ -151,7 +156,7 @@ def _dot_general(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
     if ids[0] is not None and ids[1] is not None:
         raise _MixingError
     side = 0 if ids[0] is not None else 1
-    contract, batch = (pair[side] for pair in eqn.params["dimension_numbers"])
+    contract, batch = (pair[side] for pair in parameter(eqn, "dimension_numbers"))
     own = ids[side]
     reduced = _reduce(own, tuple(contract))
     kept = [axis for axis in range(own.ndim) if axis not in contract]
@@ -172,13 +177,18 @@ def _by_binding(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
             args.append(value)
         else:
             args.append(np.zeros(var.aval.shape, np.int32) if number is None else (number + 1).astype(np.int32))
-    name, p = eqn.primitive.name, eqn.params
+    name = eqn.primitive.name
     with jax.ensure_compile_time_eval():
         args = [jnp.asarray(a) for a in args]
         if name in _SCATTERS:
-            moved = _SCATTERS[name](*args, p["dimension_numbers"], unique_indices=p["unique_indices"], mode=p["mode"])
+            moved = _SCATTERS[name](
+                *args,
+                parameter(eqn, "dimension_numbers"),
+                unique_indices=parameter(eqn, "unique_indices"),
+                mode=parameter(eqn, "mode"),
+            )
         else:
-            moved = eqn.primitive.bind(*args, **p)
+            moved = bind(eqn, args)
         return [np.maximum(np.asarray(moved).astype(int), 0) - 1]
 
 
@@ -204,44 +214,43 @@ def _filled(eqn: Any, ids: list[Any]) -> list[np.ndarray]:
 
 
 def _concatenate(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
-    return [np.concatenate(_filled(eqn, ids), eqn.params["dimension"])]
+    return [np.concatenate(_filled(eqn, ids), parameter(eqn, "dimension"))]
 
 
 def _stack(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
-    return [np.stack(_filled(eqn, ids), eqn.params["axis"])]
+    return [np.stack(_filled(eqn, ids), parameter(eqn, "axis"))]
 
 
 def _split(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
-    ends = np.cumsum(eqn.params["sizes"])[:-1]
-    return list(np.split(ids[0], ends, eqn.params["axis"]))
+    ends = np.cumsum(parameter(eqn, "sizes"))[:-1]
+    return list(np.split(ids[0], ends, parameter(eqn, "axis")))
 
 
 def _slice(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
-    p = eqn.params
-    strides = p["strides"] or (1,) * ids[0].ndim
-    return [ids[0][tuple(map(slice, p["start_indices"], p["limit_indices"], strides))]]
+    strides = parameter(eqn, "strides") or (1,) * ids[0].ndim
+    return [ids[0][tuple(map(slice, parameter(eqn, "start_indices"), parameter(eqn, "limit_indices"), strides))]]
 
 
 def _pad(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
     with jax.ensure_compile_time_eval():
         numbers = jnp.asarray(ids[0])
-        return [np.asarray(jax.lax.pad(numbers, jnp.asarray(-1, numbers.dtype), eqn.params["padding_config"]))]
+        return [np.asarray(jax.lax.pad(numbers, jnp.asarray(-1, numbers.dtype), parameter(eqn, "padding_config")))]
 
 
 _STRUCTURAL: dict[str, Callable[[Any, list[Any], list[Any]], list[Any]]] = {
     "reshape": lambda e, i, v: [i[0].reshape(e.outvars[0].aval.shape)],
     "squeeze": lambda e, i, v: [i[0].reshape(e.outvars[0].aval.shape)],
     "expand_dims": lambda e, i, v: [i[0].reshape(e.outvars[0].aval.shape)],
-    "transpose": lambda e, i, v: [i[0].transpose(e.params["permutation"])],
+    "transpose": lambda e, i, v: [i[0].transpose(parameter(e, "permutation"))],
     "broadcast_in_dim": lambda e, i, v: [
-        _broadcast(i[0], e.outvars[0].aval.shape, e.params["broadcast_dimensions"])
+        _broadcast(i[0], e.outvars[0].aval.shape, parameter(e, "broadcast_dimensions"))
     ],
-    "rev": lambda e, i, v: [np.flip(i[0], e.params["dimensions"])],
-    "reduce_sum": lambda e, i, v: [_reduce(i[0], tuple(e.params["axes"]))],
+    "rev": lambda e, i, v: [np.flip(i[0], parameter(e, "dimensions"))],
+    "reduce_sum": lambda e, i, v: [_reduce(i[0], tuple(parameter(e, "axes")))],
     "slice": _slice,
     "stack": _stack,
-    "unstack": lambda e, i, v: [np.take(i[0], k, e.params["axis"]) for k in range(len(e.outvars))],
-    "tile": lambda e, i, v: [np.tile(i[0], e.params["reps"])],
+    "unstack": lambda e, i, v: [np.take(i[0], k, parameter(e, "axis")) for k in range(len(e.outvars))],
+    "tile": lambda e, i, v: [np.tile(i[0], parameter(e, "reps"))],
     "pad": _pad,
     "concatenate": _concatenate,
     "split": _split,
@@ -255,8 +264,8 @@ _STRUCTURAL: dict[str, Callable[[Any, list[Any], list[Any]], list[Any]]] = {
 }  # fmt: skip
 
 
-def _scan(params: dict[str, Any], body: Any, ids: list[Any], line: str) -> list[Any]:
-    consts, count = params["num_consts"], params["num_carry"]
+def _scan(eqn: Any, ids: list[Any], line: str) -> list[Any]:
+    consts, count, length, body = scan(eqn)
     fixed, carry, xs = ids[:consts], list(ids[consts : consts + count]), ids[consts + count :]
     each = []
     for x in xs:
@@ -264,7 +273,7 @@ def _scan(params: dict[str, Any], body: Any, ids: list[Any], line: str) -> list[
             raise _MixingError
         each.append(None if x is None else x[0])
     while True:
-        out = follow(body, (), [*fixed, *carry, *each], line)
+        out = follow(body.jaxpr, body.consts, [*fixed, *carry, *each], line)
         joined = [_join([a, b]) for a, b in zip(carry, out[:count], strict=True)]
         if any(isinstance(j, Mixed) for j in joined):
             raise _MixingError
@@ -272,6 +281,6 @@ def _scan(params: dict[str, Any], body: Any, ids: list[Any], line: str) -> list[
                for a, b in zip(joined, carry, strict=True)):  # fmt: skip
             break
         carry = joined
-    stacked = [o if o is None or isinstance(o, Mixed) else np.broadcast_to(o, (params["length"], *o.shape))
+    stacked = [o if o is None or isinstance(o, Mixed) else np.broadcast_to(o, (length, *o.shape))
                for o in out[count:]]  # fmt: skip
     return joined + stacked

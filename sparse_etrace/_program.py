@@ -11,12 +11,11 @@ import jax.extend.source_info_util as source_info
 import jaxtyping
 import numpy as np
 
-from ._op.base import CutCall, VmappedCall, boundary_p
+from ._op.base import boundary_p
+from ._primitives import INLINED, bind, branches, called, scan, sub_jaxprs
 
 for _module in (__file__, eqx.__file__, jaxtyping.__file__):
     source_info.register_exclusion(os.path.dirname(_module))
-
-INLINED = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
 
 Atom = int | jex.Literal
 Labels = frozenset
@@ -46,15 +45,8 @@ class Node(NamedTuple):
         if self.is_boundary:
             return list(self.eqn.params["call"](*values))
         with source_info.user_context(self.source.traceback), self.eqn.ctx.manager:
-            out = _bind(self.eqn, values)
+            out = bind(self.eqn, values)
         return list(out) if self.eqn.primitive.multiple_results else [out]
-
-
-def _bind(eqn: Any, values: Sequence[Any]) -> Any:
-    params = eqn.primitive.get_bind_params(eqn.params)
-    # Before jax 0.9 the functions among the parameters come apart, as the first arguments.
-    functions, params = params if isinstance(params, tuple) else ((), params)
-    return eqn.primitive.bind(*functions, *values, **params)
 
 
 class Program(NamedTuple):
@@ -108,20 +100,6 @@ def read(values: Mapping[int, Any], atom: Atom) -> Any:
     return values[atom] if isinstance(atom, int) else atom.val
 
 
-def sub_jaxprs(eqn: Any) -> list[Any]:
-    """Jaxprs inside an equation, as open jaxprs, closed ones in containers included."""
-    found = []
-    for value in eqn.params.values():
-        for item in value if isinstance(value, tuple | list) else [value]:
-            item = item.call if isinstance(item, VmappedCall) else item
-            item = item.jaxpr if isinstance(item, CutCall) else item
-            if isinstance(item, jex.ClosedJaxpr):
-                found.append(item.jaxpr)
-            elif isinstance(item, jex.Jaxpr):
-                found.append(item)
-    return found
-
-
 def flatten(closed: Any) -> Program:
     """Inline every call of a jaxpr, keeping the equations of control flow and custom derivatives whole.
 
@@ -149,9 +127,8 @@ def flatten(closed: Any) -> Program:
             inputs = tuple(atom(v) for v in eqn.invars)
             source = eqn.source_info if caller is None or source_info.summarize(eqn.source_info) else caller
             if eqn.primitive.name in INLINED:
-                inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-                is_closed = isinstance(inner, jex.ClosedJaxpr)
-                out = walk(inner.jaxpr if is_closed else inner, inner.consts if is_closed else (), inputs, source)
+                inner = called(eqn)
+                out = walk(inner.jaxpr, inner.consts, inputs, source)
                 env.update(zip(eqn.outvars, out, strict=True))
                 continue
             if any(map(_has_boundary, sub_jaxprs(eqn))):
@@ -194,11 +171,11 @@ def propagate(jaxpr: Any, labels: Sequence[Labels]) -> list[Labels]:
 def _through(eqn: Any, given: list[Labels]) -> list[Labels]:
     name, inner = eqn.primitive.name, sub_jaxprs(eqn)
     if name == "scan":
-        carry = slice(eqn.params["num_consts"], eqn.params["num_consts"] + eqn.params["num_carry"])
-        return _fixed_point(inner[0], given, carry)
+        consts, count, _, body = scan(eqn)
+        return _fixed_point(body.jaxpr, given, slice(consts, consts + count))
     if name == "cond":
-        branches = [propagate(branch, given[1:]) for branch in inner]
-        return [Labels().union(given[0], *parts) for parts in zip(*branches, strict=True)]
+        parts = [propagate(branch.jaxpr, given[1:]) for branch in branches(eqn)]
+        return [Labels().union(given[0], *found) for found in zip(*parts, strict=True)]
     if len(inner) == 1 and len(inner[0].invars) == len(given) and len(inner[0].outvars) == len(eqn.outvars):
         return propagate(inner[0], given)
     union = Labels().union(*given)
