@@ -9,6 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._algorithm import Carry, Learner
+from ._constant import constant, held, is_traced
+
+NO_DERIVATIVE = (
+    "online_grad: something differentiates its results, which have no derivative. That of the summed losses is its "
+    "second result, `grads`: add to it the gradient of what else is to be learned. What is only looked at can be read "
+    "through jax.lax.stop_gradient. BPTT has derivatives of every order."
+)
 
 
 def online_grad(
@@ -41,6 +48,8 @@ def online_grad(
 
     Raises:
         ValueError: `xs` and `ys` differ in length, there are no steps, or `chunk` is below 1.
+        TypeError: a transformation of JAX differentiates the results by the model, the carry, `xs` or `ys`, which only
+            `BPTT` allows: `grads` is the gradient.
 
     Example:
         >>> import jax.numpy as jnp, sparse_etrace as se
@@ -55,7 +64,10 @@ def online_grad(
     xs, ys = read_stream(xs, ys)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk: expected at least 1 step, got {chunk}.")
-    losses, grads, carry, aux = gradient(learner, loss_fn, model, carry, xs, ys, chunk, has_aux)
+    is_constant = is_traced(inputs := (model, carry, xs, ys)) and not learner.is_differentiable
+    model, carry, xs, ys = held(inputs) if is_constant else inputs
+    results = gradient(learner, loss_fn, model, carry, xs, ys, chunk, has_aux)
+    losses, grads, carry, aux = constant(results, inputs, NO_DERIVATIVE) if is_constant else results
     return (losses, grads, carry, aux) if has_aux else (losses, grads, carry)
 
 

@@ -219,6 +219,44 @@ def test_gradient_of_step(name):
     assert far(x, by_x) if "input" in LEARNERS[name].cannot else close(x, by_x)
 
 
+@pytest.mark.parametrize("name", few([*LEARNERS], ["D_RTRL", "SnAp", "TBPTT", "BPTT"]))
+@kinds
+def test_results_have_no_derivative(name, kind):
+    """No result has one by any argument, and none is taken for zero; BPTT has all of them."""
+    stream, losses, _, _ = reference(name, kind)
+    arrays, rest = eqx.partition((stream.model, stream.fresh, stream.xs[:1], stream.ys[:1]), eqx.is_inexact_array)
+
+    def with_out(out, target):
+        return loss_fn(out, target), out
+
+    def results(given):
+        model, carry, xs, ys = eqx.combine(given, rest)
+        target = ys, jnp.ones(ys.shape[:-1], ys.dtype)
+        return se.online_grad(stream.learner, with_out, model, carry, xs, target, 1, True)
+
+    def size(tree):
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf))
+
+    for place in range(4):
+        for argument in range(4):
+
+            def read(part, place=place, argument=argument):
+                return size(results((*arrays[:argument], part, *arrays[argument + 1 :]))[place])
+
+            if name == "BPTT":
+                jax.eval_shape(jax.grad(read), arrays[argument])
+            else:
+                with pytest.raises(TypeError, match="summed losses is its second result, `grads`: add to it"):
+                    jax.eval_shape(jax.grad(read), arrays[argument])
+
+    def beside(given):
+        found = results(given)
+        return size(given[0]) + jax.lax.stop_gradient(jnp.sum(found[0])), found
+
+    (_, found), by = jax.value_and_grad(beside, has_aux=True)(arrays)
+    assert close(found[0], losses[:1]) and close(by[0], jax.tree.map(lambda leaf: 2 * leaf, arrays[0]))
+
+
 @every
 def test_dtype_is_kept(name):
     """A float32 model stays one, also where float64 is on."""

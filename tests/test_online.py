@@ -9,6 +9,7 @@ import models
 import numpy as np
 import pytest
 from oracles import relative_error
+from soak import few
 
 import sparse_etrace as se
 
@@ -201,6 +202,73 @@ def test_gradients_are_structured_like_the_model(learner):
             assert (got.shape, got.dtype) == (leaf.shape, leaf.dtype) and np.abs(got).max() > 0
         moved = eqx.apply_updates(model, grads)
         assert jnp.array_equal(moved.rec.op.connectivity.pre, model.rec.op.connectivity.pre)
+
+
+# --- derivatives through it ------------------------------------------------------------------------------------------
+
+
+class Unmarked(eqx.Module):
+    """Mixed by a plain array, so that no rule finds its synapses."""
+
+    mix: jax.Array
+
+    def init_state(self):
+        return jnp.zeros(UNITS)
+
+    def __call__(self, h, x):
+        h = jnp.tanh(self.mix @ h + x[0])
+        return h, h
+
+
+CUT = [*LEARNERS[:2], se.SnAp(n=2), se.TBPTT(2), se.UORO(jax.random.key(0)), se.RTRL()]
+
+
+@pytest.mark.parametrize("learner", few(CUT, [CUT[0], *CUT[2:]]), ids=name)
+def test_a_loss_of_the_carry_between_steps(x64, learner):
+    """A loss over a loop of `step` has the gradient of `online_grad`; one that reads what goes on is an error."""
+    model, (xs, ys) = Unmarked(jnp.ones((UNITS, UNITS)) / 3) if isinstance(learner, se.RTRL) else net(), stream(3)
+    carry = start(learner, model, xs)
+    parts = ("state in the loop", "last state", "last traces")
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def by(model, much):
+        def one(carry, now):
+            carry, out = learner.step(model, carry, now[0])
+            return carry, squared(out, now[1]) + much[parts[0]] * jnp.sum(carry.state)
+
+        last, losses = jax.lax.scan(one, carry, (xs, ys))
+        traces = jax.tree.leaves(eqx.filter(last.traces, eqx.is_inexact_array))
+        return jnp.sum(losses) + much[parts[1]] * jnp.sum(last.state) + much[parts[2]] * sum(map(jnp.sum, traces))
+
+    nothing = dict.fromkeys(parts, 0.0)
+    expected = gradient(learner, model, xs, ys)[1]
+    assert relative_error(eqx.filter(by(model, nothing), se.trainable(model)), expected) < 1e-12
+    for part in parts:
+        with pytest.raises(eqx.EquinoxRuntimeError, match="carry: a loss reads what `step` returned for the next one"):
+            by(model, nothing | {part: 1.0})
+
+
+class Scaled(eqx.Module):
+    scale: jax.Array
+
+    def __call__(self, out, y):
+        return squared(jnp.sin(self.scale * out), y)
+
+
+@pytest.mark.parametrize("learner", [se.SnAp(n=2)], ids=name)
+def test_derivatives_by_what_the_loss_holds(x64, learner):
+    """They are those of what `online_grad` computes, with traces from the call before."""
+    model, (xs, ys) = net(), stream()
+    carry = gradient(learner, model, xs, ys)[2]
+
+    def read(scale):
+        losses, grads, _ = se.online_grad(learner, Scaled(scale), model, carry, xs, ys, 3)
+        return jnp.stack([jnp.sum(losses), jnp.sum(grads.rec.value["weight"])])
+
+    step = jnp.array(1e-6)
+    expected = (read(1.0 + step) - read(1.0 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.jacrev(read)(jnp.array(1.0)), expected, rtol=1e-6)
 
 
 # --- wrapped ---------------------------------------------------------------------------------------------------------

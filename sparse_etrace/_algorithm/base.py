@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from .._analysis import Analysis
+from .._constant import constant, held
 from .._feedback import Feedback, Memory, Teacher, leaves_of
 from .._filter import check_names, struct, structure
 from .._program import is_inexact, is_key
@@ -27,6 +28,15 @@ class Carry(eqx.Module):
     state: PyTree[Array]
     traces: PyTree[Array]
     memory: PyTree[Array] = None
+
+
+def cut(carry: Carry, *inputs: PyTree[Any]) -> Carry:
+    """A carry behind a step, which later steps read as a constant; a loss that reads it is an error."""
+    words = (
+        "carry: a loss reads what `step` returned for the next one, which has no derivative. Let the model return in "
+        "`out` what the loss needs of its state, or read jax.lax.stop_gradient(carry)."
+    )
+    return constant(held(carry), inputs, words, late=True)
 
 
 class Window(eqx.Module):
@@ -48,6 +58,11 @@ class Learner(eqx.Module):
     def gradient(self) -> str:
         """What `explain` calls the gradient where nothing of the model makes it less."""
         return "exact"
+
+    @property
+    def is_differentiable(self) -> bool:
+        """Whether derivatives of what `online_grad` returns are what JAX makes of them, and not to be refused."""
+        return False
 
     @abc.abstractmethod
     def init(self, model: Callable[..., Any], state: PyTree[Array], x: PyTree[Any]) -> Carry:
@@ -252,7 +267,8 @@ class TraceLearner(Learner):
         """One step of the model and of the traces.
 
         `equinox.filter_grad` of a loss of `out` with respect to `model` is the online gradient; with respect to `x` it
-        is the one of the same step, and with respect to `carry` zero.
+        is the one of the same step, and with respect to `carry` zero. A loss of the new carry has none: where something
+        other than the next step reads it, the gradient is an error when it is computed.
 
         Args:
             model: the model.
@@ -310,7 +326,7 @@ class TraceLearner(Learner):
         given = (leaves, state, carry.traces, jax.tree.leaves(x), carry.memory, teacher.matrix(model))
         new, traces, out, memory = run(*given)
         out = jax.tree.unflatten(analysis.out_structure, out)
-        return Carry(jax.tree.unflatten(shape, new), traces, memory), out
+        return cut(Carry(jax.tree.unflatten(shape, new), traces, memory), model, carry, x), out
 
     def window(
         self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Callable[..., Any]

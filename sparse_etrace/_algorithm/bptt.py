@@ -33,6 +33,11 @@ class BPTT(Learner):
     train: Any = None
     allow_zero: tuple[str, ...] = ()
 
+    @property
+    def is_differentiable(self) -> bool:
+        """True: nothing is cut inside a call of `online_grad`."""
+        return True
+
     def init(self, model: Callable[..., Any], state: PyTree[Array], x: PyTree[Any]) -> Carry:
         """Check that every trained leaf reaches the output; see `D_RTRL.init`."""
         check_reach(model, state, x, self.train, self.allow_zero)

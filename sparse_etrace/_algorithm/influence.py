@@ -16,7 +16,7 @@ from .._influence import Influences, signals, sizes_of, start, weights_of, windo
 from .._links import Links, LinkStep
 from .._program import cast, is_inexact
 from .._reach import Wiring
-from .base import Carry, Learner, Window, differentiate
+from .base import Carry, Learner, Window, cut, differentiate
 
 
 class InfluenceLearner(Learner):
@@ -131,7 +131,8 @@ class InfluenceLearner(Learner):
         params = jax.tree.leaves(eqx.filter(model, eqx.is_array))
         state, shape = jax.tree.flatten(carry.state)
         new, traces, out = run(params, state, carry.traces, jax.tree.leaves(x))
-        return Carry(jax.tree.unflatten(shape, new), traces), jax.tree.unflatten(links.analysis.out_structure, out)
+        later = cut(Carry(jax.tree.unflatten(shape, new), traces), model, carry, x)
+        return later, jax.tree.unflatten(links.analysis.out_structure, out)
 
     def window(
         self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Callable[..., Any]

@@ -16,7 +16,7 @@ from .._black_box import by_step, check_carry, check_reach, split
 from .._links import UnlinkedError
 from .._program import cast, is_inexact
 from .._reach import Wiring
-from .base import Carry, Window
+from .base import Carry, Window, cut
 from .influence import InfluenceLearner
 
 
@@ -112,7 +112,7 @@ class RTRL(InfluenceLearner):
     @eqx.filter_jit
     def _dense_step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         x = jax.tree.map(jnp.asarray, x)
-        trained, fixed = split(model, self.train)
+        given, (trained, fixed) = (model, carry, x), split(model, self.train)
         carry, held, values = jax.lax.stop_gradient((carry, x, trained))
         check_carry(jax.eval_shape(_zeros, trained, carry.state), carry.traces)
         live, rest = eqx.partition(carry.state, is_inexact)
@@ -132,7 +132,7 @@ class RTRL(InfluenceLearner):
         leaves, shape = jax.tree.flatten(carry.traces.jacobian)
         parts = jnp.split(later, np.cumsum([leaf.size // leaf.shape[-1] for leaf in leaves])[:-1])
         jacobian = [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
-        return Carry(jax.lax.stop_gradient(new), Dense(jax.tree.unflatten(shape, jacobian))), out
+        return cut(Carry(new, Dense(jax.tree.unflatten(shape, jacobian))), *given), out
 
 
 def _zeros(trained: PyTree[Array], state: PyTree[Array]) -> Dense:

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from .._black_box import by_step, check_carry, check_reach, split
 from .._program import is_inexact, is_key
-from .base import Carry, Learner, Window
+from .base import Carry, Learner, Window, cut
 
 
 class History(NamedTuple):
@@ -89,6 +89,7 @@ class TBPTT(Learner):
         """One step of the model; see `D_RTRL.step`."""
         x = jax.tree.map(jnp.asarray, x)
         check_carry(jax.eval_shape(self._start, carry.state, x), carry.traces)
+        given = model, carry, x
         model = eqx.combine(*split(model, self.train))
         carry, held = jax.lax.stop_gradient((carry, x))
         past, count = carry.traces, carry.traces.count
@@ -119,7 +120,7 @@ class TBPTT(Learner):
         new, out = model(state, x)
         later = jax.tree.map(lambda c: jnp.minimum(c + 1, self.steps - 1), count)
         kept = jax.tree.map(lambda leaf: leaf[1:], inputs)
-        return Carry(jax.lax.stop_gradient(new), History(after, kept, later)), out
+        return cut(Carry(new, History(after, kept, later)), *given), out
 
     def window(
         self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Callable[..., Any]

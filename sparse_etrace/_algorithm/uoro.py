@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from .._black_box import by_step, check_carry, check_reach, split
 from .._filter import struct
 from .._program import is_inexact, is_key
-from .base import Carry, Learner, Window
+from .base import Carry, Learner, Window, cut
 
 TINY = 1e-7
 
@@ -91,7 +91,7 @@ class UORO(Learner):
     def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         """One step of the model and of the estimate; see `D_RTRL.step`."""
         x = jax.tree.map(jnp.asarray, x)
-        trained, fixed = split(model, self.train)
+        given, (trained, fixed) = (model, carry, x), split(model, self.train)
         carry, held, values = jax.lax.stop_gradient((carry, x, trained))
         check_carry(jax.eval_shape(self._start, trained, carry.state, self.key), carry.traces)
         # Zero, with the derivative of the estimate.
@@ -106,7 +106,7 @@ class UORO(Learner):
             return eqx.filter(new, is_inexact)
 
         _, pull = jax.vjp(floating, live, values)
-        return Carry(jax.lax.stop_gradient(new), _advance(carry.traces, pull)), out
+        return cut(Carry(new, _advance(carry.traces, pull)), *given), out
 
     def window(
         self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Callable[..., Any]

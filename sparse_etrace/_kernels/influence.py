@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters import batching
+from jax.interpreters import ad, batching
 from jaxtyping import Array, Inexact, Int
 
 from . import native
@@ -176,6 +176,12 @@ def _native(*operands: Array, num_cut: int, size: int, levels: int, most: tuple[
     return native.call("influence", results, *given, aliases={len(ids): 0}, num_cut=np.int64(num_cut))
 
 
+def _jvp(primals: Any, tangents: Any, **static: Any) -> tuple[list[Array], list[Any]]:
+    fn = functools.partial(_xla, *primals[:-NUMBERS], **static)
+    moved = tuple(ad.instantiate_zeros(t) for t in tangents[-NUMBERS:])
+    return influence_p.bind(*primals, **static), jax.jvp(fn, tuple(primals[-NUMBERS:]), moved)[1]
+
+
 def _batch(operands: Any, axes: Any, **static: Any) -> tuple[list[Array], list[int]]:
     if any(axis is not None for axis in axes[:-NUMBERS]):
         return batch_by_loop(functools.partial(influence_p.bind, **static), operands, axes)
@@ -186,4 +192,5 @@ def _batch(operands: Any, axes: Any, **static: Any) -> tuple[list[Array], list[i
 
 
 influence_p = native.primitive("influence", _xla, _native, native.compiled_types)
+ad.primitive_jvps[influence_p] = _jvp
 batching.primitive_batchers[influence_p] = _batch
