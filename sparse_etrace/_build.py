@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._columns import plain_column
 from ._connectivity import Connectivity, canonical_order, edge_arrays, host_array
 from ._graph import Graph
 
@@ -41,7 +42,8 @@ def build_graph(
     """Build a graph from edges in any order. `pre` and `post` are indices; `edge_attrs` is aligned with them."""
     duplicates, self_loops, dtype = policies.duplicates, policies.self_loops, check_dtype(policies.dtype)
     pre, post, (num_pre, num_post) = edge_arrays(pre, post, shape)
-    size, attrs = pre.size, {key: np.asarray(column) for key, column in (edge_attrs or {}).items()}
+    size = pre.size
+    attrs = {key: plain_column(column, f"edge_attrs: {key!r}") for key, column in (edge_attrs or {}).items()}
     for key, column in attrs.items():
         if column.shape[:1] != (size,):
             raise ValueError(f"edge_attrs: {key!r} has shape {column.shape}; its first axis needs {size} entries")
@@ -66,7 +68,7 @@ def build_graph(
             if missing.size and attrs:
                 raise ValueError(
                     f"self_loops: 'add' has no value of edge attribute {next(iter(attrs))!r} for the new "
-                    f"{name_of(int(missing[0]), int(missing[0]))}; drop the attribute or add them to the input"
+                    f"{name_of(int(missing[0]), int(missing[0]))}; leave it out of `edge_attrs`, or give the self-loops"
                 )
             pre, post = np.concatenate([pre, missing]), np.concatenate([post, missing])
             weight = np.concatenate([weight, np.ones(missing.size, dtype)])
@@ -86,7 +88,7 @@ def build_graph(
                     k = int(np.argwhere(differs)[0][0])
                     raise ValueError(
                         f"duplicates: 'sum' merges {name_of(int(pre[k]), int(post[k]))}, but edge attribute {key!r} "
-                        "differs between the parallel synapses; use 'keep' or drop the attribute"
+                        "differs between the parallel synapses; use 'keep', or leave it out of `edge_attrs`"
                     )
             pre, post = pre[first], post[first]
             attrs = {key: column[first] for key, column in attrs.items()}
@@ -126,6 +128,7 @@ def check_weight(weight: Any, num_synapses: int, dtype: Any, where: Callable[[in
     """
     if weight is None:
         return np.ones(num_synapses, dtype)
+    weight = weight if isinstance(weight, jax.Array) else plain_column(weight, "weight: the column")
     array = host_array("weight", weight)
     if array.shape != (num_synapses,):
         raise ValueError(f"weight: got shape {array.shape}; it needs one entry per synapse, ({num_synapses},)")

@@ -3,7 +3,7 @@
 Every converter takes `duplicates`, `self_loops` and `dtype`, described at `from_edges`, and never changes its input.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from numbers import Real as RealNumber
 from typing import Any
 
@@ -12,6 +12,16 @@ import networkx as nx
 import numpy as np
 
 from ._build import Policies, build_graph
+from ._columns import (
+    GUESS,
+    first_missing,
+    holds_numbers,
+    is_real,
+    kept_names,
+    plain_column,
+    say_guesses,
+    weight_name,
+)
 from ._connectivity import check_shape, index_array
 from ._graph import Graph
 from ._labels import as_labels, attribute_columns, common_ids, distinct, label_index, look_up, plain_ids
@@ -85,21 +95,22 @@ def from_dataframe(
     df: Any,
     pre: Hashable = "pre",
     post: Hashable = "post",
-    weight: Hashable | None = None,
+    weight: Hashable | None = GUESS,
     labels: Iterable[Any] | None = None,
     *,
-    edge_attrs: Sequence[str] = (),
+    edge_attrs: Iterable[Hashable] = (),
     duplicates: str = "keep",
     self_loops: str = "keep",
     dtype: Any = jnp.float32,
 ) -> Graph:
-    """Return the graph of a pandas data frame with one synapse per row. Integer ids keep all their 64 bits.
+    """Return the graph of a table with one synapse per row. Integer ids keep all their 64 bits.
 
     Args:
-        df: the data frame.
+        df: a data frame of pandas or polars, or an Arrow table.
         pre: the column of sending ids: integers (nullable ones too), strings, or other hashable values.
         post: the column of receiving ids.
-        weight: the column of weights; 1 for all unless given.
+        weight: the column of weights; None for weights of 1. Unless given, it is found as in `read_graph`, and what is
+            guessed is said in a warning.
         labels: all ids, in the order of the nodes; the sorted unique ids of both columns unless given.
         edge_attrs: further columns to keep as edge attributes.
         duplicates, self_loops, dtype: see `from_edges`.
@@ -108,8 +119,10 @@ def from_dataframe(
         A square graph whose labels are the ids.
 
     Raises:
-        TypeError: ids are floats (which lose digits beyond 2**53), or are not sortable and `labels` is not given.
-        ValueError: a column does not exist, exists twice or has missing values; or as `from_edges`.
+        TypeError: `df` is no such table, or ids are floats (which lose digits beyond 2**53), or are not sortable and
+            `labels` is not given.
+        ValueError: a column does not exist, exists twice or has missing values, several may be the weight; or as
+            `from_edges`.
 
     Example:
         >>> import pandas as pd, sparse_etrace as se
@@ -117,6 +130,10 @@ def from_dataframe(
         >>> se.from_dataframe(df, weight="size").nodes
         (5, 7, 9)
     """
+    names = _names_of(df)
+    guesses: list[str] = []
+    rest = [name for name in names if name not in (pre, post)]
+    weight = weight_name(weight, rest, lambda name: rest.count(name) == 1 and holds_numbers(df[name]), guesses)
     ends = [plain_ids(_column_of(df, name, column)) for name, column in (("pre", pre), ("post", post))]
     for name, column, ids in (("pre", pre, ends[0]), ("post", post, ends[1])):
         if any(isinstance(value, float) for value in ids if not isinstance(ids, np.ndarray)):
@@ -129,34 +146,45 @@ def from_dataframe(
             labels = distinct(np.concatenate(same)) if same else sorted({value for ids in ends for value in ids})
         except TypeError as error:
             raise TypeError(f"pre and post: ids in {pre!r} and {post!r} cannot be sorted; pass `labels`") from error
-    return from_edges(
+    graph = from_edges(
         ends[0],
         ends[1],
         None if weight is None else _column_of(df, "weight", weight),
         labels=labels,
-        edge_attrs={key: _column_of(df, "edge_attrs", key) for key in edge_attrs},
+        edge_attrs={key: _column_of(df, "edge_attrs", key) for key in kept_names(edge_attrs, names)},
         duplicates=duplicates,
         self_loops=self_loops,
         dtype=dtype,
     )
+    say_guesses("from_dataframe", guesses)
+    return graph
+
+
+def _names_of(df: Any) -> list[Hashable]:
+    """Return the names of the columns of a data frame or an Arrow table."""
+    if hasattr(df, "columns") and hasattr(df, "shape"):
+        return list(getattr(df, "column_names", df.columns))
+    raise TypeError(
+        f"df: got {type(df).__name__}; it needs a data frame of pandas or polars, or an Arrow table "
+        "(a lazy one is collected first)"
+    )
 
 
 def _column_of(df: Any, name: str, column: Hashable) -> np.ndarray:
-    columns = list(df.columns)
+    columns = _names_of(df)
     if columns.count(column) != 1:
         raise ValueError(f"{name}: column {column!r} occurs {columns.count(column)} times; the columns are {columns}")
-    missing = np.asarray(df[column].isna(), bool)
-    if missing.any():
-        raise ValueError(
-            f"{name}: column {column!r} has no value in row {int(np.argmax(missing))}; fill it or drop the row"
-        )
-    return df[column].to_numpy()
+    row = first_missing(df[column])
+    if row is not None:
+        raise ValueError(f"{name}: column {column!r} has no value in row {row}; fill it or drop the row")
+    return plain_column(df[column], name)
 
 
 def from_networkx(
     G: Any,
-    weight: str | None = "weight",
+    weight: Hashable | None = GUESS,
     *,
+    edge_attrs: Iterable[Hashable] | None = None,
     duplicates: str = "keep",
     self_loops: str = "keep",
     dtype: Any = jnp.float32,
@@ -168,17 +196,19 @@ def from_networkx(
 
     Args:
         G: a `Graph`, `DiGraph`, `MultiGraph` or `MultiDiGraph`.
-        weight: the edge attribute that is the weight. None, or "weight" where no edge has it: 1 for all.
+        weight: the edge attribute that is the weight; None for weights of 1. Unless given, it is found as in
+            `read_graph`, and what is guessed is said in a warning.
+        edge_attrs: the edge attributes to keep; all others unless given.
         duplicates, self_loops, dtype: see `from_edges`.
 
     Returns:
-        A square graph. All other attributes are in `node_attrs` and `edge_attrs`: numbers, strings and arrays of one
-        shape as arrays of these, anything else as object arrays.
+        A square graph. Attributes are in `node_attrs` and `edge_attrs`: numbers, strings and arrays of one shape as
+        arrays of these, anything else as object arrays.
 
     Raises:
         TypeError: `G` is no networkx graph.
         ValueError: an attribute is missing on some nodes or edges, or its values are of mixed kinds (the first
-            offender is named); or as `from_edges`.
+            offender is named), several may be the weight; or as `from_edges`.
 
     Example:
         >>> import networkx as nx, sparse_etrace as se
@@ -192,18 +222,24 @@ def from_networkx(
     edges = list(G.edges(data=True))
     names, rows = [(u, v) for u, v, _ in edges], [row for _, _, row in edges]
     values = None
-    if weight is not None and (weight != "weight" or any(weight in row for row in rows)):
+    guesses: list[str] = []
+    found = list(dict.fromkeys(key for row in rows for key in row))
+
+    def is_number(key: Hashable) -> bool:
+        return all(is_real(row[key]) for row in rows if key in row)
+
+    weight = weight_name(weight if rows else None, found, is_number, guesses)
+    kept = kept_names(edge_attrs, [key for key in found if key != weight])
+    if weight is not None:
         weights = [{weight: row[weight]} if weight in row else {} for row in rows]
-        if rows and not any(weights):
-            raise ValueError(f"weight: no edge has an attribute {weight!r}; name another, or None for weights of 1")
         for name, row in zip(names, weights, strict=True):
             if row and not isinstance(row[weight], (RealNumber, np.bool_)):
                 raise ValueError(f"weight: edge {name!r} has {weight}={row[weight]!r}, which is no real number")
-        values = attribute_columns("edge", weights, names).get(weight, np.zeros(0))
-        rows = [{key: value for key, value in row.items() if key != weight} for row in rows]
+        values = attribute_columns("edge", weights, names)[weight]  # type: ignore[index]
+    rows = [{key: row[key] for key in kept if key in row} for row in rows]
     pre = np.array([index[u] for u, _ in names], np.int64)
     post = np.array([index[v] for _, v in names], np.int64)
-    attrs = attribute_columns("edge", rows, names)
+    attrs = attribute_columns("edge", rows, names, ", or leave it out of `edge_attrs`")
     if not G.is_directed():
         twice = np.repeat(np.arange(pre.size), np.where(pre == post, 1, 2))
         back = np.concatenate([[False], twice[1:] == twice[:-1]])[: twice.size]
@@ -212,4 +248,6 @@ def from_networkx(
         attrs = {key: column[twice] for key, column in attrs.items()}
     node_attrs = attribute_columns("node", [row for _, row in G.nodes(data=True)], nodes)
     policies = Policies(duplicates, self_loops, dtype)
-    return build_graph(pre, post, values, (len(nodes), len(nodes)), nodes, node_attrs, attrs, policies=policies)
+    graph = build_graph(pre, post, values, (len(nodes), len(nodes)), nodes, node_attrs, attrs, policies=policies)
+    say_guesses("from_networkx", guesses)
+    return graph

@@ -1,5 +1,6 @@
 """A connectivity with weights, and with labels and attributes for its nodes and synapses."""
 
+import zlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,16 +12,64 @@ import scipy.sparse as sp
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Float, Real
 
+from ._columns import plain_column
 from ._connectivity import Connectivity
 from ._labels import as_labels, label_index
 
 
 class _Table:
-    """Labels and attributes. Compared by identity, so that jit never looks inside."""
+    """Labels and attributes, compared by value. Hashed once; tables that were found equal share a key."""
 
     def __init__(self, nodes: Sequence[Hashable], index: Mapping | None, node_attrs: dict, edge_attrs: dict):
         self.nodes, self.index = nodes, index
         self.node_attrs, self.edge_attrs = node_attrs, edge_attrs
+        for column in (*node_attrs.values(), *edge_attrs.values()):
+            column.flags.writeable = False
+        self._hash: int | None = None
+        self._key = object()
+
+    def __reduce__(self) -> tuple:
+        # Without the hash, which is another one in the next process.
+        return _Table, (self.nodes, self.index, self.node_attrs, self.edge_attrs)
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            attrs = (self.node_attrs, self.edge_attrs)
+            self._hash = hash((self.nodes, *(tuple((k, _digest(column)) for k, column in a.items()) for a in attrs)))
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Table):
+            return NotImplemented
+        if self._key is other._key:
+            return True
+        if hash(self) != hash(other) or not _same_values(self.nodes, other.nodes):
+            return False
+        for mine, theirs in ((self.node_attrs, other.node_attrs), (self.edge_attrs, other.edge_attrs)):
+            if list(mine) != list(theirs) or not all(map(_same_columns, mine.values(), theirs.values())):
+                return False
+        other._key = self._key
+        return True
+
+
+def _digest(column: np.ndarray) -> Any:
+    return column.dtype.str, column.shape, zlib.crc32(column.tobytes()) if column.dtype != object else 0
+
+
+def _same_columns(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    # Bytes, so that a NaN is itself.
+    return _same_values(a.ravel().tolist(), b.ravel().tolist()) if a.dtype == object else a.tobytes() == b.tobytes()
+
+
+def _same_values(a: Sequence, b: Sequence) -> bool:
+    if isinstance(a, range) or isinstance(b, range):
+        return a == b
+    try:
+        return len(a) == len(b) and all(x is y or (type(x) is type(y) and bool(x == y)) for x, y in zip(a, b))
+    except ValueError:  # arrays among objects
+        return False
 
 
 class Graph(eqx.Module):
@@ -30,7 +79,7 @@ class Graph(eqx.Module):
     sending and receiving units are two sets; `nodes` holds the `num_pre` senders first, then the `num_post` receivers.
 
     A pytree whose leaves are the connectivity and the weight. Labels and attributes stay on the host and are compared
-    by identity: under `jit`, a graph that was loaded again compiles again.
+    by value, so that a graph and its copy are one to `jax.tree.map` and to `jit`.
 
     Args:
         connectivity: the synapses.
@@ -95,12 +144,12 @@ class Graph(eqx.Module):
 
     @property
     def node_attrs(self) -> dict[str, np.ndarray]:
-        """Attributes of the nodes: numpy arrays whose first axis is aligned with `nodes`."""
+        """Attributes of the nodes: read-only numpy arrays whose first axis is aligned with `nodes`."""
         return dict(self._table.node_attrs)
 
     @property
     def edge_attrs(self) -> dict[str, np.ndarray]:
-        """Attributes of the synapses: numpy arrays whose first axis is aligned with `weight`."""
+        """Attributes of the synapses: read-only numpy arrays whose first axis is aligned with `weight`."""
         return dict(self._table.edge_attrs)
 
     def index_of(self, label: Any) -> int:
@@ -230,7 +279,7 @@ def _fit(weight: Any, num_synapses: int) -> Any:
 
 
 def _aligned(name: str, attrs: Mapping[str, Any] | None, size: int) -> dict[str, np.ndarray]:
-    columns = {key: np.array(values) for key, values in (attrs or {}).items()}
+    columns = {key: np.array(plain_column(values, f"{name}: {key!r}")) for key, values in (attrs or {}).items()}
     for key, column in columns.items():
         if column.shape[:1] != (size,):
             raise ValueError(f"{name}: {key!r} has shape {column.shape}; its first axis needs {size} entries")

@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ._connectivity import host_array
 from ._graph import Graph
-from ._table import as_table, data_frame
+from ._table import as_table, data_frame, shown
 from ._transform import spectral_radius as radius_of
 
 SMALL = 1000  # units up to which the spectral radius costs next to nothing
@@ -121,7 +121,7 @@ class GraphSummary(NamedTuple):
             rows += [("self-loops", f"{self.self_loops:,}")]
         for name, d in (("in-degree", self.in_degree), ("out-degree", self.out_degree)):
             rows += [(name, f"mean {d.mean:.4g}, median {d.median:g}, max {d.max:,}")]
-            rows += [(f"  hubs, {name[:-7]}", ", ".join(f"{label} ({k:,})" for label, k in d.hubs) or "-")]
+            rows += [(f"  hubs, {name[:-7]}", ", ".join(f"{shown(label)} ({k:,})" for label, k in d.hubs) or "-")]
         for name, c in (("weak components", self.weak), ("strong components", self.strong)):
             rows += [(name, f"{c.number:,}, the largest with {c.largest:.1%} of the units")] if c else []
         rows += [("reciprocity", f"{self.reciprocity:.1%} of the pairs")] if self.reciprocity is not None else []
@@ -136,7 +136,7 @@ class GraphSummary(NamedTuple):
         rows += [("Dale's law", f"{found}; {counts}")]
         rows += [("spectral radius", f"{self.spectral_radius:.4g}")] if self.spectral_radius is not None else []
         for kind, attrs in (("node", self.node_attrs), ("edge", self.edge_attrs)):
-            rows += [(f"{kind} attribute {name}", _describe(a)) for name, a in attrs.items()]
+            rows += [(f"{kind} attribute {shown(name)}", _describe(a)) for name, a in attrs.items()]
         return as_table(("graph", ""), rows)
 
     def to_dataframe(self) -> Any:
@@ -272,9 +272,9 @@ def _attribute(column: np.ndarray) -> Attribute:
 def _describe(attribute: Attribute) -> str:
     if not attribute.counts:
         return attribute.dtype + "".join(f" x {size}" for size in attribute.shape)
-    shown = [f"{value if value != '' else '(empty)'} {k:,}" for value, k in attribute.counts.items()]
-    rest = len(shown) - SHOWN_CATEGORIES
-    return ", ".join(shown[:SHOWN_CATEGORIES]) + (f" and {rest} more" if rest > 0 else "")
+    found = [f"{shown(value) if value != '' else '(empty)'} {k:,}" for value, k in attribute.counts.items()]
+    rest = len(found) - SHOWN_CATEGORIES
+    return ", ".join(found[:SHOWN_CATEGORIES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _flat(summary: GraphSummary) -> list[tuple[str, Any]]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ._columns import is_column, plain_column, whole_numbers
+
 SCALARS = (np.number, np.bool_, np.str_, np.bytes_)
 
 
@@ -13,6 +15,7 @@ def as_labels(labels: Iterable[Any]) -> Sequence[Any]:
     """Return labels as a range or a tuple of Python objects; numpy's numbers and strings become Python's."""
     if isinstance(labels, range):
         return labels
+    labels = plain_column(labels, "labels: the column") if is_column(labels) else labels
     values = labels.tolist() if hasattr(labels, "tolist") else labels
     return tuple(label.item() if isinstance(label, SCALARS) else label for label in values)
 
@@ -32,16 +35,12 @@ def label_index(labels: Sequence[Any]) -> dict[Hashable, int]:
 
 def plain_ids(ids: Any) -> np.ndarray | list:
     """Return ids as an integer array where all are integers, without passing through floats; else as a list."""
+    ids = plain_column(ids, "the column of ids") if is_column(ids) else ids
     if isinstance(ids, np.ndarray) and ids.dtype.kind in "iu":
         return ids
     values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
-    if values and all(isinstance(value, Integral) and not isinstance(value, bool) for value in values):
-        low, high = min(values), max(values)
-        if low >= -(2**63) and high < 2**63:
-            return np.array(values, np.int64)
-        if low >= 0 and high < 2**64:
-            return np.array(values, np.uint64)
-    return values
+    whole = whole_numbers(values)
+    return values if whole is None else whole
 
 
 def common_ids(*arrays: np.ndarray | list) -> list[np.ndarray] | None:
@@ -87,11 +86,11 @@ def look_up(name: str, ids: Any, labels: Sequence[Hashable]) -> np.ndarray:
     return order[place]
 
 
-def attribute_columns(what: str, rows: Sequence[Mapping], owners: Sequence) -> dict[str, np.ndarray]:
+def attribute_columns(what: str, rows: Sequence[Mapping], owners: Sequence, way: str = "") -> dict[str, np.ndarray]:
     """Return each attribute that occurs in `rows` as one array; every row needs it, with values of one kind.
 
     Real numbers give a number array (integers and floats may be mixed where no digit is lost), strings a string array,
-    arrays of one shape a stacked array, everything else an object array.
+    arrays of one shape a stacked array, everything else an object array. `way` is a further way out of a missing value.
     """
     columns: dict[str, np.ndarray] = {}
     for key in dict.fromkeys(key for row in rows for key in row):
@@ -99,7 +98,7 @@ def attribute_columns(what: str, rows: Sequence[Mapping], owners: Sequence) -> d
         for owner, row in zip(owners, rows, strict=True):
             if key not in row:
                 raise ValueError(
-                    f"{what} attribute {key!r}: {what} {owner!r} has none; set it on every {what} or on none"
+                    f"{what} attribute {key!r}: {what} {owner!r} has none; set it on every {what} or on none{way}"
                 )
             values.append(row[key])
             kind, first = _kind(row[key]), _kind(values[0])

@@ -35,6 +35,12 @@ def as_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines[:behind], "-" * max(map(len, lines)), *lines[behind:]])
 
 
+def shown(value: Any) -> str:
+    """Return a value as text on one line, whatever moves a terminal's cursor or colours it escaped."""
+    text = str(value)
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def in_bytes(count: int) -> str:
     """Return a number of bytes in three digits, with its unit: 9,892 is 9.89 kB."""
     value, units = float(count), ["B", "kB", "MB", "GB", "TB", "PB"]

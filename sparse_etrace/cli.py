@@ -13,11 +13,13 @@ from typing import NoReturn
 import jax
 
 from . import _algorithm as rules, datasets, demo
+from ._columns import GUESS
 from ._costs import LearnerCosts, learner_costs
-from ._files import read_graph, write_graph
+from ._files import SEPARATORS, read_graph, write_graph
 from ._graph import Graph
 from ._inspect import inspect_graph
 from ._kernels import native
+from ._table import shown
 
 DATA_SETS: dict[str, Callable[[], Graph]] = {
     "worm": datasets.worm,
@@ -57,10 +59,14 @@ def _batch(text: str) -> int:
     return _whole(text, 1)
 
 
-def _whole(text: str, least: int) -> int:
+def _size(text: str) -> int:
+    return _whole(text, 1, 2**63 - 1)
+
+
+def _whole(text: str, least: int, most: int = MOST) -> int:
     # So many digits are more, whatever they are; Python reads no more than 4300.
-    if not text.isdecimal() or len(text) > 100 or not least <= int(text) <= MOST:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {MOST}, got {text[:100]!r}")
+    if not text.isdecimal() or len(text) > 100 or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text[:100]!r}")
     return int(text)
 
 
@@ -99,9 +105,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_columns(parser: argparse.ArgumentParser) -> None:
-    for name, what in (("pre", "column of sending ids"), ("post", "column of receiving ids"), ("weight", "of weights")):
+    for name, what in (("pre", "column of sending ids"), ("post", "column of receiving ids")):
         parser.add_argument(f"--{name}", type=_column, help=f"{what}: its name, or its position from 0")
+    weight = parser.add_mutually_exclusive_group()
+    weight.add_argument("--weight", type=_column, default=GUESS, help="of weights: its name, or its position from 0")
+    weight.add_argument("--no-weight", dest="weight", action="store_const", const=None, help="all weights are 1")
     parser.add_argument("--format", help="of the file, whatever its suffix")
+    parser.add_argument("--separator", choices=[*SEPARATORS.values()], help="between the cells of a text")
+    parser.add_argument("--max-bytes", type=_size, help="how many bytes the file may unpack to")
 
 
 def _column(text: str) -> str | int:
@@ -109,13 +120,19 @@ def _column(text: str) -> str | int:
 
 
 def _say(text: str) -> None:
-    """Print; where nobody reads on, as behind `| head`, end silently."""
+    """Print, letters that the terminal lacks escaped; where nobody reads on, as behind `| head`, end silently."""
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        print(text, flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except BrokenPipeError:
         # At exit Python writes what is left once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+
+
+def _complain(what: object) -> None:
+    """One line on stderr."""
+    print(f"sparse-etrace: {shown(' '.join(str(what).split()))}", file=sys.stderr)
 
 
 def _info() -> str:
@@ -132,10 +149,11 @@ def _read(args: argparse.Namespace, dtype: str = "float32") -> Graph:
         return DATA_SETS[args.file]()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        columns = {name: getattr(args, name) for name in ("format", "pre", "post", "weight")}
+        columns = {name: getattr(args, name) for name in ("format", "pre", "post", "weight", "max_bytes")}
+        columns["separator"] = {word: cell for cell, word in SEPARATORS.items()}.get(args.separator)
         graph = read_graph(args.file, dtype=dtype, **columns)
     for warning in said:
-        print(f"sparse-etrace: {warning.message}", file=sys.stderr)
+        _complain(warning.message)
     return graph
 
 
@@ -144,7 +162,7 @@ def _convert(args: argparse.Namespace) -> None:
         graph = _read(args, "float64")
         write_graph(args.out, graph, format=args.to)
     conn = graph.connectivity
-    _say(f"{args.out}: {conn.num_pre:,} x {conn.num_post:,} units, {conn.num_synapses:,} synapses")
+    _say(f"{shown(args.out)}: {conn.num_pre:,} x {conn.num_post:,} units, {conn.num_synapses:,} synapses")
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -193,6 +211,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ImportError, TypeError, ValueError) as error:
         if args.command == "demo" and not isinstance(error, OSError):
             raise
-        print(f"sparse-etrace: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(error)
         return 2
     return 0

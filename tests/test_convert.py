@@ -121,7 +121,8 @@ def test_dataframe_errors():
         se.from_dataframe(df, pre="real")
     with pytest.raises(TypeError, match="pre and post: ids in 'post' and 'name' cannot be sorted"):
         se.from_dataframe(df, pre="post", post="name")
-    assert se.from_dataframe(df, pre="post", post="name", labels=[1, 2, "b", "a"]).connectivity.pre.tolist() == [1, 0]
+    labelled = se.from_dataframe(df, pre="post", post="name", weight=None, labels=[1, 2, "b", "a"])
+    assert labelled.connectivity.pre.tolist() == [1, 0]
 
 
 KINDS = [nx.Graph, nx.DiGraph, nx.MultiGraph, nx.MultiDiGraph]
@@ -205,7 +206,11 @@ def test_attribute_errors(values, match):
         ([{}, {"d": 1}], {}, r"edge attribute 'd': edge \('a', 'b'\) has none"),
         ([{"weight": 1}, {"weight": "1"}], {}, r"weight: edge \('b', 'c'\) has weight='1', which is no real number"),
         ([{"weight": 1}, {"weight": np.inf}], {}, r"weight: synapse 'b' -> 'c' \(entry 1\) has inf, not finite"),
-        ([{"weight": 1}, {"weight": 1}], {"weight": "w"}, "weight: no edge has an attribute 'w'"),
+        (
+            [{"weight": 1}, {"weight": 1}],
+            {"weight": "w"},
+            "no single column 'w' among .'weight'.; name another, or None",
+        ),
     ],
 )
 def test_networkx_edge_errors(rows, arguments, match):

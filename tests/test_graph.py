@@ -1,3 +1,7 @@
+import copy
+import pickle
+import time
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -209,3 +213,84 @@ def test_spectral_radius_leaves_double_weights_alone():
     graph = se.from_edges([0, 1, 0], [1, 0, 0], [1.0, 4.0, 0.0], dtype=np.float64)
     assert se.spectral_radius(graph) == pytest.approx(2)
     assert graph.weight.tolist() == [0.0, 4.0, 1.0]
+
+
+# --- a graph and its copy --------------------------------------------------------------------------------------------
+
+
+def labelled(**changes):
+    parts = {
+        "nodes": ["a", ("b", 1), 2.5],
+        "node_attrs": {"x": np.array([1.0, np.nan, 3.0]), "kind": ["s", "t", "u"]},
+        "edge_attrs": {"when": np.array(["2020-01-01", "2021-01-01"], "M8[D]"), "note": np.array([[1], "x"], object)},
+    }
+    conn = se.Connectivity.from_edges([0, 1], [1, 2], shape=(3, 3))
+    return se.Graph(conn, jnp.array([1.0, 2.0]), **(parts | changes))
+
+
+OTHERS = [
+    {"nodes": ["a", ("b", 1), 3.5]},
+    {"nodes": None},
+    {"node_attrs": {"x": [1.0, np.nan, 3.0]}},
+    {"node_attrs": {"x": np.array([1.0, np.nan, 4.0]), "kind": ["s", "t", "u"]}},
+    {"node_attrs": {"x": np.array([1, 0, 3]), "kind": ["s", "t", "u"]}},
+    {"node_attrs": {"kind": ["s", "t", "u"], "x": np.array([1.0, np.nan, 3.0])}},
+    {"edge_attrs": {"when": np.array(["2020-01-01", "2021-01-02"], "M8[D]"), "note": np.array([[1], "x"], object)}},
+    {"edge_attrs": {"when": np.array(["2020-01-01", "2021-01-01"], "M8[D]"), "note": np.array([[1], "y"], object)}},
+]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_labels_are_compared_by_value(other):
+    graph = labelled()
+    for copied in (labelled(), copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
+        doubled = jax.tree.map(jnp.add, graph, copied)
+        assert doubled.weight.tolist() == [2.0, 4.0] and doubled.nodes == graph.nodes
+        assert jax.tree.structure(graph) == jax.tree.structure(copied)
+        assert hash(jax.tree.structure(graph)) == hash(jax.tree.structure(copied))
+    changed = labelled(**other)
+    assert jax.tree.structure(graph) != jax.tree.structure(changed)
+    with pytest.raises(ValueError):
+        jax.tree.map(jnp.add, graph, changed)
+
+
+def test_numbers_of_another_type_are_other_labels():
+    whole, real, truth = (labelled(nodes=[0, one, 2]) for one in (1, 1.0, True))
+    assert len({jax.tree.structure(graph) for graph in (whole, real, truth)}) == 3
+    ragged = np.empty(2, object)
+    ragged[:] = [np.arange(2), np.arange(3)]
+    first, second = (labelled(edge_attrs={"r": ragged.copy()}) for _ in range(2))
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+
+
+def test_a_graph_that_is_loaded_again_does_not_compile_again(tmp_path):
+    se.write_graph(tmp_path / "worm.npz", se.datasets.worm())
+    traced = []
+    total = jax.jit(lambda graph: traced.append(1) or graph.weight.sum())
+    sums = [total(se.read_graph(tmp_path / "worm.npz")) for _ in range(3)]
+    assert len(traced) == 1 and len(set(map(float, sums))) == 1
+
+
+def test_hashes_are_of_one_process():
+    graph = labelled()
+    hash(graph._table)
+    assert graph._table._hash is not None and pickle.loads(pickle.dumps(graph))._table._hash is None
+
+
+def test_attributes_are_read_only():
+    given = np.array([1.0, 2.0, 3.0])
+    graph = labelled(node_attrs={"x": given})
+    with pytest.raises(ValueError, match="read-only"):
+        graph.node_attrs["x"][0] = 5
+    given[0] = 7
+    assert graph.node_attrs["x"].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_hashing_and_comparing_are_paid_once():
+    labels = [f"n{k}" for k in range(200_000)]
+    one, two = (se.from_edges(["n0"], ["n1"], labels=list(labels)) for _ in range(2))
+    assert one._table == two._table
+    start = time.perf_counter()
+    for _ in range(100):
+        assert hash(one._table) == hash(two._table) and one._table == two._table
+    assert time.perf_counter() - start < 0.1

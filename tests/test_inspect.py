@@ -1,5 +1,6 @@
 """What a graph is, beside networkx; what learners would cost on it, beside their carries; tables."""
 
+import io
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import sparse_etrace as se
-from sparse_etrace import _costs, _table
+from sparse_etrace import _costs, _table, cli
 
 
 def random_graph(seed, units=30, synapses=60, loops=True):
@@ -307,3 +308,62 @@ def test_numbers_to_the_right_and_words_wrapped():
     assert lines[0] == "name    n  what" and lines[2].startswith("a      -1  x x") and lines[-1] == "bb    100  y"
     assert len(lines) == 5 and max(map(len, lines)) <= 120
     assert " ".join(line[11:] for line in lines[2:4]).split() == ["x"] * 100
+
+
+# --- labels of others -------------------------------------------------------------------------------------------------
+
+EVIL = ["\x1b[2J\x1b[31mred", "a\nb\tc", "bell\a", "\u202eright to left", "\x9b31m", "Zo\u00eb"]
+
+
+def test_labels_cannot_move_the_terminal():
+    graph = se.from_edges(
+        EVIL, EVIL, labels=EVIL, node_attrs={"na\x1bme": EVIL}, edge_attrs={"kind": ["\x1b]0;title\a"] * 6}
+    )
+    shown = str(se.inspect_graph(graph))
+    assert all(letter.isprintable() for line in shown.split("\n") for letter in line)
+    for part in (
+        r"\x1b[2J\x1b[31mred (1)",
+        r"a\nb\tc (1)",
+        r"\u202eright",
+        "node attribute na\\x1bme",
+        r"\x1b]0;title\x07 6",
+    ):
+        assert part in shown
+    assert se.inspect_graph(graph).in_degree.hubs[0] == (EVIL[0], 1)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_labels_that_the_terminal_has_no_letters_for(encoding, tmp_path, monkeypatch):
+    names = ["Zo\u00eb", "\u795e\u7d4c"]
+    se.write_graph(tmp_path / "graph.csv", se.from_edges(names, names[::-1], labels=names))
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding))
+    assert cli.main(["inspect", str(tmp_path / "graph.csv"), "--learner", "BPTT-5"]) == 0
+    shown = written.getvalue().decode(encoding)
+    for name in names:
+        assert name.encode(encoding, "backslashreplace").decode(encoding) + " (1)" in shown
+
+
+def test_errors_show_what_a_file_holds_in_one_line(tmp_path, capsys):
+    path = tmp_path / "a\x1b[2Jb.csv"
+    path.write_text("who\x1b[31m,whom\na,b\n")
+    assert cli.main(["inspect", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "\x1b" not in said and r"a\x1b[2Jb.csv" in said
+
+
+def test_what_messages_ask_for_can_be_given(tmp_path, capsys):
+    file = tmp_path / "edges.csv"
+    file.write_text("pre;post,x;w,length\na;b,c;1,2\n")
+    assert cli.main(["convert", str(file), str(tmp_path / "out.npz")]) == 2
+    assert "pass `separator`" in capsys.readouterr().err
+    out = str(tmp_path / "out.npz")
+    assert cli.main(["convert", str(file), out, "--separator", "comma", "--pre", "pre;post", "--post", "x;w"]) == 0
+    assert "if none is, weight=None" in capsys.readouterr().err
+    ends = ["--separator", "comma", "--pre", "pre;post", "--post", "x;w"]
+    assert cli.main(["convert", str(file), out, *ends, "--no-weight"]) == 0
+    assert not capsys.readouterr().err and se.read_graph(out).weight.tolist() == [1.0]
+    assert cli.main(["convert", str(file), out, *ends, "--weight", "length"]) == 0
+    assert se.read_graph(out).weight.tolist() == [2.0]
+    assert cli.main(["convert", str(file), out, *ends, "--max-bytes", "10"]) == 2
+    assert "`max_bytes`" in capsys.readouterr().err

@@ -1,8 +1,7 @@
 """Graphs in files: `read_graph` and `write_graph`."""
 
 import os
-import warnings
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from .._build import Policies, check_dtype
+from .._columns import GUESS, say_guesses
 from .._graph import Graph
 from . import adjacency, edge_list, graphml, matrix_market, npz, parquet
 from .base import Options, Source, is_packed, written
@@ -36,7 +36,8 @@ def read_graph(
     format: str | None = None,
     pre: Hashable | None = None,
     post: Hashable | None = None,
-    weight: Hashable | None = None,
+    weight: Hashable | None = GUESS,
+    edge_attrs: Iterable[Hashable] | None = None,
     separator: str | None = None,
     duplicates: str = "keep",
     self_loops: str = "keep",
@@ -54,8 +55,11 @@ def read_graph(
         format: "npz", "matrix_market", "graphml", "parquet", "edge_list" or "adjacency", whatever the suffix.
         pre, post: the columns of sending and receiving ids in an edge list or Parquet: names, or positions from 0 where
             an edge list has no header. The nodes are the sorted ids, unless `write_graph` wrote the file.
-        weight: the column of weights, or the edge attribute of GraphML. All other columns become edge attributes:
-            integers, floats, truth values (`True`, `False`) or strings; a column with empty cells is one of strings.
+        weight: the column of weights, or the edge attribute of GraphML; None for weights of 1. Unless given, it is the
+            one called "weight", else the only one of numbers with another usual name ("w", "count", ...), else weights
+            are 1.
+        edge_attrs: the columns to keep as edge attributes; unless given, all others: integers, floats, truth values
+            (`True`, `False`) or strings; a column with empty cells is one of strings.
         separator: "," or "\\t" or ";" or " " between the cells of a text; found unless given.
         duplicates, self_loops, dtype: see `from_edges`.
         max_bytes: how many bytes the file may unpack to, and its units may need; unless given, 50 times its size, and
@@ -88,7 +92,7 @@ def read_graph(
     if max_bytes is not None and (not isinstance(max_bytes, Integral) or isinstance(max_bytes, bool)):
         raise TypeError(f"max_bytes: got {max_bytes!r}; it needs a whole number of bytes")
     limit = None if max_bytes is None else int(max_bytes)
-    source, options = Source.of(path, limit), Options(pre, post, weight, separator, policies)
+    source, options = Source.of(path, limit), Options(pre, post, weight, separator, edge_attrs, policies)
     try:
         if kind in BINARY or kind in TEXT:
             graph = (BINARY | TEXT)[kind].read(source, options)
@@ -100,8 +104,7 @@ def read_graph(
         raise ValueError(f"{path}: needs more memory than there is") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    for guess in options.guesses:
-        warnings.warn(f"read_graph: {path}: {guess}", UserWarning, stacklevel=2)
+    say_guesses(f"read_graph: {path}", options.guesses)
     return graph
 
 
@@ -165,8 +168,8 @@ def _read_table(source: Source, options: Options, kind: str) -> Graph:
     table = read_table(source.text(), options.separator)
     if table.comments:
         options.guesses.append(
-            f"took {table.comments} lines after the first row for comments, as they begin with # or %; "
-            "put ids that begin so in quotes"
+            f"took {table.comments} lines after the first row for comments, as they begin with # or % "
+            "(put ids that begin so in quotes)"
         )
     said = kind == "edge_list" or table.mark is not None or options.pre is not None or options.post is not None
     if kind == "adjacency" or not (said or usual_ends(table.rows[0])) and adjacency.looks_like(table, options):

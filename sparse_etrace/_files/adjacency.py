@@ -36,14 +36,14 @@ def looks_like(table: Table, options: Options) -> bool:
         raise ValueError(f"has {height} rows of {width} cells: an edge list or a matrix; {FORCE}")
     if square:
         options.guesses.append(
-            f'took {height} rows of {width} cells for an adjacency matrix; to say so: format="adjacency"'
+            f'took {height} rows of {width} cells for an adjacency matrix (to say so: format="adjacency")'
         )
     return square
 
 
 def read(source: Source, table: Table, options: Options) -> Graph:
     """Read a matrix with labels in its first row, in its first column, in both, or without labels."""
-    options.refuse("a matrix has no columns of ends", "pre", "post", "weight")
+    options.refuse("a matrix has no columns of ends or attributes", "pre", "post", "weight", "edge_attrs")
     if table.mark is not None:
         raise ValueError("is an edge list with a comment of `write_graph`, no matrix")
     rows = table.rows

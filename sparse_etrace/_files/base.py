@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedIOBase
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .._build import Policies
+from .._columns import GUESS, kept_names
 from .._graph import Graph
 from .._labels import common_ids, label_index
 
@@ -85,14 +86,19 @@ class Options:
     post: Hashable | None
     weight: Hashable | None
     separator: str | None
+    edge_attrs: Iterable[Hashable] | None
     policies: Policies
     guesses: list[str] = field(default_factory=list)
 
     def refuse(self, what: str, *names: str) -> None:
         """Refuse arguments that mean nothing to a format."""
         for name in names:
-            if getattr(self, name) is not None:
+            if getattr(self, name) != (GUESS if name == "weight" else None):
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, but {what}; leave it out")
+
+    def kept(self, names: Sequence[Any]) -> list[Any]:
+        """Return the columns to keep as edge attributes, of all but those of the ends and the weight."""
+        return kept_names(self.edge_attrs, names)
 
 
 def is_packed(path: Path) -> bool:
@@ -235,6 +241,11 @@ def from_json(text: str | bytes, check: Callable[[Any], bool]) -> Any:
 def is_shape(value: Any) -> bool:
     """Whether JSON gave two sizes."""
     return isinstance(value, list) and len(value) == 2 and all(type(size) is int and size >= 0 for size in value)
+
+
+def is_plain(values: np.ndarray) -> bool:
+    """Whether a column is of truth values, integers or floats of 64 bits at most."""
+    return values.ndim == 1 and values.dtype.kind in "biuf" and values.dtype.itemsize <= 8
 
 
 def refuse_attributes(what: str, holders: str, attrs: Mapping[str, Any]) -> None:

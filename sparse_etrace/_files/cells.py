@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from .._columns import strings, text_cells
 from .._labels import plain_ids
-from .base import from_json, is_shape, to_json
+from .base import from_json, is_plain, is_shape, to_json
 
 SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", " ": "space"}
 MARK = "# sparse_etrace "
@@ -144,24 +145,14 @@ def column(cells: Sequence[str]) -> np.ndarray:
     return strings(cells)
 
 
-def strings(cells: Sequence[str]) -> np.ndarray:
-    """Return strings as numpy's, or as objects where one long string would pad all others to its length."""
-    longest, total = max(map(len, cells), default=0), sum(map(len, cells))
-    if longest * len(cells) > max(2**22, 8 * total) or any(cell.endswith("\0") for cell in cells):
-        found = np.empty(len(cells), object)
-        found[:] = cells
-        return found
-    return np.array(cells, str)
-
-
 def text_of(what: str, holders: str, values: np.ndarray) -> list[str]:
     """Return a column as cells that `column` reads to the same values; refuse it if there are none."""
-    if values.ndim != 1 or values.dtype.kind not in "biufU" or values.dtype.itemsize > 8 and values.dtype.kind == "f":
+    plain, text = values.tolist(), text_cells(values)
+    if text is None and not is_plain(values):
         raise ValueError(
             f"graph: {what} has type {values.dtype} and shape {values.shape}, which a text table loses; write {holders}"
         )
-    plain = values.tolist()
-    cells = [value if isinstance(value, str) else repr(value) for value in plain]
+    cells = [repr(value) for value in plain] if text is None else text
     back = column(cells).tolist()
     same = [a == b or (a != a and b != b) for a, b in zip(plain, back, strict=True)]
     if not all(same) or (plain and type(plain[0]) is not type(back[0])):

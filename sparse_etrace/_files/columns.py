@@ -1,9 +1,9 @@
 """Which columns of a table are pre, post and weight: as said by the caller, by usual names, or refused."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
-import numpy as np
-
+from .._columns import weight_name
 from .base import Options
 
 ENDS = (
@@ -15,10 +15,6 @@ ENDS = (
     ("pre_root_id", "post_root_id"),
     ("pre_pt_root_id", "post_pt_root_id"),
     ("bodyid_pre", "bodyid_post"),
-)
-WEIGHTS = frozenset(
-    "weight weights w wt strength syn_weight count counts synapses synapse_count syn_count n_syn n_synapses num_syn "
-    "num_synapses".split()
 )
 WAY = "pass pre=, post= (and weight=): names of columns, or positions from 0 where row 1 is no header"
 
@@ -37,9 +33,9 @@ def usual_ends(names: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
-def by_name(names: Sequence[str], options: Options) -> tuple[int, int, int | None] | None:
-    """Return the positions of pre, post and weight, or None where no name says them."""
-    for name in (options.pre, options.post, options.weight):
+def ends_by_name(names: Sequence[str], options: Options) -> tuple[int, int] | None:
+    """Return the positions of pre and post, or None where no name says them."""
+    for name in (options.pre, options.post):
         if name is not None and list(names).count(name) != 1:  # type: ignore[arg-type]
             raise ValueError(f"has no single column {name!r}; its columns are {list(names)}; {WAY}")
     usual = usual_ends(names) if options.pre is None else None
@@ -48,34 +44,27 @@ def by_name(names: Sequence[str], options: Options) -> tuple[int, int, int | Non
     if len(set(names)) < len(names):
         raise ValueError(f"has two columns of one name, {list(names)}; rename one")
     pre, post = (str(options.pre), str(options.post)) if usual is None else usual
-    weight = options.weight
-    if weight is None:
-        possible = [name for name in names if name.lower() in WEIGHTS and name not in (pre, post)]
-        if len(possible) > 1 and "weight" not in possible:
-            raise ValueError(f"has several columns that may be the weight, {possible}; pass weight=")
-        weight = "weight" if "weight" in possible else possible[0] if possible else None
-    if len({pre, post, weight}) < 3:
-        raise ValueError(f"pre, post, weight: got {[pre, post, weight]}; name different columns")
-    if (usual and usual != ENDS[0]) or (options.weight is None and weight not in (None, "weight")):
-        say(options, pre, post, weight)
+    if len({pre, post, options.weight}) < 3:
+        raise ValueError(f"pre, post, weight: got {[pre, post, options.weight]}; name different columns")
+    if usual and usual != ENDS[0]:
+        say(options, pre, post)
     where = list(names).index
-    return where(pre), where(post), None if weight is None else where(str(weight))
+    return where(pre), where(post)
 
 
-def say(options: Options, pre: Hashable, post: Hashable, weight: Hashable | None) -> None:
-    """Note what was guessed, for a warning."""
-    shown = "none, so 1 for all" if weight is None else repr(weight)
-    way = f"pre={pre!r}, post={post!r}" + ("" if weight is None else f", weight={weight!r}")
+def say(options: Options, pre: Hashable, post: Hashable) -> None:
+    """Note what was guessed of the ends, for a warning."""
     kind = "columns by position" if isinstance(pre, int) else "columns"
     options.guesses.append(
-        f"took the {kind} {pre!r} for pre, {post!r} for post, and for weight {shown}; to say so: {way}"
+        f"took the {kind} {pre!r} for pre and {post!r} for post (to say so: pre={pre!r}, post={post!r})"
     )
 
 
-def say_unweighted(options: Options, weight: int | None, attrs: Mapping[str, np.ndarray]) -> None:
-    """Note, for a warning, that all weights are 1 although there are columns of numbers."""
-    if weight is None and any(values.dtype.kind in "iuf" for values in attrs.values()):
-        options.guesses.append(
-            f"found no weight, so all weights are 1; the columns {list(attrs)} became edge attributes; "
-            "if one of them is the weight, pass weight="
-        )
+def the_rest(
+    names: Sequence[str], ends: tuple[int, int], weight: Any, options: Options, is_number: Callable[[int], bool]
+) -> tuple[int | None, list[int]]:
+    """Return the positions of the weight, if there is one, and of the edge attributes to keep."""
+    where = {name: k for k, name in enumerate(names) if k not in ends}
+    weight = weight_name(weight, where, lambda name: is_number(where[name]), options.guesses)
+    kept = options.kept([name for name in where if name != weight])
+    return None if weight is None else where[weight], [where[name] for name in kept]

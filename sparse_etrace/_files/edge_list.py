@@ -5,6 +5,7 @@ from io import BufferedIOBase
 from typing import Any
 
 from .._build import build_graph
+from .._columns import GUESS
 from .._graph import Graph
 from .base import (
     Options,
@@ -20,7 +21,7 @@ from .base import (
     refuse_attributes,
 )
 from .cells import INTEGER, NUMBER, Table, column, ids, numbers, text_of, write_mark, write_rows
-from .columns import WAY, by_name, say, say_unweighted, usual_ends
+from .columns import WAY, ends_by_name, say, the_rest, usual_ends
 
 HOLDERS = ".npz, .graphml or .parquet"
 
@@ -29,16 +30,17 @@ def read(source: Source, table: Table, options: Options) -> Graph:
     """Read an edge list."""
     names, rows, pre, post, weight = _columns(table, options)
     cells = list(zip(*rows, strict=True)) if rows else [()] * len(names)
-    values = None if weight is None else numbers("weight", cells[weight])
-    used = (pre, post, weight)
-    attrs = {name: column(cells[k]) for k, name in enumerate(names) if k not in used}
-    for name, cells_of in attrs.items():
-        if _undirected(name, cells_of):
+    others = {k: column(cells[k]) for k in range(len(names)) if k not in (pre, post)}
+    for k, cells_of in others.items():
+        if _undirected(names[k], cells_of):
             raise ValueError(
-                f"has undirected edges in column {name!r}, and each row of an edge list is one synapse; "
-                "read it with networkx and pass that to `from_networkx`, or drop the column"
+                f"has undirected edges in column {names[k]!r}, and each row of an edge list is one synapse; "
+                "write each such edge as two rows and drop the column, or read it with pandas and pass "
+                "`networkx.from_pandas_edgelist(...)` to `from_networkx`"
             )
-    say_unweighted(options, weight, attrs)
+    place, kept = the_rest(names, (pre, post), weight, options, lambda k: others[k].dtype.kind in "iuf")
+    values = None if place is None else numbers("weight", cells[place])
+    attrs = {names[k]: others[k] for k in kept}
     ends, shape, labels = _nodes(source, table, cells[pre], cells[post])
     return build_graph(ends[0], ends[1], values, shape, labels, None, attrs, policies=options.policies)
 
@@ -107,23 +109,27 @@ def _nodes(source: Source, table: Table, pre: Sequence[str], post: Sequence[str]
     return ends, shape, labels
 
 
-def _columns(table: Table, options: Options) -> tuple[list[str], list[list[str]], int, int, int | None]:
-    """Return names, data rows, and the positions of pre, post and weight."""
+def _columns(table: Table, options: Options) -> tuple[list[str], list[list[str]], int, int, Any]:
+    """Return names, data rows, the positions of pre and post, and what is said of the weight: see `weight_name`."""
     if (options.pre is None) != (options.post is None):
         raise ValueError(f"pre and post: got {options.pre!r} and {options.post!r}; give both or none")
-    first, given = table.rows[0], [x for x in (options.pre, options.post, options.weight) if x is not None]
+    first, weight = table.rows[0], options.weight
+    given = [x for x in (options.pre, options.post, weight) if x not in (None, GUESS)]
     if given and all(type(x) is int for x in given):
         if usual_ends(first) is not None:
             raise ValueError(f"has a header, {first}; give the names of its columns, not positions")
         found = None
     else:
-        found = by_name(first, options)
+        found = ends_by_name(first, options)
     if found is not None:
-        return first, table.rows[1:], *found
-    return [f"column {k}" for k in range(len(first))], table.rows, *_by_position(table.rows, options)
+        return first, table.rows[1:], *found, weight
+    pre, post, place = _by_position(table.rows, options)
+    names = [f"column {k}" for k in range(len(first))]
+    return names, table.rows, pre, post, weight if place is None else names[place]
 
 
 def _by_position(rows: list[list[str]], options: Options) -> tuple[int, int, int | None]:
+    """Return the positions of pre, post, and of the weight where it is given or there are three columns."""
     first, width = rows[0], len(rows[0])
     for k in range(width):
         if len(rows) > 1 and not NUMBER(first[k]) and all(NUMBER(row[k]) for row in rows[1:]):
@@ -136,8 +142,10 @@ def _by_position(rows: list[list[str]], options: Options) -> tuple[int, int, int
         if not all(map(NUMBER, first[:2])) and not {*first[:2]} <= seen:
             raise ValueError(f"has a header or none, row 1 is {first}; {WAY}")
         pre, post = 0, 1
-        weight = 2 if width == 3 and weight is None else weight
-        say(options, pre, post, weight)
+        say(options, pre, post)
+        if width == 3 and weight == GUESS:
+            weight = 2
+            options.guesses.append("took column 2 for the weight (to say so: weight=2)")
     used = [k for k in (pre, post, weight) if isinstance(k, int)]
     for k in used:
         if not 0 <= k < width:

@@ -4,7 +4,7 @@ U. Brandes, M. Eiglsperger, I. Herman, M. Himsolt, M. S. Marshall (2002), GraphM
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BufferedIOBase
 from typing import Any
@@ -14,6 +14,7 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 
 from .._build import build_graph
+from .._columns import strings, text_cells, weight_name
 from .._graph import Graph
 from .base import (
     Options,
@@ -27,7 +28,7 @@ from .base import (
     only_strings,
     to_json,
 )
-from .cells import INTEGER, NUMBER, strings
+from .cells import INTEGER, NUMBER
 
 NAMESPACE = "http://graphml.graphdrawing.org/xmlns"
 ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]").search
@@ -156,14 +157,21 @@ def read(source: Source, options: Options) -> Graph:
             rows.append(row)
     if document.edges and min(post, default=0) < 0:
         raise ValueError(f"has an edge onto one of the {shape[0]} sending nodes of a graph of shape {shape}")
-    edge_attrs = dict(_columns(document, "edge", rows))
-    name = "weight" if options.weight is None else options.weight
-    if options.weight is not None and name not in edge_attrs:
-        raise ValueError(f"has no edge attribute {name!r} for the weight; it has {list(edge_attrs)}")
-    weight = edge_attrs.pop(str(name), None)
+    groups = _groups(document, "edge", rows)
+    name = weight_name(
+        options.weight, groups, lambda name: {key.kind for key in groups[name].values()} <= set(KINDS), options.guesses
+    )
+    kept = options.kept([other for other in groups if other != name])
+    weight = None if name is None else _column(f"edge attribute {name!r}", "edge", groups[name], rows)
     if weight is not None and weight.dtype.kind not in "biuf":
         raise ValueError(f"has the edge attribute {name!r} of type {weight.dtype}; weights are numbers")
-    node_attrs = dict(_columns(document, "node", list(document.nodes.values())))
+    way = ", or leave it out of `edge_attrs`"
+    edge_attrs = {name: _column(f"edge attribute {name!r}", "edge", groups[name], rows, way) for name in kept}
+    owners = list(document.nodes.values())
+    node_attrs = {
+        name: _column(f"node attribute {name!r}", "node", keys, owners)
+        for name, keys in _groups(document, "node", owners).items()
+    }
     return build_graph(pre, post, weight, shape, labels, node_attrs, edge_attrs, policies=options.policies)
 
 
@@ -236,7 +244,8 @@ def _nodes(document: _Document) -> tuple[Any, tuple[int, int]]:
     return as_nodes(labels), shape
 
 
-def _columns(document: _Document, what: str, rows: list[dict[str, str]]) -> Iterator[tuple[str, np.ndarray]]:
+def _groups(document: _Document, what: str, rows: list[dict[str, str]]) -> dict[str, dict[str, _Key]]:
+    """Return the keys of each attribute of the nodes or the edges."""
     used = {id_ for row in rows for id_ in row}
     for id_ in used:
         if id_ not in document.keys or document.keys[id_].owner not in (what, "all"):
@@ -248,11 +257,10 @@ def _columns(document: _Document, what: str, rows: list[dict[str, str]]) -> Iter
         if key.default is None and rows and id_ not in used:
             continue
         groups.setdefault(key.name, {})[id_] = key
-    for name, keys in groups.items():
-        yield name, _column(f"{what} attribute {name!r}", what, keys, rows)
+    return groups
 
 
-def _column(what: str, owner: str, keys: dict[str, _Key], rows: list[dict[str, str]]) -> np.ndarray:
+def _column(what: str, owner: str, keys: dict[str, _Key], rows: list[dict[str, str]], way: str = "") -> np.ndarray:
     """Return one attribute; keys of one name, as networkx writes integers among floats, give one column of numbers."""
     kinds = {key.kind for key in keys.values()}
     usual = [id_ for id_, key in keys.items() if key.default is not None]
@@ -262,7 +270,7 @@ def _column(what: str, owner: str, keys: dict[str, _Key], rows: list[dict[str, s
     for k, row in enumerate(rows):
         found = [id_ for id_ in keys if id_ in row] or usual
         if not found:
-            raise ValueError(f"has no {what} at {owner} {k + 1}; set it on every {owner}")
+            raise ValueError(f"has no {what} at {owner} {k + 1}; set it on every {owner}" + way)
         if len(found) > 1:
             raise ValueError(f"has two keys for the {what} at {owner} {k + 1}; keep one")
         values[found[0]][k] = row.get(found[0], keys[found[0]].default or "")
@@ -305,6 +313,9 @@ def _as_array(what: str, kind: str, cells: dict[int, str]) -> np.ndarray:
 def _as_text(what: str, values: np.ndarray) -> tuple[str, list[str]]:
     """Return the type of GraphML that holds a column, and its cells."""
     kind, size = values.dtype.kind, values.dtype.itemsize
+    text = text_cells(values)
+    if text is not None:
+        return "string", text
     plain = values.tolist()
     if values.ndim == 1 and kind == "b":
         return "boolean", [str(value).lower() for value in plain]
@@ -313,8 +324,6 @@ def _as_text(what: str, values: np.ndarray) -> tuple[str, list[str]]:
     if values.ndim == 1 and kind == "f" and size <= 8:
         # All digits of a float64, so that a float32 is read to the bit in either type.
         return "double" if size == 8 else "float", [repr(float(value)) for value in plain]
-    if values.ndim == 1 and kind == "U":
-        return "string", plain
     raise ValueError(f"graph: {what} has type {values.dtype} and shape {values.shape}, which GraphML loses; write .npz")
 
 

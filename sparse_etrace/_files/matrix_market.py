@@ -22,7 +22,7 @@ OTHERS = ".npz, .graphml or .parquet"
 
 def read(source: Source, options: Options) -> Graph:
     """Read a coordinate or array file of real, integer or pattern entries, of any symmetry but Hermitian."""
-    options.refuse("Matrix Market has no columns", "pre", "post", "weight", "separator")
+    options.refuse("Matrix Market has no columns", "pre", "post", "weight", "separator", "edge_attrs")
     data = source.read()
     # Scipy runs over the end of a line that has a NUL, or no end.
     if b"\0" in data:

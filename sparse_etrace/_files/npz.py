@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._build import build_graph
+from .._columns import strings, text_cells
 from .._convert import from_scipy
 from .._graph import Graph
 from .base import Options, Source, as_nodes, from_json, host_ends, host_weight, only_strings, to_json
@@ -30,7 +31,8 @@ def read(source: Source, options: Options) -> Graph:
         raise ValueError(f"has version {arrays['sparse_etrace']!r} of this format; this library reads {VERSION}")
     shape, labels, node_attrs, edge_attrs = unpack(source, arrays)
     pre, post, weight = (_member(arrays, name) for name in ("pre", "post", "weight"))
-    return build_graph(pre, post, weight, shape, labels, node_attrs, edge_attrs, policies=options.policies)
+    kept = {name: edge_attrs[name] for name in options.kept(list(edge_attrs))}
+    return build_graph(pre, post, weight, shape, labels, node_attrs, kept, policies=options.policies)
 
 
 def arrays_of(source: Source, data: bytes) -> dict[str, np.ndarray]:
@@ -59,7 +61,7 @@ def unpack(source: Source, arrays: dict[str, np.ndarray]) -> tuple[tuple[int, in
     elif labels is not None:
         labels = labels.tolist()
     names = from_json(_member(arrays, "attributes").tobytes(), _are_names)
-    attrs = [{key: _member(arrays, f"{what}_{k}") for k, key in enumerate(keys)} for what, keys in names.items()]
+    attrs = [{key: _attribute(arrays, f"{what}_{k}") for k, key in enumerate(keys)} for what, keys in names.items()]
     return shape, labels, attrs[0], attrs[1]
 
 
@@ -88,12 +90,16 @@ def _pack(graph: Graph, edges: bool = True) -> dict[str, np.ndarray]:
         only_strings(".npz", attrs)
         names[what] = list(attrs)
         for k, (key, column) in enumerate(attrs.items()):
-            if column.dtype.kind not in "biufcSUmM":
+            text = text_cells(column) if column.dtype.kind == "O" else None
+            if text is None and column.dtype.kind not in "biufcSUmM":
                 raise ValueError(
                     f"graph: {what} attribute {key!r} has type {column.dtype}, which .npz loses without unpickling; "
                     "use numbers, strings or arrays of these"
                 )
-            arrays[f"{what}_{k}"] = column
+            if text is None:
+                arrays[f"{what}_{k}"] = column
+            else:
+                arrays[f"{what}_{k}_text"] = _text(text)
     return arrays | {"attributes": _text(names)}
 
 
@@ -186,6 +192,17 @@ def _member(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
     if name not in arrays:
         raise ValueError(f"has no array {name!r}; it has {', '.join(sorted(arrays))}")
     return arrays[name]
+
+
+def _attribute(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """Return an attribute; strings of very different lengths stand as JSON."""
+    if f"{name}_text" not in arrays:
+        return _member(arrays, name)
+    return strings(from_json(arrays[f"{name}_text"].tobytes(), _are_strings))
+
+
+def _are_strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(cell, str) for cell in value)
 
 
 def _are_names(value: Any) -> bool:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from .._build import build_graph
+from .._columns import holds_numbers, strings, text_cells
 from .._graph import Graph
 from .._labels import look_up, plain_ids
-from .base import Options, Source, as_nodes, find, host_ends, host_weight, node_positions, only_strings
-from .cells import strings
-from .columns import WAY, by_name, say_unweighted
+from .base import Options, Source, as_nodes, find, host_ends, host_weight, is_plain, node_positions, only_strings
+from .columns import WAY, ends_by_name, the_rest
 from .npz import arrays_of, bytes_of, unpack
 
 KEY = b"sparse_etrace"
@@ -25,10 +25,11 @@ def read(source: Source, options: Options) -> Graph:
     if (options.pre is None) != (options.post is None):
         raise ValueError(f"pre and post: got {options.pre!r} and {options.post!r}; give both or none")
     names, columns, mark = _table(source)
-    places = by_name(names, options)
-    if places is None:
+    ends_at = ends_by_name(names, options)
+    if ends_at is None:
         raise ValueError(f"has columns without usual names, {names}; {WAY}")
-    pre, post, weight = places
+    pre, post = ends_at
+    weight, kept = the_rest(names, ends_at, options.weight, options, lambda k: holds_numbers(columns[k]))
     if mark is None:
         ends: Any = [_ids(names[k], columns[k]) for k in (pre, post)]
         first, second = map(_strings_or_integers, ends)
@@ -49,8 +50,7 @@ def read(source: Source, options: Options) -> Graph:
             halves = tuple(nodes[: shape[0]]), tuple(nodes[len(nodes) - shape[1] :])
         ends = [_positions(names[k], columns[k], half) for k, half in zip((pre, post), halves, strict=True)]
     values = None if weight is None else _numbers(names[weight], columns[weight])
-    attrs = {name: _attribute(name, columns[k]) for k, name in enumerate(names) if k not in places}
-    say_unweighted(options, weight, attrs)
+    attrs = {names[k]: _attribute(names[k], columns[k]) for k in kept}
     return build_graph(ends[0], ends[1], values, shape, nodes, node_attrs, attrs, policies=options.policies)
 
 
@@ -143,31 +143,37 @@ def _is_labelled(graph: Graph) -> bool:
 
 
 def _arrow(pa: Any, name: str, values: np.ndarray) -> Any:
-    if values.ndim != 1 or values.dtype.kind not in "biufU" or values.dtype.itemsize > 8 and values.dtype.kind == "f":
+    text = text_cells(values)
+    if text is None and not is_plain(values):
         raise ValueError(
             f"graph: edge attribute {name!r} has type {values.dtype} and shape {values.shape}, which Parquet loses; "
             "write .npz"
         )
     try:
-        return pa.array(values.tolist(), pa.string()) if values.dtype.kind == "U" else pa.array(values)
+        return pa.array(values) if text is None else pa.array(text, pa.string())
     except UnicodeEncodeError as error:
         raise ValueError(f"graph: edge attribute {name!r} has characters that Parquet loses; write .npz") from error
 
 
 def _whole(name: str, column: Any) -> Any:
+    """Return a column without missing values, and without a dictionary unless that is one of strings."""
     if column.null_count:
         raise ValueError(f"has {column.null_count} rows without a value in column {name!r}; fill or drop them")
+    pa, _ = _pyarrow()
+    if pa.types.is_dictionary(column.type) and not _is_text(pa, column.type.value_type):
+        return column.cast(column.type.value_type)
     return column
 
 
 def _is_text(pa: Any, kind: Any) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _ids(name: str, column: Any) -> Any:
     """Return ids as an integer array, a list of strings, or a pair of codes and strings."""
     pa, _ = _pyarrow()
-    kind = _whole(name, column).type
+    column = _whole(name, column)
+    kind = column.type
     if pa.types.is_integer(kind):
         return column.to_numpy()
     if pa.types.is_dictionary(kind) and _is_text(pa, kind.value_type):
@@ -209,7 +215,8 @@ def _positions(name: str, column: Any, labels: tuple[Hashable, ...] | None) -> n
 
 def _numbers(name: str, column: Any) -> np.ndarray:
     pa, _ = _pyarrow()
-    kind = _whole(name, column).type
+    column = _whole(name, column)
+    kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise ValueError(f"has weights of type {kind} in column {name!r}; they need to be numbers")
     return column.to_numpy()
@@ -217,9 +224,12 @@ def _numbers(name: str, column: Any) -> np.ndarray:
 
 def _attribute(name: str, column: Any) -> np.ndarray:
     pa, _ = _pyarrow()
-    kind = _whole(name, column).type
+    column = _whole(name, column)
+    kind = column.type
     if _is_text(pa, kind) or (pa.types.is_dictionary(kind) and _is_text(pa, kind.value_type)):
         return strings(column.to_pylist())
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         return column.to_numpy()
-    raise ValueError(f"has the column {name!r} of type {kind}, which is no attribute of a graph; drop it")
+    raise ValueError(
+        f"has the column {name!r} of type {kind}, which is no attribute of a graph; leave it out of `edge_attrs`"
+    )
