@@ -21,7 +21,7 @@ def weight_name(
 
     Args:
         weight: the name that the caller gave; None for weights of 1; "guess" for the column "weight", else the only one
-            with another usual name and numbers in it, else weights of 1.
+            with another usual name, else weights of 1.
         names: the columns but for the ends.
         is_number: whether the column of this name holds numbers.
         guesses: takes what was guessed beyond the name "weight".
@@ -43,9 +43,7 @@ def weight_name(
         return weight
     if names.count("weight") == 1:
         return "weight"
-    numbers = [name for name in names if is_number(name)]
-    called_so = [name for name in names if isinstance(name, str) and name.lower() in USUAL]
-    usual = [name for name in called_so if name in numbers]
+    usual = [name for name in names if isinstance(name, str) and name.lower() in USUAL]
     if len(usual) > 1:
         raise ValueError(
             f"weight: there are several columns that may be it, {usual}; name one, or None for weights of 1"
@@ -53,10 +51,10 @@ def weight_name(
     if usual:
         guesses.append(f"took {usual[0]!r} for the weight (to say so: weight={usual[0]!r})")
         return usual[0]
-    maybe = [name for name in names if name in numbers or name in called_so]
-    if maybe:
+    numbers = [name for name in names if is_number(name)]
+    if numbers:
         guesses.append(
-            f"found no weight, so all weights are 1 (if one of {maybe} is the weight, pass weight=; "
+            f"found no weight, so all weights are 1 (if one of {numbers} is the weight, pass weight=; "
             "if none is, weight=None)"
         )
     return None

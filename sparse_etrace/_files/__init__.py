@@ -56,8 +56,7 @@ def read_graph(
         pre, post: the columns of sending and receiving ids in an edge list or Parquet: names, or positions from 0 where
             an edge list has no header. The nodes are the sorted ids, unless `write_graph` wrote the file.
         weight: the column of weights, or the edge attribute of GraphML; None for weights of 1. Unless given, it is the
-            one called "weight", else the only one of numbers with another usual name ("w", "count", ...), else weights
-            are 1.
+            one called "weight", else the only one with another usual name ("w", "count", ...), else weights are 1.
         edge_attrs: the columns to keep as edge attributes; unless given, all others: integers, floats, truth values
             (`True`, `False`) or strings; a column with empty cells is one of strings.
         separator: "," or "\\t" or ";" or " " between the cells of a text; found unless given.
