@@ -215,6 +215,7 @@ def test_many_cells_at_once():
         (lambda c: cells.ALIF(UNITS, None, threshold=c), "threshold", 1e-12, np.inf, -1.0),
         (lambda c: cells.ALIF(UNITS, None, adaptation_decay=c), "adaptation_decay", 0, 1, 1.01),
         (lambda c: cells.ALIF(UNITS, None, adaptation=c), "adaptation", 0, np.inf, -0.5),
+        (lambda c: cells.LIF(UNITS, None, reset=c), "reset", 0, np.inf, -0.5),
     ],
 )
 def test_constants_out_of_range(make, name, low, high, got):
@@ -243,3 +244,83 @@ def test_outputs_that_do_not_fit_the_units(name):
     with pytest.raises(ValueError, match=r"rec: expected an output of the shape of the state, \(4,\), got \(1,\)"):
         bad = build(UNITS, inp, [narrow] * count)
         bad(bad.init_state(), jnp.ones(INPUTS))
+
+
+# --- the published eligibility of e-prop -------------------------------------------------------------------------------
+
+LEAK, SLOW, THETA, BETA, LONG = np.exp(-1 / 20), np.exp(-1 / 200), 0.6, 1.7 * (1 - np.exp(-1 / 200)), 42
+
+
+def eprop_task(seed):
+    """Weights `(pre, post)`, inputs, and what multiplies each spike in the loss."""
+    rng = np.random.default_rng(seed)
+    w = {"inp": rng.normal(size=(INPUTS, UNITS)), "rec": 0.5 * rng.normal(size=(UNITS, UNITS))}
+    return w, (rng.random((LONG, INPUTS)) < 0.3).astype(float), rng.normal(size=(LONG, UNITS))
+
+
+def published_eprop(w, xs, signal, beta):
+    """Spikes and gradients by the equations of the paper, which take the whole reset at the next step; no (1 - a)."""
+    v, z, slow = np.zeros(UNITS), np.zeros(UNITS), np.zeros(UNITS)
+    filtered = {"inp": np.zeros(INPUTS), "rec": np.zeros(UNITS)}
+    eps = {k: np.zeros_like(w[k]) for k in w}
+    grads, spikes = {k: np.zeros_like(w[k]) for k in w}, []
+    for x, c in zip(xs, signal):
+        slow = SLOW * slow + z
+        v = LEAK * v + x @ w["inp"] + z @ w["rec"] - THETA * z
+        filtered = {"inp": LEAK * filtered["inp"] + x, "rec": LEAK * filtered["rec"] + z}
+        high = THETA + beta * slow
+        z = (v >= high).astype(float)
+        psi = 0.3 / THETA * np.maximum(0, 1 - np.abs(v - high) / THETA)
+        for k in w:
+            e = psi * (filtered[k][:, None] - beta * eps[k])
+            eps[k] = SLOW * eps[k] + e
+            grads[k] += c * e
+        spikes.append(z)
+    return np.array(spikes), grads
+
+
+def eprop_cell(name, w, **options):
+    """The same neurons in a cell: weights by (1 - a), the reset by a, adaptation by (1 - rho)."""
+    inp, rec = (se.ETraceParam({"weight": w[k] / (1 - LEAK)}, se.MatMulOp()) for k in ("inp", "rec"))
+    options = {"decay": LEAK, "threshold": THETA, "reset": THETA / LEAK} | options
+    if name == "lif":
+        return cells.LIF(UNITS, inp, rec, **options)
+    return cells.ALIF(UNITS, inp, rec, adaptation_decay=SLOW, adaptation=BETA / (1 - SLOW), **options)
+
+
+def online(learner, cell, xs, signal, chunk):
+    carry = learner.init(cell, cell.init_state(), xs[0])
+    half, found = LONG // 3, []
+    for part in (slice(0, half), slice(half, LONG)):  # the carry goes on
+        loss = lambda z, c: jnp.sum(z * c)
+        _, grads, carry = se.online_grad(learner, loss, cell, carry, xs[part], signal[part], chunk=chunk)
+        found.append(grads)
+    return {k: sum(np.asarray(getattr(g, k).value["weight"]) for g in found) / (1 - LEAK) for k in ("inp", "rec")}
+
+
+@pytest.mark.parametrize("name, learner", [("lif", se.D_RTRL()), ("alif", se.EProp("z"))], ids=["lif", "alif"])
+def test_without_the_gradient_of_the_reset_is_the_published_eligibility(name, learner):
+    w, xs, signal = eprop_task(0)
+    spikes, right = published_eprop(w, xs, signal, BETA if name == "alif" else 0.0)
+    assert 0.02 < spikes.mean() < 0.9
+    cell = eprop_cell(name, w, reset_gradient=False)
+    xs, signal = jnp.asarray(xs), jnp.asarray(signal)
+    np.testing.assert_array_equal(jax.lax.scan(lambda s, x: cell(s, x), cell.init_state(), xs)[1], spikes)
+    found = online(learner, cell, xs, signal, chunk=7)
+    for k in right:
+        np.testing.assert_allclose(found[k], right[k], rtol=1e-9, atol=1e-12)
+    with_reset = online(learner, eprop_cell(name, w), xs, signal, chunk=7)
+    assert all(np.linalg.norm(with_reset[k] - right[k]) > 0.1 * np.linalg.norm(right[k]) for k in right)
+
+
+def test_what_a_spike_takes_can_be_trained():
+    """Its own derivative is there, with the gradient of the spike and without."""
+    param, _ = dense(INPUTS, 0)
+    x = jnp.asarray(9 * normal(INPUTS))
+    for gradient in (True, False):
+        value = lambda r: cells.LIF(UNITS, param, reset=r, reset_gradient=gradient)
+        z = value(1.0)(value(1.0).init_state(), x)[1]
+        slope = jax.grad(lambda r: value(se.ElemWiseParam(r))(value(1.0).init_state(), x)[0].v.sum())(jnp.zeros(()))
+        assert float(slope) == -float(z.sum()) != 0
+    default, same = cells.LIF(UNITS, param, threshold=0.5), cells.LIF(UNITS, param, threshold=0.5, reset=0.5)
+    np.testing.assert_array_equal(default(default.init_state(), x)[0].v, same(same.init_state(), x)[0].v)

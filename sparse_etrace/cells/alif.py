@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from .. import surrogate
 from .._param import ETraceParam
-from .base import Constant, constant, current, unit_shape
+from .base import Constant, behind_reset, constant, current, unit_shape
 
 
 class ALIFState(NamedTuple):
@@ -24,7 +24,7 @@ class ALIF(eqx.Module):
     """Integrate-and-fire neurons whose threshold rises with their own spikes.
 
     `u_t = a v_{t-1} + (1 - a) (inp(x_t) + rec(z_{t-1}))`, `z_t = [u_t >= theta + beta b_{t-1}]`,
-    `b_t = rho b_{t-1} + (1 - rho) z_t`, `v_t = u_t - theta z_t`; the output is `z_t`.
+    `b_t = rho b_{t-1} + (1 - rho) z_t`, `v_t = u_t - r z_t`; the output is `z_t`.
 
     Args:
         units: number of neurons, or their shape.
@@ -35,6 +35,9 @@ class ALIF(eqx.Module):
         adaptation_decay: `rho` from 0 to 1; likewise.
         adaptation: `beta >= 0`, in the units of the potential; likewise.
         spike: the step function with its surrogate derivative, of `(u - theta - beta b) / theta`.
+        reset: `r >= 0`, what a spike takes from the potential; likewise; `theta` unless given.
+        reset_gradient: whether derivatives pass through the spike that resets; False for e-prop's eligibility, where
+            `dv_t/dv_{t-1} = a`.
 
     Raises:
         ValueError: a constant is out of range.
@@ -57,6 +60,8 @@ class ALIF(eqx.Module):
     adaptation_decay: Constant
     adaptation: Constant
     spike: Callable[[Array], Array]
+    reset: Constant | None
+    reset_gradient: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -68,6 +73,8 @@ class ALIF(eqx.Module):
         adaptation_decay: Any = 0.98,
         adaptation: Any = 1.0,
         spike: Callable[[Array], Array] | None = None,
+        reset: Any = None,
+        reset_gradient: bool = True,
     ):
         self.shape, self.inp, self.rec = unit_shape(units), inp, rec
         self.decay = constant(decay, "decay", 0, 1)
@@ -75,6 +82,8 @@ class ALIF(eqx.Module):
         self.adaptation_decay = constant(adaptation_decay, "adaptation_decay", 0, 1)
         self.adaptation = constant(adaptation, "adaptation", 0, jnp.inf)
         self.spike = surrogate.triangle() if spike is None else spike
+        self.reset = None if reset is None else constant(reset, "reset", 0, jnp.inf)
+        self.reset_gradient = reset_gradient
 
     def init_state(self, *batch: int) -> ALIFState:
         """Rest, no adaptation, no spikes; `batch` are the sizes of the leading batch axes."""
@@ -84,4 +93,5 @@ class ALIF(eqx.Module):
         decay, threshold, rho = self.decay(), self.threshold(), self.adaptation_decay()
         u = decay * state.v + (1 - decay) * current(self.inp, x, self.rec, state.z)
         z = self.spike((u - threshold - self.adaptation() * state.b) / threshold)
-        return ALIFState(u - threshold * z, rho * state.b + (1 - rho) * z, z), z
+        reset = threshold if self.reset is None else self.reset()
+        return ALIFState(behind_reset(u, z, reset, self.reset_gradient), rho * state.b + (1 - rho) * z, z), z

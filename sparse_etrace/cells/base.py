@@ -30,6 +30,11 @@ def constant(value: Any, name: str, low: float | int, high: float | int) -> Cons
     return Fixed(jnp.asarray(value, float))
 
 
+def behind_reset(u: Array, z: Array, reset: Array, gradient: bool) -> Array:
+    """The potential that a spike leaves behind; without `gradient`, no derivative passes through the spike."""
+    return u - reset * (z if gradient else jax.lax.stop_gradient(z))
+
+
 def current(inp: ETraceParam | None, x: Array, rec: ETraceParam | None, h: Array) -> Array:
     """Input current of a layer: from outside and from its own old output `h`, which has the shape of the state."""
     total = jnp.zeros_like(h)

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from .. import surrogate
 from .._param import ETraceParam
-from .base import Constant, constant, current, unit_shape
+from .base import Constant, behind_reset, constant, current, unit_shape
 
 
 class LIFState(NamedTuple):
@@ -22,7 +22,7 @@ class LIFState(NamedTuple):
 class LIF(eqx.Module):
     """Leaky integrate-and-fire neurons with a soft reset; the spike is read before it.
 
-    `u_t = a v_{t-1} + (1 - a) (inp(x_t) + rec(z_{t-1}))`, `z_t = [u_t >= theta]`, `v_t = u_t - theta z_t`; the output
+    `u_t = a v_{t-1} + (1 - a) (inp(x_t) + rec(z_{t-1}))`, `z_t = [u_t >= theta]`, `v_t = u_t - r z_t`; the output
     is `z_t`.
 
     Args:
@@ -32,9 +32,12 @@ class LIF(eqx.Module):
         decay: `a` from 0 to 1, `exp(-dt / tau)`: a number, an array, or an `ElemWiseParam`, which is trained.
         threshold: `theta > 0`, in the units of the potential; likewise.
         spike: the step function with its surrogate derivative, of the potential relative to threshold `u / theta - 1`.
+        reset: `r >= 0`, what a spike takes from the potential; likewise; `theta` unless given.
+        reset_gradient: whether derivatives pass through the spike that resets; False for e-prop's eligibility, where
+            `dv_t/dv_{t-1} = a`.
 
     Raises:
-        ValueError: `decay` or `threshold` is out of range.
+        ValueError: `decay`, `threshold` or `reset` is out of range.
 
     Example:
         >>> import jax.numpy as jnp, sparse_etrace as se
@@ -52,6 +55,8 @@ class LIF(eqx.Module):
     decay: Constant
     threshold: Constant
     spike: Callable[[Array], Array]
+    reset: Constant | None
+    reset_gradient: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -61,11 +66,15 @@ class LIF(eqx.Module):
         decay: Any = 0.9,
         threshold: Any = 1.0,
         spike: Callable[[Array], Array] | None = None,
+        reset: Any = None,
+        reset_gradient: bool = True,
     ):
         self.shape, self.inp, self.rec = unit_shape(units), inp, rec
         self.decay = constant(decay, "decay", 0, 1)
         self.threshold = constant(threshold, "threshold", 1e-12, jnp.inf)
         self.spike = surrogate.triangle() if spike is None else spike
+        self.reset = None if reset is None else constant(reset, "reset", 0, jnp.inf)
+        self.reset_gradient = reset_gradient
 
     def init_state(self, *batch: int) -> LIFState:
         """Rest, no spikes; `batch` are the sizes of the leading batch axes."""
@@ -75,4 +84,5 @@ class LIF(eqx.Module):
         decay, threshold = self.decay(), self.threshold()
         u = decay * state.v + (1 - decay) * current(self.inp, x, self.rec, state.z)
         z = self.spike(u / threshold - 1)
-        return LIFState(u - threshold * z, z), z
+        reset = threshold if self.reset is None else self.reset()
+        return LIFState(behind_reset(u, z, reset, self.reset_gradient), z), z
