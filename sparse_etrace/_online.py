@@ -1,7 +1,7 @@
 """Online gradients of a stream."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
 import equinox as eqx
 import jax
@@ -10,6 +10,7 @@ from jaxtyping import Array, PyTree
 
 from ._algorithm import Carry, Learner
 from ._constant import constant, held, is_traced
+from ._numbers import whole
 
 NO_DERIVATIVE = (
     "online_grad: something differentiates its results, which have no derivative. That of the summed losses is its "
@@ -25,7 +26,7 @@ def online_grad(
     carry: Carry,
     xs: PyTree[Any],
     ys: PyTree[Any],
-    chunk: int | None = None,
+    chunk: SupportsIndex | None = None,
     has_aux: bool = False,
 ) -> tuple:
     """Gradient of `sum_t loss_fn(out_t, y_t)`, forward in time, with memory independent of the number of steps.
@@ -47,6 +48,7 @@ def online_grad(
         stacked `aux`.
 
     Raises:
+        TypeError: `chunk` is no whole number.
         ValueError: `xs` and `ys` differ in length, there are no steps, or `chunk` is below 1.
         TypeError: a transformation of JAX differentiates the results by the model, the carry, `xs` or `ys`, which only
             `BPTT` allows: `grads` is the gradient.
@@ -62,6 +64,7 @@ def online_grad(
         (5,)
     """
     xs, ys = read_stream(xs, ys)
+    chunk = None if chunk is None else whole("chunk", chunk)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk: expected at least 1 step, got {chunk}.")
     is_constant = is_traced(inputs := (model, carry, xs, ys)) and not learner.is_differentiable

@@ -57,7 +57,7 @@ class ETraceParam(eqx.Module):
     grad: ETraceGrad = eqx.field(static=True)
     is_etrace: bool = eqx.field(static=True)
 
-    def __init__(self, value: PyTree[Any], op: Any, grad: Any = ETraceGrad.adaptive, is_etrace: bool = True):
+    def __init__(self, value: PyTree[Any], op: Any, grad: Any = ETraceGrad.adaptive, is_etrace: Any = True):
         if not isinstance(op, ETraceOp):
             raise TypeError(f"op: expected an ETraceOp such as MatMulOp(), got {type(op).__name__}.")
         if not isinstance(grad, ETraceGrad):
@@ -71,7 +71,7 @@ class ETraceParam(eqx.Module):
                 )
         self.op = op
         self.grad = grad
-        self.is_etrace = is_etrace
+        self.is_etrace = bool(is_etrace)
 
     def execute(self, x: Any = None) -> Array:
         """The output of the op; `x` as the op wants it, behind any number of batch axes."""

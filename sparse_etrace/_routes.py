@@ -37,6 +37,11 @@ class Call(NamedTuple):
         """Op, weights and input, with shapes in place of arrays."""
         return self.call.unflatten([program.shapes([a])[0] if isinstance(a, int) else a.val for a in self.node.inputs])
 
+    def shapes_of(self, program: Program, fn: Callable[..., Any], *args: Any) -> Any:
+        """Shapes of `fn(op, v, *args)`; what the op's own arrays hold is as unknown as in a step under `jit`."""
+        flat = [program.shapes([a])[0] if isinstance(a, int) else a.val for a in self.node.inputs]
+        return jax.eval_shape(lambda flat, *args: fn(*self.call.unflatten(flat)[:2], *args), flat, *args)
+
     @property
     def op_name(self) -> str:
         """Name of the op's class; of a cut, `cut`."""

@@ -49,12 +49,13 @@ def per_unit_leaves(analysis: Analysis, call: Call) -> list[bool]:
 
 def can_filter(analysis: Analysis, call: Call) -> bool:
     """Whether the input of a call is a number that can be low-pass filtered, and not an index."""
-    op, v, x = call.template(analysis.program)
+    _, _, x = call.template(analysis.program)
     if x is None or not jax.dtypes.issubdtype(x.dtype, jnp.integer):
         return True
     y = call.y(analysis.program)
     try:
-        jax.eval_shape(op.xw_to_y, jax.ShapeDtypeStruct(x.shape, y.dtype), v)
+        given = jax.ShapeDtypeStruct(x.shape, y.dtype)
+        call.shapes_of(analysis.program, lambda op, v, x: op.xw_to_y(x, v), given)
     except TypeError:
         return False
     return True
@@ -62,11 +63,11 @@ def can_filter(analysis: Analysis, call: Call) -> bool:
 
 def slot_shapes(analysis: Analysis, call: Call, group: int) -> list[Any]:
     """Shapes of the trace of each weight leaf of a call, without the axis of hidden variables."""
-    op, v, x = call.template(analysis.program)
+    op, _, x = call.template(analysis.program)
     aval = call.y(analysis.program)
     shape = analysis.groups[group].shape if op.is_diagonal else aval.shape
     y = jax.ShapeDtypeStruct(shape, aval.dtype)
-    return jax.tree.leaves(jax.eval_shape(lambda v, x, y: op.xy_to_dw(x, y, v), v, x, y))
+    return jax.tree.leaves(call.shapes_of(analysis.program, lambda op, v, x, y: op.xy_to_dw(x, y, v), x, y))
 
 
 def init_trace(

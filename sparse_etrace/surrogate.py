@@ -13,11 +13,14 @@ comes from the chain rule and not from `psi`.
 import functools
 import math
 from collections.abc import Callable
+from typing import SupportsFloat
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
+
+from ._numbers import plain, real
 
 __all__ = ["Surrogate", "arctan", "boxcar", "fast_sigmoid", "gaussian", "sigmoid", "triangle"]
 
@@ -43,7 +46,7 @@ class Surrogate(eqx.Module):
     """
 
     derivative: Callable[..., Array] = eqx.field(static=True)
-    params: tuple[float, ...] = eqx.field(static=True, default=())
+    params: tuple[float, ...] = eqx.field(static=True, default=(), converter=lambda given: tuple(map(plain, given)))
 
     def __call__(self, v: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Spikes, `z = H(v)`.
@@ -73,17 +76,18 @@ def _spike_jvp(surrogate: Surrogate, primals: tuple[Array], tangents: tuple[Arra
     return _spike(surrogate, v), surrogate.derivative(v, *surrogate.params) * v_dot
 
 
-def _positive(name: str, value: float | int) -> float:
+def _positive(name: str, given: SupportsFloat) -> float:
+    value = real(name, given)
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name}: got {value}; it must be positive and finite, leave it out for the default")
-    return float(value)
+    return value
 
 
 def _triangle(v: Array, gamma: float) -> Array:
     return gamma * jnp.maximum(0, 1 - jnp.abs(v))
 
 
-def triangle(gamma: float | int = 0.3) -> Surrogate:
+def triangle(gamma: SupportsFloat = 0.3) -> Surrogate:
     """A triangle of half width 1, `psi(v) = gamma * max(0, 1 - |v|)`.
 
     Args:
@@ -116,7 +120,7 @@ def _fast_sigmoid(v: Array, beta: float) -> Array:
     return 1 / (1 + beta * jnp.abs(v)) ** 2
 
 
-def fast_sigmoid(beta: float | int = 10.0) -> Surrogate:
+def fast_sigmoid(beta: SupportsFloat = 10.0) -> Surrogate:
     """The derivative of a fast sigmoid (SuperSpike), `psi(v) = 1 / (1 + beta * |v|)**2`.
 
     Args:
@@ -145,7 +149,7 @@ def _arctan(v: Array, alpha: float) -> Array:
     return alpha / 2 / (1 + (math.pi / 2 * alpha * v) ** 2)
 
 
-def arctan(alpha: float | int = 2.0) -> Surrogate:
+def arctan(alpha: SupportsFloat = 2.0) -> Surrogate:
     """The derivative of an arc tangent, `psi(v) = (alpha / 2) / (1 + (pi / 2 * alpha * v)**2)`.
 
     Args:
@@ -174,7 +178,7 @@ def _sigmoid(v: Array, beta: float) -> Array:
     return beta * jax.nn.sigmoid(beta * v) * jax.nn.sigmoid(-beta * v)
 
 
-def sigmoid(beta: float | int = 4.0) -> Surrogate:
+def sigmoid(beta: SupportsFloat = 4.0) -> Surrogate:
     """The derivative of a logistic function, `psi(v) = beta * s * (1 - s)` with `s = 1 / (1 + exp(-beta * v))`.
 
     Args:
@@ -203,7 +207,7 @@ def _gaussian(v: Array, sigma: float) -> Array:
     return jnp.exp(-((v / sigma) ** 2) / 2) / (sigma * math.sqrt(2 * math.pi))
 
 
-def gaussian(sigma: float | int = 0.5) -> Surrogate:
+def gaussian(sigma: SupportsFloat = 0.5) -> Surrogate:
     """A normal density, `psi(v) = exp(-v**2 / (2 * sigma**2)) / (sigma * sqrt(2 * pi))`.
 
     Args:
@@ -232,7 +236,7 @@ def _boxcar(v: Array, width: float) -> Array:
     return jnp.where(jnp.abs(v) < width / 2, 1 / width, 0.0).astype(v.dtype)
 
 
-def boxcar(width: float | int = 1.0) -> Surrogate:
+def boxcar(width: SupportsFloat = 1.0) -> Surrogate:
     """A rectangle around the threshold, `psi(v) = 1 / width` where `|v| < width / 2` and 0 elsewhere.
 
     Args:

@@ -217,6 +217,76 @@ class Gain(se.ETraceOp):
         return y * e
 
 
+class OwnArrays(se.ETraceOp):
+    """Gains that are an array of the op, and never trained."""
+
+    gain: jax.Array
+    numbers: np.ndarray
+
+    def xw_to_y(self, x, w):
+        return self.gain * (x @ w["weight"]) + self.numbers * w["bias"]
+
+    def yw_to_w(self, y, e):
+        return {"weight": y[..., None, :] * e["weight"], "bias": y * e["bias"]}
+
+    def xy_to_dw(self, x, y, v):
+        return {"weight": x[..., :, None] * (self.gain * y)[..., None, :], "bias": self.numbers * y}
+
+    per_unit: ClassVar = ("bias",)
+
+
+class OwnSynapses(OwnArrays):
+    """With gains that `synapses` does not know of: a weight there is all that a synapse does to its input."""
+
+    def synapses(self, v, x):
+        return se.MatMulOp().synapses(v, x)
+
+
+def test_synapses_without_what_the_op_does():
+    value = {"weight": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    se.check_op(OwnSynapses(jnp.ones(3), np.ones(3)), value, jnp.ones((4, 2)))
+    for gain, other in ((2.0, 1.0), (1.0, 2.0)):
+        with pytest.raises(ValueError, match=r"synapses: xw_to_y is the sum of v\[slot\] \* x\[pre\] .* error of"):
+            se.check_op(OwnSynapses(gain * jnp.ones(3), other * np.ones(3)), value, jnp.ones(2))
+
+
+LEARNERS = [se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid(), se.RTRL()]
+
+
+@pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: type(learner).__name__)
+def test_arrays_of_an_op_are_known_to_learners(learner, x64):
+    """As an op whose gain is folded into its weights."""
+    rng = np.random.default_rng(0)
+    gain, weight, bias = rng.normal(size=3), rng.normal(size=(2, 3)), rng.normal(size=3)
+    own = OwnArrays(jnp.asarray(gain), 2 * np.ones(3))
+    value = {"weight": jnp.asarray(weight), "bias": jnp.asarray(bias)}
+    se.check_op(own, value, jnp.ones(2))
+    folded = {"weight": jnp.asarray(weight * gain), "bias": jnp.asarray(2 * bias)}
+    xs, ys = jnp.asarray(rng.normal(size=(5, 2))), jnp.asarray(rng.normal(size=(5, 3)))
+
+    def gradient(value, op):
+        cell = se.cells.LeakyRate(3, se.ETraceParam(value, op))
+        carry = learner.init(cell, cell.init_state(), xs[0])
+        loss = lambda out, y: jnp.sum((out - y) ** 2)
+        return se.online_grad(learner, loss, cell, carry, xs, ys, chunk=2)[1].inp.value
+
+    got, expected = gradient(value, own), gradient(folded, se.MatMulOp())
+    np.testing.assert_allclose(got["weight"], expected["weight"] * gain, rtol=1e-10)
+    np.testing.assert_allclose(got["bias"], expected["bias"] * 2, rtol=1e-10)
+
+
+class Looks(OwnArrays):
+    """What its array holds decides what is computed."""
+
+    def xw_to_y(self, x, w):
+        return super().xw_to_y(x, w) if self.gain[0] > 0 else x @ w["weight"]
+
+
+def test_an_op_that_looks_into_its_arrays_is_refused():
+    with pytest.raises(ValueError, match=r"xw_to_y: it raises on shapes .*Attempted boolean conversion of traced"):
+        se.check_op(Looks(jnp.ones(3), np.ones(3)), {"weight": jnp.ones((2, 3)), "bias": jnp.ones(3)}, jnp.ones(2))
+
+
 class Mean(Gain):
     """A single array that misses the sum over what it serves."""
 

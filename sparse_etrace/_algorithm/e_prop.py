@@ -4,6 +4,7 @@ from typing import Any
 
 from .._analysis import Analysis
 from .._feedback import Feedback
+from .._numbers import number, real
 from .._routes import Call
 from .base import TraceLearner
 
@@ -53,9 +54,9 @@ class EProp(TraceLearner):
     leaf: str  # type: ignore[misc]
     feedback: Any = "symmetric"
     key: Any = None
-    kappa: float | None = None
-    rate_strength: float = 0.0
-    rate_target: float = 0.0
+    kappa: float | None = number(real, "kappa", optional=True, default=None)
+    rate_strength: float = number(real, "rate_strength", default=0.0)
+    rate_target: float = number(real, "rate_target", default=0.0)
     rate_leaf: str | None = None
     train: Any = None
     trace_dtype: Any = None

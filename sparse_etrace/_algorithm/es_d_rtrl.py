@@ -3,6 +3,7 @@
 from typing import Any
 
 from .._analysis import Analysis
+from .._numbers import number, real
 from .._routes import Call
 from .._traces import per_unit_leaves
 from .base import TraceLearner
@@ -31,7 +32,7 @@ class ES_D_RTRL(TraceLearner):
         Wang et al. 2024, bioRxiv 10.1101/2024.09.24.614728 (pp-prop).
     """
 
-    decay: float = 0.9
+    decay: float = number(real, "decay", default=0.9)
     train: Any = None
     trace_dtype: Any = None
     allow_zero: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from .._analysis import Analysis
+from .._numbers import number, real
 from .._param import ETraceGrad
 from .._routes import Call
 from .._traces import per_unit_leaves, routes_of, slot_shapes
@@ -30,7 +31,7 @@ class Hybrid(TraceLearner):
         Wang et al. 2024, bioRxiv 10.1101/2024.09.24.614728.
     """
 
-    decay: float = 0.9
+    decay: float = number(real, "decay", default=0.9)
     train: Any = None
     trace_dtype: Any = None
     allow_zero: tuple[str, ...] = ()

@@ -64,7 +64,8 @@ class InfluenceLearner(Learner):
         analysis = Analysis(model, state, x, self.train)
         check_names(self.allow_zero, analysis.param_names)
         links = Links(analysis)
-        wiring = Wiring(links, LinkStep(links).weights(params), self.traces_all)
+        weights = LinkStep(links).weights(list(map(jnp.asarray, params)))
+        wiring = Wiring(links, weights, self.traces_all)
         reach = self.reach(wiring)
         reached = reach.sum(axis=1)
         begin = {c.number: wiring.offset[("y", c.number)] - wiring.num_hidden for c in links.carriers}

@@ -3,6 +3,7 @@
 from typing import Any
 
 from .._analysis import Analysis
+from .._numbers import number, real
 from .._routes import Call
 from .._traces import per_unit_leaves
 from .base import TraceLearner
@@ -31,7 +32,7 @@ class OTTT(TraceLearner):
         Xiao et al. 2022, Advances in Neural Information Processing Systems 35 (arXiv 2210.04195).
     """
 
-    decay: float  # type: ignore[misc]
+    decay: float = number(real, "decay")
     train: Any = None
     trace_dtype: Any = None
     allow_zero: tuple[str, ...] = ()

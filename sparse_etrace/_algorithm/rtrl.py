@@ -14,6 +14,7 @@ from jaxtyping import Array, Inexact, PyTree
 from .._analysis import Analysis
 from .._black_box import by_step, check_carry, check_reach, split
 from .._links import UnlinkedError
+from .._numbers import number, whole
 from .._program import cast, is_inexact
 from .._reach import Wiring
 from .base import Carry, Window, cut
@@ -58,7 +59,7 @@ class RTRL(InfluenceLearner):
         Williams and Zipser 1989, Neural Computation 1:270.
     """
 
-    max_influences: int = 100_000_000
+    max_influences: int = number(whole, "max_influences", default=100_000_000)
     train: Any = None
     allow_zero: tuple[str, ...] = ()
 

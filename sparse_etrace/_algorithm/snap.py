@@ -1,6 +1,5 @@
 """SnAp: the influence of a synapse on the units that it reaches within a few steps."""
 
-from numbers import Integral
 from typing import Any
 
 import equinox as eqx
@@ -10,6 +9,7 @@ import scipy.sparse as sp
 
 from .._connectivity import Connectivity
 from .._graph import Graph
+from .._numbers import number, whole
 from .._program import is_key
 from .._reach import Wiring
 from .influence import InfluenceLearner
@@ -76,19 +76,15 @@ class SnAp(InfluenceLearner):
         Shalev-Merin 2026 (arXiv 2603.15195).
     """
 
-    n: Any = 2
+    n: int | None = number(whole, "n", optional=True, default=2)
     pattern: Any = eqx.field(converter=_read_pattern, default=None)
-    paths: Any = None
+    paths: int | None = number(whole, "paths", optional=True, default=None)
     key: Any = None
-    max_influences: int = 100_000_000
+    max_influences: int = number(whole, "max_influences", default=100_000_000)
     train: Any = None
     allow_zero: tuple[str, ...] = ()
 
     def __check_init__(self) -> None:
-        for name in ("n", "paths"):
-            given = getattr(self, name)
-            if given is not None and (isinstance(given, bool) or not isinstance(given, Integral)):
-                raise TypeError(f"{name}: expected a whole number, got {given!r}.")
         if self.n is not None and self.n < 1:
             raise ValueError(f"n: expected at least 1, or None for all steps, got {self.n}. The target itself counts.")
         is_random = isinstance(self.pattern, str)

@@ -1,7 +1,6 @@
 """Truncated backpropagation through time: every loss through the last few steps."""
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._black_box import by_step, check_carry, check_reach, split
+from .._numbers import number, whole
 from .._program import is_inexact, is_key
 from .base import Carry, Learner, Window, cut
 
@@ -51,13 +51,11 @@ class TBPTT(Learner):
         Williams and Peng 1990, Neural Computation 2:490.
     """
 
-    steps: Any  # type: ignore[misc]
+    steps: int = number(whole, "steps")
     train: Any = None
     allow_zero: tuple[str, ...] = ()
 
     def __check_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, Integral):
-            raise TypeError(f"steps: expected a whole number, got {self.steps!r}.")
         if self.steps < 1:
             raise ValueError(f"steps: expected at least 1, got {self.steps}. The step of the loss itself counts.")
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from .._analysis import Analysis
 from .._feedback import LOSS, Feedback
+from .._numbers import number, real
 from .._routes import Call
 from .base import TraceLearner
 
@@ -38,7 +39,7 @@ class ThreeFactor(TraceLearner):
     """
 
     leaf: str  # type: ignore[misc]
-    kappa: float | None = None
+    kappa: float | None = number(real, "kappa", optional=True, default=None)
     train: Any = None
     trace_dtype: Any = None
     allow_zero: tuple[str, ...] = ()

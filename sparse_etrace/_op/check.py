@@ -1,9 +1,10 @@
 """Does a user's op keep the contract?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,8 @@ from .base import ETraceOp, sum_to
 def check_op(op: ETraceOp, w: PyTree[Array], x: Any) -> None:
     """Test the contract of an op on random numbers, and say which law fails, and where.
 
+    The op runs as in a learner, where `jit` knows the shapes of its own arrays, but not what they hold.
+
     With `v = phi(w)` and a trace `e = xy_to_dw(x, y, v)`:
 
     - `e` has the structure and types of `v`, and its shapes behind the batch axes (and positions, if any);
@@ -23,6 +26,7 @@ def check_op(op: ETraceOp, w: PyTree[Array], x: Any) -> None:
     - `xy_to_dw(x, d * y, v) == yw_to_w(d, xy_to_dw(x, y, v))`: each slot of a trace drives exactly one unit;
     - summed over batch and positions, `xy_to_dw` equals the vector-Jacobian product of `xw_to_y` in `v`;
     - a leading batch axis changes nothing;
+    - where an op has `synapses`, `y[post]` is the sum of `v[slot] * x[pre]` over them;
     - where an op has its own `sum_dw` or `window`, it equals that of `ETraceOp`.
 
     Args:
@@ -39,14 +43,18 @@ def check_op(op: ETraceOp, w: PyTree[Array], x: Any) -> None:
         >>> se.check_op(se.MatMulOp(), {'weight': jnp.ones((2, 3))}, jnp.ones(2))
     """
     rng = np.random.default_rng(0)
+    arrays, rest = eqx.partition(op, eqx.is_array)
 
     def like(a: Any, *front: int) -> Array:
         return jnp.asarray(rng.normal(size=(*front, *a.shape)), a.dtype)
 
-    def shapes_of(name: str, *args: Any) -> Any:
-        return jax.eval_shape(lambda *args: _run(op, name, *args), *args)
+    def run(name: str) -> Callable[..., Any]:
+        return lambda arrays, *args: _run(eqx.combine(arrays, rest), name, *args)
 
-    v = _run(op, "phi", w)
+    def shapes_of(name: str, *args: Any) -> Any:
+        return jax.eval_shape(run(name), arrays, *args)
+
+    v = jax.jit(run("phi"))(arrays, w)
     x = None if x is None else jnp.asarray(x)
     y = shapes_of("xw_to_y", x, v)
     e = shapes_of("xy_to_dw", x, y, v)
@@ -57,17 +65,21 @@ def check_op(op: ETraceOp, w: PyTree[Array], x: Any) -> None:
     es = [jax.tree.map(like, e), jax.tree.map(like, e)]
     coefficients = [like(y, 2, 2), like(y, 2, 2), like(y, 2), like(y, 2)]
     laws: list[tuple[str, float]] = []
+    uses = _uses(op, v, x if x is None else jax.ShapeDtypeStruct(x.shape[x.ndim - op.input_ndim :], x.dtype))
 
-    def errors(*numbers: Any) -> list[Array]:
+    def errors(arrays: Any, *numbers: Any) -> list[Array]:
         laws.clear()
-        return [error for law in _laws(op, has_real_x, *numbers) for error in _compare(laws, *law)]
+        op = eqx.combine(arrays, rest)
+        return [error for law in _laws(op, has_real_x, uses, *numbers) for error in _compare(laws, *law)]
 
-    for error, (law, tolerance) in zip(jax.jit(errors)(v, xs, ys, es, coefficients), laws, strict=True):
+    for error, (law, tolerance) in zip(jax.jit(errors)(arrays, v, xs, ys, es, coefficients), laws, strict=True):
         if not error < tolerance:
             raise ValueError(f"{law}, with a relative error of {error:.1e}.")
 
 
-def _laws(op: ETraceOp, has_real_x: bool, v: Any, xs: Any, ys: Any, es: Any, coefficients: Any) -> Iterator[tuple]:
+def _laws(
+    op: ETraceOp, has_real_x: bool, uses: Any, v: Any, xs: Any, ys: Any, es: Any, coefficients: Any
+) -> Iterator[tuple]:
     """Each law as its name, its two sides, and the keys where it holds (None: everywhere)."""
     run = partial(_run, op)
     (x, x2), (y, d), (e, other) = xs, ys, es
@@ -86,6 +98,10 @@ def _laws(op: ETraceOp, has_real_x: bool, v: Any, xs: Any, ys: Any, es: Any, coe
     yield "xy_to_dw(x, d * y, v) == yw_to_w(d, xy_to_dw(x, y, v))", run("xy_to_dw", x, d * y, v), run("yw_to_w", d, dw)
     vjp = jax.vjp(lambda v: op.xw_to_y(x, v), v)[1](y)[0]
     yield "the sum of xy_to_dw over batch and positions is the VJP of xw_to_y", sum_to(dw, v), vjp
+    if uses is not None and (has_real_x or x is None):
+        one = x if x is None else x.reshape(-1, *x.shape[x.ndim - op.input_ndim :])[0]
+        out = run("xw_to_y", one, v)
+        yield "synapses: xw_to_y is the sum of v[slot] * x[pre] into post", _summed(uses, v, one, out), out
     if x is None:
         return
     law = "a leading batch axis changes nothing in "
@@ -97,6 +113,23 @@ def _laws(op: ETraceOp, has_real_x: bool, v: Any, xs: Any, ys: Any, es: Any, coe
     yield "sum_dw is that of ETraceOp", run("sum_dw", xs, ys, v), ETraceOp.sum_dw(op, xs, ys, v)
     args = (v, es, *coefficients, xs)
     yield "window is that of ETraceOp", run("window", *args), ETraceOp.window(op, *args)
+
+
+def _uses(op: ETraceOp, v: PyTree[Array], x: Any) -> Any:
+    """What `synapses` says, if anything."""
+    try:
+        return op.synapses(v, x)
+    except NotImplementedError:
+        return None
+
+
+def _summed(uses: Any, v: PyTree[Array], x: Any, y: Array) -> Array:
+    """`y[post] = sum of v[slot] * x[pre]`, in the shape and type of `y`."""
+    total = jnp.zeros(y.size, y.dtype)
+    for leaf, use in zip(jax.tree.leaves(v), uses, strict=True):
+        given = 1 if use.pre is None else x.ravel()[use.pre]
+        total = total.at[use.post].add(leaf.ravel()[use.slot] * given)
+    return total.reshape(y.shape)
 
 
 def _run(op: ETraceOp, name: str, *args: Any) -> Any:

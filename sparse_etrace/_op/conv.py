@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
 import equinox as eqx
 import jax
@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, PyTree, Shaped
 
+from .._numbers import whole
 from .base import ETraceOp, Uses, check_bias, check_shape, masked, read_weights, with_bias
 
 Weights = dict[str, Array]
+Whole = Sequence[SupportsIndex] | np.ndarray
 
 
 class ConvOp(ETraceOp):
@@ -56,11 +58,11 @@ class ConvOp(ETraceOp):
     def __init__(
         self,
         xinfo: Any,
-        window_strides: Sequence[int],
-        padding: str | Sequence[Sequence[int]],
-        lhs_dilation: Sequence[int] | None = None,
-        rhs_dilation: Sequence[int] | None = None,
-        feature_group_count: int = 1,
+        window_strides: Whole,
+        padding: str | Sequence[Whole],
+        lhs_dilation: Whole | None = None,
+        rhs_dilation: Whole | None = None,
+        feature_group_count: SupportsIndex = 1,
         weight_mask: Any = None,
         weight_fn: Callable[[Array], Array] | None = None,
     ):
@@ -80,23 +82,23 @@ class ConvOp(ETraceOp):
         for name, value in given.items():
             if value is not None and len(value) != spatial:
                 raise ValueError(f"{name}: expected {spatial} entries, one for each spatial axis, got {value}.")
+        strides = _whole("window_strides", window_strides)
+        lhs, rhs = _whole("lhs_dilation", lhs_dilation), _whole("rhs_dilation", rhs_dilation)
+        groups = whole("feature_group_count", feature_group_count)
         if isinstance(padding, str) and padding not in ("SAME", "VALID"):
             raise ValueError(f"padding: expected 'SAME', 'VALID' or a pair for each spatial axis, got {padding!r}.")
-        if isinstance(padding, str) and set(lhs_dilation or ()) - {1}:
+        if isinstance(padding, str) and set(lhs or ()) - {1}:
             raise ValueError(
                 f"padding: expected a pair for each spatial axis where lhs_dilation is given, got {padding!r}."
             )
-        if feature_group_count < 1 or xinfo.shape[-1] % feature_group_count:
+        if groups < 1 or xinfo.shape[-1] % groups:
             raise ValueError(
-                f"feature_group_count: expected a divisor of the {xinfo.shape[-1]} input channels, "
-                f"got {feature_group_count}."
+                f"feature_group_count: expected a divisor of the {xinfo.shape[-1]} input channels, got {groups}."
             )
         self.xinfo = jax.ShapeDtypeStruct(tuple(xinfo.shape), xinfo.dtype)
-        self.window_strides = tuple(window_strides)
-        self.padding = padding if isinstance(padding, str) else tuple((int(lo), int(hi)) for lo, hi in padding)
-        self.lhs_dilation = None if lhs_dilation is None else tuple(lhs_dilation)
-        self.rhs_dilation = None if rhs_dilation is None else tuple(rhs_dilation)
-        self.feature_group_count = feature_group_count
+        self.window_strides = strides
+        self.padding = padding if isinstance(padding, str) else tuple(_whole("padding", pair) for pair in padding)
+        self.lhs_dilation, self.rhs_dilation, self.feature_group_count = lhs, rhs, groups
         self.weight_mask = None if weight_mask is None else jnp.array(weight_mask)
         self.weight_fn = weight_fn
 
@@ -181,3 +183,7 @@ class ConvOp(ETraceOp):
             "lhs_dilation": self.lhs_dilation,
             "rhs_dilation": self.rhs_dilation,
         }
+
+
+def _whole(name: str, values: Any) -> Any:
+    return None if values is None else tuple(whole(name, value) for value in values)

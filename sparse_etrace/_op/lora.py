@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .. import _kernels
+from .._numbers import plain
 from .base import ETraceOp, Uses, all_to_all, check_bias, check_input, with_bias
 
 Weights = dict[str, Array]
@@ -36,7 +37,7 @@ class LoraOp(ETraceOp):
     per_unit: ClassVar[tuple[str, ...]] = ("bias",)
 
     def __init__(self, alpha: Any = None):
-        self.alpha = 1.0 if alpha is None else alpha
+        self.alpha = 1.0 if alpha is None else plain(alpha)
 
     def phi(self, theta: PyTree[Array]) -> Weights:
         if not isinstance(theta, dict) or not {"A", "B"} <= set(theta) <= {"A", "B", "bias"}:

@@ -42,11 +42,11 @@ class MatMulOp(ETraceOp):
         self,
         weight_mask: Any = None,
         weight_fn: Callable[[Array], Array] | None = None,
-        apply_weight_fn_before_mask: bool = False,
+        apply_weight_fn_before_mask: Any = False,
     ):
         self.weight_mask = None if weight_mask is None else jnp.array(weight_mask)
         self.weight_fn = weight_fn
-        self.apply_weight_fn_before_mask = apply_weight_fn_before_mask
+        self.apply_weight_fn_before_mask = bool(apply_weight_fn_before_mask)
 
     def phi(self, theta: PyTree[Array]) -> Weights:
         weight = masked(read_weights(theta, 2, "(num_pre, num_post)")["weight"], self)

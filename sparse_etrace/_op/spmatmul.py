@@ -1,7 +1,7 @@
 """Any connectivity: the op at the centre, of which the others are special cases."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from .. import _kernels
 from .._connectivity import Connectivity
 from .._convert import matrix_connectivity
 from .._graph import Graph
+from .._numbers import whole
 from .base import (
     ETraceOp,
     Uses,
@@ -66,8 +67,9 @@ class SpMatMulOp(ETraceOp):
         connectivity: Any,
         weight_fn: Callable[[Array], Array] | None = None,
         tie: Any = None,
-        axis: int = -1,
+        axis: SupportsIndex = -1,
     ):
+        axis = whole("axis", axis)
         if axis not in (-1, -2):
             raise ValueError(f"axis: expected -1 or -2, got {axis}. Move the presynaptic axis of x there.")
         slot = None

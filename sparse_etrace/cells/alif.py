@@ -1,7 +1,7 @@
 """Adaptive leaky integrate-and-fire neurons."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from .. import surrogate
 from .._param import ETraceParam
-from .base import Constant, behind_reset, constant, current, unit_shape
+from .base import Constant, Units, behind_reset, constant, current, unit_shape
 
 
 class ALIFState(NamedTuple):
@@ -65,7 +65,7 @@ class ALIF(eqx.Module):
 
     def __init__(
         self,
-        units: int | tuple[int, ...],
+        units: Units,
         inp: ETraceParam | None,
         rec: ETraceParam | None = None,
         decay: Any = 0.9,
@@ -74,7 +74,7 @@ class ALIF(eqx.Module):
         adaptation: Any = 1.0,
         spike: Callable[[Array], Array] | None = None,
         reset: Any = None,
-        reset_gradient: bool = True,
+        reset_gradient: Any = True,
     ):
         self.shape, self.inp, self.rec = unit_shape(units), inp, rec
         self.decay = constant(decay, "decay", 0, 1)
@@ -83,9 +83,9 @@ class ALIF(eqx.Module):
         self.adaptation = constant(adaptation, "adaptation", 0, jnp.inf)
         self.spike = surrogate.triangle() if spike is None else spike
         self.reset = None if reset is None else constant(reset, "reset", 0, jnp.inf)
-        self.reset_gradient = reset_gradient
+        self.reset_gradient = bool(reset_gradient)
 
-    def init_state(self, *batch: int) -> ALIFState:
+    def init_state(self, *batch: SupportsIndex) -> ALIFState:
         """Rest, no adaptation, no spikes; `batch` are the sizes of the leading batch axes."""
         return ALIFState(*(jnp.zeros((*batch, *self.shape)) for _ in range(3)))
 

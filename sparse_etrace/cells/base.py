@@ -1,7 +1,7 @@
 """What the cells share."""
 
 import operator
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,11 @@ from jaxtyping import Array
 from .._param import ETraceParam, Fixed
 
 Constant = ETraceParam | Fixed
+Units = SupportsIndex | tuple[SupportsIndex, ...]
 
 
-def unit_shape(units: int | tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(units) if isinstance(units, tuple) else (operator.index(units),)
+def unit_shape(units: Units) -> tuple[int, ...]:
+    return tuple(map(operator.index, units if isinstance(units, tuple) else (units,)))
 
 
 def constant(value: Any, name: str, low: float | int, high: float | int) -> Constant:

@@ -1,12 +1,14 @@
 """Gated recurrent unit."""
 
+from typing import SupportsIndex
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._param import ETraceParam
-from .base import current, unit_shape
+from .base import Units, current, unit_shape
 
 
 class GRU(eqx.Module):
@@ -42,7 +44,7 @@ class GRU(eqx.Module):
 
     def __init__(
         self,
-        units: int | tuple[int, ...],
+        units: Units,
         inp_r: ETraceParam,
         inp_u: ETraceParam,
         inp_c: ETraceParam,
@@ -54,7 +56,7 @@ class GRU(eqx.Module):
         self.inp_r, self.inp_u, self.inp_c = inp_r, inp_u, inp_c
         self.rec_r, self.rec_u, self.rec_c = rec_r, rec_u, rec_c
 
-    def init_state(self, *batch: int) -> Float[Array, "*batch units"]:
+    def init_state(self, *batch: SupportsIndex) -> Float[Array, "*batch units"]:
         """Zero activity; `batch` are the sizes of the leading batch axes."""
         return jnp.zeros((*batch, *self.shape))
 

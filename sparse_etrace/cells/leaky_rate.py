@@ -1,14 +1,14 @@
 """Leaky rate units."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._param import ETraceParam
-from .base import Constant, constant, current, unit_shape
+from .base import Constant, Units, constant, current, unit_shape
 
 
 class LeakyRate(eqx.Module):
@@ -44,7 +44,7 @@ class LeakyRate(eqx.Module):
 
     def __init__(
         self,
-        units: int | tuple[int, ...],
+        units: Units,
         inp: ETraceParam | None,
         rec: ETraceParam | None = None,
         decay: Any = 0.9,
@@ -53,7 +53,7 @@ class LeakyRate(eqx.Module):
         self.shape, self.inp, self.rec, self.activation = unit_shape(units), inp, rec, activation
         self.decay = constant(decay, "decay", 0, 1)
 
-    def init_state(self, *batch: int) -> Float[Array, "*batch units"]:
+    def init_state(self, *batch: SupportsIndex) -> Float[Array, "*batch units"]:
         """Zero activity; `batch` are the sizes of the leading batch axes."""
         return jnp.zeros((*batch, *self.shape))
 

@@ -1,7 +1,7 @@
 """Linear recurrent units."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 import equinox as eqx
 import jax
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._numbers import real
 from .._param import ElemWiseParam, ETraceParam, Fixed
-from .base import Constant, constant, current, unit_shape
+from .base import Constant, Units, constant, current, unit_shape
 
 
 class LRUState(NamedTuple):
@@ -52,14 +53,18 @@ class LRU(eqx.Module):
     eigenvalue: Constant
     scale: Constant | None
 
-    def __init__(self, units: int | tuple[int, ...], inp: ETraceParam, eigenvalue: Any, scale: Any = None):
+    def __init__(self, units: Units, inp: ETraceParam, eigenvalue: Any, scale: Any = None):
         self.shape, self.inp = unit_shape(units), inp
         self.eigenvalue = _eigenvalue(eigenvalue)
         self.scale = None if scale is None else constant(scale, "scale", -math.inf, math.inf)
 
     @staticmethod
     def ring(
-        key: Array, units: int | tuple[int, ...], low: float = 0.0, high: float = 1.0, phase: float = 2 * math.pi
+        key: Array,
+        units: Units,
+        low: SupportsFloat = 0.0,
+        high: SupportsFloat = 1.0,
+        phase: SupportsFloat = 2 * math.pi,
     ) -> ETraceParam:
         """An `eigenvalue` to train, `exp(-exp(nu) + i exp(theta))`: never unstable, at first uniform on a ring.
 
@@ -72,6 +77,7 @@ class LRU(eqx.Module):
         Raises:
             ValueError: the radii are no ring in the unit circle, or `phase` is not positive.
         """
+        low, high, phase = real("low", low), real("high", high), real("phase", phase)
         if not (0 <= low < high <= 1 and phase > 0):
             raise ValueError(
                 f"low, high, phase: expected 0 <= low < high <= 1 and phase > 0, got {low}, {high} and {phase}."
@@ -80,7 +86,7 @@ class LRU(eqx.Module):
         nu = jnp.log(-0.5 * jnp.log(low**2 + (high**2 - low**2) * area))
         return ElemWiseParam({"nu": nu, "theta": jnp.log(phase * angle)}, _within_circle)
 
-    def init_state(self, *batch: int) -> LRUState:
+    def init_state(self, *batch: SupportsIndex) -> LRUState:
         """Zero activity; `batch` are the sizes of the leading batch axes."""
         return LRUState(jnp.zeros((*batch, *self.shape)), jnp.zeros((*batch, *self.shape)))
 

@@ -1,12 +1,14 @@
 """Minimal gated unit."""
 
+from typing import SupportsIndex
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._param import ETraceParam
-from .base import current, unit_shape
+from .base import Units, current, unit_shape
 
 
 class MGU(eqx.Module):
@@ -39,7 +41,7 @@ class MGU(eqx.Module):
 
     def __init__(
         self,
-        units: int | tuple[int, ...],
+        units: Units,
         inp_f: ETraceParam,
         inp_c: ETraceParam,
         rec_f: ETraceParam,
@@ -48,7 +50,7 @@ class MGU(eqx.Module):
         self.shape = unit_shape(units)
         self.inp_f, self.inp_c, self.rec_f, self.rec_c = inp_f, inp_c, rec_f, rec_c
 
-    def init_state(self, *batch: int) -> Float[Array, "*batch units"]:
+    def init_state(self, *batch: SupportsIndex) -> Float[Array, "*batch units"]:
         """Zero activity; `batch` are the sizes of the leading batch axes."""
         return jnp.zeros((*batch, *self.shape))
 
