@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 from ._filter import leaf_names, trained_filter
 from ._program import is_key
 
-FORMAT = "sparse_etrace checkpoint 1"
+FORMAT = "sparse_etrace checkpoint 2"
 
 
 def identity(learner: Any, model: PyTree[Any]) -> dict[str, Any]:
@@ -99,7 +99,10 @@ class Checkpoint:
                     f"checkpoint: {path} is no whole checkpoint. Name another file, or remove it."
                 ) from error
         if self.format != FORMAT:
-            raise ValueError(f"checkpoint: {path} is a {self.format!r}, this version reads {FORMAT!r}.")
+            raise ValueError(
+                f"checkpoint: {path} is a {self.format!r}, this version reads {FORMAT!r}. "
+                "Name another file to start anew."
+            )
 
     def check(self, identity: dict[str, Any], options: dict[str, str]) -> None:
         """Refuse, by name, a checkpoint of something else.

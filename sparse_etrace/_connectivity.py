@@ -1,5 +1,6 @@
 """Which synapses exist: index arrays in receiver-major order, and the sort that gives it."""
 
+import hashlib
 import operator
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, UInt32
 
 MAX_INDEX = np.iinfo(np.int32).max
 
@@ -19,8 +20,9 @@ class Connectivity(eqx.Module):
     Canonical order is receiver-major: synapses are sorted by `(post, pre)`, and parallel synapses stay in input order.
     The incoming synapses of unit `i` are `post_ptr[i]:post_ptr[i + 1]`.
 
-    A pytree: the six index arrays are leaves, the two sizes are static. Build it with `from_edges`; the constructor
-    itself checks nothing, because its leaves may be traced.
+    A pytree: the six index arrays and their digest are leaves, the two sizes are static. Build it with `from_edges`;
+    the constructor itself checks nothing, because its leaves may be traced. Replace a connectivity as a whole, and not
+    its arrays, of which the digest is.
 
     Attributes:
         pre: sending unit of each synapse, int32.
@@ -32,6 +34,7 @@ class Connectivity(eqx.Module):
         pre_ptr: first entry in `by_pre` of each sending unit, and the number of synapses last, int32.
         num_pre: number of sending units.
         num_post: number of receiving units.
+        digest: what tells it from others, by which a carry knows its connectivity; None: not known.
 
     Example:
         >>> import sparse_etrace as se
@@ -48,6 +51,7 @@ class Connectivity(eqx.Module):
     post_by_pre: Int[Array, " num_synapses"]
     num_pre: int = eqx.field(static=True)
     num_post: int = eqx.field(static=True)
+    digest: UInt32[Array, "2"] | None = None
 
     @classmethod
     def from_edges(cls, pre: Any, post: Any, shape: Any) -> "Connectivity":
@@ -71,6 +75,11 @@ class Connectivity(eqx.Module):
             1.0
         """
         return canonical_order(pre, post, shape)[1]
+
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        """The six index arrays, in the order of the fields."""
+        return self.pre, self.post, self.post_ptr, self.pre_ptr, self.by_pre, self.post_by_pre
 
     @property
     def num_synapses(self) -> int:
@@ -126,8 +135,19 @@ def canonical_order(pre: Any, post: Any, shape: Any) -> tuple[np.ndarray, Connec
         post_by_pre=jnp.asarray(outgoing.indices, jnp.int32),
         num_pre=num_pre,
         num_post=num_post,
+        digest=jnp.asarray(digest_of(edges.indices, edges.indptr, num_pre)),
     )
     return edges.data, connectivity
+
+
+def digest_of(*arrays: Any) -> np.ndarray:
+    """Two numbers that tell arrays apart by their entries, read as int32."""
+    found = hashlib.sha256()
+    for array in arrays:
+        entries = np.ascontiguousarray(array, np.int32)
+        found.update(str(entries.shape).encode())
+        found.update(entries.reshape(-1).data)
+    return np.frombuffer(found.digest()[:8], np.uint32)
 
 
 def _in_order(pre: np.ndarray, post: np.ndarray) -> bool:

@@ -184,7 +184,8 @@ def sizes_of(links: Links) -> tuple[int, ...]:
 def weights_of(links: Links, weights: dict[int, tuple[tuple, tuple]]) -> Array:
     """All weights of the carriers, and a one."""
     leaves = [jnp.ravel(leaf) for c in links.carriers for leaf in weights[c.number][1]]
-    return jnp.concatenate([*leaves, jnp.ones(1, jnp.result_type(*leaves))])
+    one = jnp.ones(1, jnp.result_type(*leaves) if leaves else float)
+    return jnp.concatenate([*leaves, one])
 
 
 class Signals(NamedTuple):

@@ -1,5 +1,6 @@
 """Online gradients of a stream."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, SupportsIndex
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, PyTree
 from ._algorithm import Carry, Learner
 from ._constant import constant, held, is_traced
 from ._numbers import whole
+from ._origin import check_origin, scaled
 
 NO_DERIVATIVE = (
     "online_grad: something differentiates its results, which have no derivative. That of the summed losses is its "
@@ -49,7 +51,8 @@ def online_grad(
 
     Raises:
         TypeError: `chunk` is no whole number.
-        ValueError: `xs` and `ys` differ in length, there are no steps, or `chunk` is below 1.
+        ValueError: `xs` and `ys` differ in length, there are no steps, or `chunk` is below 1; or `carry` is of another
+            connectivity. Inside a `jit` of your own losses and gradients are NaN then.
         TypeError: a transformation of JAX differentiates the results by the model, the carry, `xs` or `ys`, which only
             `BPTT` allows: `grads` is the gradient.
 
@@ -67,10 +70,13 @@ def online_grad(
     chunk = None if chunk is None else whole("chunk", chunk)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk: expected at least 1 step, got {chunk}.")
+    factor, origin = check_origin(carry.origin, model), carry.origin
     is_constant = is_traced(inputs := (model, carry, xs, ys)) and not learner.is_differentiable
     model, carry, xs, ys = held(inputs) if is_constant else inputs
     results = gradient(learner, loss_fn, model, carry, xs, ys, chunk, has_aux)
     losses, grads, carry, aux = constant(results, inputs, NO_DERIVATIVE) if is_constant else results
+    losses, grads = scaled(losses, factor), scaled(grads, factor)
+    carry = dataclasses.replace(carry, origin=origin)
     return (losses, grads, carry, aux) if has_aux else (losses, grads, carry)
 
 
@@ -107,7 +113,7 @@ def gradient(
 
     def run(carry: Carry, part: tuple[Any, Any]) -> Any:
         result = learner.window(model, carry, part[0], part[1], paired)
-        return result.carry, (result.losses, result.aux, result.grads)
+        return dataclasses.replace(result.carry, origin=carry.origin), (result.losses, result.aux, result.grads)
 
     parts = []
     cut = jax.tree.map(lambda a: a[: count * size].reshape(count, size, *a.shape[1:]), (xs, ys))

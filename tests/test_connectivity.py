@@ -52,7 +52,7 @@ def test_no_synapses(shape):
 
 def test_is_a_pytree_under_jit_vmap_and_map():
     conn = se.Connectivity.from_edges(jnp.array([2, 0]), [1, 0], shape=(3, 2))
-    assert len(jax.tree.leaves(conn)) == 6
+    assert len(jax.tree.leaves(conn)) == 7
     back = jax.jit(lambda c: c)(conn)
     assert (back.shape, back.pre.tolist()) == ((3, 2), [0, 2])
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), conn)

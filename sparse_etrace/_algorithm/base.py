@@ -1,6 +1,8 @@
 """What every learner has: `init`, `step`, `reset`, and a window of steps with its gradient."""
 
 import abc
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +16,7 @@ from .._analysis import Analysis
 from .._constant import constant, held
 from .._feedback import Feedback, Memory, Teacher, leaves_of
 from .._filter import check_names, struct, structure
+from .._origin import Origin, check_origin, origin_of, scaled
 from .._program import is_inexact, is_key
 from .._routes import Call
 from .._step import Signals, Step
@@ -23,11 +26,15 @@ WINDOW = 16
 
 
 class Carry(eqx.Module):
-    """What goes from one step to the next: the state of the model, the traces of the learner, what else it keeps."""
+    """What goes from one step to the next: the state of the model, the traces of the learner, what else it keeps.
+
+    `origin` says of which connectivity; without it nothing is checked.
+    """
 
     state: PyTree[Array]
     traces: PyTree[Array]
     memory: PyTree[Array] = None
+    origin: Origin | None = None
 
 
 def cut(carry: Carry, *inputs: PyTree[Any]) -> Carry:
@@ -46,6 +53,19 @@ class Window(eqx.Module):
     aux: PyTree[Array]
     grads: PyTree[Array]
     carry: Carry
+
+
+def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A `step` that is compiled, and refuses a carry of another connectivity."""
+    run = eqx.filter_jit(step)
+
+    @functools.wraps(step)
+    def checked(self: Any, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
+        factor = check_origin(carry.origin, model)
+        new, out = run(self, model, carry, x)
+        return dataclasses.replace(new, origin=carry.origin), scaled(out, factor)
+
+    return checked
 
 
 class Learner(eqx.Module):
@@ -127,7 +147,7 @@ class Learner(eqx.Module):
 
         state = jax.tree.map(restart, state, carry.state)
         memory = jax.tree.map(lambda now: choose(0, now), carry.memory)
-        return Carry(state, self._restart_traces(carry.traces, choose), memory)
+        return Carry(state, self._restart_traces(carry.traces, choose), memory, carry.origin)
 
     def _restart_traces(self, traces: PyTree[Array], choose: Callable[..., Array]) -> PyTree[Array]:
         return traces
@@ -205,7 +225,7 @@ class TraceLearner(Learner):
         learned = tuple(analysis.param_names[i] for i in teacher.learned(model))
         analysis.check_reach(self.allow_zero + learned)
         teacher.matrix(model)
-        return Carry(jax.tree.map(jnp.asarray, state), *self._start(analysis, teacher))
+        return Carry(jax.tree.map(jnp.asarray, state), *self._start(analysis, teacher), origin_of(model))
 
     def _start(self, analysis: Analysis, teacher: Teacher) -> tuple[dict[int, CallTrace], Memory]:
         def one(call: Call) -> CallTrace:
@@ -262,7 +282,7 @@ class TraceLearner(Learner):
 
         return {index: one(trace) for index, trace in traces.items()}
 
-    @eqx.filter_jit
+    @compiled
     def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         """One step of the model and of the traces.
 

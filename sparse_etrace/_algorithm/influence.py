@@ -14,9 +14,10 @@ from .._analysis import Analysis
 from .._filter import check_names
 from .._influence import Influences, signals, sizes_of, start, weights_of, window
 from .._links import Links, LinkStep
+from .._origin import origin_of
 from .._program import cast, is_inexact
 from .._reach import Wiring
-from .base import Carry, Learner, Window, cut, differentiate
+from .base import Carry, Learner, Window, compiled, cut, differentiate
 
 
 class InfluenceLearner(Learner):
@@ -46,7 +47,8 @@ class InfluenceLearner(Learner):
             ValueError: units act on each other by other ways than ops, or there are too many influences.
             NotImplementedError: an op does not say which unit each weight leads from and to.
         """
-        return Carry(jax.tree.map(jnp.asarray, state), self._start(model, state, x)())
+        traces = self._start(model, state, x)()
+        return Carry(jax.tree.map(jnp.asarray, state), traces, origin=origin_of(model))
 
     def carry_shapes(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Carry:
         """Shapes and types of what `init` returns. The model needs its arrays: they hold the synapses."""
@@ -97,7 +99,7 @@ class InfluenceLearner(Learner):
             )
         return links, LinkStep(links)
 
-    @eqx.filter_jit
+    @compiled
     def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         """One step of the model and of the influences; see `D_RTRL.step`."""
         x = jax.tree.map(jnp.asarray, x)

@@ -1,5 +1,6 @@
 """RTRL: the exact gradient, forward in time."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from .._links import UnlinkedError
 from .._numbers import number, whole
 from .._program import cast, is_inexact
 from .._reach import Wiring
-from .base import Carry, Window, cut
+from .base import Carry, Window, compiled, cut
 from .influence import InfluenceLearner
 
 
@@ -28,7 +29,7 @@ class Dense(eqx.Module):
 
     @property
     def matrix(self) -> Inexact[Array, "state params"]:
-        return jnp.concatenate([leaf.reshape(-1, leaf.shape[-1]) for leaf in jax.tree.leaves(self.jacobian)])
+        return jnp.concatenate([leaf.reshape(_rows(leaf), leaf.shape[-1]) for leaf in jax.tree.leaves(self.jacobian)])
 
 
 class RTRL(InfluenceLearner):
@@ -110,7 +111,7 @@ class RTRL(InfluenceLearner):
             return Window(*by_step(self._dense_step, self.train, model, carry, xs, ys, loss_fn))
         return super().window(model, carry, xs, ys, loss_fn)
 
-    @eqx.filter_jit
+    @compiled
     def _dense_step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         x = jax.tree.map(jnp.asarray, x)
         given, (trained, fixed) = (model, carry, x), split(model, self.train)
@@ -131,14 +132,18 @@ class RTRL(InfluenceLearner):
         by_state, by_params = jax.vmap(pull)(jnp.eye(len(flat_live), dtype=flat_live.dtype))
         later = by_state @ carry.traces.matrix + by_params
         leaves, shape = jax.tree.flatten(carry.traces.jacobian)
-        parts = jnp.split(later, np.cumsum([leaf.size // leaf.shape[-1] for leaf in leaves])[:-1])
+        parts = jnp.split(later, np.cumsum([_rows(leaf) for leaf in leaves])[:-1])
         jacobian = [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
         return cut(Carry(new, Dense(jax.tree.unflatten(shape, jacobian))), *given), out
 
 
+def _rows(leaf: Array) -> int:
+    return math.prod(leaf.shape[:-1])
+
+
 def _zeros(trained: PyTree[Array], state: PyTree[Array]) -> Dense:
     leaves = jax.tree.leaves(trained)
-    params, dtype = sum(leaf.size for leaf in leaves), jnp.result_type(*leaves)
+    params, dtype = sum(leaf.size for leaf in leaves), jnp.result_type(*leaves) if leaves else float
     live = eqx.filter(jax.tree.map(jnp.asarray, state), is_inexact)
     return Dense(jax.tree.map(lambda s: jnp.zeros((*s.shape, params), dtype), live))
 

@@ -10,8 +10,9 @@ from jaxtyping import Array, PyTree
 
 from .._black_box import by_step, check_carry, check_reach, split
 from .._numbers import number, whole
+from .._origin import origin_of
 from .._program import is_inexact, is_key
-from .base import Carry, Learner, Window, cut
+from .base import Carry, Learner, Window, compiled, cut
 
 
 class History(NamedTuple):
@@ -68,7 +69,7 @@ class TBPTT(Learner):
         """Check that every trained leaf reaches the output within `steps` steps; see `D_RTRL.init`."""
         check_reach(model, state, x, self.train, self.allow_zero, self.steps)
         state = jax.tree.map(jnp.asarray, state)
-        return Carry(state, self._start(state, x))
+        return Carry(state, self._start(state, x), origin=origin_of(model))
 
     def _start(self, state: PyTree[Array], x: PyTree[Any]) -> History:
         def room(leaf: Any) -> Array:
@@ -82,7 +83,7 @@ class TBPTT(Learner):
     def _restart_traces(self, traces: History, choose: Callable[..., Array]) -> History:
         return traces._replace(count=jax.tree.map(lambda c: choose(0, c), traces.count))
 
-    @eqx.filter_jit
+    @compiled
     def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         """One step of the model; see `D_RTRL.step`."""
         x = jax.tree.map(jnp.asarray, x)

@@ -10,8 +10,9 @@ from jaxtyping import Array, PyTree
 
 from .._black_box import by_step, check_carry, check_reach, split
 from .._filter import struct
+from .._origin import origin_of
 from .._program import is_inexact, is_key
-from .base import Carry, Learner, Window, cut
+from .base import Carry, Learner, Window, compiled, cut
 
 TINY = 1e-7
 
@@ -76,7 +77,7 @@ class UORO(Learner):
                 raise ValueError(
                     f"{what}: a complex leaf has no random sign. Split it into two, its real and its imaginary part."
                 )
-        return Carry(state, estimate)
+        return Carry(state, estimate, origin=origin_of(model))
 
     def _start(self, trained: PyTree[Array], state: PyTree[Array], key: Array) -> Estimate:
         live, params = jax.tree.map(jnp.zeros_like, (eqx.filter(state, is_inexact), trained))
@@ -87,7 +88,7 @@ class UORO(Learner):
         params = jax.tree.map(lambda p: jnp.where(everywhere, jnp.zeros_like(p), p), traces.params)
         return Estimate(jax.tree.map(lambda s: choose(0, s), traces.state), params, traces.key)
 
-    @eqx.filter_jit
+    @compiled
     def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         """One step of the model and of the estimate; see `D_RTRL.step`."""
         x = jax.tree.map(jnp.asarray, x)

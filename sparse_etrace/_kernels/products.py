@@ -73,7 +73,7 @@ def _one_type(a: Array, b: Array) -> tuple[Array, Array]:
 
 def _bind(missing: str, connectivity: Connectivity, a: Array, b: Array) -> Array:
     sizes = connectivity.shape
-    return PRIMITIVES[missing].bind(*jax.tree.leaves(connectivity), a, b, sizes=sizes)[0]
+    return PRIMITIVES[missing].bind(*connectivity.arrays, a, b, sizes=sizes)[0]
 
 
 def connectivity_of(ids: Any, sizes: tuple[int, int]) -> Connectivity:

@@ -45,7 +45,7 @@ def window(
 
     operands = [flat(carried, 2), flat(entering, 2), flat(signal, 1), flat(direct, 1), flat(x, 1)]
     stored = trace if _is_compiled(dtype, trace.dtype) else trace.astype(dtype)
-    ids = jax.tree.leaves(connectivity)
+    ids = connectivity.arrays
     new, gradient = window_p.bind(*ids, *operands, stored, sizes=connectivity.shape, variables=len(trace))
     return None if carried is None else new.astype(trace.dtype), None if signal is None else gradient[0]
 
