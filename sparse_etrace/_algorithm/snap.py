@@ -43,8 +43,9 @@ class SnAp(InfluenceLearner):
     where no unit feeds itself through an op, more steps add the ways through other units, and once P has no more to
     add it is exact. Influences are kept for `variables * sum_i indegree(i) * |P(i)|` pairs of synapse and unit.
 
-    An op that acts through another op within the step reaches what that other one drives with the second step. One
-    number for all units (a scalar `ElemWiseParam`) has all units as its targets.
+    An op that acts through another op within the step reaches what that other one drives with the second step. What an
+    op output that leads to `out` alone says to the units it reads counts whole. One number for all units (a scalar
+    `ElemWiseParam`) has all units as its targets.
 
     Args:
         n: steps, at least 1; None for all. Ignored for a given pattern.
