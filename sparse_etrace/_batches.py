@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, PyTree
+
+from ._online import read_stream
 
 Pair = tuple[PyTree[Any], PyTree[Any]]
 
@@ -93,31 +95,56 @@ class Batches(Sequence):
         return f"Batches({self.num_sequences} sequences, size={self.size}, key={key})"
 
 
-def is_pair(data: Any) -> bool:
-    """Whether this is one `(xs, ys)` rather than two of them."""
-    return isinstance(data, tuple) and len(data) == 2 and not all(isinstance(d, tuple) and len(d) == 2 for d in data)
+def as_pair(pair: Any, argument: str = "data") -> Pair:
+    """One `(xs, ys)` as arrays, or an error in words."""
+    if not (isinstance(pair, tuple | list) and len(pair) == 2):
+        got = f"{len(pair)} of them" if isinstance(pair, tuple | list) else type(pair).__name__
+        raise ValueError(f"{argument}: expected pairs (xs, ys), got {got}.")
+    return read_stream(*pair)
 
 
-def as_pair(data: Any) -> Pair:
-    """One `(xs, ys)`, or an error in words."""
-    if not (isinstance(data, tuple | list) and len(data) == 2):
-        got = f"{len(data)} of them" if isinstance(data, tuple | list) else type(data).__name__
-        raise ValueError(f"data: expected pairs (xs, ys), got {got}.")
-    return data[0], data[1]
+class Start(NamedTuple):
+    """Where a run begins in its data.
+
+    Attributes:
+        first: a pair, by whose shapes the others are known; None without any.
+        is_first: whether it is the first of all.
+        before: the pair before those that follow; None where it is not known, or where there is none.
+        rest: the pairs that follow.
+    """
+
+    first: Any
+    is_first: bool
+    before: Any
+    rest: Iterator[Any]
 
 
-def start_at(data: Any, position: int) -> tuple[Any, Iterator]:
-    """The first pair, or None without any, and an iterator that begins with the pair `position`."""
+def start_at(data: Any, position: int) -> Start:
+    """Begin with the pair `position`.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    rest: Iterator[Any]
     if isinstance(data, Sequence):
-        return (data[0] if len(data) else None), (data[k] for k in range(position, len(data)))
-    if callable(data):
+        first, before = (data[k] if 0 <= k < len(data) else None for k in (0, position - 1))
+        rest = (data[k] for k in range(position, len(data)))
+    elif callable(data):
         rest = iter(data(position))
-        first = next(rest, None)
-        if first is None:
-            return next(iter(data(0)), None), rest
-        return first, itertools.chain([first], rest)
-    rest = iter(data)
-    first = next(rest, None)
-    if first is None or position == 0:
-        return first, itertools.chain([] if first is None else [first], rest)
-    return first, itertools.islice(rest, position - 1, None)
+        following = next(rest, None)
+        if following is None:
+            return Start(next(iter(data(0)), None), True, None, rest)
+        return Start(following, position == 0, None, itertools.chain([following], rest))
+    else:
+        rest = iter(data)
+        first = before = next(rest, None)
+        for _ in range(position - 1):
+            before = next(rest, None)
+        if position == 0 and first is not None:
+            rest = itertools.chain([first], rest)
+    if position and before is None:
+        raise ValueError(
+            f"data: got fewer sequences than the {position} that the checkpoint has behind it. Go on with the same "
+            "data, or name another checkpoint."
+        )
+    return Start(first, True, before, rest)

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from ._algorithm import Carry, Learner
 from ._batches import Pair
-from ._online import gradient, read_stream
+from ._online import gradient
 from ._program import is_inexact
 
 
@@ -57,6 +57,23 @@ def _measure(task: Task, out: Any, y: Any) -> list[Any]:
     return found
 
 
+def _objective(task: Task, carry: Carry, xs: Any, ys: Any) -> Callable[[Any], Array]:
+    """The sum of the losses of these steps as a function of what is trained, with the rule's gradient as its own."""
+
+    def run(trained: Any) -> tuple[Array, Any]:
+        losses, grads, *_ = gradient(
+            task.learner, task.loss_fn, eqx.combine(trained, task.fixed), carry, xs, ys, task.chunk, False
+        )
+        return jnp.sum(losses), grads
+
+    @jax.custom_vjp
+    def objective(trained: Any) -> Array:
+        return run(trained)[0]
+
+    objective.defvjp(run, lambda grads, ct: (jax.tree.map(lambda g: (ct * g).astype(g.dtype), grads),))
+    return objective
+
+
 def one_update(task: Task, point: Point, xs: Any, ys: Any) -> tuple[Point, list[Array], Any]:
     """An update: the point after it, the losses and metrics of its steps, and the gradient."""
 
@@ -65,7 +82,17 @@ def one_update(task: Task, point: Point, xs: Any, ys: Any) -> tuple[Point, list[
 
     model = eqx.combine(point.trained, task.fixed)
     losses, grads, carry, aux = gradient(task.learner, measured, model, point.carry, xs, ys, task.chunk, True)
-    changes, opt_state = task.optimizer.update(grads, point.opt_state, point.trained)
+    of_loss = {"value": jnp.sum(losses), "grad": grads, "value_fn": _objective(task, point.carry, xs, ys)}
+    optimizer = optax.with_extra_args_support(task.optimizer)
+    try:
+        changes, opt_state = optimizer.update(grads, point.opt_state, point.trained, **of_loss)
+    except TypeError as error:
+        if "required keyword-only argument" not in str(error):
+            raise
+        raise TypeError(
+            f"optimizer: {error}. Of what an optimizer may ask for, fit has {', '.join(of_loss)}. Take another, or "
+            "write the loop with se.online_grad."
+        ) from error
     return Point(eqx.apply_updates(point.trained, changes), opt_state, carry), [losses, *aux], grads
 
 
@@ -90,7 +117,7 @@ def one_sequence(task: Task, point: Point, state: Any, xs: Any, ys: Any, size: i
 
 def validate(task: Task, trained: Any, state: Any, pairs: Iterable[Pair]) -> list[float]:
     """Loss and metrics without learning: means over steps, then over pairs."""
-    found = [_run_through(task, trained, state, *read_stream(*pair)) for pair in pairs]
+    found = [_run_through(task, trained, state, *pair) for pair in pairs]
     return np.mean(np.array(found, float), axis=0).tolist()
 
 

@@ -1,6 +1,12 @@
 """Checkpoints: whole or not there, resumed to the same bits, and refused by name."""
 
+import fcntl
+import functools
 import os
+import signal
+import sys
+import threading
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -8,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from soak import few
 
 import sparse_etrace as se
 
@@ -244,8 +251,8 @@ def test_interrupted_is_written(tmp_path):
         ({"learner": se.ES_D_RTRL(decay=0.5)}, r"another learner, D_RTRL\(\); this is ES_D_RTRL\(decay=0.5\)"),
         ({"model": net(decay=0.6)}, "another model: 'cell.decay.value', which is not trained, differs"),
         ({"model": net(activation=jax.nn.relu)}, "a model that is built otherwise"),
-        ({"optimizer": optax.sgd(0.1)}, "they differ in .* Take the optimizer that it was written with"),
-        ({"optimizer": optax.lion(0.1)}, "they differ in .* Take the optimizer that it was written with"),
+        ({"optimizer": optax.sgd(0.1)}, "another optimizer: 'optimizer.* was .*scale_by_adam"),
+        ({"optimizer": optax.lion(0.1)}, "another optimizer: 'optimizer.* was .*scale_by_adam"),
         ({"update": 2}, "was written with update='sequence', got 2"),
         ({"carry_over": True}, "was written with carry_over=False, got True"),
         ({"chunk": 3}, "was written with chunk=None, got 3"),
@@ -264,6 +271,173 @@ def test_of_something_else(tmp_path, change, words):
     with pytest.raises(ValueError, match=f"checkpoint: .*{words}"):
         train(data, **change, checkpoint=tmp_path / "run")
     assert (tmp_path / "run").read_bytes() == before
+
+
+SCALE = 2.0
+
+
+def scaled(out, y):
+    return SCALE * squared(out, y)
+
+
+class Power(eqx.Module):
+    """A loss with a number of its own."""
+
+    power: float
+
+    def __call__(self, out, y):
+        return self.of(jnp.abs(out - y))
+
+    def of(self, error):
+        return jnp.mean(error**self.power)
+
+
+class Cubed(Power):
+    def of(self, error):
+        return jnp.mean(error**3 + self.power)
+
+
+def weighed(much):
+    return lambda out, y: much * squared(out, y)
+
+
+def weighed_by(much):
+    return lambda out, y: jnp.mean(much * (out - y) ** 2)
+
+
+def doubled(w):
+    return w + w
+
+
+def warm_up(rate, steps):
+    return optax.warmup_cosine_decay_schedule(0.0, rate, steps, 20)
+
+
+def leaky(fn):
+    model = net()
+    op = eqx.tree_at(lambda op: op.weight_fn, model.cell.rec.op, fn, is_leaf=lambda leaf: leaf is None)
+    return eqx.tree_at(lambda m: m.cell.rec.op, model, op)
+
+
+def bent(power):
+    """An activation with a derivative of its own."""
+    fn = jax.custom_jvp(jnp.tanh)
+    fn.defjvps(lambda t, ans, x: t / (1 + x**2) ** power)
+    return fn
+
+
+def rates(one, two):
+    labels = lambda params: jax.tree.map(lambda p: "one" if p.ndim == 1 else "two", params)
+    return optax.multi_transform({"one": optax.sgd(one), "two": optax.sgd(two)}, labels)
+
+
+def tuned(rate):
+    return optax.inject_hyperparams(optax.adam)(learning_rate=rate)
+
+
+def renamed(scale):
+    """Another body under the same name."""
+    if scale == 2:
+        metric = lambda out, y: 2 * squared(out, y)
+    else:
+        metric = lambda out, y: squared(out, y) * 2 + 1
+    return {"metrics": {"mine": metric}}
+
+
+def other(pairs, index, change):
+    return [change(pair) if k == index else pair for k, pair in enumerate(pairs)]
+
+
+def moved(pair):
+    return pair[0], pair[1] + np.float32(1e-3)
+
+
+ALIKE = {
+    "rate": (lambda n: {"optimizer": optax.adam(n)}, 0.02, 0.03, "optimizer: .*step_size. was -0.02, here it is -0.03"),
+    "beta": (lambda n: {"optimizer": optax.adam(0.02, b2=n)}, 0.99, 0.999, "optimizer: .*b2. was 0.99, here"),
+    "kind": (lambda n: {"optimizer": n(0.02, b1=0.8)}, optax.adam, optax.adamw, "optimizer: .* it is .*add_decayed"),
+    "clip": (
+        lambda n: {"optimizer": optax.chain(optax.clip_by_global_norm(n), optax.sgd(0.1))}, 1.0, 2.0,
+        "optimizer: '.*max_norm' was 1.0, here it is 2.0",
+    ),
+    "schedule": (lambda n: {"optimizer": optax.sgd(warm_up(0.1, n))}, 2, 3, "optimizer: '.*' was 2, here it is 3"),
+    "body of a schedule": (
+        lambda fn: {"optimizer": optax.sgd(fn)}, lambda t: 0.1 / (1 + t), lambda t: 0.1 / (2 + t),
+        "optimizer: '.*learning_rate.code' does something else",
+    ),
+    "injected": (lambda n: {"optimizer": tuned(n)}, 0.02, 0.03, "optimizer: .* was 0.02, here it is 0.03"),
+    "labelled": (lambda n: {"optimizer": rates(0.1, n)}, 0.1, 0.2, "optimizer: .*two.* was -0.1, here it is -0.2"),
+    "by steps": (
+        lambda n: {"optimizer": optax.MultiSteps(optax.sgd(n), 2).gradient_transformation()}, 0.1, 0.2,
+        "optimizer: '.*step_size' was -0.1, here it is -0.2",
+    ),
+    "loss": (lambda fn: {"loss": fn}, squared, scaled, "loss_fn: 'loss_fn' was .*squared, here it is .*scaled"),
+    "closure": (lambda n: {"loss": weighed(n)}, 1.0, 2.0, "loss_fn: 'loss_fn.much' was 1.0, here it is 2.0"),
+    "array": (lambda n: {"loss": weighed_by(jnp.full(3000, n)[:5])}, 1.0, 2.0, "loss_fn: 'loss_fn.much' was float32"),
+    "partial": (
+        lambda n: {"loss": functools.partial(lambda out, y, n: n * squared(out, y), n=n)}, 1.0, 2.0,
+        "loss_fn: \"loss_fn.keywords.'n'\" was 1.0, here it is 2.0",
+    ),
+    "default": (lambda n: {"loss": lambda out, y, n=n: n * squared(out, y)}, 1.0, 2.0, r"loss_fn.defaults\[0\]"),
+    "compiled": (lambda n: {"loss": jax.jit(weighed(n))}, 1.0, 2.0, "loss_fn: 'loss_fn.much' was 1.0"),
+    "field": (lambda n: {"loss": Power(n)}, 1.0, 2.0, "loss_fn: 'loss_fn.power' was 1.0, here it is 2.0"),
+    "method": (lambda kind: {"loss": kind(2.0)}, Power, Cubed, "loss_fn: 'loss_fn' was .*Power, here it is .*Cubed"),
+    "metric": (renamed, 2, 3, "metrics: \"metrics.'mine'.code\" does something else"),
+    "weight function": (lambda fn: {"model": leaky(fn)}, doubled, lambda w: w * w, "built otherwise"),
+    "body of it": (lambda fn: {"model": leaky(fn)}, *(lambda w: w * w, lambda w: w + w), "model: '.*code' does"),
+    "closed over by it": (
+        lambda n: {"model": leaky(lambda w: n * w)}, 1.0, 2.0, "model: '.*weight_fn.n' was 1.0, here it is 2.0",
+    ),
+    "derivative": (lambda n: {"model": net(activation=bent(n))}, 1, 2, "model: '.*power' was 1, here it is 2"),
+    "state": (lambda n: {"state_plus": n}, 0.0, 0.5, "state: .* was float32"),
+    "first": (lambda k: {"data": other(sequences(2), k, moved)}, None, 0, "other data: of the first sequence"),
+    "last": (lambda k: {"data": other(sequences(2), k, moved)}, None, 1, "other data: of the last sequence"),
+    "a stream": (lambda k: {"data": iter(other(sequences(2), k, moved))}, None, 1, "other data: of the last sequence"),
+    "time": (
+        lambda n: {"data": [tuple(leaf[:n] for leaf in pair) for pair in sequences(2)]}, STEPS, STEPS - 1,
+        r"other data: of the first sequence .* was float32\[6, 2, 3\]",
+    ),
+    "fewer": (lambda n: {"data": sequences(n)}, 2, 1, "data: got fewer sequences than the 2"),
+    "fewer of a stream": (lambda n: {"data": iter(sequences(n))}, 2, 1, "data: got fewer sequences than the 2"),
+    "held out": (lambda k: {"validation": other(sequences(2), k, moved)}, None, 1, "validation: .* was float32"),
+    "how often": (
+        lambda n: {"validation": sequences(1), "validate_every": n}, 1, 2, "was written with validate_every=1, got 2"
+    ),
+}  # fmt: skip
+
+
+def call(path, data=None, loss=squared, state_plus=0.0, model=None, **options):
+    model = net() if model is None else model
+    state = model.init_state(BATCH)
+    state = state | {"h": state["h"] + state_plus}
+    given = sequences(2) if data is None else data
+    optimizer = options.pop("optimizer", ADAM)
+    return se.fit(se.D_RTRL(), loss, optimizer, model, given, state=state, checkpoint=path, progress=False, **options)
+
+
+FEW = "rate kind injected closure array compiled field metric derivative state first last time fewer".split()
+
+
+@pytest.mark.parametrize("name", few([*ALIKE], [*FEW, "body of a schedule", "body of it", "a stream", "held out"]))
+def test_of_something_that_looks_alike(tmp_path, name):
+    """One that is made anew and is the same goes on; another one is refused and leaves the file as it was."""
+    make, one, two, words = ALIKE[name]
+    call(tmp_path / "run", **make(one))
+    assert len(call(tmp_path / "run", **make(one)).losses) == 2
+    before = (tmp_path / "run").read_bytes()
+    with pytest.raises(ValueError, match=words):
+        call(tmp_path / "run", **make(two))
+    assert (tmp_path / "run").read_bytes() == before
+
+
+def test_written_under_another_python(tmp_path, monkeypatch):
+    """There the code of a function looks different, and what else is known of it does not."""
+    call(tmp_path / "run", loss=weighed(1.0))
+    monkeypatch.setattr("platform.python_version_tuple", lambda: ("3", "99", "0"))
+    monkeypatch.setattr("sparse_etrace._facts._code", lambda code: "other")
+    call(tmp_path / "run", loss=weighed(1.0))
+    with pytest.raises(ValueError, match="loss_fn: 'loss_fn.much' was 1.0, here it is 2.0"):
+        call(tmp_path / "run", loss=weighed(2.0))
 
 
 def test_of_another_large_constant_of_numpy(tmp_path):
@@ -297,7 +471,7 @@ def test_of_another_batch_size(tmp_path):
     train(sequences(1), checkpoint=tmp_path / "run")
     data = [tuple(a[:, :1] for a in pair) for pair in sequences(2)]
     model = net()
-    with pytest.raises(ValueError, match=r"checkpoint: in .* is float32\[2, 5\], in this run float32\[1, 5\]"):
+    with pytest.raises(ValueError, match=r"another state: .* was float32\[2, 5\] .*, here it is float32\[1, 5\]"):
         se.fit(se.D_RTRL(), squared, ADAM, model, data, state=model.init_state(1), checkpoint=tmp_path / "run")
 
 
@@ -314,6 +488,112 @@ def test_of_batches_in_another_order(tmp_path):
 def write(path, **arrays):
     with open(path, "wb") as file:
         np.savez(file, **arrays)
+
+
+def test_that_unpacks_to_too_much(tmp_path):
+    call(tmp_path / "run")
+    with np.load(tmp_path / "run") as file:
+        arrays = dict(file)
+    with open(tmp_path / "run", "wb") as file:
+        np.savez_compressed(file, **arrays | {"leaf000000": np.zeros(10_000_000, np.uint8)})
+    with pytest.raises(
+        ValueError, match=r"run of [\d,]+ bytes unpacks to 10,0[\d,]+, but a checkpoint is not compressed"
+    ):
+        call(tmp_path / "run")
+
+
+def test_one_run_at_a_time(tmp_path):
+    """A second run is refused by name, also behind a link, and the first is not harmed; afterwards the path is free."""
+    (tmp_path / "link").symlink_to("run")
+
+    def second(now):
+        for name in ("run", "link"):
+            with pytest.raises(ValueError, match=f"checkpoint: .*{name} is that of another run, which goes on. Wait"):
+                call(tmp_path / name)
+        return now.sequences == 1
+
+    call(tmp_path / "run", callbacks=second)
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "run"}
+    resumed, whole = call(tmp_path / "link"), call(tmp_path / "other")
+    assert same(resumed, whole) and (tmp_path / "link").is_symlink()
+    assert len(call(tmp_path / "run").losses) == 2
+
+
+def test_a_lock_that_was_removed_under_it(tmp_path, monkeypatch):
+    """The run before ends between the opening of its lock and the locking: the one behind makes a new one."""
+    real, opened = fcntl.flock, []
+
+    def late(file, how):
+        if not opened:
+            (tmp_path / "run.lock").unlink()
+        opened.append(file)
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    call(tmp_path / "run")
+    assert len(opened) == 2 and [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="checkpoint: .*pipe is no file but a device, a pipe or a socket. Name a file"):
+        call(tmp_path / "pipe")
+
+
+def again():
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("first", ["callback", "last save", "error"])
+def test_ctrl_c_again_and_again(tmp_path, monkeypatch, first):
+    """At each line of what ends a run, once it has begun: nothing is lost, and what was learned is returned."""
+    data, heard, lines, handler = sequences(3), [], [], signal.getsignal(signal.SIGINT)
+
+    def trace(frame, event, arg):
+        where = Path(frame.f_code.co_filename)
+        if where.parent.name != "sparse_etrace" or frame.f_code.co_name == "_hear":
+            return None
+        # An error is on its way through `fit` for a moment before it knows of it.
+        is_known = first != "error" or frame.f_code.co_name != "fit"
+        if heard and event == "line" and is_known and signal.getsignal(signal.SIGINT) is not handler:
+            lines.append(frame.f_lineno)
+            again()
+        return trace
+
+    def start(*rest):
+        heard.append(1)
+        if first == "error":
+            raise RuntimeError("mine")
+        again()
+
+    if first == "last save":
+        real = os.replace
+        monkeypatch.setattr(os, "replace", lambda *paths: (heard or start(), real(*paths)))
+    then = start if first != "last save" else ()
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        if first == "error":
+            with pytest.raises(RuntimeError, match="mine"):
+                train(data, checkpoint=tmp_path / "run", callbacks=then)
+        else:
+            result = train(data, checkpoint=tmp_path / "run", callbacks=then)
+    finally:
+        sys.settrace(before)
+    assert signal.getsignal(signal.SIGINT) is handler and len(lines) > 30
+    count = 3 if first == "last save" else 1
+    if first != "error":
+        assert result.stopped == "interrupted" and len(result.losses) == count
+    seen = []
+    assert same(train(data, checkpoint=tmp_path / "run", callbacks=seen.append), train(data)) and len(seen) == 3 - count
+
+
+def test_ctrl_c_in_a_thread_is_none_of_its_business(tmp_path):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(call(tmp_path / "run")))
+    thread.start()
+    thread.join()
+    assert len(found[0].losses) == 2
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "pickle", "other archive", "no header"])
@@ -341,7 +621,7 @@ def test_of_another_format(tmp_path):
     train(sequences(1), checkpoint=tmp_path / "run")
     with np.load(tmp_path / "run") as file:
         arrays = dict(file)
-    text = arrays["header"].tobytes().replace(b"checkpoint 2", b"checkpoint 1")
+    text = arrays["header"].tobytes().replace(b"checkpoint 3", b"checkpoint 2")
     write(tmp_path / "run", **arrays | {"header": np.frombuffer(text, np.uint8)})
-    with pytest.raises(ValueError, match="is a 'sparse_etrace checkpoint 1', this version reads"):
+    with pytest.raises(ValueError, match="is a 'sparse_etrace checkpoint 2', this version reads"):
         train(sequences(1), checkpoint=tmp_path / "run")

@@ -281,6 +281,111 @@ def test_data_that_are_no_pairs():
             fit(se.D_RTRL(), squared, ADAM, net(), data, state=net().init_state(BATCH))
 
 
+# --- optimizers that ask for the loss --------------------------------------------------------------------------------
+
+
+def total(model, pair, start):
+    out = jax.lax.scan(lambda h, x: model(h, x), start, jnp.asarray(pair[0]))[1]
+    return jnp.sum(jax.vmap(squared)(out, jnp.asarray(pair[1])))
+
+
+@pytest.mark.parametrize("update", ["sequence", 3])
+def test_an_optimizer_that_asks_for_the_value(x64, update):
+    """Polyak's step is the loss by the squared gradient; a plateau divides the rate."""
+    data = sequences(1)
+    got = trained(train(data, optimizer=optax.polyak_sgd(), update=update))
+    learner, model = se.D_RTRL(), net()
+    carry = learner.init(model, model.init_state(BATCH), jnp.asarray(data[0][0][0]))
+    size = STEPS if update == "sequence" else update
+    for t in range(0, STEPS, size):
+        losses, grads, carry = se.online_grad(learner, squared, model, carry, *(a[t : t + size] for a in data[0]))
+        rate = jnp.minimum(jnp.sum(losses) / sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)), 1.0)
+        model = eqx.apply_updates(model, jax.tree.map(lambda g, rate=rate: -rate * g, grads))
+    assert relative_error(got, eqx.filter(model, se.trainable(model))) < 1e-6
+
+
+def test_a_plateau_lowers_the_rate():
+    plateau = optax.chain(optax.sgd(0.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=1))
+    result = train(sequences(1) * 5, optimizer=plateau)
+    state = result.opt_state[1]
+    assert float(state.scale) == 0.5**4
+    np.testing.assert_allclose(float(state.best_value), STEPS * result.losses[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("search", ["lbfgs", "backtracking"])
+def test_an_optimizer_that_searches_along_a_line(x64, search):
+    """It sees what BPTT says at each point, here with BPTT as the rule; without one it would not move."""
+    data, learner = sequences(1), se.BPTT()
+    line = optax.scale_by_backtracking_linesearch(20, store_grad=True)
+    optimizer = optax.lbfgs() if search == "lbfgs" else optax.chain(optax.sgd(1.0), line)
+    result = train(data * 3, learner=learner, optimizer=optimizer)
+    model, start = net(), net().init_state(BATCH)
+    params, rest = eqx.partition(model, se.trainable(model))
+    value_fn = lambda p: total(eqx.combine(p, rest), data[0], start)
+    opt_state = optimizer.init(params)
+    for _ in range(3):
+        value, grad = jax.value_and_grad(value_fn)(params)
+        changes, opt_state = optimizer.update(grad, opt_state, params, value=value, grad=grad, value_fn=value_fn)
+        params = eqx.apply_updates(params, changes)
+    assert relative_error(trained(result), params) < 1e-6 and result.losses[2] < result.losses[0]
+
+
+def test_the_gradient_of_the_rule_at_other_parameters(x64):
+    """Also behind the first update, where there are traces."""
+
+    def update(grads, state, params=None, *, value_fn, **others):
+        value, by = jax.value_and_grad(value_fn)(jax.tree.map(lambda p: 1.1 * p, params))
+        return jax.tree.map(jnp.zeros_like, grads), (value, by)
+
+    looking = optax.GradientTransformationExtraArgs(lambda params: (jnp.zeros(()), params), update)
+    model, learner, (xs, ys) = net(), se.D_RTRL(), map(jnp.asarray, sequences(1)[0])
+    got = train([(xs, ys)], optimizer=looking, update=4).opt_state
+    carry = learner.init(model, model.init_state(BATCH), xs[0])
+    carry = se.online_grad(learner, squared, model, carry, xs[:4], ys[:4])[2]
+    there = jax.tree.map(lambda p, t: 1.1 * p if t else p, model, se.trainable(model))
+    losses, grads, _ = se.online_grad(learner, squared, there, carry, xs[4:], ys[4:])
+    assert relative_error(got, (jnp.sum(losses), grads)) < 1e-12
+
+
+def test_an_optimizer_that_asks_for_something_else():
+    def update(grads, state, params=None, *, hessian, **others):
+        return grads, state
+
+    asking = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    with pytest.raises(TypeError, match="optimizer: .*'hessian'. Of what an optimizer may ask for, fit has"):
+        train(sequences(1), optimizer=asking)
+
+    def broken(grads, state, params=None, **others):
+        raise TypeError("mine")
+
+    with pytest.raises(TypeError, match="^mine"):
+        train(sequences(1), optimizer=optax.GradientTransformationExtraArgs(lambda params: (), broken))
+
+
+def test_inside_a_transformation():
+    """No derivative through it, by what it is given or by what the loss holds, is taken for zero."""
+    words = "fit: what it was given is traced by a transformation of JAX, .* the gradient of a sequence is `grads` of"
+    model, data = net(), sequences(1)
+    weights = model.rec.value["weight"]
+
+    def by_model(w):
+        return jnp.sum(train(data, eqx.tree_at(lambda m: m.rec.value["weight"], model, w)).losses)
+
+    def by_loss(scale):
+        state = net().init_state(BATCH)
+        loss = lambda out, y: scale * squared(out, y)
+        return jnp.sum(se.fit(se.D_RTRL(), loss, ADAM, model, data, state=state, progress=False).losses)
+
+    for call in (jax.grad(by_model), jax.jit(by_model), jax.vmap(lambda w: by_model(w))):
+        with pytest.raises(TypeError, match=words):
+            call(jnp.stack([weights] * 2) if call.__name__ == "<lambda>" else weights)
+    with pytest.raises(TypeError, match=words):
+        jax.grad(by_loss)(1.0)
+    xs, ys = data[0]
+    with pytest.raises(TypeError, match=words):
+        jax.grad(lambda xs: jnp.sum(train([(xs, ys)]).losses))(jnp.asarray(xs, jnp.float32))
+
+
 def test_ctrl_c_returns_what_was_learned():
     data = sequences(4)
 
@@ -322,14 +427,48 @@ def test_patience_needs_a_validation():
 
 
 def test_one_pair_is_no_data():
-    with pytest.raises(ValueError, match=r"data: got one pair \(xs, ys\). Pass \[\(xs, ys\)\] for one sequence"):
+    with pytest.raises(ValueError, match=r"data: got a tuple, which is one pair \(xs, ys\). Pass \[\(xs, ys\)\]"):
         # The bare function: that one pair is no type that it takes shall be told in the library's own words.
         fit = getattr(se.fit, "__wrapped__", se.fit)
         fit(se.D_RTRL(), squared, ADAM, net(), sequences(1)[0], state=net().init_state(BATCH))
 
 
-def test_a_pair_of_pairs_is_data():
-    assert train(tuple(sequences(2))).losses.shape == (2,)
+def with_mask(pair):
+    """Inputs and targets that are pairs of arrays themselves."""
+    return tuple((leaf, np.ones(leaf.shape[:2], np.float32)) for leaf in pair)
+
+
+class Masked(eqx.Module):
+    cell: se.cells.LeakyRate
+
+    def __call__(self, state, x):
+        state, out = self.cell(state, x[0] * x[1][:, None])
+        return state, out
+
+
+def masked(out, y):
+    return squared(out * y[1][:, None], y[0] * y[1][:, None])
+
+
+def test_pairs_of_pairs_are_not_taken_for_several():
+    """A tuple is one pair whatever it holds, and a list several."""
+    data, held_out = sequences(2), sequences(2, 4)
+    plain = train(data, validation=held_out[1])
+    options = {"state": net().init_state(BATCH), "progress": False}
+
+    def run(pairs, **others):
+        return se.fit(se.D_RTRL(), masked, ADAM, Masked(net()), pairs, **options, **others)
+
+    all_of_them = [*map(with_mask, held_out)]
+    one, several = (run([*map(with_mask, data)], validation=v) for v in (all_of_them[1], all_of_them))
+    assert np.array_equal(one.metrics["validation_loss"], plain.metrics["validation_loss"])
+    several_plain = train(data, validation=held_out)
+    assert np.array_equal(several.metrics["validation_loss"], several_plain.metrics["validation_loss"])
+    for wrong in (tuple(map(with_mask, held_out)), [*with_mask(held_out[0])]):
+        with pytest.raises(ValueError, match="validation: expected (.xs, ys. structured|pairs)"):
+            run([*map(with_mask, data)], validation=wrong)
+    with pytest.raises(ValueError, match=r"data: got a tuple, which is one pair \(xs, ys\). Pass"):
+        run(with_mask(data[0]))
 
 
 # --- what is not finite ----------------------------------------------------------------------------------------------
