@@ -246,7 +246,7 @@ def test_outputs_that_do_not_fit_the_units(name):
         bad(bad.init_state(), jnp.ones(INPUTS))
 
 
-# --- the published eligibility of e-prop -------------------------------------------------------------------------------
+# --- the published eligibility of e-prop -----------------------------------------------------------------------------
 
 LEAK, SLOW, THETA, BETA, LONG = np.exp(-1 / 20), np.exp(-1 / 200), 0.6, 1.7 * (1 - np.exp(-1 / 200)), 42
 
@@ -313,14 +313,14 @@ def test_without_the_gradient_of_the_reset_is_the_published_eligibility(name, le
     assert all(np.linalg.norm(with_reset[k] - right[k]) > 0.1 * np.linalg.norm(right[k]) for k in right)
 
 
-def test_what_a_spike_takes_can_be_trained():
+@pytest.mark.parametrize("gradient", [True, False])
+def test_what_a_spike_takes_can_be_trained(gradient):
     """Its own derivative is there, with the gradient of the spike and without."""
     param, _ = dense(INPUTS, 0)
     x = jnp.asarray(9 * normal(INPUTS))
-    for gradient in (True, False):
-        value = lambda r: cells.LIF(UNITS, param, reset=r, reset_gradient=gradient)
-        z = value(1.0)(value(1.0).init_state(), x)[1]
-        slope = jax.grad(lambda r: value(se.ElemWiseParam(r))(value(1.0).init_state(), x)[0].v.sum())(jnp.zeros(()))
-        assert float(slope) == -float(z.sum()) != 0
+    make = lambda r: cells.LIF(UNITS, param, reset=r, reset_gradient=gradient)
+    state, z = make(1.0).init_state(), make(1.0)(make(1.0).init_state(), x)[1]
+    slope = jax.grad(lambda r: make(se.ElemWiseParam(r))(state, x)[0].v.sum())(jnp.zeros(()))
+    assert float(slope) == -float(z.sum()) != 0
     default, same = cells.LIF(UNITS, param, threshold=0.5), cells.LIF(UNITS, param, threshold=0.5, reset=0.5)
     np.testing.assert_array_equal(default(default.init_state(), x)[0].v, same(same.init_state(), x)[0].v)
