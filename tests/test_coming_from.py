@@ -471,3 +471,206 @@ def test_eprop_of_nest_in_numbers(spiking):
     # The rest names functions, and no numbers.
     rest = {"`optimizer: {'type': 'adam', 'eta': 1e-4}`", "other rules: none"}
     assert len(found) == len(BRIAN2) + 9 + 6 + len(slopes) + len(rest)
+
+
+# ----------------------------------------------------------------------------------------------- brainscale, braintrace
+
+# Rows that name a function or a setting, and no numbers.
+NO_NUMBERS = {
+    "`ETraceGrad.full`, `.approx`, `.adaptive`",
+    "subclass `ETraceOp`: `xw_to_y`, `yw_to_w`",
+    "`brainstate.random.seed(0)`",
+    "`brainstate.transform.jit`",
+    "`chunk_size=k` with `MultiStepData`",
+    "`braintrace.SnAp`, `UORO`, `ThreeFactor`, `EProp`, `OSTLRecurrent`",
+    "an optimizer of braintools, a loop of one's own",
+    "`verbose=1`, the compiler's report",
+}
+CELLS = "`braintrace.nn.GRUCell`, `MGUCell`, `brainstate.nn.init_all_states`"
+LEARNING = [
+    "`braintrace.compile(model, braintrace.D_RTRL, x0, batch_size=4)`",
+    "`learner(x)`: one step",
+    "`learner.etrace_grad(xs, ys, step_fn=f, reduction='sum')`",
+    "`reduction='mean'`, its default",
+    "`braintrace.pp_prop`, `ES_D_RTRL`, `decay_or_rank=0.9`",
+]
+X, STATE = np.random.default_rng(3).normal(size=(5, 3)), np.random.default_rng(8).normal(size=4)
+GATES = np.random.default_rng(9).normal(size=(3, 7, 4))  # of input and state together, as there
+ROWS, TWO = np.random.default_rng(4).normal(size=(5, 8)), np.random.default_rng(5).normal(size=(8, 2))
+IMAGE, WINDOW = np.random.default_rng(6).normal(size=(32, 3)), np.random.default_rng(7).normal(size=(5, 3, 4))
+
+
+@pytest.fixture(scope="module")
+def braintrace_page():
+    return rows_of("from-braintrace.md")
+
+
+def single(a):
+    return jnp.asarray(a, jnp.float32)
+
+
+def apply(op, x, **w):
+    return se.ETraceParam({k: single(v) for k, v in w.items()}, op)(single(x))
+
+
+def op_rows(names):
+    """How to read our side, and what each row should give."""
+    (w, b, mask), csr = (np.asarray(names[k], float) for k in ("w", "b", "mask")), names["csr"]
+    wide = np.zeros((36, 3))
+    wide[2:-2] = IMAGE
+    convolved = sum(wide[k : k + 32] @ WINDOW[k] for k in range(5))
+    return {
+        "`ETraceParam({'weight': w, 'bias': b}, MatMulOp())`": (lambda v: v[0](single(X)), X @ w + b),
+        "`MatMulOp(weight_mask=mask, weight_fn=jnp.abs)`": (lambda v: apply(v[0], X, weight=w), X @ (np.abs(w) * mask)),
+        "`ConvOp(xinfo, window_strides, padding)`": (lambda v: apply(v[0], IMAGE, weight=WINDOW), convolved),
+        "`SpMatMulOp(sparse_mat)`, a sparse matrix of brainunit": (
+            lambda v: apply(v[0], ROWS, weight=csr.data),
+            ROWS @ csr.toarray(),
+        ),
+        "`ETraceParam({'weight': data}, SpMatMulOp(m))`": (lambda v: v[0](single(ROWS)), ROWS @ csr.toarray()),
+        "`LoraOp(alpha)` with `{'B': ..., 'A': ...}`": (
+            lambda v: apply(v[0].op, ROWS, B=TWO, A=TWO.T),
+            ROWS @ TWO @ TWO.T,
+        ),
+        "`ElemWiseParam(w, op)`": (lambda v: v[0](), np.full(8, 0.5)),
+        "`NonTempParam(w, op)`": (lambda v: v[0](single(ROWS)), ROWS.sum(1)),
+        "`param.execute(x)`": (lambda v: (v[0], v[1]), (np.ones((5, 3)) @ w + b, np.ones(3) @ w + b)),
+    }
+
+
+def gated(kind):
+    """Weights for a cell here, and the new state of a GRU (0) or an MGU (1) by braintrace's equations."""
+    sigmoid = lambda v: 1 / (1 + np.exp(-v))
+    both = np.concatenate([X[0], STATE])
+    if kind:
+        order, keep = GATES[:2], sigmoid(both @ GATES[0])
+        reset, update = keep, keep
+    else:
+        order, reset, update = GATES, sigmoid(both @ GATES[0]), sigmoid(both @ GATES[1])
+    candidate = np.tanh(np.concatenate([X[0], reset * STATE]) @ order[-1])
+    return [*(g[:3] for g in order), *(g[3:] for g in order)], (1 - update) * STATE + update * candidate
+
+
+def by_hand(inp, rec, out, xs, decay=None):
+    """Losses, outputs and gradients of the page's network: what recurrence reads is a constant, so a step's own."""
+    h, losses, outs = np.zeros((4, 8)), [], []
+    grads = {"inp": np.zeros_like(inp), "rec": np.zeros_like(rec), "out": np.zeros_like(out)}
+    filtered = {"inp": np.zeros((4, 3)), "rec": np.zeros((4, 8))}
+    for t, x in enumerate(xs):
+        pre = {"inp": x, "rec": h}
+        h = np.tanh(x @ inp + h @ rec)
+        o = h @ out
+        d = 2 * o / o.size
+        n = d @ out.T * (1 - h * h)
+        for k in filtered:
+            filtered[k] = pre[k] if decay is None else decay * filtered[k] + pre[k]
+            grads[k] += filtered[k].T @ n * (1.0 if decay is None else (1 - decay) / (1 - decay ** (t + 1)))
+        grads["out"] += h.T @ d
+        losses.append(np.mean(o**2))
+        outs.append(o)
+    return np.array(losses), outs, grads
+
+
+def parts_of(model):
+    return {k: getattr(model, k).value["weight"] for k in ("inp", "rec", "out")}
+
+
+def test_ops_of_braintrace_in_numbers(braintrace_page):
+    found, names = braintrace_page
+    right = op_rows(names)
+    for row, (ours, expected) in right.items():
+        close(ours(found[row]), expected)
+    model = [
+        ("`brainstate.HiddenState(jnp.zeros(n))`", lambda v: v[0].shape, (4, 8)),
+        (
+            "`brainstate.ParamState(w)` in a `braintrace.matmul`",
+            lambda v: v[0](single(X)),
+            X @ np.asarray(names["w"], float),
+        ),
+        ("`model.states(brainstate.ParamState)`", lambda v: sum(a.size for a in jax.tree.leaves(v[0])), 96),
+        ("a model state that is not trained", lambda v: v[0](), 0.9),
+    ]
+    for row, ours, expected in model:
+        close(ours(found[row]), expected)
+    gru, mgu, _ = found[CELLS][0]
+    for cell, (weights, h) in ((gru, gated(0)), (mgu, gated(1))):
+        made = cell(4, *(se.ETraceParam({"weight": single(part)}, se.MatMulOp()) for part in weights))
+        close(made(single(STATE), single(X[0]))[1], h)
+    assert set(found) == {*right, *(row for row, *_ in model), CELLS, *LEARNING, *NO_NUMBERS}
+
+
+def test_learning_of_braintrace_in_numbers(braintrace_page):
+    found, names = braintrace_page
+    xs = np.asarray(names["xs"], float)
+    weights = {k: np.asarray(v, float) for k, v in parts_of(names["model"]).items()}
+    losses, outs, grads = by_hand(*weights.values(), xs)
+    close(found["`learner(x)`: one step"][0][1], outs[0])
+    learner, model, loss = names["learner"], names["model"], names["step_loss"]
+    carry = learner.init(model, jnp.zeros((4, 8)), names["xs"][0])
+    ours = se.online_grad(learner, loss, model, carry, names["xs"], names["ys"])
+    close(ours[0], losses)
+    close(parts_of(ours[1]), grads)
+    mean, summed = found["`reduction='mean'`, its default"][0], found[LEARNING[2]][0][1]
+    close(jax.tree.map(lambda g: 10 * g, parts_of(mean)), parts_of(summed))
+    rule = found[LEARNING[4]][0]
+    carry = rule.init(model, jnp.zeros((4, 8)), names["xs"][0])
+    # No memory but through an op, so that there is nothing to filter; braintrace filters its inputs, see the page.
+    close(parts_of(se.online_grad(rule, loss, model, carry, names["xs"], names["ys"])[1]), grads)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ops_and_learning_beside_braintrace(braintrace_page):
+    bt = pytest.importorskip("braintrace", reason="pip install braintrace==0.2.6 brainevent==0.2.1")
+    import brainstate
+
+    names = braintrace_page[1]
+    w, b, mask = (names[k] for k in ("w", "b", "mask"))
+    right = {row: value for row, (_, value) in op_rows(names).items()}
+    xinfo = jax.ShapeDtypeStruct((32, 3), jnp.float32)
+    theirs = {
+        "`ETraceParam({'weight': w, 'bias': b}, MatMulOp())`": bt.ETraceParam({"weight": w, "bias": b}, bt.MatMulOp()),
+        "`MatMulOp(weight_mask=mask, weight_fn=jnp.abs)`": bt.ETraceParam(
+            {"weight": w}, bt.MatMulOp(weight_mask=mask, weight_fn=jnp.abs)
+        ),
+        "`LoraOp(alpha)` with `{'B': ..., 'A': ...}`": bt.ETraceParam(
+            {"B": single(TWO), "A": single(TWO.T)}, bt.LoraOp(alpha=1.0)
+        ),
+        "`NonTempParam(w, op)`": bt.NonTempParam({"weight": jnp.ones((8, 1))}, bt.MatMulOp()),
+    }
+    assert xinfo.shape == IMAGE.shape
+    for row, param in theirs.items():
+        x = X if "MatMulOp" in row else ROWS
+        close(param.execute(single(x)), right[row])
+    close(bt.ElemWiseParam(jnp.zeros(8), jax.nn.sigmoid).execute(), right["`ElemWiseParam(w, op)`"])
+
+    for kind, cell in enumerate((bt.nn.GRUCell(3, 4), bt.nn.MGUCell(3, 4))):
+        brainstate.nn.init_all_states(cell)
+        for name, gate in zip(("Wr", "Wz", "Wh") if kind == 0 else ("Wf", "Wh"), GATES):
+            getattr(cell, name).weight.value = {"weight": single(gate), "bias": jnp.zeros(4)}
+        cell.h.value = single(STATE)
+        close(cell(single(X[0])), gated(kind)[1])
+
+    class Net(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = bt.nn.ValinaRNNCell(3, 8, activation="tanh")
+            self.out = bt.nn.Linear(8, 1)
+
+        def update(self, x):
+            return self.out(self.rnn(x))
+
+    xs, ys = names["xs"], names["ys"]
+    weights = {k: np.asarray(v, float) for k, v in parts_of(names["model"]).items()}
+    for rule, decay in (("D_RTRL", None), ("pp_prop", 0.9)):
+        net = Net()
+        brainstate.nn.init_all_states(net, 4)
+        net.rnn.W.weight.value = {"weight": single(np.r_[weights["inp"], weights["rec"]]), "bias": jnp.zeros(8)}
+        net.out.weight.value = {"weight": single(weights["out"]), "bias": jnp.zeros(1)}
+        more = {} if decay is None else {"decay_or_rank": decay}
+        learner = bt.compile(net, rule, xs[0], batch_size=4, **more)
+        loss = lambda x, y, learner=learner: jnp.mean((learner(x) - y) ** 2)
+        grads = learner.etrace_grad(xs, ys, step_fn=loss, reduction="sum")
+        _, _, expected = by_hand(*weights.values(), np.asarray(xs, float), decay)
+        close(grads["rnn", "W", "weight"]["weight"], np.r_[expected["inp"], expected["rec"]])
+        # As the page says; here it is exact.
+        assert np.abs(grads["out", "weight"]["weight"]).max() == 0 < np.abs(expected["out"]).max()
