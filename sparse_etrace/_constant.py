@@ -41,7 +41,7 @@ def constant(results: PyTree[Any], inputs: PyTree[Any], words: str, late: bool =
             a loop hands on to itself, where only numbers tell whether anything else reads them.
 
     Raises:
-        TypeError: in the backward pass, something reads the results.
+        TypeError: in the backward pass, something reads the results; or they are differentiated forward.
     """
     moving = [a for a in jax.tree.leaves(inputs) if isinstance(a, jax.core.Tracer) and is_inexact(a)]
     floating, rest = eqx.partition(results, eqx.is_inexact_array)
@@ -58,7 +58,10 @@ def constant(results: PyTree[Any], inputs: PyTree[Any], words: str, late: bool =
         return jax.tree.map(lambda p: p.value, floating, is_leaf=lambda p: hasattr(p, "perturbed")), about
 
     attach.defvjp(forward, _backward, symbolic_zeros=True)
-    return eqx.combine(attach(floating, moving), rest)
+    try:
+        return eqx.combine(attach(floating, moving), rest)
+    except TypeError as error:  # forward mode
+        raise TypeError(words) from error
 
 
 def _backward(about: _About, cts: PyTree[Any]) -> tuple[PyTree[Any], Any]:

@@ -85,7 +85,8 @@ def one_update(task: Task, point: Point, xs: Any, ys: Any) -> tuple[Point, list[
     of_loss = {"value": jnp.sum(losses), "grad": grads, "value_fn": _objective(task, point.carry, xs, ys)}
     optimizer = optax.with_extra_args_support(task.optimizer)
     try:
-        changes, opt_state = optimizer.update(grads, point.opt_state, point.trained, **of_loss)
+        with jax.numpy_dtype_promotion("standard"):  # optax is not written for any other
+            changes, opt_state = optimizer.update(grads, point.opt_state, point.trained, **of_loss)
     except TypeError as error:
         if "required keyword-only argument" not in str(error):
             raise

@@ -249,6 +249,10 @@ def test_results_have_no_derivative(name, kind):
                 with pytest.raises(TypeError, match="summed losses is its second result, `grads`: add to it"):
                     jax.eval_shape(jax.grad(read), arrays[argument])
 
+    if name != "BPTT":
+        with pytest.raises(TypeError, match="summed losses is its second result, `grads`: add to it"):
+            jax.jvp(lambda given: results(given)[0], (arrays,), (arrays,))
+
     def beside(given):
         found = results(given)
         return size(given[0]) + jax.lax.stop_gradient(jnp.sum(found[0])), found

@@ -347,6 +347,15 @@ def test_the_gradient_of_the_rule_at_other_parameters(x64):
     assert relative_error(got, (jnp.sum(losses), grads)) < 1e-12
 
 
+@pytest.mark.parametrize("optimizer", [ADAM, optax.polyak_sgd()], ids=["adam", "polyak"])
+def test_strict_promotion_of_types(optimizer):
+    options = {"metrics": {"error": mean_error}, "validation": sequences(1), "patience": 3, "update": 3}
+    expected = train(sequences(2), optimizer=optimizer, **options)
+    with jax.numpy_dtype_promotion("strict"):
+        got = train(sequences(2), optimizer=optimizer, **options)
+    assert eqx.tree_equal(trained(got), trained(expected)) and got.losses.tolist() == expected.losses.tolist()
+
+
 def test_an_optimizer_that_asks_for_something_else():
     def update(grads, state, params=None, *, hessian, **others):
         return grads, state
