@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import doctest
 import io
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import networkx as nx
 import numpy as np
 import pytest
-from test_docs import pieces
+from test_docs import SAME, pieces
 
 import sparse_etrace as se
 
@@ -22,10 +23,11 @@ def rows_of(page, change=None, stop=None):
     """What the code of each row gives, `{left column: [values]}`, and all names; `change` follows the first block."""
     text = (DOCS / page).read_text()
     lines, names, found = text.splitlines(), {"__name__": "page"}, {}
-    for line, source, _ in pieces(text):
+    for line, source, prints in pieces(text):
         if not lines[line].startswith("|"):
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
                 exec(source, names)
+            assert prints is None or SAME(prints, printed.getvalue(), doctest.ELLIPSIS)
             names.update(change or {})
             change = None
             continue
