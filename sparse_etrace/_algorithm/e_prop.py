@@ -16,7 +16,8 @@ class EProp(TraceLearner):
     `l = B dL_t/dout_t`, `ebar_s <- kappa ebar_s + (1 - kappa) e_s`. Each way from `z` to `out` is cut; others, and what
     lies behind the leaf (a readout), keep the derivative of the model. Symmetric feedback is that derivative itself,
     `l = dL_t/dz_t`, and the filter then `ebar_s <- kappa ebar_s + e_s`, as the readout's own gain is in `l`: it is
-    exact for a readout `y_t = kappa y_{t-1} + g W z_t`.
+    exact for a readout `y_t = kappa y_{t-1} + g W z_t`. The published trace of a spiking neuron lets no derivative
+    through its reset: `reset_gradient=False` of `cells.LIF` and `cells.ALIF`.
 
     The regulariser adds `rate_strength sum_i (r_i - rate_target)^2 / 2` to the loss of a sequence, with `r_i` the mean
     of the leaf at each unit over the steps since `init` or `reset`, for each batch element:
