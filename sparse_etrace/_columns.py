@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 GUESS = "guess"
+NO_WEIGHT = ", or pass weight=None for weights of 1"
 USUAL = frozenset(
     "weight weights w wt strength syn_weight count counts synapses synapse_count syn_count n_syn n_synapses num_syn "
     "num_synapses".split()

@@ -14,6 +14,7 @@ import numpy as np
 from ._build import Policies, build_graph
 from ._columns import (
     GUESS,
+    NO_WEIGHT,
     first_missing,
     holds_numbers,
     is_real,
@@ -235,7 +236,7 @@ def from_networkx(
         for name, row in zip(names, weights, strict=True):
             if row and not isinstance(row[weight], (RealNumber, np.bool_)):
                 raise ValueError(f"weight: edge {name!r} has {weight}={row[weight]!r}, which is no real number")
-        values = attribute_columns("edge", weights, names)[weight]  # type: ignore[index]
+        values = attribute_columns("edge", weights, names, NO_WEIGHT)[weight]  # type: ignore[index]
     rows = [{key: row[key] for key in kept if key in row} for row in rows]
     pre = np.array([index[u] for u, _ in names], np.int64)
     post = np.array([index[v] for _, v in names], np.int64)

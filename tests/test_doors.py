@@ -145,6 +145,12 @@ def test_an_attribute_that_some_edges_lack_can_be_left_out(tmp_path):
         se.from_networkx(G)
     with pytest.raises(ValueError, match="set it on every edge, or leave it out of `edge_attrs`"):
         se.read_graph(tmp_path / "graph.graphml")
+    del G.edges["b", "c"]["weight"]
+    nx.write_graphml(G, tmp_path / "partial.graphml")
+    for door in (lambda: se.from_networkx(G), lambda: se.read_graph(tmp_path / "partial.graphml")):
+        with pytest.raises(ValueError, match="weight.* set it on every edge.*, or pass weight=None for weights of 1"):
+            door()
+    G.edges["b", "c"]["weight"] = NUMBERS[1]
     for graph in (se.from_networkx(G, edge_attrs=[]), se.read_graph(tmp_path / "graph.graphml", edge_attrs=[])):
         assert weights(graph) == SEEN and graph.edge_attrs == {}
 

@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 
 from .._build import build_graph
-from .._columns import strings, text_cells, weight_name
+from .._columns import NO_WEIGHT, strings, text_cells, weight_name
 from .._graph import Graph
 from .base import (
     Options,
@@ -162,7 +162,7 @@ def read(source: Source, options: Options) -> Graph:
         options.weight, groups, lambda name: {key.kind for key in groups[name].values()} <= set(KINDS), options.guesses
     )
     kept = options.kept([other for other in groups if other != name])
-    weight = None if name is None else _column(f"edge attribute {name!r}", "edge", groups[name], rows)
+    weight = None if name is None else _column(f"edge attribute {name!r}", "edge", groups[name], rows, NO_WEIGHT)
     if weight is not None and weight.dtype.kind not in "biuf":
         raise ValueError(f"has the edge attribute {name!r} of type {weight.dtype}; weights are numbers")
     way = ", or leave it out of `edge_attrs`"
