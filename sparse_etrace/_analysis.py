@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._filter import leaf_names, refuse_zero, struct, structure, trained_filter
+from ._linear import refuse_bent
 from ._op.base import OpCall, VmappedCall
 from ._program import Atom, Labels, Node, flatten, is_inexact, propagate, vjp_jaxpr
 from ._routes import Call, Group, Variable, make_group
@@ -222,6 +223,7 @@ class Analysis:
 
         `traced` are the op calls with a trace; None for those that are traced into groups.
         """
+        self._check_weights()
         traced = {r.call for g in self.groups for r in g.routes} if traced is None else traced
         for i in self.trained:
             name, sinks = self.param_names[i], self.within_step(("p", i))
@@ -235,6 +237,18 @@ class Analysis:
                     "step is learned. Wrap it in se.ElemWiseParam (or another op) to give it a trace.",
                     stacklevel=3,
                 )
+
+    def _check_weights(self) -> None:
+        """Raise where the weights of an op are made of what is trained by something whose derivative is not linear."""
+        program = self.program
+        for call in self.learning:
+            wanted = [a for a, moves in zip(call.weight_atoms, self.weight_is_trained(call), strict=True) if moves]
+            rest = [a for a in self.params if is_inexact(program.avals[a])]
+            refuse_bent(
+                f"the weights of the op called at {call.node.where}",
+                lambda values, wanted=wanted, rest=rest: program.evaluate(dict(zip(rest, values)), wanted),
+                program.shapes(rest),
+            )
 
     def outside_ops(self, i: int) -> set[Label]:
         """Sinks of a model leaf by ways that do not begin as a weight of an op."""

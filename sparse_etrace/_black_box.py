@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._filter import check_names, leaf_names, refuse_zero, struct, trained_filter
+from ._linear import refuse_bent
 from ._program import Labels, is_inexact, propagate, vjp_jaxpr
 
 
@@ -48,6 +49,21 @@ def check_reach(
     for (name, leaf), sink in zip(inexact, found[: count - len(new)], strict=True):
         if name in trained and leaf.size and "out" not in sink and not sink & read:
             refuse_zero(name, allow_zero, used=bool(sink))
+
+
+def check_linear(model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any], train: Any) -> None:
+    """Raise where the new state's derivative by the old one and by what is trained is not linear backward."""
+    trained, fixed = eqx.filter_eval_shape(lambda model: split(model, train), model)
+    live, rest = eqx.partition(struct(state), is_inexact)
+
+    def step(sources: tuple, *others: Any) -> PyTree[Any]:
+        trained, live = sources
+        fixed_arrays, rest, x = others
+        new, _ = eqx.combine(trained, fixed_arrays, static)(eqx.combine(live, rest), x)
+        return [leaf for leaf in jax.tree.leaves(new) if is_inexact(leaf)]
+
+    arrays, static = eqx.partition(fixed, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    refuse_bent("the new state", step, (trained, live), arrays, rest, struct(x))
 
 
 def split(model: PyTree[Any], train: Any) -> tuple[PyTree[Any], PyTree[Any]]:

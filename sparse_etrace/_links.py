@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ._analysis import Analysis
+from ._linear import check_linear, refuse_bent
 from ._positions import Mixed, follow
 from ._program import is_inexact, vjp_jaxpr
 from ._routes import Call, derivative_forward, jacobian_forward, op_free_map
@@ -132,6 +133,7 @@ class Links:
                 values = [self._value(s) for s in dense]
                 fn, rest = op_free_map(self.program, self.analysis.calls, values, [value])
                 closed, _ = vjp_jaxpr(fn, self.program.shapes(values), *self.program.shapes(rest))
+                check_linear(self.name(sink), closed, [len(dense)])
                 ids = follow(closed.jaxpr, closed.consts, [None] * len(dense) + [numbers] + [None] * len(rest))
                 found += [
                     Link(source, sink, self._by_unit(source, sink, part), False)
@@ -139,7 +141,8 @@ class Links:
                 ]
             for source in sources:
                 if source not in dense:
-                    found.append(Link(source, sink, self._by_unit(source, sink, self._landing(source, value)), True))
+                    landed = self._landing(source, sink, value)
+                    found.append(Link(source, sink, self._by_unit(source, sink, landed), True))
         return found
 
     def _refuse_complex(self, sink: Node) -> None:
@@ -153,10 +156,11 @@ class Links:
                 "se.RTRL()."
             )
 
-    def _landing(self, source: Node, value: int) -> Any:
+    def _landing(self, source: Node, sink: Node, value: int) -> Any:
         y = self._value(source)
         fn, rest = op_free_map(self.program, self.analysis.calls, [y], [value])
         aval = self.program.avals[y]
+        refuse_bent(self.name(sink), fn, self.program.shapes([y]), *self.program.shapes(rest))
 
         def push(tangent: Any, *others: Any) -> Any:
             return jacobian_forward(fn, jnp.zeros(aval.shape, aval.dtype), others)(tangent)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._primitives import CALLS, UnknownLayoutError, bind, branches, called, parameter, scan, sub_jaxprs
+from ._program import is_inexact
 
 ELEMENTWISE = {
     "add", "add_any", "sub", "mul", "div", "neg", "select_n", "convert_element_type", "copy", "copy_p",
@@ -117,6 +118,8 @@ def _through(eqn: Any, ids: list[Any], values: list[Any], line: str) -> list[Any
         shape = eqn.outvars[0].aval.shape
         full = [np.broadcast_to(i, shape) if i is not None and i.shape != shape else i for i in ids]
         return [_join(full)] * len(eqn.outvars)
+    if not any(is_inexact(v.aval) for v in eqn.outvars):
+        return [None] * len(eqn.outvars)
     raise _MixingError
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._linear import check_linear, pushforward, refuse_bent
 from ._op.base import ETraceOp, OpCall
 from ._positions import Mixed, follow
 from ._program import Atom, Node, Program, vjp_jaxpr
@@ -94,10 +95,9 @@ def op_free_map(
 
 
 def jacobian_forward(fn: Callable[..., list[Any]], y: Any, others: tuple) -> Callable[[Any], list[Any]]:
-    """Forward derivative of `fn([y], *others)` by transposing its VJP, which custom VJPs allow as well."""
+    """Forward derivative of `fn([y], *others)`, which custom VJPs allow as well."""
     out, pull = jax.vjp(lambda y: fn([y], *others), y)
-    push = jax.linear_transpose(lambda ct: pull(ct)[0], out)
-    return lambda tangent: push(tangent)[0]
+    return pushforward(pull, out)
 
 
 def derivative_forward(fn: Callable[..., list[Any]], y: Any, others: tuple) -> list[Any]:
@@ -144,6 +144,11 @@ def make_group(
     numbers = np.arange(int(np.prod(shape))).reshape(shape)
     fn, rest = op_free_map(program, calls, sources, [v.new for v in variables])
     closed, out = vjp_jaxpr(fn, program.shapes(sources), *program.shapes(rest))
+    check_linear(
+        f"the hidden state {', '.join(repr(v.name) for v in variables)}",
+        closed,
+        range(len(sources), len(sources) + len(out)),
+    )
     found: list[Any] = follow(
         closed.jaxpr, closed.consts, [None] * len(sources) + [numbers] * len(out) + [None] * len(rest)
     )
@@ -184,6 +189,7 @@ def _route_diagonal(
     """An elementwise value may serve every batch element, so its derivative is followed forward."""
     y, source = call.y(program), call.node.outputs[0]
     fn, rest = op_free_map(program, calls, [source], [v.new for v in variables])
+    refuse_bent(f"the hidden state {variables[0].name!r}", fn, [y], *program.shapes(rest))
 
     def push(tangent: Any, *others: Any) -> Any:
         return jacobian_forward(fn, jnp.zeros(y.shape, y.dtype), others)(tangent)

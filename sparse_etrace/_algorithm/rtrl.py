@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Inexact, PyTree
 
 from .._analysis import Analysis
-from .._black_box import by_step, check_carry, check_reach, split
+from .._black_box import by_step, check_carry, check_linear, check_reach, split
 from .._links import UnlinkedError
 from .._numbers import number, whole
 from .._program import cast, is_inexact
@@ -85,6 +85,7 @@ class RTRL(InfluenceLearner):
                 return super()._start(model, state, x)
             except (UnlinkedError, NotImplementedError):
                 pass  # units are mixed, or an op does not say which synapses it has
+        check_linear(model, state, x, self.train)
         shapes = eqx.filter_eval_shape(lambda model, state: _zeros(split(model, self.train)[0], state), model, state)
         size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
         if size > self.max_influences:

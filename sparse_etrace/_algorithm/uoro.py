@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._black_box import by_step, check_carry, check_reach, split
-from .._filter import struct
+from .._black_box import by_step, check_carry, check_linear, check_reach, split
+from .._linear import pushforward
 from .._origin import origin_of
 from .._program import is_inexact, is_key
 from .base import Carry, Learner, Window, compiled, cut
@@ -70,6 +70,7 @@ class UORO(Learner):
     def init(self, model: Callable[..., Any], state: PyTree[Array], x: PyTree[Any]) -> Carry:
         """Check that every trained leaf reaches the output, and start with an estimate of zero; see `D_RTRL.init`."""
         check_reach(model, state, x, self.train, self.allow_zero)
+        check_linear(model, state, x, self.train)
         state = jax.tree.map(jnp.asarray, state)
         estimate = self._start(split(model, self.train)[0], state, self.key)
         for what, tree in ("state", estimate.state), ("model", estimate.params):
@@ -121,8 +122,7 @@ def _advance(estimate: Estimate, pull: Callable[..., Any]) -> Estimate:
     leaves, shape = jax.tree.flatten(estimate.state)
     keys = jax.random.split(now, len(leaves))
     signs = jax.tree.unflatten(shape, [jax.random.rademacher(k, s.shape, s.dtype) for k, s in zip(keys, leaves)])
-    # The transposed pullback pushes forward, also through functions that have only a backward rule.
-    (carried,) = jax.linear_transpose(lambda ct: pull(ct)[0], struct(estimate.state))(estimate.state)
+    carried = pushforward(pull, estimate.state)(estimate.state)
     _, fresh = pull(signs)
     first, second = _balance(estimate.params, carried), _balance(fresh, signs)
     state = jax.tree.map(lambda s, sign: first.astype(s.dtype) * s + second.astype(s.dtype) * sign, carried, signs)
