@@ -160,7 +160,7 @@ def gradient_alignment(
         weight = np.zeros(count, np.float32)
         weight[begin:end] = 1
         _, right, _ = online_grad(exact, weighted, model, start, xs, (ys, weight))
-        pairs.append([[np.asarray(g, float) for g in jax.tree.leaves(tree)] for tree in (grads, right)])
+        pairs.append([[_real(g) for g in jax.tree.leaves(tree)] for tree in (grads, right)])
     names = (*leaf_names(grads), TOGETHER)
     steps = np.stack([ends[:-1], ends[1:]], axis=1)
     products = np.stack([_products(*pair) for pair in pairs])
@@ -170,6 +170,12 @@ def gradient_alignment(
         steps = np.concatenate([steps, [[0, count]]])
     dot, own, right = np.moveaxis(np.concatenate([products, products.sum(1, keepdims=True)], axis=1), -1, 0)
     return Alignment(names, steps, *_compare(dot, np.sqrt(own), np.sqrt(right)))
+
+
+def _real(leaf: Array) -> np.ndarray:
+    """A gradient in float64; of complex numbers real and imaginary part."""
+    wide = np.asarray(leaf, complex if np.iscomplexobj(leaf) else float)
+    return wide.view(float) if wide.ndim else np.array([wide.real, wide.imag])
 
 
 def _products(grads: list[np.ndarray], exact: list[np.ndarray]) -> Float[np.ndarray, "leaves 3"]:

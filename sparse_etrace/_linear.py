@@ -62,8 +62,8 @@ def check_linear(what: str, closed: Any, vector: Sequence[int]) -> None:
     except _BentError as found:
         name, where = found.args
         raise ValueError(
-            f"model: the backward pass of {what} is not linear, by `{name}` at {where}: it clips, rounds or adds to the "
-            "derivative itself. A trace multiplies derivatives of single steps, which gives another gradient then. "
+            f"model: the backward pass of {what} is not linear, by `{name}` at {where}: it clips, rounds or adds to "
+            "the derivative itself. A trace multiplies derivatives of single steps, which gives another gradient then. "
             "Clip the finished gradient instead (optax.clip), or use se.BPTT() or se.TBPTT()."
         ) from None
 

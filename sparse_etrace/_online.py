@@ -50,7 +50,7 @@ def online_grad(
         stacked `aux`.
 
     Raises:
-        TypeError: `chunk` is no whole number.
+        TypeError: `chunk` is no whole number; or a loss is an integer, a boolean or complex.
         ValueError: `xs` and `ys` differ in length, there are no steps, or `chunk` is below 1; or `carry` is of another
             connectivity. Inside a `jit` of your own losses and gradients are NaN then.
         TypeError: a transformation of JAX differentiates the results by the model, the carry, `xs` or `ys`, which only
@@ -108,6 +108,13 @@ def gradient(
             got = "a tuple (has_aux=True takes a pair)" if isinstance(loss, tuple) else f"shape {jnp.shape(loss)}"
             raise ValueError(
                 f"loss_fn: expected a scalar for each step, got {got}. Sum or average over batch and units."
+            )
+        dtype = jnp.result_type(loss)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"loss_fn: expected a floating number, got {dtype}, which has no derivative to go down. A count of "
+                "right answers is no loss (return it beside one, with has_aux=True); of a complex number take the real "
+                "part or the modulus."
             )
         return loss, aux
 

@@ -155,3 +155,16 @@ def test_influences_through_a_complex_op_are_refused():
     message = r"the input of the op called at .* complex\. Influences pass through real ops: split it into two"
     with pytest.raises(ValueError, match=message):
         run(se.SnAp(2), case)
+
+
+def test_alignment_sees_both_parts():
+    """The cosine of a complex leaf is that of its real and imaginary parts, one behind the other."""
+    case = models.in_float64("recurrent_lru")
+    fixed = {"model": case.model, "state": case.twin.state, "xs": case.xs, "ys": case.ys}
+    found = se.gradient_alignment(se.D_RTRL(), oracles.loss_fn, **fixed)
+    own, exact = (run(learner, case)[1]["rec"]["weight"] for learner in (se.D_RTRL(), se.BPTT()))
+    a, b = (np.concatenate([np.real(g), np.imag(g)]) for g in (own, exact))
+    cosine = a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
+    at = found.names.index("params['rec'].value['weight']")
+    np.testing.assert_allclose(found.cosine[0, at], cosine, rtol=1e-10)
+    assert cosine < 0.999

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import models
 import numpy as np
+import optax
 import pytest
 from oracles import relative_error
 from soak import few
@@ -50,6 +51,36 @@ def gradient(learner, model, xs, ys, **options):
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
+
+
+EVERY = [
+    *LEARNERS, se.Hybrid(), se.OSTL(), se.OTTT(decay=0.7), se.EProp("state"), se.RFLO("state", key=jax.random.key(1)),
+    se.ThreeFactor("state"), se.TBPTT(2), se.SnAp(2), se.RTRL(), se.UORO(key=jax.random.key(1)),
+]  # fmt: skip
+
+
+WRONG = [(learner, dtype) for learner in EVERY for dtype in ("int32", "bool", "complex64")]
+
+
+@pytest.mark.parametrize("learner, dtype", few(WRONG, [*WRONG[::3], *WRONG[1:3]]), ids=str)
+def test_a_loss_without_a_real_derivative_is_refused(learner, dtype):
+    model, (xs, ys) = net(), stream(3)
+    losses = {"int32": lambda out, y: jnp.sum(out > y), "bool": lambda out, y: jnp.all(out > y)}
+    loss = losses.get(dtype, lambda out, y: jnp.sum(out - y) * (1 + 1j))
+    carry = start(learner, model, xs)
+    message = f"loss_fn: expected a floating number, got {dtype}.*has_aux=True.*modulus"
+    with pytest.raises(TypeError, match=message):
+        se.online_grad(learner, loss, model, carry, xs, ys)
+    with pytest.raises(TypeError, match="[Gg]rad.* requires real-"):
+        eqx.filter_grad(lambda model: loss(learner.step(model, carry, xs[0])[1], ys[0]))(model)
+
+
+def test_everything_that_learns_refuses_such_a_loss():
+    model, (xs, ys), loss = net(), stream(3), lambda out, y: jnp.sum(out > y)
+    with pytest.raises(TypeError, match="loss_fn: expected a floating number, got int32"):
+        se.gradient_alignment(se.D_RTRL(), loss, model, model.init_state(), xs, ys)
+    with pytest.raises(TypeError, match="loss_fn: expected a floating number, got int32"):
+        se.fit(se.D_RTRL(), loss, optax.sgd(0.1), model, [(xs, ys)], state=model.init_state(), progress=False)
 
 
 @pytest.mark.parametrize(
