@@ -62,6 +62,8 @@ def constant(results: PyTree[Any], inputs: PyTree[Any], words: str, late: bool =
         return eqx.combine(attach(floating, moving), rest)
     except TypeError as error:  # forward mode
         raise TypeError(words) from error
+    except NotImplementedError:  # inside a shard_map without jit, where nothing is differentiated
+        return results
 
 
 def _backward(about: _About, cts: PyTree[Any]) -> tuple[PyTree[Any], Any]:

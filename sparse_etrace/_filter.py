@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from ._op.base import ETraceOp
 from ._param import Fixed
+from ._primitives import varying
 from ._program import is_inexact
 
 
@@ -17,9 +18,20 @@ def struct(tree: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
 
     def one(leaf: Any) -> jax.ShapeDtypeStruct:
         leaf = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+        refuse_varying(leaf)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
     return jax.tree.map(one, tree)
+
+
+def refuse_varying(leaf: Any) -> None:
+    """Raise inside a `jax.shard_map` that follows which arrays differ from device to device."""
+    axes = varying(jax.typeof(leaf)) if isinstance(leaf, jax.core.Tracer) else []
+    if axes:
+        raise NotImplementedError(
+            f"jax.shard_map: it follows how arrays vary over {', '.join(axes)}, and derivatives here do not. Give it "
+            "check_vma=False; gradients are summed over devices by jax.lax.psum as before."
+        )
 
 
 def structure(tree: PyTree[Any]) -> Any:

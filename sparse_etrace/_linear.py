@@ -9,7 +9,7 @@ import jax.extend.source_info_util as source_info
 import jax.numpy as jnp
 import numpy as np
 
-from ._primitives import CALLS, bind, branches, called, parameter, scan
+from ._primitives import CALLS, PLACED, bind, branches, called, parameter, scan
 from ._program import is_inexact, is_key, vjp_jaxpr
 
 LARGE = 1 << 20
@@ -20,8 +20,11 @@ JOINT = {"add", "sub", "add_any", "concatenate", "select_n", "pad", "dynamic_upd
          "scatter-sub", "complex", "stack", "custom_linear_solve"}  # fmt: skip
 # Linear in each operand, all others given; of others jax itself is asked, which takes longer.
 SINGLE = {"neg", "reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim", "rev", "reduce_sum", "slice",
-          "unstack", "tile", "split", "gather", "dynamic_slice", "convert_element_type", "copy", "copy_p", "mul",
-          "reduce_precision", "real", "imag", "conj", "dot_general", "conv_general_dilated"}  # fmt: skip
+          "unstack", "tile", "split", "gather", "dynamic_slice", "convert_element_type", "mul", "reduce_precision",
+          "real", "imag", "conj", "dot_general", "conv_general_dilated"}  # fmt: skip
+# Sums over devices and what carries numbers from one to another, operand by operand as `PLACED`.
+ACROSS = {"psum", "psum2", "psum_invariant", "unreduced_psum", "all_gather", "all_gather_invariant", "all_to_all",
+          "ppermute", "reduce_scatter"}  # fmt: skip
 NESTED = CALLS | {"shard_map"}
 
 
@@ -114,6 +117,8 @@ def _through(eqn: Any, given: list[str], line: str) -> list[str]:
         return [_joined(list(parts), name, line) for parts in zip(*found, strict=True)]
     if name in NESTED:
         return _follow(called(eqn), given, line)
+    if name in PLACED | ACROSS:
+        return list(given)
     if LINEAR not in given:
         return [ZERO if _stays_zero(eqn, given) else CONSTANT] * len(eqn.outvars)
     if _is_test_of_finite(eqn):

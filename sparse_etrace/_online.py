@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from ._algorithm import Carry, Learner
 from ._constant import constant, held, is_traced
+from ._filter import refuse_varying
 from ._numbers import whole
 from ._origin import check_origin, scaled
 
@@ -83,6 +84,7 @@ def online_grad(
 def read_stream(xs: PyTree[Any], ys: PyTree[Any]) -> tuple[PyTree[Array], PyTree[Array]]:
     """Inputs and targets as arrays with one common first axis, time."""
     xs, ys = jax.tree.map(jnp.asarray, (xs, ys))
+    jax.tree.map(refuse_varying, (xs, ys))
     lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves((xs, ys))}
     if len(lengths) != 1 or None in lengths or 0 in lengths:
         raise ValueError(

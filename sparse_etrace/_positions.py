@@ -9,13 +9,13 @@ import jax.extend.source_info_util as source_info
 import jax.numpy as jnp
 import numpy as np
 
-from ._primitives import CALLS, UnknownLayoutError, bind, branches, called, parameter, scan, sub_jaxprs
+from ._primitives import CALLS, PLACED, UnknownLayoutError, bind, branches, called, parameter, scan, sub_jaxprs
 from ._program import is_inexact
 
 ELEMENTWISE = {
-    "add", "add_any", "sub", "mul", "div", "neg", "select_n", "convert_element_type", "copy", "copy_p",
-    "reduce_precision", "real", "imag", "complex", "conj", "optimization_barrier", "name", "pvary", "stop_gradient",
-    "sharding_constraint", "mul_any", "integer_pow", "max", "min", "sign", "abs", "exp", "tanh", "logistic", "clamp",
+    "add", "add_any", "sub", "mul", "div", "neg", "select_n", "convert_element_type", "reduce_precision", "real",
+    "imag", "complex", "conj", "stop_gradient", "mul_any", "integer_pow", "max", "min", "sign", "abs", "exp", "tanh",
+    "logistic", "clamp",
 }  # fmt: skip
 
 
@@ -112,6 +112,8 @@ def _through(eqn: Any, ids: list[Any], values: list[Any], line: str) -> list[Any
     if name == "cond":
         found = [follow(branch.jaxpr, branch.consts, ids[1:], line) for branch in branches(eqn)]
         return [_join(list(parts)) for parts in zip(*found, strict=True)]
+    if name in PLACED:
+        return list(ids)
     if name in _STRUCTURAL:
         return _STRUCTURAL[name](eqn, ids, values)
     if name in ELEMENTWISE:

@@ -9,7 +9,17 @@ import jax.extend.core as jex
 from ._op.base import CutCall, VmappedCall
 
 INLINED = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
+# Where numbers lie, on which devices, and whether these hold the same: no number is changed.
+PLACED = {"copy", "copy_p", "device_put", "layout_constraint", "mesh_cast", "name", "optimization_barrier",
+          "pbroadcast", "pcast", "preduced", "pvary", "reduced_vary_cast_p", "relayout", "reshard",
+          "sharding_constraint", "vary_unreduced_cast_p"}  # fmt: skip
 CALLS = INLINED | {"custom_jvp_call", "custom_vjp_call"}
+
+
+def varying(aval: Any) -> list[str]:
+    """Axes of a mesh along which an array differs from device to device, where a `shard_map` follows that."""
+    kind = getattr(aval, "manual_axis_type", aval)  # before jax 0.10 it is in the type itself
+    return sorted(getattr(kind, "varying", getattr(kind, "vma", ())))
 
 
 class UnknownLayoutError(NotImplementedError):

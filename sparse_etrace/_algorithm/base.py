@@ -260,7 +260,7 @@ class TraceLearner(Learner):
 
     def _check_carry(self, analysis: Analysis, teacher: Teacher, carry: Carry) -> None:
         expected = jax.eval_shape(lambda: self._start(analysis, teacher))
-        if struct((carry.traces, carry.memory)) != expected:
+        if struct((carry.traces, carry.memory)) != struct(expected):
             raise ValueError(
                 "carry: its traces are not those of this learner and model. Make it with this learner's init, and "
                 "again where the model, its shapes or what is trained has changed."
