@@ -181,7 +181,7 @@ class Links:
             by_unit = np.where(ids >= 0, ids - offset[:, None], -1)
             if np.all(by_unit == by_unit[:1]):
                 return by_unit[0]
-        how = f" by `{ids.primitive}` at {ids.where}" if isinstance(ids, Mixed) else ""
+        how = f" {ids.words}" if isinstance(ids, Mixed) else ""
         raise UnlinkedError(
             f"model: {self.name(source)} acts on several units of {self.name(sink)}, or across batch elements{how}. "
             "Influences pass from unit to unit through ops: make the mixing an op (ETraceParam), declare it a boundary "

@@ -35,7 +35,7 @@ class ETraceParam(eqx.Module):
     """A value and the op that it feeds, `y = op(x, value)`; a pytree whose value is trained.
 
     Args:
-        value: arrays as the op wants them, usually `{'weight': ..., 'bias': ...}`.
+        value: arrays as the op wants them, usually `{'weight': ..., 'bias': ...}`; one in a `Fixed` is not trained.
         op: the op.
         grad: what `Hybrid` stores.
         is_etrace: False for a parameter without trace, whose gradient is that of the same step.
@@ -78,7 +78,8 @@ class ETraceParam(eqx.Module):
         if x is None and not self.op.is_diagonal:
             raise TypeError(f"x: expected an input for {self.op}, got none. Only an ElemWiseParam is called without.")
         x = None if x is None else jnp.asarray(x)
-        return call_op(self.op, self.value, x, self.is_etrace, self.grad)
+        value = jax.tree.map(lambda a: a() if _is_fixed(a) else a, self.value, is_leaf=_is_fixed)
+        return call_op(self.op, value, x, self.is_etrace, self.grad)
 
     def __call__(self, x: Any = None) -> Array:
         return self.execute(x)
@@ -125,6 +126,10 @@ class Fixed(eqx.Module):
 
     def __call__(self) -> Array:
         return jax.lax.stop_gradient(self.value)
+
+
+def _is_fixed(leaf: Any) -> bool:
+    return isinstance(leaf, Fixed)
 
 
 def ElemWiseParam(w: PyTree[Any], fn: Callable[[Any], Array] | None = None) -> ETraceParam:

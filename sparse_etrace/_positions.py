@@ -25,6 +25,13 @@ class Mixed(NamedTuple):
     primitive: str
     where: str
 
+    @property
+    def words(self) -> str:
+        """How units are joined; jax's own sum of what comes back from several readers is no user's word."""
+        if self.primitive == "add_any":
+            return "as its entries act on one another (of compartments, give each a leaf of its own)"
+        return f"by `{self.primitive}` at {self.where}"
+
 
 class Numbers(np.ndarray):
     """Unit numbers that remember the last equation that moved them, also through views and sums."""

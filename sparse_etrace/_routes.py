@@ -155,9 +155,9 @@ def make_group(
     for variable, ids in zip(variables, found):
         if isinstance(ids, Mixed) or (ids is not None and np.any((ids != numbers) & (ids >= 0))):
             mixed = ids if isinstance(ids, Mixed) else getattr(ids, "moved", None)
-            how = f"`{mixed.primitive}` at {mixed.where}" if mixed else "a permutation of the units"
+            how = mixed.words if mixed else "by a permutation of the units"
             raise ValueError(
-                f"model: the hidden state {variable.name!r} is mixed across units or batch by {how}. A trace per "
+                f"model: the hidden state {variable.name!r} is mixed across units or batch {how}. A trace per "
                 "synapse needs dynamics that act on each unit by itself: make the mixing an op (ETraceParam), declare "
                 "it a boundary with se.cut, or use a learner without that need, BPTT."
             )

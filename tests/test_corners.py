@@ -261,3 +261,41 @@ def test_a_complex_hidden_variable_is_refused():
 def test_a_convolution_wants_a_shape_with_a_type():
     with pytest.raises(TypeError, match=r"xinfo: expected a shape with a type, got \(8, 1\)\. Write jax\.Shape"):
         se.ConvOp((8, 1), [1], "SAME")
+
+
+class Compartments(eqx.Module):
+    """Two compartments of each unit, on a last axis."""
+
+    inp: se.ETraceParam
+
+    def __call__(self, h, x):
+        soma, dendrite = h[..., 0], h[..., 1]
+        h = jnp.stack([0.9 * soma + 0.1 * dendrite, 0.2 * soma + 0.8 * dendrite + self.inp(x)], -1)
+        return h, h[..., 0]
+
+
+@pytest.mark.parametrize("learner", [se.D_RTRL(), se.SnAp(2)], ids=str)
+def test_compartments_on_an_axis_are_refused_in_words(learner):
+    model = Compartments(se.ETraceParam({"weight": normal(3, UNITS, dtype=jnp.float32)}, se.MatMulOp()))
+    message = r"the hidden state 'state' .*\(of compartments, give each a leaf of its own\)"
+    with pytest.raises(ValueError, match=message) as found:
+        learner.init(model, jnp.zeros((2, UNITS, 2)), jnp.ones((2, 3)))
+    assert "add_any" not in str(found.value)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("learner", [se.D_RTRL(), se.RTRL()], ids=str)
+def test_coefficients_of_an_op_may_be_fixed(learner):
+    """As those of a graph convolution; only the bias is trained."""
+    conn = se.Connectivity.from_edges([0, 1, 2, 0], [1, 2, 0, 3], shape=(3, UNITS))
+    spread = se.ETraceParam({"weight": se.Fixed(normal(4)), "bias": normal(UNITS)}, se.SpMatMulOp(conn))
+    cell, xs, ys = se.cells.LeakyRate(UNITS, spread), normal(5, 2, 3), normal(5, 2, UNITS)
+    assert not se.trainable(cell).inp.value["weight"].value
+
+    def gradient(rule, chunk):
+        carry = rule.init(cell, cell.init_state(2), xs[0])
+        return se.online_grad(rule, loss_fn, cell, carry, xs, ys, chunk=chunk)[1].inp.value
+
+    got, expected = gradient(learner, 2), gradient(se.BPTT(), None)
+    assert got["weight"].value is None and float(jnp.min(jnp.abs(expected["bias"]))) > 1e-3
+    np.testing.assert_allclose(got["bias"], expected["bias"], rtol=1e-10)
