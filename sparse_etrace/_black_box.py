@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 from ._filter import check_names, leaf_names, refuse_zero, struct, trained_filter
 from ._linear import refuse_bent
 from ._program import Labels, is_inexact, propagate, vjp_jaxpr
+from ._sums import narrowed, widened, zeros
 
 
 def check_reach(
@@ -96,7 +97,7 @@ def by_step(
     def one(before: tuple[Any, Any], now: tuple[Any, Any]) -> Any:
         carry, total = before
         (loss, (aux, carry)), grads = loss_of(trained, carry, *now)
-        return (carry, jax.tree.map(jnp.add, total, grads)), (loss, aux)
+        return (carry, jax.tree.map(jnp.add, total, widened(grads))), (loss, aux)
 
-    (carry, grads), (losses, aux) = jax.lax.scan(one, (carry, jax.tree.map(jnp.zeros_like, trained)), (xs, ys))
-    return losses, aux, grads, carry
+    (carry, grads), (losses, aux) = jax.lax.scan(one, (carry, zeros(trained)), (xs, ys))
+    return losses, aux, narrowed(grads, trained), carry

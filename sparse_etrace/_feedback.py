@@ -16,6 +16,7 @@ from ._analysis import Analysis, closure
 from ._program import Labels, flatten, is_inexact
 from ._routes import Group
 from ._step import TAP, Signals, Tap
+from ._sums import wide, widened
 
 OWN, LOSS, RANDOM = "symmetric", "loss", "random"
 
@@ -234,10 +235,10 @@ class Teacher:
         a, total, steps, filtered = self.analysis, None, None, None
         if any(b.is_rate for b in self.behind):
             (rate,) = a.program.shapes([a.state[self.rate_leaf]])
-            total, steps = jnp.zeros(rate.shape, rate.dtype), jnp.zeros(rate.shape, jnp.int32)
+            total, steps = jnp.zeros(rate.shape, wide(rate.dtype)), jnp.zeros(rate.shape, jnp.int32)
         if self.feedback.kappa is not None and callable(self.feedback.source):
             (leaf,) = a.program.shapes([a.state[self.leaf]])
-            filtered = jnp.zeros(leaf.shape, leaf.dtype)
+            filtered = jnp.zeros(leaf.shape, wide(leaf.dtype))
         return Memory(total, steps, filtered)
 
     def remember(self, memory: Memory, new: list[Array]) -> Memory:
@@ -303,7 +304,7 @@ class Teacher:
         """
         if not self.behind:
             return signals
-        m, d, f = list(signals.m), list(signals.hidden_jacobian), dict(signals.output_jacobian)
+        m, d, f, signal = widened((list(signals.m), list(signals.hidden_jacobian), signals.output_jacobian, signal))
         last: list[Array | None] = [None] * len(m)
         for g, group in enumerate(self.analysis.groups):
             positions, own = self._layout(group)

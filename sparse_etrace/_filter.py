@@ -1,5 +1,6 @@
 """What of a model is trained, and what its leaves are called."""
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -32,6 +33,12 @@ def refuse_varying(leaf: Any) -> None:
             f"jax.shard_map: it follows how arrays vary over {', '.join(axes)}, and derivatives here do not. Give it "
             "check_vma=False; gradients are summed over devices by jax.lax.psum as before."
         )
+
+
+def nbytes(tree: PyTree[Any]) -> int:
+    """Bytes of all arrays of a pytree."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def structure(tree: PyTree[Any]) -> Any:

@@ -14,6 +14,7 @@ from ._constant import constant, held, is_traced
 from ._filter import refuse_varying
 from ._numbers import whole
 from ._origin import check_origin, scaled
+from ._sums import narrowed, widened, zeros
 
 NO_DERIVATIVE = (
     "online_grad: something differentiates its results, which have no derivative. That of the summed losses is its "
@@ -41,8 +42,8 @@ def online_grad(
         carry: from `learner.init`, or from the call before; it goes on.
         xs: inputs, time first.
         ys: targets, time first.
-        chunk: steps in a window, for which traces are touched once; None for 16, or fewer where hidden variables are
-            so many that the Jacobians of a window would need more room than traces and inputs. The gradients are the
+        chunk: steps in a window, for which traces are touched once; None for 16, or fewer where what a window says to
+            the traces would need more room than these. The gradients are the
             same for each. For `BPTT` the steps that are differentiated through; None for all.
         has_aux: `loss_fn` returns `(loss, aux)`.
 
@@ -131,18 +132,18 @@ def gradient(
         def add(before: tuple, part: tuple) -> Any:
             carry, total = before
             carry, (losses, aux, grads) = run(carry, part)
-            return (carry, jax.tree.map(jnp.add, total, grads)), (losses, aux)
+            return (carry, jax.tree.map(jnp.add, total, widened(grads))), (losses, aux)
 
-        shapes = jax.eval_shape(run, carry, jax.tree.map(lambda a: a[0], cut))[1][2]
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (carry, grads), stacked = jax.lax.scan(add, (carry, zeros), cut)
+        like = jax.eval_shape(run, carry, jax.tree.map(lambda a: a[0], cut))[1][2]
+        (carry, grads), stacked = jax.lax.scan(add, (carry, zeros(like)), cut)
         parts.append((*jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), stacked), grads))
     else:
         carry, out = run(carry, jax.tree.map(lambda a: a[0], cut))
         parts.append(out)
+        like = out[2]
     if rest:
         carry, out = run(carry, jax.tree.map(lambda a: a[count * size :], (xs, ys)))
         parts.append(out)
     losses, aux = jax.tree.map(lambda *p: jnp.concatenate(p), *[p[:2] for p in parts])
-    grads = jax.tree.map(lambda first, *others: sum(others, first), *[p[2] for p in parts])
-    return losses, grads, carry, aux
+    total = jax.tree.map(lambda first, *others: sum(others, first), *(widened(p[2]) for p in parts))
+    return losses, narrowed(total, like), carry, aux

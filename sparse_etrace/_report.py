@@ -15,14 +15,14 @@ from jaxtyping import Array, PyTree
 from ._algorithm import Learner
 from ._algorithm.base import TraceLearner
 from ._analysis import Analysis, closure
-from ._filter import struct, trained_filter
+from ._filter import nbytes, struct, trained_filter
 from ._influence import Influences
-from ._op.base import sum_to
 from ._program import is_inexact, is_key
 from ._routes import Call
 from ._step import Step
 from ._table import as_table, data_frame, in_bytes
 from ._traces import routes_of
+from ._windows import sum_to
 
 PROBES = 8
 ORDER = (
@@ -375,9 +375,3 @@ def _owners(analysis: Analysis, call: Call) -> str:
 
 def _is_array_like(leaf: Any) -> bool:
     return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
-
-
-def nbytes(tree: PyTree[Any]) -> int:
-    """Bytes of all arrays of a pytree."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)

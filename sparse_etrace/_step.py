@@ -11,6 +11,7 @@ from jaxtyping import Array
 from ._analysis import Analysis
 from ._program import Atom, Labels, Node, is_inexact
 from ._routes import Call, Group, derivative_forward, op_free_map
+from ._sums import widened
 
 OTHER = "anything but old state"
 TAP = -1
@@ -259,7 +260,7 @@ class Step:
         values = jax.vjp(phi, [params[i] for i in a.trained])[1](cts)[0]
         grads = dict(zip(a.trained, values, strict=True))
         for i, extra in zip(a.plain, plain, strict=True):
-            grads[i] = grads[i] + extra
+            grads[i] = (widened(grads[i]) + extra).astype(grads[i].dtype)
         return grads
 
     def _jacobians(self, known: dict[int, Any]) -> tuple:

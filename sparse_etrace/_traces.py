@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._analysis import Analysis
+from ._filter import nbytes
 from ._program import cast
 from ._routes import Call, Route
 from ._step import Signals
+from ._sums import dot, is_narrow, matmul, matvec, mixed, rounded, wide, widened
 
 
 class Factors(eqx.Module):
@@ -29,10 +31,17 @@ class Factors(eqx.Module):
 
 
 class CallTrace(NamedTuple):
-    """What is kept for one op call: for each group a trace per slot (None: not kept), and the factors (or None)."""
+    """What is kept for one op call.
+
+    Attributes:
+        full: for each group a trace per slot (None: not kept).
+        factors: or None.
+        windows: how many there were, where anything is stored in half precision: each is rounded by other noise.
+    """
 
     full: tuple[PyTree[Array], ...]
     factors: Factors | None
+    windows: Array | None = None
 
 
 def routes_of(analysis: Analysis, call: Call) -> list[tuple[int, Route]]:
@@ -98,7 +107,8 @@ def init_trace(
         f = tuple(jnp.zeros((counts[g], *y.shape), _stored(y.dtype, dtype)) for g, _ in kept)
         filtered = jnp.zeros(x.shape, _stored(jnp.result_type(x.dtype, y.dtype), dtype))
         factors = Factors(filtered, f, jnp.zeros((*y.shape[:-1], 1), jnp.int32))
-    return CallTrace(tuple(traces), factors)
+    is_rounded = any(is_narrow(leaf.dtype) for leaf in jax.tree.leaves((traces, factors)))
+    return CallTrace(tuple(traces), factors, jnp.zeros((), jnp.uint32) if is_rounded else None)
 
 
 def _stored(exact: Any, wanted: Any) -> Any:
@@ -106,6 +116,19 @@ def _stored(exact: Any, wanted: Any) -> Any:
     if wanted is None or not jnp.issubdtype(exact, jnp.complexfloating):
         return wanted or exact
     return jnp.result_type(wanted, jnp.complex64)
+
+
+def bytes_of_step(analysis: Analysis, counts: Sequence[int]) -> int:
+    """What a step says to the traces: inputs and signals of ops; m, D, lam, P by group; F and coefficients by route."""
+    total = 0
+    for call in analysis.learning:
+        y = call.y(analysis.program)
+        per_unit = 1 + sum(2 * counts[g] + 1 for g, _ in routes_of(analysis, call))
+        total += nbytes(call.template(analysis.program)[2]) + per_unit * nbytes(y)
+    for group, count in zip(analysis.groups, counts, strict=True):
+        (state,) = analysis.program.shapes([analysis.state[group.variables[0]]])
+        total += 2 * count * (1 + count) * nbytes(state)
+    return total
 
 
 def adjoint(hidden_jacobian: Array, m: Array, last: Array | None = None) -> tuple[Array, Array, Array, Array]:
@@ -117,7 +140,7 @@ def adjoint(hidden_jacobian: Array, m: Array, last: Array | None = None) -> tupl
 
     def back(carry: tuple[Array, Array], step: tuple[Array, Array]) -> tuple[tuple[Array, Array], Any]:
         (lam, p), (d, m_k) = carry, step
-        new = m_k + jnp.sum(d * lam[:, None], axis=0), jnp.sum(p[:, :, None] * d[None], axis=1)
+        new = m_k + matvec(jnp.swapaxes(d, 0, 1), lam), matmul(p, d)
         return new, carry
 
     count = m.shape[1]
@@ -144,7 +167,7 @@ def advance(
         The new traces, and for each op call the gradient of its weights (a list of leaves).
     """
     last = signals.last or [None] * len(signals.m)
-    adjoints = [adjoint(*parts) for parts in zip(signals.hidden_jacobian, signals.m, last, strict=True)]
+    adjoints = [adjoint(*widened(parts)) for parts in zip(signals.hidden_jacobian, signals.m, last, strict=True)]
     new, gradients = {}, {}
     for call in analysis.learning:
         new[call.number], gradients[call.number] = _advance_call(
@@ -163,8 +186,9 @@ def _advance_call(
     decay: float,
     only: str | None,
 ) -> tuple[CallTrace, list[Array]]:
-    op, v, _ = call.unflatten(*weights, call.x_atoms)
-    x, n = signals.x[call.number], signals.n[call.number]
+    op, given, _ = call.unflatten(*weights, call.x_atoms)
+    v, x, n = widened(given), signals.x[call.number], widened(signals.n[call.number])
+    noise = None if trace.windows is None else mixed(trace.windows * jnp.uint32(0x85EBCA77), call.number)
     trained, routes = analysis.weight_is_trained(call), routes_of(analysis, call)
     in_full = [f is not None for f in _leaves(trace.full[0])] if routes else [False] * len(trained)
     parts: list[list[Array | None]] = []
@@ -181,25 +205,27 @@ def _advance_call(
         ndim = len(analysis.groups[g].shape)
         f = signals.output_jacobian[(g, call.number)].astype(n.dtype)
         lam, p, lam_0, p_0 = (route.spread(part, ndim).astype(n.dtype) for part in adjoints[g])
-        entering, direct = jnp.sum(p * f[:, None], axis=2), jnp.sum(lam * f, axis=1)
+        entering, direct = jax.vmap(matvec)(p, f), jax.vmap(dot)(lam, f)
         if number == 0 and not op.is_diagonal:
             direct = direct + n
         later: tuple = (p_0, entering) if only != "gradients" else (None, None)
         now: tuple = (lam_0, direct) if only != "traces" else (None, None)
-        eps, gradient = op.window(v, trace.full[number], later[0], later[1], now[0], now[1], x)
+        kept = {} if noise is None else {"noise": mixed(noise, number)}
+        eps, gradient = op.window(v, trace.full[number], later[0], later[1], now[0], now[1], x, **kept)
         if only != "gradients":
             full.append(eps)
         if only != "traces":
             parts.append(_leaves(gradient))
     factors = trace.factors
     if factors is not None:
-        factors, filtered, taught = _filter(analysis, call, routes, factors, signals, decay)
+        factors, filtered, taught = _filter(analysis, call, routes, factors, signals, decay, noise)
         sampled(filtered, taught, [keep and not is_full for keep, is_full in zip(trained, in_full, strict=True)])
     total = []
-    for leaf, *found in zip(jax.tree.leaves(v), *parts, strict=True):
+    for leaf, *found in zip(jax.tree.leaves(given), *parts, strict=True):
         present = [part for part in found if part is not None]
         total.append(cast(sum(present[1:], present[0]), leaf.dtype) if present else jnp.zeros_like(leaf))
-    return CallTrace(tuple(full) or trace.full, factors), total
+    windows = None if trace.windows is None else trace.windows + 1
+    return CallTrace(tuple(full) or trace.full, factors, windows), total
 
 
 def _leaves(tree: PyTree[Any]) -> list[Any]:
@@ -213,9 +239,10 @@ def _filter(
     factors: Factors,
     signals: Signals,
     decay: float,
+    noise: Array | None,
 ) -> tuple[Factors, Array, Array]:
     """Factors through a window: the filtered input and the signal that it meets, at each step."""
-    dtype = signals.n[call.number].dtype
+    dtype = wide(signals.n[call.number].dtype)
     stored = factors
 
     def step(factors: Factors, now: tuple) -> tuple[Factors, tuple[Array, Array]]:
@@ -228,14 +255,19 @@ def _filter(
         for (g, route), old, (d, m, f_now) in zip(routes, factors.f, parts, strict=True):
             ndim = len(analysis.groups[g].shape)
             d, m, f_now = (part.astype(dtype) for part in (route.spread(d, ndim), route.spread(m, ndim), f_now))
-            taught = taught + decay * jnp.sum(m * old, axis=0)
-            f.append(decay * jnp.sum(d * old[None], axis=1) + (1 - decay) * f_now)
+            taught = taught + decay * dot(m, old)
+            f.append(decay * matvec(d, old) + (1 - decay) * f_now)
         correction = 1 - jnp.power(jnp.asarray(decay, dtype), (factors.steps + 1).astype(dtype))
         return Factors(filtered, tuple(f), factors.steps + 1), (filtered, taught / correction)
 
     kept = routes if stored.f else []
     parts = [(signals.hidden_jacobian[g], signals.m[g], signals.output_jacobian[(g, call.number)]) for g, _ in kept]
-    wide = Factors(stored.x.astype(dtype), tuple(f.astype(dtype) for f in stored.f), stored.steps)
+    start = Factors(stored.x.astype(dtype), tuple(f.astype(dtype) for f in stored.f), stored.steps)
     x = signals.x[call.number].astype(dtype)
-    new, (filtered, taught) = jax.lax.scan(step, wide, (x, signals.n[call.number], parts), unroll=len(x) == 1)
-    return jax.tree.map(lambda a, b: a.astype(b.dtype), new, stored), filtered, taught
+    new, (filtered, taught) = jax.lax.scan(step, start, (x, widened(signals.n[call.number]), parts), unroll=len(x) == 1)
+    leaves, layout = jax.tree.flatten(stored)
+    found = [
+        rounded(a, b.dtype, mixed(noise, len(routes) + i))
+        for i, (a, b) in enumerate(zip(jax.tree.leaves(new), leaves, strict=True))
+    ]
+    return jax.tree.unflatten(layout, found), filtered, taught

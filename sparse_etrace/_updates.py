@@ -14,6 +14,7 @@ from ._algorithm import Carry, Learner
 from ._batches import Pair
 from ._online import gradient
 from ._program import is_inexact
+from ._sums import widened
 
 
 class Task(NamedTuple):
@@ -103,7 +104,7 @@ def one_sequence(task: Task, point: Point, state: Any, xs: Any, ys: Any, size: i
 
     def one(point: Point, part: tuple[Any, Any]) -> tuple[Point, tuple[list[Array], Array]]:
         point, values, grads = one_update(task, point, *part)
-        return point, ([jnp.sum(v) for v in values], all_finite((values[0], grads)))
+        return point, ([jnp.sum(v) for v in widened(values)], all_finite((values[0], grads)))
 
     steps = jax.tree.leaves((xs, ys))[0].shape[0]
     count, rest = divmod(steps, size)
@@ -130,4 +131,4 @@ def _run_through(task: Task, trained: Any, state: Any, xs: Any, ys: Any) -> list
         state, out = model(state, now[0])
         return state, [task.loss_fn(out, now[1]), *_measure(task, out, now[1])]
 
-    return [jnp.mean(values) for values in jax.lax.scan(one, jax.tree.map(jnp.asarray, state), (xs, ys))[1]]
+    return [jnp.mean(widened(values)) for values in jax.lax.scan(one, jax.tree.map(jnp.asarray, state), (xs, ys))[1]]

@@ -116,3 +116,26 @@ def test_windows_are_shorter_where_their_jacobians_need_more_room_than_the_trace
     carry = se.D_RTRL().init(model, (jnp.zeros(units),) * 3, jnp.zeros(units))
     assert se.D_RTRL().window_steps(model, carry, jnp.zeros((50, units))) == expected
     assert se.BPTT().window_steps(model, carry, None) is None
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("learner", [se.D_RTRL(), se.ES_D_RTRL()], ids=str)
+def test_windows_need_no_more_room_than_what_lasts(learner):
+    """Nodes with features, whose traces are no larger than a step of what is said to them."""
+    nodes, features = 10_000, 32
+
+    class Edges(eqx.Module):
+        spread: se.ETraceParam
+
+        def __call__(self, h, x):
+            h = 0.9 * h + jnp.tanh(self.spread(h) + x)
+            return h, h
+
+    pre, post = np.random.default_rng(0).integers(0, nodes, (2, 6 * nodes))
+    conn = se.Connectivity.from_edges(pre, post, (nodes, nodes))
+    model = Edges(se.ETraceParam({"weight": jnp.ones(6 * nodes)}, se.SpMatMulOp(conn, axis=-2)))
+    state = jax.ShapeDtypeStruct((nodes, features), float)
+    carry = learner.carry_shapes(model, state, state)
+    steps = learner.window_steps(model, carry, jnp.zeros((2, nodes, features)))
+    one, chosen, most = (se.memory_plan(learner, model, state, state, k).total for k in (1, steps, 16))
+    assert chosen <= 2 * one + 2**25 < most / 2

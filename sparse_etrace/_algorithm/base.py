@@ -15,14 +15,16 @@ from jaxtyping import Array, Bool, PyTree
 from .._analysis import Analysis
 from .._constant import constant, held
 from .._feedback import Feedback, Memory, Teacher, leaves_of
-from .._filter import check_names, struct, structure
+from .._filter import check_names, nbytes, struct, structure
 from .._origin import Origin, check_origin, origin_of, scaled
 from .._program import is_inexact, is_key
 from .._routes import Call
 from .._step import Signals, Step
-from .._traces import CallTrace, advance, can_filter, init_trace, routes_of
+from .._sums import widened, zeros
+from .._traces import CallTrace, advance, bytes_of_step, can_filter, init_trace, routes_of
 
 WINDOW = 16
+ROOM = 2**25
 
 
 class Carry(eqx.Module):
@@ -235,10 +237,11 @@ class TraceLearner(Learner):
         return {c.number: one(c) for c in analysis.learning}, teacher.start()
 
     def window_steps(self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array]) -> int:
-        """How many steps `online_grad` takes at once unless told: 16, halved while their Jacobians need too much room.
+        """How many steps `online_grad` takes at once unless told: 16, halved while they need too much room.
 
-        Too much for K steps of a group of A variables are more than `4 A + 2 K` numbers for each synapse and each unit
-        at its two ends; the Jacobians are `K A**2` numbers for each unit.
+        Too much for what K steps say to the traces are `ROOM` bytes and twice those of traces and weights. Too much for
+        the Jacobians of a group of A variables, `K A**2` numbers for each unit, are more than `4 A + 2 K` numbers for
+        each synapse and each unit at its two ends.
         """
         analysis, teacher = self.taught(model, carry.state, jax.tree.map(lambda a: a[0], xs))
         self._check_carry(analysis, teacher, carry)
@@ -253,8 +256,10 @@ class TraceLearner(Learner):
                 ends += units + sum(leaf.size // count for leaf in jax.tree.leaves(traces[index]))
             return steps * count**2 * units <= (4 * count + 2 * steps) * ends
 
+        said = bytes_of_step(analysis, teacher.counts)
+        most = max(ROOM, 2 * (nbytes(carry.traces) + nbytes(eqx.filter(model, eqx.is_array))))
         steps = WINDOW
-        while steps > 1 and not all(fits(steps, number) for number in range(len(analysis.groups))):
+        while steps > 1 and not (steps * said <= most and all(fits(steps, k) for k in range(len(analysis.groups)))):
             steps //= 2
         return steps
 
@@ -274,11 +279,12 @@ class TraceLearner(Learner):
     def _restart_traces(self, traces: dict[int, CallTrace], choose: Callable[..., Array]) -> dict[int, CallTrace]:
         def one(trace: CallTrace) -> CallTrace:
             full = jax.tree.map(lambda e: choose(0, e, 1), trace.full)
+            windows = None if trace.windows is None else choose(0, trace.windows)
             if trace.factors is None:
-                return CallTrace(full, None)
+                return CallTrace(full, None, windows)
             old = trace.factors
             f = tuple(choose(0, part, 1) for part in old.f)
-            return CallTrace(full, type(old)(choose(0, old.x), f, choose(0, old.steps)))
+            return CallTrace(full, type(old)(choose(0, old.x), f, choose(0, old.steps)), windows)
 
         return {index: one(trace) for index, trace in traces.items()}
 
@@ -369,17 +375,16 @@ class TraceLearner(Learner):
             inputs, d, f = jacobians()
             memory = teacher.remember(memory, new)
             by_matrix = [teacher.by_matrix(by_out, b, memory, new) for b in moved]
-            added = [a + b for a, b in zip(added, [*plain, *by_matrix], strict=True)]
+            added = [a + b for a, b in zip(added, widened([*plain, *by_matrix]), strict=True)]
             return (new, added, memory), (loss, aux, Signals(inputs, n, m, d, f), signal)
 
-        zeros = [jnp.zeros_like(p) for p in [*(params[i] for i in analysis.plain), *moved]]
         state, shape = jax.tree.flatten(carry.state)
-        start = (state, zeros, carry.memory)
+        start = (state, zeros([*(params[i] for i in analysis.plain), *moved]), carry.memory)
         (state, added, memory), (losses, aux, signals, signal) = jax.lax.scan(one, start, (xs, ys))
         signals = teacher.extend(signals, signal, carry.memory, memory)
         traces, dv = advance(analysis, weights, carry.traces, signals, self.factor_decay)
         by_param = step.by_parameter(params, dv, added[: len(analysis.plain)])
         if moved:
-            by_param |= teacher.by_learned(model, learned, added[-1])
+            by_param |= teacher.by_learned(model, learned, added[-1].astype(moved[0].dtype))
         grads = jax.tree.unflatten(layout, [by_param.get(i) for i in range(len(params))])
         return Window(losses, aux, grads, Carry(jax.tree.unflatten(shape, state), traces, memory))

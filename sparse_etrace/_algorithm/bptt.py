@@ -10,6 +10,7 @@ from jaxtyping import Array, PyTree
 
 from .._black_box import check_reach, split
 from .._filter import trained_filter
+from .._sums import narrowed, widened
 from .base import Carry, Learner, Window
 
 
@@ -55,14 +56,15 @@ class BPTT(Learner):
         trained, fixed = eqx.partition(model, trained_filter(model, self.train))
 
         @eqx.filter_grad(has_aux=True)
-        def total(trained: PyTree[Array]) -> tuple[Array, Any]:
+        def total(summed: PyTree[Array]) -> tuple[Array, Any]:
             def one(state: PyTree[Array], now: tuple[Any, Any]) -> Any:
                 x, y = now
-                state, out = eqx.combine(trained, fixed)(state, x)
+                state, out = eqx.combine(narrowed(summed, trained), fixed)(state, x)
                 return state, loss_fn(out, y)
 
             state, (losses, aux) = jax.lax.scan(one, carry.state, (xs, ys))
             return jnp.sum(losses), (losses, aux, state)
 
-        grads, (losses, aux, state) = total(trained)
-        return Window(losses, aux, eqx.filter(grads, eqx.is_array), Carry(state, None))
+        grads, (losses, aux, state) = total(widened(trained))
+        grads = narrowed(eqx.filter(grads, eqx.is_array), trained)
+        return Window(losses, aux, grads, Carry(state, None))

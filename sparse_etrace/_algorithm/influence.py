@@ -17,6 +17,7 @@ from .._links import Links, LinkStep
 from .._origin import origin_of
 from .._program import cast, is_inexact
 from .._reach import Wiring
+from .._sums import widened, zeros
 from .base import Carry, Learner, Window, compiled, cut, differentiate
 
 
@@ -154,10 +155,10 @@ class InfluenceLearner(Learner):
             inputs, along = jacobians()
             said = signals(links, along, inputs, m, n, start.values.dtype)
             learning = tuple({c.number: part[c.number] for c in analysis.learning} for part in (inputs, n))
-            return (new, [a + b for a, b in zip(added, plain, strict=True)]), (loss, aux, said, *learning)
+            return (new, [a + b for a, b in zip(added, widened(plain), strict=True)]), (loss, aux, said, *learning)
 
         state, shape = jax.tree.flatten(carry.state)
-        begin = (state, [jnp.zeros_like(params[i]) for i in analysis.plain])
+        begin = (state, zeros([params[i] for i in analysis.plain]))
         (state, added), (losses, aux, said, inputs, n) = jax.lax.scan(one, begin, (xs, ys))
         traces, before = window(start, weights_of(links, weights), said)
         by_param = step.by_parameter(params, self._by_weights(links, weights, before, inputs, n), added)
@@ -185,8 +186,8 @@ class InfluenceLearner(Learner):
             total += sum(leaf.size for leaf in weights[carrier.number][1])
         for call in links.analysis.learning:
             op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
-            signal, at = n[call.number], begin.get(call.number)
-            now = [jnp.sum(signal, axis=0)] if op.is_diagonal else op.total_dw(xs[call.number], signal, v)
+            signal, at = widened(n[call.number]), begin.get(call.number)
+            now = [jnp.sum(signal, axis=0)] if op.is_diagonal else op.total_dw(xs[call.number], signal, widened(v))
             leaves = []
             for leaf, part in zip(jax.tree.leaves(v), jax.tree.leaves(now), strict=True):
                 if at is not None:

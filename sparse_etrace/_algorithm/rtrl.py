@@ -18,6 +18,7 @@ from .._links import UnlinkedError
 from .._numbers import number, whole
 from .._program import cast, is_inexact
 from .._reach import Wiring
+from .._sums import wide
 from .base import Carry, Window, compiled, cut
 from .influence import InfluenceLearner
 
@@ -144,7 +145,7 @@ def _rows(leaf: Array) -> int:
 
 def _zeros(trained: PyTree[Array], state: PyTree[Array]) -> Dense:
     leaves = jax.tree.leaves(trained)
-    params, dtype = sum(leaf.size for leaf in leaves), jnp.result_type(*leaves) if leaves else float
+    params, dtype = sum(leaf.size for leaf in leaves), wide(jnp.result_type(*leaves) if leaves else float)
     live = eqx.filter(jax.tree.map(jnp.asarray, state), is_inexact)
     return Dense(jax.tree.map(lambda s: jnp.zeros((*s.shape, params), dtype), live))
 

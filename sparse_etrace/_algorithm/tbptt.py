@@ -12,6 +12,7 @@ from .._black_box import by_step, check_carry, check_reach, split
 from .._numbers import number, whole
 from .._origin import origin_of
 from .._program import is_inexact, is_key
+from .._sums import narrowed, widened
 from .base import Carry, Learner, Window, compiled, cut
 
 
@@ -89,7 +90,8 @@ class TBPTT(Learner):
         x = jax.tree.map(jnp.asarray, x)
         check_carry(jax.eval_shape(self._start, carry.state, x), carry.traces)
         given = model, carry, x
-        model = eqx.combine(*split(model, self.train))
+        trained, fixed = split(model, self.train)
+        summed = widened(trained)
         carry, held = jax.lax.stop_gradient((carry, x))
         past, count = carry.traces, carry.traces.count
         path, inputs = (
@@ -105,7 +107,7 @@ class TBPTT(Learner):
 
         def again(state: PyTree[Array], now: tuple) -> tuple[PyTree[Array], None]:
             x, then, age = now
-            new, _ = model(state, x)
+            new, _ = eqx.combine(narrowed(summed, trained), fixed)(state, x)
 
             def link(c: Array | None, then: Array, new: Array) -> Array:
                 if c is None:
@@ -116,7 +118,7 @@ class TBPTT(Learner):
 
         first, after = jax.tree.map(lambda leaf: leaf[0], path), jax.tree.map(lambda leaf: leaf[1:], path)
         state, _ = jax.lax.scan(again, first, (jax.tree.map(lambda leaf: leaf[:-1], inputs), after, ages[:-1]))
-        new, out = model(state, x)
+        new, out = eqx.combine(trained, fixed)(state, x)
         later = jax.tree.map(lambda c: jnp.minimum(c + 1, self.steps - 1), count)
         kept = jax.tree.map(lambda leaf: leaf[1:], inputs)
         return cut(Carry(new, History(after, kept, later)), *given), out

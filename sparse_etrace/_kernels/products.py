@@ -15,6 +15,7 @@ from jax.interpreters import ad, batching
 from jaxtyping import Array, Inexact, Shaped
 
 from .._connectivity import Connectivity
+from .._sums import wide
 from . import native
 
 # XLA fuses the steps of a block into one pass over the synapses; larger blocks share gathers, which costs more.
@@ -22,6 +23,8 @@ BLOCK = 8
 SLOTS = ("weight", "x", "y")
 # Scattering into one of several copies of the result pays while they are small beside the synapses.
 MOST_PARTS = 8
+# The most terms that XLA adds one by one to a sum: float32 loses a digit more at a hundred times as many.
+RUN = 1024
 
 
 def spmv(
@@ -31,16 +34,16 @@ def spmv(
 
     Where few inputs are not zero, the others send nothing, also over weights that are not finite.
     """
-    weight, x = _one_type(weight, x)
-    return _bind("y", connectivity, weight[None], as_steps(x)[None]).reshape(*x.shape[:-1], connectivity.num_post)
+    y = _bind("y", connectivity, weight[None], as_steps(x)[None])
+    return y.reshape(*x.shape[:-1], connectivity.num_post)
 
 
 def spmv_t(
     connectivity: Connectivity, weight: Inexact[Array, " synapses"], y: Inexact[Array, "*batch post"]
 ) -> Inexact[Array, "*batch pre"]:
     """Transposed product `x[pre] = sum over s = (pre -> post) of weight[s] * y[post]`."""
-    weight, y = _one_type(weight, y)
-    return _bind("x", connectivity, weight[None], as_steps(y)[None]).reshape(*y.shape[:-1], connectivity.num_pre)
+    x = _bind("x", connectivity, weight[None], as_steps(y)[None])
+    return x.reshape(*y.shape[:-1], connectivity.num_pre)
 
 
 def sampled(
@@ -54,7 +57,6 @@ def sampled_sum(
     connectivity: Connectivity, x: Shaped[Array, "steps *#batch pre"], y: Inexact[Array, "steps *#batch post"]
 ) -> Inexact[Array, "... synapses"]:
     """`sampled` summed over the first axis."""
-    x, y = _one_type(x, y)
     batch = jnp.broadcast_shapes(x.shape[1:-1], y.shape[1:-1])
     x, y = (jnp.broadcast_to(a, (len(a), *batch, a.shape[-1])) for a in (x, y))
     x, y = (jnp.moveaxis(a.reshape(len(a), math.prod(batch), a.shape[-1]), 0, 1) for a in (x, y))
@@ -66,14 +68,11 @@ def as_steps(x: Shaped[Array, "*batch units"]) -> Shaped[Array, "steps units"]:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-def _one_type(a: Array, b: Array) -> tuple[Array, Array]:
-    dtype = jnp.result_type(a, b)
-    return a.astype(dtype), b.astype(dtype)
-
-
 def _bind(missing: str, connectivity: Connectivity, a: Array, b: Array) -> Array:
-    sizes = connectivity.shape
-    return PRIMITIVES[missing].bind(*connectivity.arrays, a, b, sizes=sizes)[0]
+    """A product in the type of its factors, whose sums are wider."""
+    dtype, sizes = jnp.result_type(a, b), connectivity.shape
+    a, b = a.astype(wide(dtype)), b.astype(wide(dtype))
+    return PRIMITIVES[missing].bind(*connectivity.arrays, a, b, sizes=sizes)[0].astype(dtype)
 
 
 def connectivity_of(ids: Any, sizes: tuple[int, int]) -> Connectivity:
@@ -93,15 +92,37 @@ def _xla(missing: str, *operands: Array, sizes: tuple[int, int]) -> list[Array]:
 
 
 def _gather(connectivity: Connectivity, weight: Array, x: Array) -> Array:
-    y = jnp.zeros((connectivity.num_post, len(x)), x.dtype)
     current = weight[:, None] * jnp.take(x.T, connectivity.pre, axis=0, mode="clip")
-    return y.at[connectivity.post].add(current, indices_are_sorted=True, mode="promise_in_bounds").T
+    return _by_unit(current, connectivity.post, connectivity.post_ptr).T
 
 
 def _scatter(connectivity: Connectivity, weight: Array, y: Array) -> Array:
-    x = jnp.zeros((connectivity.num_pre, len(y)), y.dtype)
-    current = weight[:, None] * jnp.take(y.T, connectivity.post, axis=0, mode="clip")
-    return x.at[connectivity.pre].add(current, mode="promise_in_bounds").T
+    if connectivity.num_synapses <= RUN:
+        x = jnp.zeros((connectivity.num_pre, len(y)), y.dtype)
+        current = weight[:, None] * jnp.take(y.T, connectivity.post, axis=0, mode="clip")
+        return x.at[connectivity.pre].add(current, mode="promise_in_bounds").T
+    weight = jnp.take(weight, connectivity.by_pre, mode="clip")
+    current = weight[:, None] * jnp.take(y.T, connectivity.post_by_pre, axis=0, mode="clip")
+    pre = jnp.take(connectivity.pre, connectivity.by_pre, mode="clip")
+    return _by_unit(current, pre, connectivity.pre_ptr).T
+
+
+def _by_unit(current: Array, unit: Array, ptr: Array) -> Array:
+    """Sums of runs of rows, those of each unit; a long one is the sum of sums, each of fewer rows."""
+    blocks = -(-len(current) // RUN)
+
+    def summed(rows: Array, to: Array, count: int) -> Array:
+        zero = jnp.zeros((count, rows.shape[1]), rows.dtype)
+        return zero.at[to].add(rows, indices_are_sorted=True, mode="promise_in_bounds")
+
+    if blocks <= 1:
+        return summed(current, unit, len(ptr) - 1)
+    # Unit and block together number the parts: from one part to the next either grows.
+    count = len(ptr) - 1 + blocks
+    parts = summed(current, unit + jnp.arange(len(current), dtype=unit.dtype) // RUN, count)
+    first = ptr[:-1] // RUN + jnp.arange(len(ptr) - 1, dtype=ptr.dtype)
+    owner = jnp.searchsorted(first, jnp.arange(count, dtype=ptr.dtype), side="right") - 1
+    return summed(parts, jnp.maximum(owner, 0), len(ptr) - 1)
 
 
 def _outer(connectivity: Connectivity, x: Array, y: Array) -> Array:

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching
-from jaxtyping import Array, Inexact, Shaped
+from jaxtyping import Array, Inexact, Shaped, UInt32
 
 from .._connectivity import Connectivity
+from .._sums import dot, mixed, rounded
 from . import native
 from .products import batch_by_loop, connectivity_of, in_front, merged, sampled_sum
 
 MOST_VARIABLES = 3
-UNITS = 4  # of the operands of a window, so many are coefficients
+UNITS = 4  # coefficients among the operands of a window; behind them come x, the noise and the trace
 
 
 def window(
@@ -26,12 +27,14 @@ def window(
     direct: Inexact[Array, "steps *batch post"] | None,
     x: Shaped[Array, "steps *batch pre"],
     trace: Inexact[Array, "vars *batch synapses"],
+    noise: UInt32[Array, ""] | None = None,
 ) -> tuple[Inexact[Array, "vars *batch synapses"] | None, Inexact[Array, " synapses"] | None]:
     """Steps of a trace and their gradient, each synapse read and written once.
 
     `eps' = carried eps + sum_k entering[k] x[k]` and `dv = signal . eps + sum_k direct[k] x[k]`, the latter summed
     over the batch axes. Without `carried` and `entering` the new trace is not wanted, without `signal` and `direct` the
-    gradient is not. A trace may be stored in a narrower type than the coefficients, and keeps it.
+    gradient is not. A trace may be stored in a narrower type than the coefficients, and keeps it; by other `noise`
+    in each window, half precision is rounded without bias.
     """
     given = [part for part in (carried, entering, signal, direct) if part is not None]
     dtype = jnp.result_type(*given)
@@ -44,10 +47,10 @@ def window(
         return part.reshape(1, *part.shape[:front], math.prod(batch), part.shape[-1]).astype(dtype)
 
     operands = [flat(carried, 2), flat(entering, 2), flat(signal, 1), flat(direct, 1), flat(x, 1)]
-    stored = trace if _is_compiled(dtype, trace.dtype) else trace.astype(dtype)
+    operands.append(jnp.zeros((1, 0), jnp.uint32) if noise is None else noise.reshape(1, 1))
     ids = connectivity.arrays
-    new, gradient = window_p.bind(*ids, *operands, stored, sizes=connectivity.shape, variables=len(trace))
-    return None if carried is None else new.astype(trace.dtype), None if signal is None else gradient[0]
+    new, gradient = window_p.bind(*ids, *operands, trace, sizes=connectivity.shape, variables=len(trace))
+    return None if carried is None else new, None if signal is None else gradient[0]
 
 
 def _is_compiled(dtype: Any, stored: Any) -> bool:
@@ -55,9 +58,9 @@ def _is_compiled(dtype: Any, stored: Any) -> bool:
 
 
 def _types(*avals: Any, sizes: tuple[int, int], variables: int) -> bool:
-    *rest, trace = avals
-    ids, coefficients, x = rest[: -UNITS - 1], rest[-UNITS - 1 : -1], rest[-1]
-    known = variables <= MOST_VARIABLES and _is_compiled(x.dtype, trace.dtype) and trace.size > 0
+    *rest, x, noise, trace = avals
+    ids, coefficients = rest[:-UNITS], rest[-UNITS:]
+    known = variables <= MOST_VARIABLES and _is_compiled(x.dtype, trace.dtype) and trace.size > 0 and not noise.size
     return known and native.compiled_types(*ids, *(a for a in coefficients if a.ndim > 2), x)
 
 
@@ -66,10 +69,10 @@ def _types(*avals: Any, sizes: tuple[int, int], variables: int) -> bool:
 
 
 def _xla(*operands: Array, sizes: tuple[int, int], variables: int) -> list[Array]:
-    count = len(operands) - UNITS - 2
+    count = len(operands) - UNITS - 3
     connectivity = connectivity_of(operands[:count], sizes)
 
-    def one(carried: Array, entering: Array, signal: Array, direct: Array, x: Array, trace: Array) -> Any:
+    def one(carried: Array, entering: Array, signal: Array, direct: Array, x: Array, noise: Array, trace: Array) -> Any:
         """One batch element after the other, so that no array has synapses and batch but the trace itself."""
 
         def add(b: Any, now: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -79,12 +82,13 @@ def _xla(*operands: Array, sizes: tuple[int, int], variables: int) -> list[Array
             new, gradient = now
             eps, x_b = pick(trace).astype(x.dtype), pick(x)
             if signal.ndim > 1:
-                gradient = gradient + _matvec(connectivity, pick(signal)[None], eps)[0]
+                gradient = gradient + dot(_at_post(connectivity, pick(signal)), eps)
                 gradient = gradient + sampled_sum(connectivity, x_b, pick(direct))
             if carried.ndim > 1:
-                later = _matvec(connectivity, pick(carried), eps)
-                later = later + sampled_sum(connectivity, x_b[:, None], pick(entering))
-                new = jax.lax.dynamic_update_index_in_dim(new, later.astype(new.dtype), b, 1)
+                later = sampled_sum(connectivity, x_b[:, None], pick(entering))
+                later = later + jnp.stack([dot(_at_post(connectivity, row), eps) for row in pick(carried)])
+                bits = mixed(noise[0], b) if noise.size else None
+                new = jax.lax.dynamic_update_index_in_dim(new, rounded(later, new.dtype, bits), b, 1)
             return new, gradient
 
         # A new array: XLA would copy one that is read and written in turns as often as there are batch elements.
@@ -92,7 +96,7 @@ def _xla(*operands: Array, sizes: tuple[int, int], variables: int) -> list[Array
         return jax.lax.fori_loop(0, x.shape[1], add, start) if x.shape[1] else start
 
     *parts, trace = operands[count:]
-    num, batch = parts[-1].shape[0], parts[-1].shape[2]
+    num, batch = parts[-2].shape[0], parts[-2].shape[2]
     shape = variables, batch, connectivity.num_synapses
     if num == 1:
         new, gradient = one(*[*(part[0] for part in parts), trace.reshape(shape)])
@@ -103,9 +107,10 @@ def _xla(*operands: Array, sizes: tuple[int, int], variables: int) -> list[Array
 
 
 def _native(*operands: Array, sizes: tuple[int, int], variables: int) -> list[Array]:
-    count = len(operands) - UNITS - 2
+    count = len(operands) - UNITS - 3
     connectivity = connectivity_of(operands[:count], sizes)
-    carried, _, signal, _, x, trace = parts = operands[count:]
+    carried, _, signal, _, x, _, trace = operands[count:]
+    parts = *operands[count : count + UNITS + 1], trace
     steps, batch = x.shape[1:3]
     results = [
         jax.ShapeDtypeStruct(trace.shape if carried.ndim > 2 else (len(x), 0), trace.dtype),
@@ -118,20 +123,20 @@ def _native(*operands: Array, sizes: tuple[int, int], variables: int) -> list[Ar
 
 
 def _jvp(primals: Any, tangents: Any, **static: Any) -> tuple[list[Array], list[Any]]:
-    count = len(primals) - UNITS - 2
+    count = len(primals) - UNITS - 3
     tangents = tuple(ad.instantiate_zeros(t) for t in tangents[count:])
     fn = functools.partial(_xla, *primals[:count], **static)
     return window_p.bind(*primals, **static), jax.jvp(fn, tuple(primals[count:]), tangents)[1]
 
 
 def _batch(operands: Any, axes: Any, **static: Any) -> tuple[list[Array], list[int]]:
-    count = len(operands) - UNITS - 2
+    count = len(operands) - UNITS - 3
     if any(axis is not None for axis in axes[:count]):
         return batch_by_loop(functools.partial(window_p.bind, **static), operands, axes)
     size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
     *parts, trace = (in_front(v, axis, size) for v, axis in zip(operands[count:], axes[count:], strict=True))
     new, gradient = window_p.bind(*operands[:count], *map(merged, parts), trace, **static)
-    num = parts[-1].shape[1]
+    num = parts[-2].shape[1]
     is_wanted = parts[0].ndim > 3
     return [new if is_wanted else new.reshape(size, num, 0), gradient.reshape(size, num, -1)], [0, 0]
 
@@ -141,11 +146,5 @@ ad.primitive_jvps[window_p] = _jvp
 batching.primitive_batchers[window_p] = _batch
 
 
-def _matvec(
-    connectivity: Connectivity,
-    matrix: Inexact[Array, "rows vars *batch post"],
-    trace: Inexact[Array, "vars *batch synapses"],
-) -> Inexact[Array, "rows *batch synapses"]:
-    """`sum_b matrix[a, b, post] eps_s[b]`, term by term so that XLA makes one pass of it."""
-    at_post = [[jnp.take(entry, connectivity.post, axis=-1, mode="clip") for entry in row] for row in matrix]
-    return jnp.stack([sum(entry * eps for entry, eps in zip(row, trace, strict=True)) for row in at_post])
+def _at_post(connectivity: Connectivity, unit: Inexact[Array, "vars post"]) -> Inexact[Array, "vars synapses"]:
+    return jnp.take(unit, connectivity.post, axis=-1, mode="clip")

@@ -10,7 +10,9 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array, Inexact, PyTree
+from jaxtyping import Array, Inexact, PyTree, UInt32
+
+from .._windows import window_by_blocks
 
 
 class Uses(NamedTuple):
@@ -122,6 +124,7 @@ class ETraceOp(eqx.Module):
         signal: Inexact[Array, "vars *y"] | None,
         direct: Inexact[Array, "steps *y"] | None,
         x: Any,
+        noise: UInt32[Array, ""] | None = None,
     ) -> tuple[PyTree[Array], PyTree[Array]]:
         """Several steps of a trace and their gradient at once.
 
@@ -134,43 +137,13 @@ class ETraceOp(eqx.Module):
             carried, entering: coefficients of the new trace on post-shaped units; None: it is not wanted.
             signal, direct: coefficients of the gradient on post-shaped units; None: it is not wanted.
             x: presynaptic input, with a leading time axis.
+            noise: other bits in each window, by which a trace in half precision is rounded without bias; None: to the
+                nearest.
 
         Returns:
             The new trace in the type of the old one, and the gradient shaped like `v`; None where not wanted.
         """
-        count = next((len(part) for part in (carried, signal) if part is not None), 0)
-        variables = range(count)
-        like = (entering[:, 0] if direct is None else direct)[0]  # type: ignore[index]
-        empty = jax.tree.map(jnp.zeros_like, jax.eval_shape(self.xy_to_dw, x[0], like, v))
-
-        def of(a: int) -> PyTree[Array]:
-            return jax.tree.map(
-                lambda e, w, zero: zero if e is None else e[a].astype(jnp.result_type(e, w)),
-                trace,
-                v,
-                empty,
-                is_leaf=_none,
-            )
-
-        def add(*parts: PyTree[Array]) -> PyTree[Array]:
-            return jax.tree.map(lambda *leaves: sum(leaves), *parts)
-
-        def kept(tree: PyTree[Array]) -> PyTree[Array]:
-            return jax.tree.map(lambda e, leaf: None if e is None else leaf, trace, tree, is_leaf=_none)
-
-        old = [of(a) for a in variables]
-        new = taught = None
-        if carried is not None and entering is not None:
-            rows = [
-                add(self.sum_dw(x, entering[:, a], v), *(self.yw_to_w(carried[a, b], old[b]) for b in variables))
-                for a in variables
-            ]
-            stacked = kept(jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
-            new = jax.tree.map(lambda e, leaf: leaf.astype(e.dtype), trace, stacked)
-        if signal is not None and direct is not None:
-            now = self.total_dw(x, direct, v)
-            taught = kept(add(now, *(sum_to(self.yw_to_w(signal[a], old[a]), v) for a in variables)))
-        return new, taught
+        return window_by_blocks(self, v, trace, carried, entering, signal, direct, x, noise)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(is_diagonal={self.is_diagonal})"
@@ -230,10 +203,6 @@ def with_bias(y: Array, w: dict[str, Array]) -> Array:
     return y + w["bias"] if "bias" in w else y
 
 
-def _none(leaf: Any) -> bool:
-    return leaf is None
-
-
 def all_to_all(v: dict[str, Any], kept: np.ndarray | None = None) -> list[Uses]:
     """`ETraceOp.synapses` of a weight matrix and a bias; `kept` is False where there is no synapse."""
     num_pre, num_post = v["weight"].shape
@@ -245,29 +214,6 @@ def all_to_all(v: dict[str, Any], kept: np.ndarray | None = None) -> list[Uses]:
 def one_to_one(units: int) -> Uses:
     """A leaf whose slots are the receiving units themselves."""
     return Uses(None, np.arange(units), np.arange(units))
-
-
-def sum_to(trace: PyTree[Array], v: PyTree[Array]) -> PyTree[Array]:
-    """Sum batch axes, positions and broadcast axes of a trace away, down to the shapes of `v`."""
-
-    def one(e: Array, w: Array) -> Array:
-        front = e.ndim - w.ndim
-        axes = tuple(front + i for i, size in enumerate(w.shape) if size == 1 and e.shape[front + i] != 1)
-        return jnp.sum(e, axis=(*range(front), *axes)).reshape(w.shape)
-
-    return jax.tree.map(one, trace, v)
-
-
-def window_per_unit(
-    v: Array, trace: Array, carried: Any, entering: Any, signal: Any, direct: Any
-) -> tuple[Array | None, Array | None]:
-    """`ETraceOp.window` of a leaf whose slot is the target unit itself."""
-    new, taught, eps = None, None, trace.astype(jnp.result_type(trace, v))
-    if carried is not None:
-        new = (jnp.sum(carried * eps[None], axis=1) + jnp.sum(entering, axis=0)).astype(trace.dtype)
-    if signal is not None:
-        taught = sum_to(jnp.sum(signal * eps, axis=0) + jnp.sum(direct, axis=0), v)
-    return new, taught
 
 
 class OpCall(eqx.Module):

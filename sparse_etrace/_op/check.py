@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .base import ETraceOp, sum_to
+from .._windows import sum_to
+from .base import ETraceOp
 
 
 def check_op(op: ETraceOp, w: PyTree[Array], x: Any) -> None:

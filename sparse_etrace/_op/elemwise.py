@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .base import ETraceOp, Uses, one_to_one, window_per_unit
+from .._windows import window_per_unit
+from .base import ETraceOp, Uses, one_to_one
 
 
 class ElemWiseOp(ETraceOp):
@@ -51,9 +52,9 @@ class ElemWiseOp(ETraceOp):
         return y
 
     def window(
-        self, v: Array, trace: Array, carried: Any, entering: Any, signal: Any, direct: Any, x: Any
+        self, v: Array, trace: Array, carried: Any, entering: Any, signal: Any, direct: Any, x: Any, noise: Any = None
     ) -> tuple[Array | None, Array | None]:
-        return window_per_unit(v, trace, carried, entering, signal, direct)
+        return window_per_unit(v, trace, carried, entering, signal, direct, noise)
 
     def synapses(self, v: Any, x: Any) -> list[Uses]:
         """Each value acts on its own unit."""

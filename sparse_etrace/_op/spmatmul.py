@@ -14,6 +14,8 @@ from .._connectivity import Connectivity
 from .._convert import matrix_connectivity
 from .._graph import Graph
 from .._numbers import whole
+from .._sums import widened
+from .._windows import window_per_unit
 from .base import (
     ETraceOp,
     Uses,
@@ -22,7 +24,6 @@ from .base import (
     check_input,
     check_shape,
     read_weights,
-    window_per_unit,
     with_bias,
 )
 
@@ -104,7 +105,7 @@ class SpMatMulOp(ETraceOp):
         check_shape("value['weight']", weight.shape, (self.num_weights,), hint)
         check_bias(theta, self.connectivity.num_post)
         weight = applied(self.weight_fn, weight)
-        return {**theta, "weight": weight if self.slot is None else weight[self.slot]}
+        return {**theta, "weight": weight if self.slot is None else self._tied(weight)}
 
     def xw_to_y(self, x: Shaped[Array, "*batch_x"], w: Weights) -> Inexact[Array, "*batch_y"]:
         check_input(x, self.axis, self.connectivity.num_pre)
@@ -132,7 +133,15 @@ class SpMatMulOp(ETraceOp):
         return {key: slots[key] for key in v}
 
     def window(
-        self, v: Weights, trace: Traces, carried: Any, entering: Any, signal: Any, direct: Any, x: Array
+        self,
+        v: Weights,
+        trace: Traces,
+        carried: Any,
+        entering: Any,
+        signal: Any,
+        direct: Any,
+        x: Array,
+        noise: Any = None,
     ) -> tuple[Traces, Traces]:
         parts = (None if part is None else self._last(part) for part in (carried, entering, signal, direct))
         carried, entering, signal, direct = parts
@@ -141,10 +150,10 @@ class SpMatMulOp(ETraceOp):
         weight, bias = trace["weight"], trace.get("bias")
         if weight is not None:
             new["weight"], taught["weight"] = _kernels.trace.window(
-                self.connectivity, carried, entering, signal, direct, self._last(x), weight
+                self.connectivity, carried, entering, signal, direct, self._last(x), weight, noise
             )
         if bias is not None:
-            new["bias"], taught["bias"] = window_per_unit(v["bias"], bias, carried, entering, signal, direct)
+            new["bias"], taught["bias"] = window_per_unit(v["bias"], bias, carried, entering, signal, direct, noise)
         return new, taught
 
     def synapses(self, v: Any, x: Any) -> list[Uses]:
@@ -161,6 +170,10 @@ class SpMatMulOp(ETraceOp):
         uses = {"weight": Uses(at(pre), at(post), slots(len(pre)))}
         uses["bias"] = Uses(None, at(np.arange(units)), slots(units))
         return [uses[key] for key in sorted(v)]
+
+    def _tied(self, weight: Array) -> Array:
+        # Wide, because the derivative sums over the synapses of a weight.
+        return widened(weight)[self.slot].astype(weight.dtype)
 
     def _last(self, x: Array) -> Array:
         """Move the axis of the units behind all others, or back."""

@@ -1,0 +1,107 @@
+"""Sums that XLA would make slowly or narrowly: over few hidden variables, and of numbers in half precision."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Inexact, UInt32
+
+# XLA makes a slow loop of a sum over an axis of so few; term by term it becomes part of whatever reads it.
+FEW = 4
+
+
+def dot(a: Inexact[Array, "vars *units"], b: Inexact[Array, "vars *units"]) -> Inexact[Array, "*units"]:
+    """`sum_a a[a] b[a]` for each unit."""
+    if not 0 < len(a) <= FEW:
+        return jnp.sum(a * b, axis=0)
+    first, *others = (x * y for x, y in zip(a, b, strict=True))
+    return sum(others, first)
+
+
+def matvec(
+    matrix: Inexact[Array, "rows vars *units"], vector: Inexact[Array, "vars *units"]
+) -> Inexact[Array, "rows *units"]:
+    """`sum_b matrix[a, b] vector[b]` for each unit."""
+    if not 0 < len(vector) <= FEW:
+        return jnp.sum(matrix * vector[None], axis=1)
+    return jnp.stack([dot(row, vector) for row in matrix])
+
+
+def matmul(
+    a: Inexact[Array, "rows vars *units"], b: Inexact[Array, "vars columns *units"]
+) -> Inexact[Array, "rows columns *units"]:
+    """`sum_b a[a, b] b[b, c]` for each unit."""
+    if not 0 < len(b) <= FEW:
+        return jnp.sum(a[:, :, None] * b[None], axis=1)
+    return jnp.stack([matvec(jnp.swapaxes(b, 0, 1), row) for row in a])
+
+
+def wide(dtype: Any) -> Any:
+    """The type in which numbers of a type are summed: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def widened(tree: Any) -> Any:
+    """A pytree whose floating numbers have at least float32."""
+
+    def one(leaf: Array) -> Array:
+        return leaf.astype(wide(leaf.dtype)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(one, tree)
+
+
+def narrowed(tree: Any, like: Any) -> Any:
+    """A pytree in the types of another."""
+    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, like)
+
+
+def zeros(tree: Any) -> Any:
+    """Where sums of a pytree of arrays, or of their shapes and types, begin."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide(leaf.dtype)), tree)
+
+
+def is_narrow(dtype: Any) -> bool:
+    """Whether a sum that is kept in this type between its terms would come to a stop."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def rounded(value: Array, dtype: Any, noise: UInt32[Array, ""] | None) -> Array:
+    """A value in the type in which it is stored: rounded to the nearest, or right on average where there is `noise`.
+
+    Up or down with the probability that leaves no bias, by a hash of the noise and the place in the array.
+    """
+    if noise is None or not is_narrow(dtype):
+        return value.astype(dtype)
+    value = value.astype(jnp.float32)
+    bits, drawn = jax.lax.bitcast_convert_type(value, jnp.uint32), hashed(noise, value.shape)
+    if dtype == jnp.bfloat16:
+        # The compiled kernels do the same.
+        bits = jnp.where(jnp.isnan(value), jnp.uint32(0x7FC00000), bits + (drawn >> 16))
+        return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
+    form = jnp.finfo(dtype)
+    power = jax.lax.bitcast_convert_type(bits & jnp.uint32(0x7F800000), jnp.float32)
+    step = jnp.maximum(power, float(form.smallest_normal)) * float(form.eps)
+    moved = value + ((drawn >> 8).astype(jnp.float32) * 2.0**-24 - 0.5) * step
+    return jnp.where(jnp.isfinite(value), moved, value).astype(dtype)
+
+
+@rounded.defjvp
+def _(dtype: Any, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return rounded(primals[0], dtype, primals[1]), tangents[0].astype(dtype)
+
+
+def hashed(noise: UInt32[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """32 bits for each place of an array."""
+    place = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
+    h = place * jnp.uint32(0x9E3779B1) + noise
+    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+    return h ^ (h >> 16)
+
+
+def mixed(noise: UInt32[Array, ""] | None, part: Any) -> UInt32[Array, ""] | None:
+    """Other bits for each part of what is rounded."""
+    return None if noise is None else noise + jnp.asarray(part, jnp.uint32) * jnp.uint32(0x27D4EB2F)
