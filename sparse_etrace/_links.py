@@ -60,14 +60,16 @@ class Links:
             op, _, x = call.template(self.program)
             if not op.is_diagonal:
                 found[x.shape[: x.ndim - op.input_ndim]] = call
-        if len(found) > 1:
-            first, second = list(found.items())[:2]
+        shortest = min(found, key=len, default=())
+        odd = next((b for b in found if b[: len(shortest)] != shortest), None)
+        if odd is not None:
+            first, second = ((b, found[b]) for b in (shortest, odd))
             raise UnlinkedError(
                 f"model: the ops called at {first[1].node.where} and {second[1].node.where} have batch axes {first[0]} "
                 f"and {second[0]}. Influences are kept for each batch element: give both the same, or use se.RTRL()."
             )
-        batch = next(iter(found), None)
-        if batch is None:
+        batch = shortest
+        if not found:
             # Elementwise parameters only: what is in front of their axes.
             own = max((len(c.y(self.program).shape) for c in self.carriers), default=0)
             hidden = [self.program.avals[self.analysis.state[i]].shape for i in self.leaves[:1]]

@@ -86,12 +86,16 @@ class Wiring:
         for call in self.links.carriers:
             op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
             _, shapes, x = call.template(self.links.program)
+            count, units = 1, (0, 0)
             if x is not None:
-                x = jax.ShapeDtypeStruct(x.shape[len(self.links.batch) :], x.dtype)
+                front = x.ndim - op.input_ndim
+                count = math.prod(x.shape[len(self.links.batch) : front])
+                x = jax.ShapeDtypeStruct(x.shape[front:], x.dtype)
+                units = x.size, self.links.size(("y", call.number)) // max(count, 1)
             found[call.number] = []
             for leaf, uses in zip(jax.tree.leaves(shapes), op.synapses(shapes, x), strict=True):
                 self.leaf_sizes[(call.number, len(found[call.number]))] = math.prod(leaf.shape)
-                found[call.number].append((uses, begin))
+                found[call.number].append((_at_positions(uses, count, *units), begin))
                 begin += math.prod(leaf.shape)
         self.num_weights = begin
         return found
@@ -235,6 +239,13 @@ class Wiring:
         columns = np.bincount(self.columns.row - self.num_hidden, minlength=self.num_rows - self.num_hidden)
         units = np.bincount(self.neuron, minlength=self.num_neurons)
         return int(columns[rows] @ (reach.astype(np.int64) @ units))
+
+
+def _at_positions(uses: Uses, count: int, pre: int, post: int) -> Uses:
+    """Uses of an op that acts so many times with the same weights, as a matrix on the features of each node."""
+    at = np.repeat(np.arange(count), len(uses.post))
+    first = None if uses.pre is None else np.tile(uses.pre, count) + at * pre
+    return Uses(first, np.tile(uses.post, count) + at * post, np.tile(uses.slot, count))
 
 
 def _joined(parts: list[tuple[np.ndarray, ...]], count: int) -> list[np.ndarray]:

@@ -466,8 +466,44 @@ def test_ops_with_different_batch_axes():
 
     extra = models.dense(np.random.default_rng(1), models.INPUTS, N)
     case = models.rate(np.random.default_rng(0), forward=forward, extra=extra)
-    with pytest.raises(ValueError, match=r"have batch axes .* Influences are kept for each batch element"):
+    with pytest.raises(ValueError, match=r"the op called at .* acts on several units of .* `reduce_sum` at"):
         start(se.SnAp(), case)
+    inp, rec = (
+        models.dense(np.random.default_rng(1), N, N).param(),
+        models.dense(np.random.default_rng(2), 3, 3).param(),
+    )
+
+    def op_on_other_axes(h, x):
+        h = 0.5 * h + inp(x) + rec(h.reshape(2, 2, 3)).reshape(3, 4)
+        return h, h
+
+    with pytest.raises(ValueError, match=r"have batch axes .* Influences are kept for each batch element"):
+        se.SnAp().init(op_on_other_axes, jnp.zeros((3, N)), jnp.zeros((3, N)))
+
+
+class NodesByFeatures(eqx.Module):
+    """A matrix on the features of each node, and synapses between nodes."""
+
+    matrix: se.ETraceParam
+    synapses: se.ETraceParam
+
+    def __call__(self, h, x):
+        h = 0.5 * h + jnp.tanh(self.matrix(x) + self.synapses(h))
+        return h, h
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+@float64
+def test_a_matrix_on_the_features_of_nodes(batch):
+    rng = np.random.default_rng(3)
+    model = NodesByFeatures(models.dense(rng, 3, 2).param(), models.sparse(rng, N, N, axis=-2).param())
+    xs, ys = models.array(rng, 5, *batch, N, 3), models.array(rng, 5, *batch, N, 2)
+
+    def gradient(learner, chunk):
+        carry = learner.init(model, jnp.zeros((*batch, N, 2)), xs[0])
+        return se.online_grad(learner, oracles.loss_fn, model, carry, xs, ys, chunk=chunk)[1]
+
+    assert oracles.relative_error(gradient(se.SnAp(None), 2), gradient(se.BPTT(), None)) < TOLERANCE
 
 
 @pytest.mark.parametrize("other", [se.D_RTRL(), se.BPTT()], ids=lambda o: type(o).__name__)
