@@ -40,6 +40,7 @@ from ._filter import trainable
 from ._fit import Fit, Progress, fit
 from ._graph import Graph
 from ._inspect import GraphSummary, inspect_graph
+from ._memory import Plan, memory_plan
 from ._non_finite import NonFiniteError
 from ._online import online_grad
 from ._op import (
@@ -55,7 +56,7 @@ from ._op import (
     check_op,
 )
 from ._param import ElemWiseParam, ETraceGrad, ETraceParam, Fixed, NonTempParam, cut
-from ._report import Plan, Report, explain, memory_plan
+from ._report import Report, explain
 from ._transform import scale_spectral_radius, spectral_radius
 
 __all__ = [

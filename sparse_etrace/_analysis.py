@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ._filter import leaf_names, refuse_zero, struct, structure, trained_filter
+from ._filter import leaf_names, refuse_unread, refuse_zero, struct, structure, trained_filter
 from ._linear import refuse_bent
 from ._op.base import OpCall, VmappedCall
 from ._program import Atom, Labels, Node, flatten, is_inexact, propagate, vjp_jaxpr
@@ -224,6 +224,8 @@ class Analysis:
         `traced` are the op calls with a trace; None for those that are traced into groups.
         """
         self._check_weights()
+        read = self.program.influence({i: Labels(["x"]) for i in self.x})
+        refuse_unread(self.program.shapes(self.x), any(read[o] for o in [*self.new, *self.out] if isinstance(o, int)))
         traced = {r.call for g in self.groups for r in g.routes} if traced is None else traced
         for i in self.trained:
             name, sinks = self.param_names[i], self.within_step(("p", i))
@@ -232,9 +234,16 @@ class Analysis:
             hidden = {s[1] for s in self.outside_ops(i) if s[0] == "n"} & self.live
             if hidden:
                 names = ", ".join(repr(self.state_names[j]) for j in sorted(hidden))
+                if any(("n", j) in self.direct[("p", i)] for j in hidden):
+                    way_out = "Wrap it in se.ElemWiseParam (or another op) to give it a trace."
+                else:
+                    way_out = (
+                        "It acts through an op or a cut, behind which no parameter has a trace: take it in front of "
+                        "none, or use se.RTRL(), se.TBPTT or se.BPTT()."
+                    )
                 warnings.warn(
                     f"The plain array {name!r} acts on the hidden state {names}; only its effect within the same "
-                    "step is learned. Wrap it in se.ElemWiseParam (or another op) to give it a trace.",
+                    f"step is learned. {way_out}",
                     stacklevel=3,
                 )
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ._filter import check_names, leaf_names, refuse_zero, struct, trained_filter
+from ._filter import check_names, leaf_names, refuse_unread, refuse_zero, struct, trained_filter
 from ._linear import refuse_bent
 from ._program import Labels, is_inexact, propagate, vjp_jaxpr
 from ._sums import narrowed, widened, zeros
@@ -34,6 +34,10 @@ def check_reach(
         new, out = eqx.combine(model, static)(state, rest[2])
         return floating(new), floating(out)
 
+    inputs, before = jax.tree.leaves(struct(x)), len(jax.tree.leaves((arrays, old)))
+    primal = jax.make_jaxpr(lambda arrays, state, x: eqx.filter(eqx.combine(arrays, static)(state, x), eqx.is_array))
+    whole = primal(struct(arrays), old, struct(x)).jaxpr
+    refuse_unread(inputs, any(propagate(whole, [Labels()] * before + [Labels(["x"])] * len(inputs))))
     sources, others = eqx.partition((struct(arrays), old), is_inexact)
     jaxpr, (new, out) = vjp_jaxpr(step, sources, (*others, struct(x)))
     count = len(jax.tree.leaves(sources))

@@ -16,9 +16,10 @@ from ._algorithm import BPTT, D_RTRL, ES_D_RTRL, RTRL, TBPTT, UORO, Hybrid, Lear
 from ._algorithm.base import TraceLearner
 from ._algorithm.influence import InfluenceLearner
 from ._graph import Graph
+from ._memory import memory_plan
 from ._op import SpMatMulOp
 from ._param import ETraceParam
-from ._report import ORDER, explain, memory_plan
+from ._report import ORDER, explain
 from ._table import as_table, data_frame, in_bytes
 from .cells import LeakyRate
 
@@ -85,7 +86,7 @@ def learner_costs(
         graph: square.
         batch: batch elements.
         learners: a learner or several; a choice of them unless given.
-        cell: `cell(units, None, rec)` makes the model, such as `se.cells.LIF`.
+        cell: `cell(units, None, rec)` makes the model, which gets None as its input, such as `se.cells.LIF`.
         steps: length or lengths of the sequences that `BPTT` is planned for; the other rules need no more for longer
             ones and are planned in windows of 16.
 
@@ -121,14 +122,13 @@ def learner_costs(
 
     model = eqx.filter_eval_shape(build, graph.weight)
     state = eqx.filter_eval_shape(lambda: build(graph.weight).init_state(batch))
-    x = jax.ShapeDtypeStruct((batch, 1), graph.weight.dtype)
     rows = []
     for learner in _choice() if learners is None else learners:
         for length in steps if isinstance(learner, BPTT) else (16,):
             if isinstance(learner, InfluenceLearner):
-                rows.append(_influences(learner, graph, build, state, x, length))
+                rows.append(_influences(learner, graph, build, state, batch, length))
             else:
-                rows.append(_planned(learner, model, state, x, length))
+                rows.append(_planned(learner, model, state, batch, length))
     return LearnerCosts(tuple(rows), batch)
 
 
@@ -162,30 +162,30 @@ def _name(learner: Learner) -> str:
     return type(learner).__name__ + (f"({', '.join(options)})" if options else "")
 
 
-def _planned(learner: Learner, model: Any, state: Any, x: Any, steps: int, note: str = "") -> Cost:
+def _planned(learner: Learner, model: Any, state: Any, batch: int, steps: int, note: str = "") -> Cost:
     sizes = [sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(tree)) for tree in (model, state)]
-    if (x.shape[0] * sizes[0] + sizes[1]) * max(steps, getattr(learner, "steps", 1)) >= COUNTABLE:
+    if (batch * sizes[0] + sizes[1]) * max(steps, getattr(learner, "steps", 1)) >= COUNTABLE:
         return Cost(_name(learner), "refused", steps, None, None, "more numbers than XLA can count")
     try:
         gradient = learner.gradient
         if isinstance(learner, TraceLearner):
-            gradient = max((row.rule for row in explain(learner, model, state, x).rows), key=ORDER.index)
-        plan = memory_plan(learner, model, state, x, steps)
+            gradient = max((row.rule for row in explain(learner, model, state, None).rows), key=ORDER.index)
+        plan = memory_plan(learner, model, state, None, steps)
     except (ValueError, TypeError, NotImplementedError, MemoryError) as error:
         return Cost(_name(learner), "refused", steps, None, None, str(error))
     return Cost(_name(learner), gradient, steps, plan.traces, plan.total, note)
 
 
-def _influences(learner: Any, graph: Graph, build: Callable[..., Any], state: Any, x: Any, steps: int) -> Cost:
+def _influences(learner: Any, graph: Graph, build: Callable[..., Any], state: Any, batch: int, steps: int) -> Cost:
     """As `_planned`, unless there are too many influences; their number is found first."""
     if getattr(learner, "pattern", None) is not None:
-        return _planned(learner, build(graph.weight), state, x, steps)
+        return _planned(learner, build(graph.weight), state, batch, steps)
     known, count = count_influences(graph, getattr(learner, "n", None))
     count *= sum(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(state))
     said = f"{known}{' ' if known else ''}{count:,} influences for each batch element"
     if known != "at least" and count <= min(PLANNED, learner.max_influences):
-        return _planned(learner, build(graph.weight), state, x, steps, said)
-    batch, itemsize = x.shape[0], x.dtype.itemsize
+        return _planned(learner, build(graph.weight), state, batch, steps, said)
+    itemsize = graph.weight.dtype.itemsize
     bound = f", {in_bytes(count * batch * itemsize)} in all"
     if known != "at most" and count > learner.max_influences:
         bound += f": more than max_influences={learner.max_influences:,}"

@@ -99,6 +99,16 @@ def covers(allowed: str, name: str) -> bool:
     return name == allowed or name.startswith((allowed + ".", allowed + "["))
 
 
+def refuse_unread(x: list[Any], is_read: bool) -> None:
+    """Raise for an input that no output and no new state depends on, unless it is empty."""
+    shapes = [leaf.shape for leaf in x if math.prod(leaf.shape)]
+    if shapes and not is_read:
+        raise ValueError(
+            f"x: the model does not read its input, of shape {' and '.join(map(str, shapes))}. Give it a parameter "
+            "that does (`inp` of a cell), or take None as the input, here and for the steps of xs."
+        )
+
+
 def refuse_zero(name: str, allow_zero: tuple[str, ...], used: bool) -> None:
     """Raise for a trained leaf that can never get a gradient, unless it is allowed by name."""
     if not any(covers(allowed, name) for allowed in allow_zero):

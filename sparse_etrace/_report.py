@@ -15,12 +15,12 @@ from jaxtyping import Array, PyTree
 from ._algorithm import Learner
 from ._algorithm.base import TraceLearner
 from ._analysis import Analysis, closure
-from ._filter import nbytes, struct, trained_filter
 from ._influence import Influences
+from ._notes import cuts_behind, ends_at, memory_elsewhere, one_step_only, untraced_recurrence
 from ._program import is_inexact, is_key
 from ._routes import Call
 from ._step import Step
-from ._table import as_table, data_frame, in_bytes
+from ._table import as_table, data_frame
 from ._traces import routes_of
 from ._windows import sum_to
 
@@ -59,9 +59,15 @@ class Row(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What `explain` returns: `rows`, one for each trained leaf; prints as a table."""
+    """What `explain` returns; prints as a table with the notes below.
+
+    Attributes:
+        rows: one for each trained leaf.
+        notes: what the rule leaves out on this model that no row says.
+    """
 
     rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         head = ("parameter", "shape", "rule", "traced into", "traces", "bytes", "reached", "op calls")
@@ -78,35 +84,11 @@ class Report(NamedTuple):
             )
             for r in self.rows
         ]
-        return as_table(head, table)
+        return "\n".join([as_table(head, table), *self.notes])
 
     def to_dataframe(self) -> Any:
         """The rows as a pandas data frame, one column for each field of `Row`."""
         return data_frame({name: [getattr(row, name) for row in self.rows] for name in Row._fields})
-
-
-class Plan(NamedTuple):
-    """What `memory_plan` returns: bytes by buffer, and their sum; prints as a table."""
-
-    buffers: dict[str, int]
-
-    @property
-    def total(self) -> int:
-        """Bytes of all buffers together."""
-        return sum(self.buffers.values())
-
-    @property
-    def traces(self) -> int:
-        """Bytes of all traces and factors."""
-        return sum(size for name, size in self.buffers.items() if name.startswith("trace "))
-
-    def __str__(self) -> str:
-        rows = [*((name, size) for name, size in self.buffers.items() if size), ("total", self.total)]
-        return as_table(("buffer", "bytes", "size"), [(name, f"{size:,}", in_bytes(size)) for name, size in rows])
-
-    def to_dataframe(self) -> Any:
-        """The buffers as a pandas data frame with the columns `buffer` and `bytes`."""
-        return data_frame({"buffer": list(self.buffers), "bytes": list(self.buffers.values())})
 
 
 def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Report:
@@ -131,12 +113,15 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
         exact
     """
     carry = learner.carry_shapes(model, state, x)
-    analysis = _analyse(learner, model, state, x)
+    analysis = analyse(learner, model, state, x)
     traced = isinstance(learner, TraceLearner)
     reached = _probe(analysis, model, state, x) if traced else {}
     dropping = _dropping(analysis)
     shapes = analysis.program.shapes(analysis.params)
     rows = []
+    notes = memory_elsewhere(analysis) if traced else []
+    if traced and (calls := untraced_recurrence(analysis)):
+        notes.append(one_step_only(analysis, calls))
     for i in analysis.trained:
         uses = [
             (call, leaf)
@@ -156,8 +141,10 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
                 if not count:
                     rules.append(_without_trace(analysis, call))
                 else:
+                    cuts = cuts_behind(analysis, call)
+                    notes += [ends_at(cuts)] if cuts else []
                     is_exact = _diagonal(analysis, call, dropping) == "exact"
-                    rules.append("exact" if is_exact else learner.gradient)
+                    rules.append("exact" if is_exact else "truncated" if cuts else learner.gradient)
                     values = carry.traces.values
                     kept += [jax.ShapeDtypeStruct((count, *values.shape[1:]), values.dtype)]
             else:
@@ -180,10 +167,10 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
                 math.prod(shapes[i].shape),
             )
         )
-    return Report(tuple(rows))
+    return Report(tuple(rows), tuple(dict.fromkeys(notes)))
 
 
-def _analyse(learner: Learner, model: Any, state: Any, x: Any) -> Analysis:
+def analyse(learner: Learner, model: Any, state: Any, x: Any) -> Analysis:
     """The analysis of a model whose arrays may be `jax.ShapeDtypeStruct`."""
     found: list[Analysis] = []
 
@@ -238,7 +225,7 @@ def _probe(analysis: Analysis, model: Any, state: Any, x: Any) -> dict[int, int]
 
     What is trained is drawn as well: a readout that starts at zero does not stay there.
     """
-    params = jax.tree.leaves(eqx.filter(model, _is_array_like))
+    params = jax.tree.leaves(eqx.filter(model, is_array_like))
     if any(isinstance(p, jax.ShapeDtypeStruct) for p in params):
         return {}
     step = Step(analysis)
@@ -289,89 +276,10 @@ def _numbers(leaf: Any) -> Array:
     return jnp.zeros(leaf.shape, leaf.dtype)
 
 
-def memory_plan(
-    learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any], steps: int = 16
-) -> Plan:
-    """Bytes per buffer of one window of `online_grad`, before anything is allocated.
-
-    Parameters, state, traces and gradients are counted; the workspace is what XLA plans for the compiled window.
-
-    Args:
-        learner: the rule.
-        model: `state, out = model(state, x)`; its arrays may be `jax.ShapeDtypeStruct`.
-        state: its state, likewise.
-        x: one step's input, likewise.
-        steps: steps in the window. For `BPTT` these are the steps that are differentiated through.
-
-    Returns:
-        The plan.
-
-    Raises:
-        ValueError: `steps` is below 1, or as `learner.init`.
-
-    Example:
-        >>> import jax.numpy as jnp, sparse_etrace as se
-        >>> cell = se.cells.LeakyRate(3, se.ETraceParam({'weight': jnp.ones((2, 3))}, se.MatMulOp()))
-        >>> se.memory_plan(se.D_RTRL(), cell, cell.init_state(), jnp.ones(2)).traces
-        24
-    """
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps}.")
-    carry = learner.carry_shapes(model, state, x)
-    arrays, static = eqx.partition(model, _is_array_like)
-    arrays, carry_arrays = struct(arrays), eqx.filter(carry, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-    xs = jax.tree.map(lambda a: jax.ShapeDtypeStruct((steps, *a.shape), a.dtype), struct(x))
-
-    def window(arrays: Any, carry: Any, xs: Any) -> Any:
-        def loss(out: Any, y: None) -> tuple[Any, None]:
-            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(out) if is_inexact(leaf)), None
-
-        result = learner.window(eqx.combine(arrays, static), carry, xs, None, loss)
-        return result.losses, result.grads, result.carry
-
-    memory: Any = jax.jit(window).lower(arrays, carry_arrays, xs).compile().memory_analysis()
-    trained = eqx.filter(arrays, trained_filter(arrays, learner.train))
-    buffers = {
-        "parameters": nbytes(trained),
-        "indices, masks and constants": nbytes(arrays) - nbytes(trained),
-        "state": nbytes(carry.state),
-        "inputs of the window": nbytes(xs),
-        "gradients": nbytes(trained),
-    }
-    if isinstance(carry.traces, Influences):
-        buffers["trace of all parameters"] = nbytes(carry.traces.values)
-        buffers["indices of the trace"] = nbytes(carry.traces) - nbytes(carry.traces.values)
-    elif not isinstance(learner, TraceLearner):
-        buffers["trace of all parameters"] = nbytes(carry.traces)
-    else:
-        buffers["memory of the rule"] = nbytes(carry.memory)
-        analysis = _analyse(learner, model, state, x)
-        for call in analysis.learning:
-            owners = _owners(analysis, call)
-            size = nbytes(carry.traces[call.number])
-            if size:
-                name = f"trace of {owners}"
-                buffers[name] = buffers.get(name, 0) + size
-    buffers["new state and traces"] = nbytes(carry)
-    counted = sum(buffers.values())
-    planned = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    buffers["workspace"] = max(planned - counted, 0)
-    return Plan(buffers)
-
-
 def _times(shape: tuple[int, ...]) -> str:
     """A shape as it is read: 2x3."""
     return "x".join(map(str, shape)) or "one"
 
 
-def _owners(analysis: Analysis, call: Call) -> str:
-    names = [
-        analysis.param_names[i]
-        for i in analysis.trained
-        if any(s[:2] == ("w", call.number) for s in analysis.within_step(("p", i)))
-    ]
-    return ", ".join(names)
-
-
-def _is_array_like(leaf: Any) -> bool:
+def is_array_like(leaf: Any) -> bool:
     return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)

@@ -19,9 +19,9 @@ from ._connectivity import Connectivity
 from ._filter import trainable
 from ._fit import fit
 from ._graph import Graph
+from ._memory import memory_plan
 from ._op import MatMulOp, SignLock, SpMatMulOp
 from ._param import ElemWiseParam, ETraceParam, NonTempParam
-from ._report import memory_plan
 from ._transform import scale_spectral_radius
 from .datasets import MNIST1D, mnist1d, worm
 

@@ -150,7 +150,8 @@ def test_without_recurrence_or_without_input(name):
         cell = build(UNITS, [inp], [rec])
         state = jax.tree.map(lambda a: a + 0.3, cell.init_state())
         old = np.asarray(state) if variables is None else tuple(map(np.asarray, state))
-        np.testing.assert_allclose(cell(state, jnp.asarray(x))[1], equations([hands[0]], [hands[1]], old, x)[1])
+        given = None if inp is None else jnp.asarray(x)
+        np.testing.assert_allclose(cell(state, given)[1], equations([hands[0]], [hands[1]], old, x)[1])
 
 
 TRAINED = {
@@ -324,3 +325,35 @@ def test_what_a_spike_takes_can_be_trained(gradient):
     assert float(slope) == -float(z.sum()) != 0
     default, same = cells.LIF(UNITS, param, threshold=0.5), cells.LIF(UNITS, param, threshold=0.5, reset=0.5)
     np.testing.assert_array_equal(default(default.init_state(), x)[0].v, same(same.init_state(), x)[0].v)
+
+
+# --- input that nothing reads ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [cells.LIF, cells.ALIF, cells.LeakyRate])
+def test_a_cell_without_input_refuses_one(make):
+    cell = make(UNITS, None, se.ETraceParam({"weight": jnp.ones((UNITS, UNITS))}, se.MatMulOp()))
+    with pytest.raises(ValueError, match=r"x: the cell has no parameter that reads its input, got shape \(7,\)"):
+        cell(cell.init_state(), jnp.ones(7))
+    for learner in (se.D_RTRL(), se.SnAp(), se.BPTT()):
+        carry = learner.init(cell, cell.init_state(2), None)
+        losses = se.online_grad(learner, lambda out, y: jnp.sum((out - y) ** 2), cell, carry, None, jnp.ones(3))[0]
+        assert losses.shape == (3,)
+
+
+@pytest.mark.parametrize("learner", [se.D_RTRL(), se.SnAp(), se.RTRL(), se.BPTT(), se.UORO(key=jax.random.key(0))])
+def test_a_model_that_does_not_read_its_input(learner):
+    param = se.ETraceParam({"weight": jnp.ones((UNITS, UNITS))}, se.MatMulOp())
+
+    class Alone(eqx.Module):
+        rec: se.ETraceParam
+
+        def __call__(self, h, x):
+            h = jax.jit(lambda h, x: 0.9 * h + self.rec(h))(h, x)
+            return h, h
+
+    model, state = Alone(param), jnp.zeros(UNITS)
+    with pytest.raises(ValueError, match=r"x: the model does not read its input, of shape \(7,\) and \(\)"):
+        learner.init(model, state, (jnp.ones(7), 1.0))
+    for nothing in (None, (), jnp.ones((0,))):
+        learner.init(model, state, nothing)

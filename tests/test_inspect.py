@@ -168,7 +168,7 @@ def test_costs_are_those_of_the_carry(cell, variables):
     costs = se.learner_costs(graph, batch, learners, cell=cell)
     rec = se.ETraceParam({"weight": graph.weight, "bias": jnp.zeros(30)}, se.SpMatMulOp(graph))
     model = cell(30, None, rec)
-    given = model, model.init_state(batch), jnp.ones((batch, 1))
+    given = model, model.init_state(batch), None
     for row, learner in zip(costs.rows, learners, strict=True):
         traces = learner.init(*given).traces
         leaves = traces if isinstance(learner, se.D_RTRL) else traces.values
@@ -198,7 +198,7 @@ def test_too_much_is_said_in_words(monkeypatch):
 
 def test_nothing_as_large_as_a_trace_is_made(monkeypatch):
     given = []
-    plan = se.memory_plan(se.BPTT(), lambda h, x: (h, h), jnp.zeros(1), jnp.zeros(1))
+    plan = se.memory_plan(se.BPTT(), lambda h, x: (h, h), jnp.zeros(1), None)
     monkeypatch.setattr(_costs, "memory_plan", lambda *args: given.append(args[1:4]) or plan)
     se.learner_costs(random_graph(0), 1000, [se.D_RTRL(), se.UORO(key=jax.random.key(0)), se.BPTT()])
     assert len(given) == 4 and all(isinstance(leaf, jax.ShapeDtypeStruct | str) for leaf in arrays(given))

@@ -179,6 +179,113 @@ def test_op_calls_and_groups():
     assert rows(se.D_RTRL(), leaky().cell)["rec.value['weight']"].op_calls == ("SpMatMulOp",)
 
 
+# --- what no row says ------------------------------------------------------------------------------------------------
+
+
+class Step(eqx.Module):
+    """Parameters by name, and a step."""
+
+    params: dict
+    step: object = eqx.field(static=True)
+
+    def __call__(self, state, x):
+        return self.step(self.params, state, x)
+
+
+def notes(learner, step, state, **params):
+    report = se.explain(learner, Step(params, step), state, jnp.ones(3))
+    assert all(note in str(report) for note in report.notes)
+    return " ".join(report.notes), {row.name: row.rule for row in report.rows}
+
+
+def through_a_cut(p, h, x):
+    h = jnp.tanh(p["inp"](x) + se.cut(jax.nn.softmax)(p["rec"](h)))
+    return h, h
+
+
+@pytest.mark.parametrize("where", ["rec", "inp"])
+def test_a_cut_truncates_snap_of_all_steps(where):
+    said, rule = notes(se.SnAp(None), through_a_cut, jnp.zeros(N), inp=dense(3, N), rec=dense(N, N))
+    assert rule["params['inp'].value['weight']"] == "truncated" and "Influences end at se.cut, called at" in said
+    said, rule = notes(se.RTRL(), through_a_cut, jnp.zeros(N), inp=dense(3, N), rec=dense(N, N))
+    assert not said and set(rule.values()) == {"exact"}
+
+    def beside(p, h, x):
+        h = jnp.tanh(p["inp"](x) + p["rec"](h))
+        return h, se.cut(jax.nn.softmax)(h)
+
+    said, rule = notes(se.SnAp(None), beside, jnp.zeros(N), inp=dense(3, N), rec=dense(N, N))
+    assert not said and set(rule.values()) == {"exact"}
+
+
+def multiplied_first(p, h, x):
+    h = 0.5 * h + jnp.tanh(p["inp"](x) + p["spread"](p["rec"](h)))
+    return h, h
+
+
+def spread_first(p, h, x):
+    h = 0.5 * h + jnp.tanh(p["inp"](x) + p["rec"](p["spread"](h)))
+    return h, h
+
+
+def without_memory(p, h, x):
+    h = jnp.tanh(p["inp"](x) + p["rec"](h))
+    return h, p["spread"](h)
+
+
+@pytest.mark.parametrize("learner", [se.D_RTRL, se.ES_D_RTRL])
+def test_recurrence_that_is_learned_from_the_same_step_only(learner):
+    params = {"inp": dense(3, N), "rec": dense(N, N), "spread": ring(N)}
+
+    def rule(step):
+        every = jax.tree.map(lambda _: True, Step(params, step))
+        return learner(train=eqx.tree_at(lambda m: m.params["spread"].value["weight"], every, False))
+
+    with pytest.warns(UserWarning, match="No recurrent parameter has a trace: what the op called at .*test_report"):
+        said, found = notes(rule(multiplied_first), multiplied_first, jnp.zeros(N), **params)
+    assert "No recurrent parameter has a trace" in said and found["params['rec'].value['weight']"] == "same-step only"
+    with pytest.warns(UserWarning, match="drives has no memory of its own"):
+        assert "drives has no memory of its own" in notes(rule(without_memory), without_memory, jnp.zeros(N), **params)[0]
+    assert not notes(rule(spread_first), spread_first, jnp.zeros(N), **params)[0]
+    for other in (se.SnAp(2), se.RTRL(), se.BPTT()):
+        assert not notes(other, multiplied_first, jnp.zeros(N), **params)[0]
+
+
+def test_a_readout_with_a_memory_of_its_own():
+    def leaking(p, s, x):
+        h = 0.9 * s["h"] + jnp.tanh(p["inp"](x))
+        o = 0.8 * s["o"] + p["out"](h)
+        return {"h": h, "o": o}, o
+
+    def filtered(p, s, x):
+        h = 0.9 * s["h"] + jnp.tanh(p["inp"](x))
+        f = 0.8 * s["f"] + h
+        return {"h": h, "f": f}, p["out"](f)
+
+    params = {"inp": dense(3, N), "out": dense(N, 2)}
+    said, _ = notes(se.D_RTRL(), leaking, {"h": jnp.zeros(N), "o": jnp.zeros(2)}, **params)
+    assert said.startswith("\"['o']\" remembers what an op reads of \"['h']\"; the learning signal")
+    assert not notes(se.SnAp(2), leaking, {"h": jnp.zeros(N), "o": jnp.zeros(2)}, **params)[0]
+    assert not notes(se.D_RTRL(), filtered, {"h": jnp.zeros(N), "f": jnp.zeros(N)}, **params)[0]
+    assert not se.explain(se.D_RTRL(), leaky(), leaky().init_state(), jnp.ones(3)).notes
+
+
+@pytest.mark.parametrize("how, advice", [("direct", "ElemWiseParam"), ("op", "behind which"), ("cut", "behind which")])
+def test_the_advice_for_a_plain_array(how, advice):
+    """A trace helps where nothing stands between the array and hidden state."""
+
+    def step(p, h, x):
+        gain = p["gain"]
+        x = {"direct": lambda: x, "op": lambda: gain[:3] * x, "cut": lambda: x}[how]()
+        y = p["inp"](x)
+        y = {"direct": lambda: gain * y, "op": lambda: y, "cut": lambda: se.cut(lambda y: gain * y / y.sum())(y)}[how]()
+        h = 0.9 * h + y
+        return h, h
+
+    with pytest.warns(UserWarning, match=f"plain array .*gain.* acts on the hidden state.*{advice}"):
+        se.D_RTRL().init(Step({"inp": dense(3, N), "gain": jnp.ones(N)}, step), jnp.zeros(N), jnp.ones(3))
+
+
 # --- reach -----------------------------------------------------------------------------------------------------------
 
 
@@ -308,7 +415,7 @@ def test_plan_is_what_xla_needs(case):
     build, learner, batch, steps = MODELS[case]
     model, x = build(), jnp.ones((*batch, 8))
     state = model.init_state(*batch)
-    plan = se.memory_plan(learner, model, state, x, steps)
+    plan = se.memory_plan(learner, model, state, x, steps, chunk=steps)
     expected = xla_bytes(learner, model, state, x, steps)
     assert plan.total == sum(plan.buffers.values()) and min(plan.buffers.values()) >= 0
     assert abs(plan.total / expected - 1) < 0.1, (plan.total, expected)
@@ -337,7 +444,7 @@ def test_plan_of_other_learners(case):
     model, x = build(), jnp.ones((*batch, 8))
     state = model.init_state(*batch)
     expected = xla_bytes(learner, model, state, x, 16)
-    assert abs(se.memory_plan(learner, model, state, x, 16).total / expected - 1) < 0.1
+    assert abs(se.memory_plan(learner, model, state, x, 16, 16).total / expected - 1) < 0.1
 
 
 def test_plan_of_shapes_only():
@@ -404,6 +511,31 @@ def test_plan_prints():
     text = str(se.memory_plan(se.D_RTRL(), leaky(), leaky().init_state(), jnp.ones(3)))
     assert text.startswith("buffer") and "trace of cell.rec.value['weight']" in text
     assert text.splitlines()[-1].startswith("total")
+
+
+@pytest.mark.parametrize("learner, batch", [(se.D_RTRL(), ()), (se.SnAp(), ()), (se.BPTT(), (3,))])
+def test_plan_tells_the_sequence_from_the_window(learner, batch):
+    """A longer sequence needs room for its inputs; only BPTT without `chunk` keeps what is between."""
+    model, given = leaky(), (leaky().init_state(*batch), jnp.ones((*batch, 3)))
+    short, long = (se.memory_plan(learner, model, *given, steps=steps) for steps in (16, 1600))
+    inputs = 1584 * given[1].nbytes
+    if isinstance(learner, se.BPTT):
+        assert long.total > short.total + 2 * inputs
+        long = se.memory_plan(learner, model, *given, steps=1600, chunk=16)
+    assert {**short.buffers, "inputs of other windows": inputs} == long.buffers
+    assert se.memory_plan(learner, model, *given, steps=8, chunk=99).buffers["inputs of other windows"] == 0
+
+
+def test_plan_without_input():
+    model = se.cells.LeakyRate(N, None, ring(N))
+    plans = [se.memory_plan(learner, model, jnp.zeros(N), None) for learner in (se.D_RTRL(), se.BPTT())]
+    assert all(plan.buffers["inputs of the window"] == 0 for plan in plans)
+
+
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_plan_of_empty_windows(chunk):
+    with pytest.raises(ValueError, match=f"chunk: expected at least 1, got {chunk}"):
+        se.memory_plan(se.D_RTRL(), leaky(), leaky().init_state(), jnp.ones(3), chunk=chunk)
 
 
 @pytest.mark.parametrize("steps", [0, -1])

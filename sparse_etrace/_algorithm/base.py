@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from .._analysis import Analysis
 from .._constant import constant, held
 from .._feedback import Feedback, Memory, Teacher, leaves_of
 from .._filter import check_names, nbytes, struct, structure
+from .._notes import one_step_only, untraced_recurrence
 from .._origin import Origin, check_origin, origin_of, scaled
 from .._program import is_inexact, is_key
 from .._routes import Call
@@ -226,6 +228,8 @@ class TraceLearner(Learner):
         check_names(self.allow_zero, analysis.param_names)
         learned = tuple(analysis.param_names[i] for i in teacher.learned(model))
         analysis.check_reach(self.allow_zero + learned)
+        if calls := untraced_recurrence(analysis):
+            warnings.warn(one_step_only(analysis, calls), stacklevel=2)
         teacher.matrix(model)
         return Carry(jax.tree.map(jnp.asarray, state), *self._start(analysis, teacher), origin_of(model))
 

@@ -28,7 +28,7 @@ class ALIF(eqx.Module):
 
     Args:
         units: number of neurons, or their shape.
-        inp: input parameter, with any op.
+        inp: input parameter, with any op; None for a layer without input, whose `x` is None.
         rec: recurrent parameter, with any op; None for a layer without recurrence.
         decay: `a` from 0 to 1: a number, an array, or an `ElemWiseParam`, which is trained.
         threshold: `theta > 0`, in the units of the potential; likewise.
@@ -89,7 +89,7 @@ class ALIF(eqx.Module):
         """Rest, no adaptation, no spikes; `batch` are the sizes of the leading batch axes."""
         return ALIFState(*(jnp.zeros((*batch, *self.shape)) for _ in range(3)))
 
-    def __call__(self, state: ALIFState, x: Array) -> tuple[ALIFState, Array]:
+    def __call__(self, state: ALIFState, x: Array | None) -> tuple[ALIFState, Array]:
         decay, threshold, rho = self.decay(), self.threshold(), self.adaptation_decay()
         u = decay * state.v + (1 - decay) * current(self.inp, x, self.rec, state.z)
         z = self.spike((u - threshold - self.adaptation() * state.b) / threshold)

@@ -36,8 +36,13 @@ def behind_reset(u: Array, z: Array, reset: Array, gradient: bool) -> Array:
     return u - reset * (z if gradient else jax.lax.stop_gradient(z))
 
 
-def current(inp: ETraceParam | None, x: Array, rec: ETraceParam | None, h: Array) -> Array:
+def current(inp: ETraceParam | None, x: Array | None, rec: ETraceParam | None, h: Array) -> Array:
     """Input current of a layer: from outside and from its own old output `h`, which has the shape of the state."""
+    if inp is None and x is not None:
+        raise ValueError(
+            f"x: the cell has no parameter that reads its input, got shape {jnp.shape(x)}. Give it one, `inp`, or call "
+            "it with None."
+        )
     total = jnp.zeros_like(h)
     for name, param, given in (("inp", inp, x), ("rec", rec, h)):
         if param is not None:

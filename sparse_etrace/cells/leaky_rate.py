@@ -16,7 +16,7 @@ class LeakyRate(eqx.Module):
 
     Args:
         units: number of units, or their shape.
-        inp: input parameter, with any op.
+        inp: input parameter, with any op; None for a layer without input, whose `x` is None.
         rec: recurrent parameter, with any op; None for a layer without recurrence.
         decay: `a` from 0 to 1, `exp(-dt / tau)`: a number, an array of the shape of the units (neither is trained), or
             an `ElemWiseParam`, which is.
@@ -57,7 +57,7 @@ class LeakyRate(eqx.Module):
         """Zero activity; `batch` are the sizes of the leading batch axes."""
         return jnp.zeros((*batch, *self.shape))
 
-    def __call__(self, h: Array, x: Array) -> tuple[Array, Array]:
+    def __call__(self, h: Array, x: Array | None) -> tuple[Array, Array]:
         decay = self.decay()
         h = decay * h + (1 - decay) * self.activation(current(self.inp, x, self.rec, h))
         return h, h

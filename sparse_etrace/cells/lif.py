@@ -27,7 +27,7 @@ class LIF(eqx.Module):
 
     Args:
         units: number of neurons, or their shape.
-        inp: input parameter, with any op.
+        inp: input parameter, with any op; None for a layer without input, whose `x` is None.
         rec: recurrent parameter, with any op; None for a layer without recurrence.
         decay: `a` from 0 to 1, `exp(-dt / tau)`: a number, an array, or an `ElemWiseParam`, which is trained.
         threshold: `theta > 0`, in the units of the potential; likewise.
@@ -80,7 +80,7 @@ class LIF(eqx.Module):
         """Rest, no spikes; `batch` are the sizes of the leading batch axes."""
         return LIFState(jnp.zeros((*batch, *self.shape)), jnp.zeros((*batch, *self.shape)))
 
-    def __call__(self, state: LIFState, x: Array) -> tuple[LIFState, Array]:
+    def __call__(self, state: LIFState, x: Array | None) -> tuple[LIFState, Array]:
         decay, threshold = self.decay(), self.threshold()
         u = decay * state.v + (1 - decay) * current(self.inp, x, self.rec, state.z)
         z = self.spike(u / threshold - 1)

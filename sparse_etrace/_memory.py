@@ -1,0 +1,148 @@
+"""What a learner needs on a model in bytes, before it runs."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from ._algorithm import Learner
+from ._algorithm.base import TraceLearner
+from ._analysis import Analysis
+from ._filter import nbytes, struct, trained_filter
+from ._influence import Influences
+from ._numbers import whole
+from ._program import is_inexact
+from ._report import analyse, is_array_like
+from ._routes import Call
+from ._table import as_table, data_frame, in_bytes
+
+
+class Plan(NamedTuple):
+    """What `memory_plan` returns: bytes by buffer, and their sum; prints as a table."""
+
+    buffers: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all buffers together."""
+        return sum(self.buffers.values())
+
+    @property
+    def traces(self) -> int:
+        """Bytes of all traces and factors."""
+        return sum(size for name, size in self.buffers.items() if name.startswith("trace "))
+
+    def __str__(self) -> str:
+        rows = [*((name, size) for name, size in self.buffers.items() if size), ("total", self.total)]
+        return as_table(("buffer", "bytes", "size"), [(name, f"{size:,}", in_bytes(size)) for name, size in rows])
+
+    def to_dataframe(self) -> Any:
+        """The buffers as a pandas data frame with the columns `buffer` and `bytes`."""
+        return data_frame({"buffer": list(self.buffers), "bytes": list(self.buffers.values())})
+
+
+def memory_plan(
+    learner: Learner,
+    model: Callable[..., Any],
+    state: PyTree[Any],
+    x: PyTree[Any],
+    steps: int = 16,
+    chunk: int | None = None,
+) -> Plan:
+    """Bytes per buffer of `online_grad`, before anything is allocated.
+
+    Parameters, state, traces, gradients and inputs are counted; the workspace is what XLA plans for a compiled window.
+
+    Args:
+        learner: the rule.
+        model: `state, out = model(state, x)`; its arrays may be `jax.ShapeDtypeStruct`.
+        state: its state, likewise.
+        x: one step's input, likewise.
+        steps: steps of the sequence; for `BPTT` without `chunk` those that are differentiated through.
+        chunk: steps in a window; None: as `online_grad` chooses.
+
+    Returns:
+        The plan.
+
+    Raises:
+        TypeError: `steps` or `chunk` is no whole number.
+        ValueError: `steps` or `chunk` is below 1, or as `learner.init`.
+
+    Example:
+        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> cell = se.cells.LeakyRate(3, se.ETraceParam({'weight': jnp.ones((2, 3))}, se.MatMulOp()))
+        >>> se.memory_plan(se.D_RTRL(), cell, cell.init_state(), jnp.ones(2)).traces
+        24
+    """
+    for name, number in (("steps", steps), ("chunk", chunk)):
+        if number is not None and whole(name, number) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {number}.")
+    carry = learner.carry_shapes(model, state, x)
+    arrays, static = eqx.partition(model, is_array_like)
+    arrays, carry_arrays = struct(arrays), eqx.filter(carry, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    size = min(chunk or _window_steps(learner, model, carry, x) or steps, steps)
+    xs = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape), a.dtype), struct(x))
+
+    def window(arrays: Any, carry: Any, xs: Any) -> Any:
+        ys = None if jax.tree.leaves(xs) else jnp.zeros(size)
+
+        def loss(out: Any, y: Any) -> tuple[Any, None]:
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(out) if is_inexact(leaf)), None
+
+        result = learner.window(eqx.combine(arrays, static), carry, xs, ys, loss)
+        return result.losses, result.grads, result.carry
+
+    memory: Any = jax.jit(window).lower(arrays, carry_arrays, xs).compile().memory_analysis()
+    trained = eqx.filter(arrays, trained_filter(arrays, learner.train))
+    buffers = {
+        "parameters": nbytes(trained),
+        "indices, masks and constants": nbytes(arrays) - nbytes(trained),
+        "state": nbytes(carry.state),
+        "inputs of the window": nbytes(xs),
+        "inputs of other windows": nbytes(xs) // size * (steps - size),
+        "gradients": nbytes(trained),
+    }
+    if isinstance(carry.traces, Influences):
+        buffers["trace of all parameters"] = nbytes(carry.traces.values)
+        buffers["indices of the trace"] = nbytes(carry.traces) - nbytes(carry.traces.values)
+    elif not isinstance(learner, TraceLearner):
+        buffers["trace of all parameters"] = nbytes(carry.traces)
+    else:
+        buffers["memory of the rule"] = nbytes(carry.memory)
+        analysis = analyse(learner, model, state, x)
+        for call in analysis.learning:
+            owners = _owners(analysis, call)
+            size = nbytes(carry.traces[call.number])
+            if size:
+                name = f"trace of {owners}"
+                buffers[name] = buffers.get(name, 0) + size
+    buffers["new state and traces"] = nbytes(carry)
+    counted = sum(buffers.values()) - buffers["inputs of other windows"]
+    planned = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    buffers["workspace"] = max(planned - counted, 0)
+    return Plan(buffers)
+
+
+def _window_steps(learner: Learner, model: Any, carry: Any, x: Any) -> int | None:
+    """Steps that `online_grad` takes at once, of a model and a carry whose arrays may be `jax.ShapeDtypeStruct`."""
+    found: list[int | None] = []
+
+    def ask(model: Any, carry: Any, xs: Any) -> None:
+        found.append(learner.window_steps(model, carry, xs))
+
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), struct(x))
+    eqx.filter_eval_shape(ask, model, carry, one)
+    return found[0]
+
+
+def _owners(analysis: Analysis, call: Call) -> str:
+    names = [
+        analysis.param_names[i]
+        for i in analysis.trained
+        if any(s[:2] == ("w", call.number) for s in analysis.within_step(("p", i)))
+    ]
+    return ", ".join(names)
