@@ -22,12 +22,16 @@ class Origin(eqx.Module):
 
     Attributes:
         wiring: digests of each connectivity of the model and of each other array of its ops, zeros where not known.
+        alone: numbers of the leaves of the state that have no batch axes though they are as long as the batch.
+        unsure: those of which the step does not say it.
     """
 
     wiring: UInt32[Array, "*batch arrays 2"]
+    alone: tuple[int, ...] = eqx.field(static=True, default=())
+    unsure: tuple[int, ...] = eqx.field(static=True, default=())
 
 
-def origin_of(model: PyTree[Any]) -> Origin:
+def origin_of(model: PyTree[Any], alone: tuple[int, ...] = (), unsure: tuple[int, ...] = ()) -> Origin:
     """What a carry of this model is of.
 
     Raises:
@@ -41,7 +45,7 @@ def origin_of(model: PyTree[Any]) -> Origin:
                     f"model: the index arrays of {_name(model, k)!r} are not those that it was built with. Build it "
                     "anew, with se.Connectivity.from_edges, and replace it as a whole."
                 )
-    return Origin(jnp.asarray(_wiring(parts)))
+    return Origin(jnp.asarray(_wiring(parts)), alone, unsure)
 
 
 def check_origin(origin: Origin | None, model: PyTree[Any]) -> Array | None:

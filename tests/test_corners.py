@@ -299,3 +299,43 @@ def test_coefficients_of_an_op_may_be_fixed(learner):
     got, expected = gradient(learner, 2), gradient(se.BPTT(), None)
     assert got["weight"].value is None and float(jnp.min(jnp.abs(expected["bias"]))) > 1e-3
     np.testing.assert_allclose(got["bias"], expected["bias"], rtol=1e-10)
+
+
+class Timed(eqx.Module):
+    """Leaves that are as long as the batch, with and without its axes."""
+
+    inp: se.ETraceParam
+
+    def __call__(self, s, x):
+        wave = jnp.cos(s["phase"])
+        h = 0.9 * s["h"] * wave + self.inp(x) * (s["age"] > 0)[:, None]
+        mean = 0.9 * s["mean"] + jax.lax.stop_gradient(h).mean(0)
+        key = jax.vmap(jax.random.split)(s["key"])[:, 0]
+        noise = jax.vmap(lambda k: jax.random.normal(k, (UNITS,)))(key)
+        new = {"h": h, "phase": s["phase"] + 1, "mean": mean, "age": s["age"] + 1, "key": key, "free": s["free"] + 1}
+        return new, h + noise - mean
+
+
+@pytest.mark.parametrize("learner", [se.D_RTRL(), se.SnAp()], ids=["D_RTRL", "SnAp"])
+def test_reset_knows_batch_axes_from_leaves_of_the_same_length(learner):
+    """A batch of as many elements as there are units."""
+    model = Timed(se.ETraceParam({"weight": normal(3, UNITS)}, se.MatMulOp()))
+    start = {
+        "h": jnp.zeros((UNITS, UNITS)), "phase": jnp.zeros(UNITS), "mean": jnp.zeros(UNITS),
+        "age": jnp.zeros(UNITS, int), "key": jax.random.split(jax.random.key(0), UNITS), "free": jnp.zeros(UNITS, int),
+    }  # fmt: skip
+    carry = learner.init(model, start, jnp.ones((UNITS, 3)))
+    for _ in range(2):
+        carry, _ = learner.step(model, carry, jnp.ones((UNITS, 3)))
+    where = jnp.arange(UNITS) == 1
+    with pytest.raises(ValueError, match="does not say whether a leaf of shape .* has batch axes or is only as long"):
+        learner.reset(carry, where, start)
+    some = learner.reset(carry, where, start | {"free": carry.state["free"]}).state
+    for name in ("phase", "mean", "free"):
+        assert jnp.array_equal(some[name], carry.state[name])
+    for name in ("h", "age", "key"):
+        began = [bool(jnp.all(a == b)) for a, b in zip(some[name], start[name], strict=True)]
+        went_on = [bool(jnp.all(a == b)) for a, b in zip(some[name], carry.state[name], strict=True)]
+        assert began[1] and went_on == [i != 1 for i in range(UNITS)]
+    every = learner.reset(carry, jnp.ones(UNITS, bool), start | {"free": carry.state["free"]}).state
+    assert jnp.array_equal(every["phase"], start["phase"]) and jnp.array_equal(every["mean"], start["mean"])

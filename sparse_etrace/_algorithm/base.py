@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from .._analysis import Analysis
+from .._batch_axes import as_long_as_a_batch
 from .._constant import constant, held
 from .._feedback import Feedback, Memory, Teacher, leaves_of
 from .._filter import check_names, nbytes, struct, structure
@@ -123,7 +124,8 @@ class Learner(eqx.Module):
             all batch elements do.
 
         Raises:
-            ValueError: `state` has another structure or shape, or batch axes that are not in front.
+            ValueError: `state` has another structure or shape, batch axes that are not in front, or a leaf of which
+                nothing says whether it has them.
         """
         where = jnp.asarray(where, bool)
         expected, got = structure(carry.state), structure(state)
@@ -144,12 +146,22 @@ class Learner(eqx.Module):
             )
             return jnp.where(chosen, start if is_key(now) else jnp.asarray(start, now.dtype), now)
 
-        def restart(start: Any, now: Array) -> Array:
+        origin = carry.origin or Origin(jnp.zeros((0, 2), jnp.uint32))
+
+        def restart(number: int, start: Any, now: Array) -> Array:
             if jnp.shape(start) != now.shape:
                 raise ValueError(f"state: expected a leaf of shape {now.shape}, got {jnp.shape(start)}.")
+            if number in origin.unsure and start is not now and now.shape[: where.ndim] == where.shape != ():
+                raise ValueError(
+                    f"state: the step does not say whether a leaf of shape {now.shape} has batch axes or is only as "
+                    "long. Give the leaf of carry.state itself to leave it as it is, and change it by hand."
+                )
+            if number in origin.alone and where.ndim:
+                return jnp.where(jnp.all(where), start if is_key(now) else jnp.asarray(start, now.dtype), now)
             return choose(start, now)
 
-        state = jax.tree.map(restart, state, carry.state)
+        numbers = jax.tree.unflatten(got, range(got.num_leaves))
+        state = jax.tree.map(restart, numbers, state, carry.state)
         memory = jax.tree.map(lambda now: choose(0, now), carry.memory)
         return Carry(state, self._restart_traces(carry.traces, choose), memory, carry.origin)
 
@@ -231,7 +243,8 @@ class TraceLearner(Learner):
         if calls := untraced_recurrence(analysis):
             warnings.warn(one_step_only(analysis, calls), stacklevel=2)
         teacher.matrix(model)
-        return Carry(jax.tree.map(jnp.asarray, state), *self._start(analysis, teacher), origin_of(model))
+        origin = origin_of(model, *as_long_as_a_batch(model, state, x, analysis))
+        return Carry(jax.tree.map(jnp.asarray, state), *self._start(analysis, teacher), origin)
 
     def _start(self, analysis: Analysis, teacher: Teacher) -> tuple[dict[int, CallTrace], Memory]:
         def one(call: Call) -> CallTrace:

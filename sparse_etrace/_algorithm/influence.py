@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from jaxtyping import Array, PyTree
 
 from .._analysis import Analysis
+from .._batch_axes import as_long_as_a_batch
 from .._filter import check_names
 from .._influence import Influences, signals, sizes_of, start, weights_of, window
 from .._links import Links, LinkStep
@@ -49,7 +50,8 @@ class InfluenceLearner(Learner):
             NotImplementedError: an op does not say which unit each weight leads from and to.
         """
         traces = self._start(model, state, x)()
-        return Carry(jax.tree.map(jnp.asarray, state), traces, origin=origin_of(model))
+        shapes = as_long_as_a_batch(model, state, x, Analysis(model, state, x, self.train))
+        return Carry(jax.tree.map(jnp.asarray, state), traces, origin=origin_of(model, *shapes))
 
     def carry_shapes(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Carry:
         """Shapes and types of what `init` returns. The model needs its arrays: they hold the synapses."""

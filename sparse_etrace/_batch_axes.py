@@ -1,0 +1,60 @@
+"""Which leaves of a state have batch axes, and which are only as long as a batch."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from ._analysis import Analysis
+from ._filter import struct
+
+
+def batch_of(analysis: Analysis) -> tuple[int, ...]:
+    """Batch axes, as the ops count them that lead to hidden state; the fewest, where they differ."""
+    found = []
+    for call in analysis.calls:
+        if call.is_op and analysis.stops[call.number]:
+            op, _, x = call.template(analysis.program)
+            if not op.is_diagonal:
+                found.append(x.shape[: x.ndim - op.input_ndim])
+    return min(found, key=len, default=())
+
+
+def as_long_as_a_batch(
+    model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any], analysis: Analysis
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Leaves of the state that are as long as the batch and have no batch axes, and those that do not say.
+
+    The step is followed with a larger batch: a leaf without batch axes fits as it is, and does not fit if it grows. A
+    model that fits no other batch tells nothing, and leaves are taken by their length.
+    """
+    batch = batch_of(analysis)
+    given, layout = jax.tree.flatten(struct((state, x)))
+    count = len(jax.tree.leaves(state))
+    fits = [k for k, leaf in enumerate(given) if batch and leaf.shape[: len(batch)] == batch]
+    arrays, static = eqx.partition(model, lambda leaf: eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct))
+
+    def works(*kept: int) -> bool:
+        more = tuple(size + 1 for size in batch)
+        sizes = [
+            jax.ShapeDtypeStruct((*more, *leaf.shape[len(batch) :]), leaf.dtype)
+            if k in fits and k not in kept
+            else leaf
+            for k, leaf in enumerate(given)
+        ]
+        old, larger = jax.tree.unflatten(layout, sizes)
+        try:
+            new, _ = jax.eval_shape(lambda a, h, x: eqx.combine(a, static)(h, x), struct(arrays), old, larger)
+        except Exception:  # whatever the model raises where shapes do not fit
+            return False
+        return [leaf.shape for leaf in jax.tree.leaves(new)] == [leaf.shape for leaf in sizes[:count]]
+
+    asked = [k for k in fits if k < count and k not in analysis.cluster]
+    chosen = (alone for count in range(len(asked) + 1) for alone in itertools.combinations(asked, count))
+    alone = next((kept for kept in chosen if works(*kept)), None)
+    if alone is None:
+        return (), ()
+    return alone, tuple(k for k in asked if k not in alone and works(*alone, k))
