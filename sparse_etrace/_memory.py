@@ -1,6 +1,5 @@
 """What a learner needs on a model in bytes, before it runs."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -17,10 +17,14 @@ def untraced_recurrence(analysis: Analysis) -> list[Call]:
     return [] if any(c.number in traced for c in found) else found
 
 
+def without_memory(analysis: Analysis, calls: list[Call]) -> list[Call]:
+    """Those that drive hidden state without another op between, whose own memory is what lacks."""
+    return [c for c in calls if any(s[0] == "n" for s in analysis.direct[("y", c.number)])]
+
+
 def one_step_only(analysis: Analysis, calls: list[Call]) -> str:
     """That a rule with traces learns a recurrent layer from the same step only, and why."""
-    driving = [c for c in calls if any(s[0] == "n" for s in analysis.direct[("y", c.number)])]
-    if driving:
+    if driving := without_memory(analysis, calls):
         why = f"what the op called at {_places(driving)} drives has no memory of its own, from its old value to the new"
         way_out = "Give the units a leak"
     else:

@@ -1,6 +1,9 @@
 """What a carry was made with, so that it is refused where it meets another connectivity."""
 
+import dataclasses
+import functools
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -77,6 +80,19 @@ def scaled(tree: PyTree[Any], factor: Float[Array, ""] | None) -> PyTree[Any]:
     if factor is None:
         return tree
     return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype) if is_inexact(leaf) else leaf, tree)
+
+
+def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A `step` that is compiled, and refuses a carry of another connectivity."""
+    run = eqx.filter_jit(step)
+
+    @functools.wraps(step)
+    def checked(self: Any, model: Callable[..., Any], carry: Any, x: PyTree[Array]) -> tuple[Any, PyTree[Array]]:
+        factor = check_origin(carry.origin, model)
+        new, out = run(self, model, carry, x)
+        return dataclasses.replace(new, origin=carry.origin), scaled(out, factor)
+
+    return checked
 
 
 def _refusal(how: str) -> str:

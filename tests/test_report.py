@@ -244,8 +244,7 @@ def test_recurrence_that_is_learned_from_the_same_step_only(learner):
     with pytest.warns(UserWarning, match="No recurrent parameter has a trace: what the op called at .*test_report"):
         said, found = notes(rule(multiplied_first), multiplied_first, jnp.zeros(N), **params)
     assert "No recurrent parameter has a trace" in said and found["params['rec'].value['weight']"] == "same-step only"
-    with pytest.warns(UserWarning, match="drives has no memory of its own"):
-        assert "drives has no memory of its own" in notes(rule(without_memory), without_memory, jnp.zeros(N), **params)[0]
+    assert "drives has no memory of its own" in notes(rule(without_memory), without_memory, jnp.zeros(N), **params)[0]
     assert not notes(rule(spread_first), spread_first, jnp.zeros(N), **params)[0]
     for other in (se.SnAp(2), se.RTRL(), se.BPTT()):
         assert not notes(other, multiplied_first, jnp.zeros(N), **params)[0]

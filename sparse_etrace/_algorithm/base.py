@@ -1,8 +1,6 @@
 """What every learner has: `init`, `step`, `reset`, and a window of steps with its gradient."""
 
 import abc
-import dataclasses
-import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -18,8 +16,8 @@ from .._batch_axes import as_long_as_a_batch
 from .._constant import constant, held
 from .._feedback import Feedback, Memory, Teacher, leaves_of
 from .._filter import check_names, nbytes, struct, structure
-from .._notes import one_step_only, untraced_recurrence
-from .._origin import Origin, check_origin, origin_of, scaled
+from .._notes import one_step_only, untraced_recurrence, without_memory
+from .._origin import Origin, compiled, origin_of
 from .._program import is_inexact, is_key
 from .._routes import Call
 from .._step import Signals, Step
@@ -58,19 +56,6 @@ class Window(eqx.Module):
     aux: PyTree[Array]
     grads: PyTree[Array]
     carry: Carry
-
-
-def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A `step` that is compiled, and refuses a carry of another connectivity."""
-    run = eqx.filter_jit(step)
-
-    @functools.wraps(step)
-    def checked(self: Any, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
-        factor = check_origin(carry.origin, model)
-        new, out = run(self, model, carry, x)
-        return dataclasses.replace(new, origin=carry.origin), scaled(out, factor)
-
-    return checked
 
 
 class Learner(eqx.Module):
@@ -240,7 +225,7 @@ class TraceLearner(Learner):
         check_names(self.allow_zero, analysis.param_names)
         learned = tuple(analysis.param_names[i] for i in teacher.learned(model))
         analysis.check_reach(self.allow_zero + learned)
-        if calls := untraced_recurrence(analysis):
+        if (calls := untraced_recurrence(analysis)) and not without_memory(analysis, calls):
             warnings.warn(one_step_only(analysis, calls), stacklevel=2)
         teacher.matrix(model)
         origin = origin_of(model, *as_long_as_a_batch(model, state, x, analysis))

@@ -15,11 +15,11 @@ from .._batch_axes import as_long_as_a_batch
 from .._filter import check_names
 from .._influence import Influences, signals, sizes_of, start, weights_of, window
 from .._links import Links, LinkStep
-from .._origin import origin_of
+from .._origin import compiled, origin_of
 from .._program import cast, is_inexact
 from .._reach import Wiring
 from .._sums import widened, zeros
-from .base import Carry, Learner, Window, compiled, cut, differentiate
+from .base import Carry, Learner, Window, cut, differentiate
 
 
 class InfluenceLearner(Learner):

@@ -16,10 +16,11 @@ from .._analysis import Analysis
 from .._black_box import by_step, check_carry, check_linear, check_reach, split
 from .._links import UnlinkedError
 from .._numbers import number, whole
+from .._origin import compiled
 from .._program import cast, is_inexact
 from .._reach import Wiring
 from .._sums import wide
-from .base import Carry, Window, compiled, cut
+from .base import Carry, Window, cut
 from .influence import InfluenceLearner
 
 

@@ -10,10 +10,10 @@ from jaxtyping import Array, PyTree
 
 from .._black_box import by_step, check_carry, check_reach, split
 from .._numbers import number, whole
-from .._origin import origin_of
+from .._origin import compiled, origin_of
 from .._program import is_inexact, is_key
 from .._sums import narrowed, widened
-from .base import Carry, Learner, Window, compiled, cut
+from .base import Carry, Learner, Window, cut
 
 
 class History(NamedTuple):

@@ -10,9 +10,9 @@ from jaxtyping import Array, PyTree
 
 from .._black_box import by_step, check_carry, check_linear, check_reach, split
 from .._linear import pushforward
-from .._origin import origin_of
+from .._origin import compiled, origin_of
 from .._program import is_inexact, is_key
-from .base import Carry, Learner, Window, compiled, cut
+from .base import Carry, Learner, Window, cut
 
 TINY = 1e-7
 
