@@ -98,12 +98,14 @@ def _moved(ids: Ids, by: Mixed) -> Ids:
 
 def _fold(eqn: Any, args: list[Any], values: dict[Any, Any]) -> None:
     """Keep small integer constants: they may be the indices of a gather or a slice."""
+    if len(eqn.outvars) != 1:
+        return
     aval = eqn.outvars[0].aval
     dtype = getattr(aval, "dtype", None)
     discrete = dtype is not None and (
         jax.dtypes.issubdtype(dtype, np.integer) or jax.dtypes.issubdtype(dtype, np.bool_)
     )
-    if discrete and len(eqn.outvars) == 1 and aval.size <= 1 << 20:
+    if discrete and aval.size <= 1 << 20:
         if not sub_jaxprs(eqn) and all(a is not None for a in args):
             with jax.ensure_compile_time_eval():
                 values[eqn.outvars[0]] = bind(eqn, [jnp.asarray(a) for a in args])
