@@ -250,14 +250,16 @@ class Analysis:
     def _check_weights(self) -> None:
         """Raise where the weights of an op are made of what is trained by something whose derivative is not linear."""
         program = self.program
+        floating = [a for a in self.params if is_inexact(program.avals[a])]
+        others = [a for a in self.params if a not in floating]
         for call in self.learning:
             wanted = [a for a, moves in zip(call.weight_atoms, self.weight_is_trained(call), strict=True) if moves]
-            rest = [a for a in self.params if is_inexact(program.avals[a])]
-            refuse_bent(
-                f"the weights of the op called at {call.node.where}",
-                lambda values, wanted=wanted, rest=rest: program.evaluate(dict(zip(rest, values)), wanted),
-                program.shapes(rest),
-            )
+
+            def weights(values: list[Any], *given: Any, wanted: list[Atom] = wanted) -> list[Any]:
+                return program.evaluate(dict(zip([*floating, *others], [*values, *given], strict=True)), wanted)
+
+            what = f"the weights of the op called at {call.node.where}"
+            refuse_bent(what, weights, program.shapes(floating), *program.shapes(others))
 
     def outside_ops(self, i: int) -> set[Label]:
         """Sinks of a model leaf by ways that do not begin as a weight of an op."""

@@ -126,7 +126,7 @@ def test_influences_are_rtrl():
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
-WRONG = {"no trace": 15, "diagonal": 5, "late signal": 15, "no factors": 15, "one step": 5}
+WRONG = {"no trace": 15, "diagonal": 4, "late signal": 15, "no factors": 15, "one step": 10}
 
 
 @pytest.mark.parametrize("wrong", WRONG)
