@@ -721,6 +721,8 @@ class Drawer:
                 if (self.ends[-1].width == 2 and not (self.d.space and "flatten" in self.d.traits))
                 else self.ends[-1]
             )
+        if not any("x" in node.args for node in self.nodes):
+            self.ends.append(self.call(self.x, 2))
         d = self.d
         d.new = {k: v.name for k, v in self.made.items()}
         d.out = [v.name for v in self.ends]
