@@ -298,3 +298,13 @@ def _scan(eqn: Any, ids: list[Any], line: str) -> list[Any]:
     stacked = [o if o is None or isinstance(o, Mixed) else np.broadcast_to(o, (length, *o.shape))
                for o in out[count:]]  # fmt: skip
     return joined + stacked
+
+
+MOVES = {"reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim", "rev", "slice", "stack", "unstack",
+         "tile", "concatenate", "split"}  # fmt: skip
+
+
+def moved(eqn: Any, arrays: list[Any]) -> list[Any] | None:
+    """The arrays as an equation moves them that does nothing else; None if it is none of these."""
+    name = eqn.primitive.name
+    return _STRUCTURAL[name](eqn, list(map(np.asarray, arrays)), []) if name in MOVES else None

@@ -8,23 +8,19 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from ._algorithm import Learner
 from ._algorithm.base import TraceLearner
 from ._analysis import Analysis, closure
+from ._filter import struct
 from ._influence import Influences
 from ._notes import cuts_behind, ends_at, memory_elsewhere, one_step_only, untraced_recurrence
-from ._program import is_inexact, is_key
 from ._routes import Call
-from ._step import Step
+from ._support import reached as reached_entries
 from ._table import as_table, data_frame
 from ._traces import routes_of
-from ._windows import sum_to
 
-PROBES = 8
 ORDER = (
     "exact", "unbiased", "truncated", "diagonal", "factorised", "feedback", "same-step only", "no gradient"
 )  # fmt: skip
@@ -42,8 +38,8 @@ class Row(NamedTuple):
         rule: `exact`; `diagonal`, exact through each unit's own memory; `factorised`; `feedback`, where something else
             stands in for the learning signal; `truncated` after some steps; `unbiased`, right on average; `same-step
             only`.
-        reached: how many of its entries a learning signal can reach, found by probing with random states and random
-            values of all that is trained; None where the model holds no numbers, and for rules without a trace per op.
+        reached: how many of its entries a learning signal can reach, whatever the numbers in the state, the input and
+            all that is trained; None where the model holds no numbers, and for rules without a trace per op.
         size: how many entries it has.
     """
 
@@ -115,7 +111,9 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
     carry = learner.carry_shapes(model, state, x)
     analysis = analyse(learner, model, state, x)
     traced = isinstance(learner, TraceLearner)
-    reached = _probe(analysis, model, state, x) if traced else {}
+    params = jax.tree.leaves(eqx.filter(model, is_array_like))
+    is_known = traced and not any(isinstance(p, jax.ShapeDtypeStruct) for p in params)
+    reached = reached_entries(analysis, params, *map(jax.tree.leaves, (struct(state), struct(x)))) if is_known else {}
     dropping = _dropping(analysis)
     shapes = analysis.program.shapes(analysis.params)
     rows = []
@@ -218,62 +216,6 @@ def _kept(trace: Any, leaf: int) -> list[Any]:
     if all(e is None for e in full) and trace.factors is not None:
         return [trace.factors.x, *trace.factors.f]
     return [e for e in full if e is not None]
-
-
-def _probe(analysis: Analysis, model: Any, state: Any, x: Any) -> dict[int, int]:
-    """Entries of each trained leaf that a derivative of `out` reaches, at random states, inputs and values.
-
-    What is trained is drawn as well: a readout that starts at zero does not stay there.
-    """
-    params = jax.tree.leaves(eqx.filter(model, is_array_like))
-    if any(isinstance(p, jax.ShapeDtypeStruct) for p in params):
-        return {}
-    step = Step(analysis)
-
-    def draw(leaves: list[Any], key: Any) -> list[Array]:
-        keys = jax.random.split(key, len(leaves) + 1)
-        return [a + jax.random.normal(k, a.shape, a.dtype) if is_inexact(a) else a for k, a in zip(keys, leaves)]
-
-    @jax.jit
-    def once(params: list[Array], state: list[Array], x: list[Array], key: Any) -> list[Array]:
-        keys = jax.random.split(key, 5)
-        drawn = iter(draw([params[i] for i in analysis.trained], keys[0]))
-        params = [next(drawn) if i in analysis.trained else p for i, p in enumerate(params)]
-        weights = step.weights(params)
-        out, _, pull, jacobians = step.run(params, draw(state, keys[1]), draw(x, keys[2]), weights)
-        m, n, plain, _ = pull(draw([jnp.zeros_like(o) for o in out if is_inexact(o)], keys[3]))
-        xs, d, f = jacobians()
-        taught = {}
-        for call in analysis.learning:
-            op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
-            y, routes = n[call.number] != 0, routes_of(analysis, call)
-            if op.is_diagonal and routes:
-                y = jnp.broadcast_to(y, analysis.groups[routes[0][0]].shape)
-            for g, route in routes:
-                heard = m[g] != 0
-                for _ in range(len(heard)):
-                    heard = heard | jnp.any((d[g] != 0) & heard[:, None], axis=0)
-                landed = route.spread(heard, len(analysis.groups[g].shape)) & (f[(g, call.number)] != 0)
-                y = y | jnp.any(landed, axis=0)
-            ones = None if op.is_diagonal else jnp.ones_like(xs[call.number])
-            slots = jax.tree.leaves(sum_to(op.xy_to_dw(ones, y.astype(n[call.number].dtype), v), v))
-            random = draw([jnp.zeros_like(leaf) for leaf in slots], jax.random.fold_in(keys[4], call.number))
-            taught[call.number] = [jnp.where(leaf != 0, r, 0) for leaf, r in zip(slots, random, strict=True)]
-        grads = step.by_parameter(params, taught, plain)
-        return [grads[i] != 0 for i in analysis.trained]
-
-    given = [[_numbers(a) for a in jax.tree.leaves(tree)] for tree in (state, x)]
-    draws = [once(params, *given, key) for key in jax.random.split(jax.random.key(0), PROBES)]
-    counts = [int(np.sum(np.any(np.stack(leaves), axis=0))) for leaves in zip(*draws)]
-    return dict(zip(analysis.trained, counts, strict=True))
-
-
-def _numbers(leaf: Any) -> Array:
-    if not isinstance(leaf, jax.ShapeDtypeStruct):
-        return jnp.asarray(leaf)
-    if is_key(leaf):
-        return jax.random.split(jax.random.key(0), leaf.shape)
-    return jnp.zeros(leaf.shape, leaf.dtype)
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -1,5 +1,7 @@
 """`explain` and `memory_plan` on models whose answer is known."""
 
+import warnings
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -554,3 +556,44 @@ def test_a_model_that_the_learner_refuses(report):
 
     with pytest.raises(ValueError, match="'state' is mixed across units"):
         report(se.D_RTRL(), Mixed(leaky().cell), jnp.zeros(N), jnp.ones(3))
+
+
+@pytest.mark.parametrize("kind", ["rate", "alif_v", "tied", "conv_1d", "fused_gru", "between", "channel_decay"])
+def test_reach_is_what_gradients_show(kind):
+    """Every entry that ever has a gradient is reached, and none else."""
+    case = models.build(kind)
+    grads = models.run(se.D_RTRL(), case)[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = se.explain(se.D_RTRL(), case.model, case.twin.state, case.xs[0]).rows
+    shown = {name: np.count_nonzero(leaf) for name, leaf in _by_name(case.model, grads)}
+    assert {row.name: row.reached for row in found} == shown
+
+
+def _by_name(model, grads):
+    for name, grad in grads.items():
+        part = model.params[name]
+        full = eqx.tree_at(lambda p: p.value, part, grad).value if isinstance(part, se.ETraceParam) else grad
+        front = f"params['{name}']" + (".value" if isinstance(part, se.ETraceParam) else "")
+        for path, leaf in jax.tree_util.tree_flatten_with_path(full)[0]:
+            yield front + jax.tree_util.keystr(path), leaf
+
+
+@pytest.mark.parametrize("potential", [-3.0, 0.0, 1.0])
+def test_reach_is_no_matter_of_the_state(potential):
+    """A triangle has no derivative far from the threshold; a unit that is there now need not stay."""
+    model = Net(se.cells.LIF(N, dense(3, N), ring(N), spike=se.surrogate.triangle()), dense(N, 2))
+    state = jax.tree.map(lambda s: jnp.full_like(s, potential), model.init_state())
+    rows = se.explain(se.D_RTRL(), model, state, jnp.zeros(3)).rows
+    assert all(row.reached == row.size for row in rows)
+
+
+def test_the_second_explanation_compiles_nothing(caplog):
+    model = leaky()
+    se.explain(se.D_RTRL(), model, model.init_state(), jnp.ones(3))
+    x = jnp.ones(3)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        se.explain(se.D_RTRL(), model, model.init_state(), x)
+        assert "Finished XLA compilation" not in caplog.text
+        jax.jit(lambda x: jnp.sin(x) + 3.25)(x)
+        assert "Finished XLA compilation" in caplog.text
