@@ -53,7 +53,7 @@ def save(path: Path, header: dict[str, Any], content: PyTree[Any], table: np.nda
     leaves = jax.tree.leaves(arrays)
     about = {"format": FORMAT, "names": leaf_names(arrays), "types": [type_name(leaf) for leaf in leaves]}
     text = json.dumps(about | {"header": header})
-    partial = _beside(path, ".partial")
+    partial = _beside(path, ".part")  # no longer a name than that of the lock, which is tried first
     partial.parent.mkdir(parents=True, exist_ok=True)
     with open(partial, "wb") as file:
         numbers: dict[str, Any] = {f"leaf{k:06}": raw(leaf) for k, leaf in enumerate(leaves)}
@@ -84,17 +84,17 @@ def alone(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    if path.is_dir() or not path.name:
+    if os.path.isdir(path) or not path.name:
         raise ValueError(f"checkpoint: {path} is a folder. Name a file in it.")
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not path.is_file():
         raise ValueError(f"checkpoint: {path} is no file but a device, a pipe or a socket. Name a file.")
-    lock = _beside(path, ".lock")
     while True:
         try:
+            lock = _beside(path, ".lock")
             lock.parent.mkdir(parents=True, exist_ok=True)
             file = open(lock, "a+b")
-        except OSError as error:
-            raise ValueError(f"checkpoint: {path} cannot be written, {error}. Name another file.") from error
+        except (OSError, ValueError) as error:
+            raise ValueError(f"checkpoint: {str(path)!r} cannot be written, {error}. Name another file.") from error
         with file:
             try:
                 if sys.platform == "win32":

@@ -2,11 +2,14 @@
 
 import dataclasses
 import dis
+import enum
 import functools
 import hashlib
 import re
+import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Number
 from typing import Any
 
 import equinox as eqx
@@ -18,7 +21,7 @@ from ._filter import leaf_names
 from ._program import is_key
 
 # Functions of these are known by their name and by what they hold.
-KNOWN = {"sparse_etrace", "jax", "jaxlib", "optax", "equinox", "jaxtyping", "numpy", "scipy", "builtins", "functools"}
+KNOWN = {"sparse_etrace", "jax", "jaxlib", "optax", "equinox", "jaxtyping", "numpy", "scipy"} | sys.stdlib_module_names
 
 
 def raw(leaf: Any) -> np.ndarray:
@@ -33,7 +36,7 @@ def type_name(leaf: Any) -> str:
 
 def digest(leaf: Any) -> str:
     """Type, shape and a digest of an array."""
-    numbers = np.ascontiguousarray(raw(leaf))
+    numbers = np.ascontiguousarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
     code = hashlib.sha256(numbers.reshape(-1).view(np.uint8).data).hexdigest()
     return f"{type_name(leaf)}{list(numbers.shape)} {code[:16]}"
 
@@ -48,17 +51,19 @@ def facts(value: Any, name: str) -> dict[str, str]:
     """Names and texts of what a value is made of.
 
     Numbers and arrays; of containers and dataclasses what they hold; of a function its name, its code, its defaults,
-    what it is closed over and which globals it reads. Of another object only its type; modules by name.
+    what it is closed over and which globals it reads. Of another object only its class; modules by name.
     """
     return dict(_walk(value, name, {}))
 
 
 def _walk(value: Any, name: str, seen: dict[int, Any]) -> Iterator[tuple[str, str]]:
     """`seen` keeps what was walked alive, so that its id stands for nothing else."""
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        value = value.tolist()
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         is_number = not np.ndim(value) and not is_key(value)
         yield name, f"{np.asarray(value).item()!r} as {value.dtype}" if is_number else digest(value)
-    elif value is None or isinstance(value, bool | int | float | complex | str | bytes | np.dtype):
+    elif value is None or isinstance(value, Number | str | bytes | slice | range | enum.Enum | np.dtype):
         yield name, repr(value)
     elif isinstance(value, set | frozenset):
         yield name, str(sorted(map(repr, value)))
@@ -77,8 +82,6 @@ def _open(value: Any) -> tuple[str, Iterable[tuple[Any, Any]]]:
     if isinstance(value, jax.custom_jvp | jax.custom_vjp):
         rules = ("fun", "jvp", "fwd", "bwd")
         return "custom derivative", [(rule, getattr(value, rule)) for rule in rules if hasattr(value, rule)]
-    if (inner := getattr(value, "__wrapped__", None)) is not None:
-        return _open(inner)
     if isinstance(value, types.FunctionType):
         return _title(value), _parts_of_function(value)
     if isinstance(value, types.MethodType):
@@ -86,16 +89,18 @@ def _open(value: Any) -> tuple[str, Iterable[tuple[Any, Any]]]:
     if isinstance(value, types.ModuleType):
         return value.__name__, ()
     if isinstance(value, type):
-        return _title(value), _methods(value)
+        return _title(value), _own(value)
     if isinstance(value, Mapping):
         return f"{len(value)} entries", [(repr(key), value[key]) for key in sorted(value, key=repr)]
     if isinstance(value, tuple | list):
         names = getattr(value, "_fields", range(len(value)))
         return f"{len(value)} entries", zip(names, value, strict=True)
-    if hasattr(value, "__qualname__"):
-        return _title(value), ()
     fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
     parts = [(field.name, getattr(value, field.name, None)) for field in fields]
+    if (inner := getattr(value, "__wrapped__", None)) is not None:  # a compiled function, say
+        return _title(type(value)), [("wrapped", inner), *parts]
+    if hasattr(value, "__qualname__"):
+        return _title(value), ()
     if type(value).__module__.split(".")[0] == "optax":  # an optimizer that is an object
         parts = list(vars(value).items())
     return _title(type(value)), [("type", type(value)), *parts]
@@ -105,15 +110,21 @@ def _title(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
-def _is_known(value: Any) -> bool:
-    return str(value.__module__).split(".")[0] in KNOWN
+def _is_known(module: Any) -> bool:
+    return str(module).split(".")[0] in KNOWN
+
+
+def _is_installed(file: str | None) -> bool:
+    """Whether a library has this file: of its functions the code is told, not what they call in turn."""
+    return "site-packages" in (file or "")
 
 
 def _parts_of_function(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    if not _is_known(fn):
+    if not _is_known(fn.__globals__.get("__name__")):  # a decorated one calls its module that of another
         yield "code", _code(fn.__code__)
-        for name in sorted(_globals_read(fn.__code__) & fn.__globals__.keys()):
-            yield name, fn.__globals__[name]
+        if not _is_installed(fn.__code__.co_filename):
+            for name in sorted(_globals_read(fn.__code__) & fn.__globals__.keys()):
+                yield name, fn.__globals__[name]
     given = (("defaults", fn.__defaults__), ("keyword defaults", fn.__kwdefaults__))
     yield from [(name, value) for name, value in given if value]
     for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
@@ -123,14 +134,20 @@ def _parts_of_function(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
             pass
 
 
-def _methods(kind: type) -> Iterator[tuple[str, Any]]:
-    """The code of what a class says of its own."""
+def _own(kind: type) -> Iterator[tuple[str, Any]]:
+    """Functions and numbers that a class says of its own."""
     for base in kind.__mro__:
-        if not _is_known(base):
-            for name, method in sorted(vars(base).items()):
-                method = getattr(method, "method", method)  # as equinox wraps it
-                if isinstance(method, types.FunctionType) and (name == "__call__" or not name.startswith("__")):
-                    yield name, method
+        if not _is_known(base.__module__):
+            own = vars(base).keys() - getattr(base, "__dataclass_fields__", {}).keys()
+            hidden = "" if _is_installed(getattr(sys.modules.get(base.__module__), "__file__", None)) else "__"
+            for name in sorted(name for name in own if name == "__call__" or not name.startswith(hidden)):
+                part = vars(base)[name]
+                for inner in ("method", "__func__", "fget"):  # as equinox and Python wrap it
+                    part = getattr(part, inner, part)
+                if isinstance(part, types.FunctionType | Number | str | jax.Array | np.ndarray | tuple) or hasattr(
+                    part, "__wrapped__"
+                ):
+                    yield name, part
 
 
 def _globals_read(code: types.CodeType) -> set[str]:

@@ -308,6 +308,8 @@ def fit(
                     if any([_wants_an_end(call(seen)) for call in calls]):  # noqa: C419, each is called
                         stopped = "callback"
                         break
+                    if ending.has_begun:  # something took the exception of a Ctrl-C, and no other one is heard
+                        raise KeyboardInterrupt
                     if patience is not None and run.waited >= patience:
                         stopped = "patience"
                         break

@@ -1,6 +1,10 @@
 """Checkpoints: whole or not there, resumed to the same bits, and refused by name."""
 
+import collections
+import contextlib
+import enum
 import fcntl
+import fractions
 import functools
 import os
 import signal
@@ -13,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas
 import pytest
 from soak import few
 
 import sparse_etrace as se
+from sparse_etrace._facts import facts
 
 UNITS, STEPS, BATCH = 5, 6, 2
 ADAM = optax.adam(0.02)
@@ -143,7 +149,8 @@ def test_half_precision(tmp_path):
         return se.fit(se.D_RTRL(), squared, ADAM, model, data, state=start, progress=False, **options)
 
     run(checkpoint=tmp_path / "run", callbacks=lambda now: now.sequences == 1)
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(run().carry.traces)} == {"bfloat16"}
+    floating = eqx.filter(run().carry.traces, eqx.is_inexact_array)  # beside what rounds them
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(floating)} == {"bfloat16"}
     assert same(run(checkpoint=tmp_path / "run"), run())
 
 
@@ -195,9 +202,12 @@ def test_a_full_disk_does_not_lose_what_was_learned(tmp_path, monkeypatch):
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    for path, words in ((tmp_path, "is a folder. Name a file in it"), (tmp_path / "file" / "run", "cannot be written")):
+    names = (f"file{os.sep}run", "a\0b", "x" * 300, "x" * 251)
+    for name, words in ((".", "is a folder. Name a file in it"), *((name, "cannot be written") for name in names)):
         with pytest.raises(ValueError, match=f"checkpoint: .*{words}"):
-            train(sequences(1), checkpoint=path)
+            train([], checkpoint=tmp_path / name)
+    longest = tmp_path / ("x" * 250)
+    assert len(train(sequences(1), checkpoint=longest).losses) == 1 and longest.exists()
 
 
 def test_ctrl_c_while_the_last_one_is_written(tmp_path, monkeypatch):
@@ -305,6 +315,91 @@ def weighed_by(much):
     return lambda out, y: jnp.mean(much * (out - y) ** 2)
 
 
+def times(much):
+    """A decorator, as `functools.wraps` makes it."""
+
+    def decorate(fn):
+        @functools.wraps(fn)
+        def call(out, y):
+            return much * fn(out, y)
+
+        return call
+
+    return decorate
+
+
+def closing_over(value):
+    return lambda out, y: squared(out, y) * (value is not None)
+
+
+def calling(wrap, much, amount=1.0):
+    """A module with a method that something wraps, a number of its class, and a property."""
+
+    class Loss(eqx.Module):
+        factor: float = 1.0
+        gain = amount
+
+        @wrap
+        def __call__(self, out, y):
+            return much * self.gain * squared(out, y)
+
+        @property
+        def doubled(self):
+            return 2 * much
+
+    return Loss()
+
+
+class Mode(enum.Enum):
+    MEAN = 1
+    SUM = 2
+
+
+# What is told of what `make(1)` and `make(2)` give: of functions that something wraps, and of values they close over.
+TOLD = {
+    "wraps": lambda n: times(n)(squared),
+    "jit of it": lambda n: jax.jit(times(n)(squared)),
+    "checkpoint of it": lambda n: jax.checkpoint(times(n)(squared)),
+    "cache of it": lambda n: functools.lru_cache(times(n)(squared)),
+    "twice": lambda n: times(1)(times(n)(squared)),
+    "derivative of its own": lambda n: jax.custom_vjp(times(n)(squared)),
+    "vmap": lambda n: jax.vmap(squared, in_axes=(n - 1, 0)),
+    "vmap out": lambda n: jax.vmap(squared, out_axes=n),
+    "filter_vmap": lambda n: eqx.filter_vmap(squared, in_axes=(n - 1, 0)),
+    "filter_jit": lambda n: eqx.filter_jit(Power(n)),
+    "filter_jit of it": lambda n: eqx.filter_jit(times(n)(squared)),
+    "grad": lambda n: jax.grad(squared, argnums=n - 1),
+    "eqx.Partial": lambda n: eqx.Partial(squared, y=n),
+    "method": lambda n: Power(n).of,
+    "method under jit": lambda n: calling(jax.jit, n),
+    "method under filter_jit": lambda n: calling(eqx.filter_jit, n),
+    "method under checkpoint": lambda n: calling(jax.checkpoint, n),
+    "static method": lambda n: calling(staticmethod, n),
+    "number of a class": lambda n: calling(lambda fn: fn, 1.0, amount=n),
+    "slice": lambda n: closing_over(slice(n)),
+    "range": lambda n: closing_over(range(n)),
+    "enumeration": lambda n: closing_over(Mode(n)),
+    "fraction": lambda n: closing_over(fractions.Fraction(1, n)),
+    "strings": lambda n: closing_over(np.array(["a", "b" * 40 * n])),
+    "objects": lambda n: closing_over(np.array(["a", n], object)),
+    "records": lambda n: closing_over(np.array([(n, True, 0.5)], [("a", int), ("b", bool), ("c", float)])),
+    "named tuple": lambda n: closing_over((Mode, collections.namedtuple("A", "x y"))[n - 1]),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_is_told_of_a_function(name):
+    one, again, two = (facts(TOLD[name](n), "loss_fn") for n in (1, 1, 2))
+    assert one == again != two
+
+
+def test_installed_libraries_are_not_walked_through():
+    """What a loss closes over may be an object of a large library."""
+    frame = pandas.DataFrame({"a": [1.0]})
+    assert len(facts(closing_over(frame), "loss_fn")) < 20
+    assert len(facts(closing_over(Path("a")), "loss_fn")) < 20
+
+
 def doubled(w):
     return w + w
 
@@ -380,6 +475,7 @@ ALIKE = {
     ),
     "default": (lambda n: {"loss": lambda out, y, n=n: n * squared(out, y)}, 1.0, 2.0, r"loss_fn.defaults\[0\]"),
     "compiled": (lambda n: {"loss": jax.jit(weighed(n))}, 1.0, 2.0, "loss_fn: 'loss_fn.much' was 1.0"),
+    "decorated": (lambda n: {"loss": times(n)(squared)}, 1.0, 2.0, "loss_fn: 'loss_fn.much' was 1.0, here it is 2.0"),
     "field": (lambda n: {"loss": Power(n)}, 1.0, 2.0, "loss_fn: 'loss_fn.power' was 1.0, here it is 2.0"),
     "method": (lambda kind: {"loss": kind(2.0)}, Power, Cubed, "loss_fn: 'loss_fn' was .*Power, here it is .*Cubed"),
     "metric": (renamed, 2, 3, "metrics: \"metrics.'mine'.code\" does something else"),
@@ -586,6 +682,24 @@ def test_ctrl_c_again_and_again(tmp_path, monkeypatch, first):
         assert result.stopped == "interrupted" and len(result.losses) == count
     seen = []
     assert same(train(data, checkpoint=tmp_path / "run", callbacks=seen.append), train(data)) and len(seen) == 3 - count
+
+
+@pytest.mark.parametrize("place", ["callback", "data"])
+def test_ctrl_c_that_somebody_takes_ends_it(place):
+    """A library may pass over the exception; since no further Ctrl-C is heard, the run still has to end."""
+
+    def swallowed(*seen):
+        with contextlib.suppress(KeyboardInterrupt):
+            again()
+
+    def stream():
+        for k, pair in enumerate(sequences(3)):
+            if k == 1 and place == "data":
+                swallowed()
+            yield pair
+
+    result = train(stream(), callbacks=swallowed if place == "callback" else ())
+    assert result.stopped == "interrupted" and len(result.losses) == 1 + (place == "data")
 
 
 def test_ctrl_c_in_a_thread_is_none_of_its_business(tmp_path):

@@ -66,6 +66,6 @@ def test_killed_and_resumed(tmp_path, amount):
         found = lines(folder)
         assert found and all(truth[sequence] == bits for sequence, bits in found)
         assert (folder / "end").read_text() == (alone / "end").read_text()
-        left = {f"run.ckpt{end}" for end in ("", ".partial", ".lock")}
+        left = {f"run.ckpt{end}" for end in ("", ".part", ".lock")}
         assert {path.name for path in folder.iterdir()} <= {"end", "log", *left}
     print(f"{done} kills in {starts} runs; {resumed} of the resumptions trained on before the next kill")
