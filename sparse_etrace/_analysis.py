@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ._filter import leaf_names, refuse_unread, refuse_zero, struct, structure, trained_filter
+from ._filter import check_state, leaf_names, refuse_unread, refuse_zero, struct, trained_filter
 from ._linear import refuse_bent
 from ._op.base import OpCall, VmappedCall
 from ._program import Atom, Labels, Node, flatten, is_inexact, propagate, vjp_jaxpr
@@ -39,7 +39,7 @@ class Analysis:
             return jax.tree.map(jnp.asarray, new), jax.tree.map(jnp.asarray, out)
 
         closed, (new, out) = jax.make_jaxpr(step, return_shape=True)(struct(arrays), state, x)
-        self._check_state(state, new)
+        check_state(state, new)
         self.out_structure = jax.tree.structure(out)
         self.program = program = flatten(closed)
         sizes = [len(jax.tree.leaves(tree)) for tree in (arrays, state, x)]
@@ -51,20 +51,6 @@ class Analysis:
         self._refuse_dynamic_weights()
         self._find_direct_influence()
         self._find_groups()
-
-    def _check_state(self, state: Any, new: Any) -> None:
-        old_structure, new_structure = structure(state), structure(new)
-        if old_structure != new_structure:
-            raise ValueError(
-                f"model: expected a new state structured like the old one, {old_structure}, got {new_structure}. A "
-                "model returns (state, out)."
-            )
-        for name, a, b in zip(self.state_names, jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
-            if a.shape != b.shape or a.dtype != b.dtype:
-                raise ValueError(
-                    f"model: state leaf {name!r} goes in as {a.dtype}{list(a.shape)} and comes out as "
-                    f"{b.dtype}{list(b.shape)}. Give the initial state its final shape and type."
-                )
 
     def _read_call(self, index: int, node: Node) -> Call:
         call = node.eqn.params["call"]

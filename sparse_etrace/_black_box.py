@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ._filter import check_names, leaf_names, refuse_unread, refuse_zero, struct, trained_filter
+from ._filter import check_names, check_state, leaf_names, refuse_unread, refuse_zero, struct, trained_filter
 from ._linear import refuse_bent
 from ._program import Labels, is_inexact, propagate, vjp_jaxpr
 from ._sums import narrowed, widened, zeros
@@ -31,7 +31,8 @@ def check_reach(
 
     def step(sources: tuple, rest: tuple) -> Any:
         model, state = (eqx.combine(a, b) for a, b in zip(sources, rest[:2], strict=True))
-        new, out = eqx.combine(model, static)(state, rest[2])
+        new, out = joined(model, static)(state, rest[2])
+        check_state(old, new)
         return floating(new), floating(out)
 
     inputs, before = jax.tree.leaves(struct(x)), len(jax.tree.leaves((arrays, old)))
@@ -75,6 +76,11 @@ def split(model: PyTree[Any], train: Any) -> tuple[PyTree[Any], PyTree[Any]]:
     """What is trained, and everything else as constants."""
     trained, fixed = eqx.partition(model, trained_filter(model, train))
     return trained, eqx.combine(jax.lax.stop_gradient(eqx.filter(fixed, eqx.is_array)), fixed)
+
+
+def joined(trained: PyTree[Any], fixed: PyTree[Any]) -> Callable[[Any, Any], Any]:
+    """A model of both its parts, whose numbers are arrays."""
+    return lambda state, x: jax.tree.map(jnp.asarray, eqx.combine(trained, fixed)(state, x))
 
 
 def check_carry(expected: PyTree[Any], traces: PyTree[Any]) -> None:

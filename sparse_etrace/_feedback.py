@@ -314,7 +314,7 @@ class Teacher:
             gains = np.array([b.gain for b in own])
 
             def with_rows(part: Array, kept: Any = kept, rows: Any = rows, gains: Any = gains) -> Array:
-                scale = jnp.asarray(gains, part.dtype).reshape(-1, *[1] * (part.ndim - 2))
+                scale = jnp.asarray(gains, part.dtype).reshape(1, -1, *[1] * (part.ndim - 2))
                 return jnp.concatenate([part[:, kept], scale * part[:, np.array(rows)]], axis=1)
 
             left = with_rows(d[g])[:, :, kept]

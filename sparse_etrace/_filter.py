@@ -45,6 +45,21 @@ def structure(tree: PyTree[Any]) -> Any:
     return jax.tree.structure(tree)
 
 
+def check_state(old: PyTree[Any], new: PyTree[Any]) -> None:
+    """Raise for a new state of another structure, or with a leaf of another shape or type, than the old one."""
+    if structure(old) != structure(new):
+        raise ValueError(
+            f"model: expected a new state structured like the old one, {structure(old)}, got {structure(new)}. A "
+            "model returns (state, out)."
+        )
+    for name, a, b in zip(leaf_names(old), jax.tree.leaves(struct(old)), jax.tree.leaves(struct(new)), strict=True):
+        if a != b:
+            raise ValueError(
+                f"model: state leaf {name or 'state'!r} goes in as {a.dtype}{list(a.shape)} and comes out as "
+                f"{b.dtype}{list(b.shape)}. Give the initial state its final shape and type."
+            )
+
+
 def leaf_names(tree: PyTree[Any]) -> list[str]:
     return [jax.tree_util.keystr(path).lstrip(".") for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 

@@ -66,7 +66,8 @@ def check_origin(origin: Origin | None, model: PyTree[Any]) -> Array | None:
     if len(rows) != origin.wiring.shape[-2]:
         raise ValueError(_refusal(f"has {len(rows)} arrays that say what is connected, not {origin.wiring.shape[-2]}"))
     was = origin.wiring if isinstance(rows, jax.Array) or not _is_here(origin.wiring) else np.asarray(origin.wiring)
-    differs = (was != rows).any(-1) & (was != UNKNOWN).any(-1) & (rows != UNKNOWN).any(-1)
+    rows = rows.reshape(*[1] * (was.ndim - rows.ndim), *rows.shape)
+    differs = (was != rows).any(-1) & was.any(-1) & rows.any(-1)
     if isinstance(differs, jax.Array):
         return jnp.where(jnp.any(differs), jnp.nan, 1.0)
     if differs.any():

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.extend.core as jex
 import jax.extend.source_info_util as source_info
+import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 
@@ -79,7 +80,7 @@ class Program(NamedTuple):
             for o, v in zip(node.outputs, out, strict=True):
                 if o not in known:
                     values[o] = v + added[o] if o in added else v
-        return [read(values, a) for a in wanted]
+        return [values[a] if isinstance(a, int) else constant(a) for a in wanted]
 
     def shapes(self, values: Iterable[int]) -> list[jax.ShapeDtypeStruct]:
         return [jax.ShapeDtypeStruct(self.avals[i].shape, self.avals[i].dtype) for i in values]
@@ -94,6 +95,11 @@ class Program(NamedTuple):
             for o in node.outputs:
                 found[o] = found[o] | union
         return found
+
+
+def constant(atom: Any) -> jax.Array:
+    """The array of a literal, which may hold a number."""
+    return jnp.asarray(atom.val, atom.aval.dtype)
 
 
 def read(values: Mapping[int, Any], atom: Atom) -> Any:
@@ -208,5 +214,7 @@ def cast(value: Any, dtype: Any) -> Any:
     return (value.real if is_real else value).astype(dtype)
 
 
-def is_inexact(aval: Any) -> bool:
-    return jax.dtypes.issubdtype(aval.dtype, np.inexact)
+def is_inexact(value: Any) -> bool:
+    """Whether an array, its type, or a number of Python is floating or complex."""
+    dtype = value.dtype if hasattr(value, "dtype") else np.result_type(value)
+    return jax.dtypes.issubdtype(dtype, np.inexact)

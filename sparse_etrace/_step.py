@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._analysis import Analysis
-from ._program import Atom, Labels, Node, is_inexact
+from ._program import Atom, Labels, Node, constant, is_inexact
 from ._routes import Call, Group, derivative_forward, op_free_map
 from ._sums import widened
 
@@ -122,9 +122,12 @@ class Step:
                     v = jax.lax.stop_gradient(v) if self.tap.is_cut else v + deltas[TAP]
                 values[(o, variant)] = v
         everything = [get(a, Labels()) for c in self.analysis.calls for a in c.node.outputs]
-        new = [get(a, Labels()) for a in self.analysis.new]
+        new, out = (
+            [get(a, Labels()) if isinstance(a, int) else constant(a) for a in atoms]
+            for atoms in (self.analysis.new, self.analysis.out)
+        )
         xs = {c.number: found[c.number] for c in self._watched}
-        return [get(a, Labels()) for a in self.analysis.out] + tapped, (new, xs, everything)
+        return out + tapped, (new, xs, everything)
 
     def _needed(self, atom: int, stop: Labels) -> tuple[Labels, bool]:
         """Which variant of a value to take when the old state of the clusters `stop` is constant."""

@@ -75,7 +75,7 @@ class Learner(eqx.Module):
         return False
 
     @abc.abstractmethod
-    def init(self, model: Callable[..., Any], state: PyTree[Array], x: PyTree[Any]) -> Carry:
+    def init(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Carry:
         """Check the model against the rule, and start: see `D_RTRL`."""
 
     @abc.abstractmethod
@@ -205,7 +205,7 @@ class TraceLearner(Learner):
         analysis = self.analyse(model, state, x)
         return analysis, Teacher(self.teaching, analysis)
 
-    def init(self, model: Callable[..., Any], state: PyTree[Array], x: PyTree[Any]) -> Carry:
+    def init(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Carry:
         """Check the model against the rule, and start with traces of zero.
 
         Args:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._black_box import check_reach, split
+from .._black_box import check_reach, joined, split
 from .._filter import trained_filter
 from .._sums import narrowed, widened
 from .base import Carry, Learner, Window
@@ -39,7 +39,7 @@ class BPTT(Learner):
         """True: nothing is cut inside a call of `online_grad`."""
         return True
 
-    def init(self, model: Callable[..., Any], state: PyTree[Array], x: PyTree[Any]) -> Carry:
+    def init(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Carry:
         """Check that every trained leaf reaches the output; see `D_RTRL.init`."""
         check_reach(model, state, x, self.train, self.allow_zero)
         return Carry(jax.tree.map(jnp.asarray, state), None)
@@ -47,7 +47,7 @@ class BPTT(Learner):
     @eqx.filter_jit
     def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         """One step of the model, differentiable also with respect to `carry`."""
-        state, out = eqx.combine(*split(model, self.train))(carry.state, x)
+        state, out = joined(*split(model, self.train))(carry.state, x)
         return Carry(state, None), out
 
     def window(
@@ -59,7 +59,7 @@ class BPTT(Learner):
         def total(summed: PyTree[Array]) -> tuple[Array, Any]:
             def one(state: PyTree[Array], now: tuple[Any, Any]) -> Any:
                 x, y = now
-                state, out = eqx.combine(narrowed(summed, trained), fixed)(state, x)
+                state, out = joined(narrowed(summed, trained), fixed)(state, x)
                 return state, loss_fn(out, y)
 
             state, (losses, aux) = jax.lax.scan(one, carry.state, (xs, ys))

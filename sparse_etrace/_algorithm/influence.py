@@ -41,7 +41,7 @@ class InfluenceLearner(Learner):
         """Whether parameters without trace have influences as well."""
         return False
 
-    def init(self, model: Callable[..., Any], state: PyTree[Array], x: PyTree[Any]) -> Carry:
+    def init(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Carry:
         """Find the pattern, check the model against the rule, and start with influences of zero; see `D_RTRL.init`.
 
         Raises:

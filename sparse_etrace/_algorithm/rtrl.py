@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Inexact, PyTree
 
 from .._analysis import Analysis
-from .._black_box import by_step, check_carry, check_linear, check_reach, split
+from .._black_box import by_step, check_carry, check_linear, check_reach, joined, split
 from .._links import UnlinkedError
 from .._numbers import number, whole
 from .._origin import compiled
@@ -125,10 +125,10 @@ class RTRL(InfluenceLearner):
         flat_values, to_values = ravel_pytree(values)
         # Zero, with the derivative of the old state.
         moved = carry.traces.matrix @ (ravel_pytree(trained)[0] - flat_values)
-        new, out = eqx.combine(trained, fixed)(eqx.combine(to_live(flat_live + cast(moved, flat_live.dtype)), rest), x)
+        new, out = joined(trained, fixed)(eqx.combine(to_live(flat_live + cast(moved, flat_live.dtype)), rest), x)
 
         def floating(live: Array, values: Array) -> Array:
-            new, _ = eqx.combine(to_values(values), fixed)(eqx.combine(to_live(live), rest), held)
+            new, _ = joined(to_values(values), fixed)(eqx.combine(to_live(live), rest), held)
             return ravel_pytree(eqx.filter(new, is_inexact))[0]
 
         _, pull = jax.vjp(floating, flat_live, flat_values)

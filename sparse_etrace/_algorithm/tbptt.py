@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._black_box import by_step, check_carry, check_reach, split
+from .._black_box import by_step, check_carry, check_reach, joined, split
 from .._numbers import number, whole
 from .._origin import compiled, origin_of
 from .._program import is_inexact, is_key
@@ -66,13 +66,13 @@ class TBPTT(Learner):
         """Truncated."""
         return "truncated"
 
-    def init(self, model: Callable[..., Any], state: PyTree[Array], x: PyTree[Any]) -> Carry:
+    def init(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Carry:
         """Check that every trained leaf reaches the output within `steps` steps; see `D_RTRL.init`."""
         check_reach(model, state, x, self.train, self.allow_zero, self.steps)
         state = jax.tree.map(jnp.asarray, state)
         return Carry(state, self._start(state, x), origin=origin_of(model))
 
-    def _start(self, state: PyTree[Array], x: PyTree[Any]) -> History:
+    def _start(self, state: PyTree[Any], x: PyTree[Any]) -> History:
         def room(leaf: Any) -> Array:
             leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
             shape = (self.steps - 1, *leaf.shape)
@@ -107,9 +107,9 @@ class TBPTT(Learner):
 
         def again(state: PyTree[Array], now: tuple) -> tuple[PyTree[Array], None]:
             x, then, age = now
-            new, _ = eqx.combine(narrowed(summed, trained), fixed)(state, x)
+            new, _ = joined(narrowed(summed, trained), fixed)(state, x)
 
-            def link(c: Array | None, then: Array, new: Array) -> Array:
+            def link(c: Array | None, then: Any, new: Any) -> Any:
                 if c is None:
                     return then
                 return jnp.where(c >= age, then + (new - jax.lax.stop_gradient(new)), then)
@@ -118,7 +118,7 @@ class TBPTT(Learner):
 
         first, after = jax.tree.map(lambda leaf: leaf[0], path), jax.tree.map(lambda leaf: leaf[1:], path)
         state, _ = jax.lax.scan(again, first, (jax.tree.map(lambda leaf: leaf[:-1], inputs), after, ages[:-1]))
-        new, out = eqx.combine(trained, fixed)(state, x)
+        new, out = joined(trained, fixed)(state, x)
         later = jax.tree.map(lambda c: jnp.minimum(c + 1, self.steps - 1), count)
         kept = jax.tree.map(lambda leaf: leaf[1:], inputs)
         return cut(Carry(new, History(after, kept, later)), *given), out

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._black_box import by_step, check_carry, check_linear, check_reach, split
+from .._black_box import by_step, check_carry, check_linear, check_reach, joined, split
 from .._linear import pushforward
 from .._origin import compiled, origin_of
 from .._program import is_inexact, is_key
@@ -67,7 +67,7 @@ class UORO(Learner):
         """Unbiased."""
         return "unbiased"
 
-    def init(self, model: Callable[..., Any], state: PyTree[Array], x: PyTree[Any]) -> Carry:
+    def init(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Carry:
         """Check that every trained leaf reaches the output, and start with an estimate of zero; see `D_RTRL.init`."""
         check_reach(model, state, x, self.train, self.allow_zero)
         check_linear(model, state, x, self.train)
@@ -101,10 +101,10 @@ class UORO(Learner):
         moved = sum(jax.tree.leaves(pairs), jnp.zeros(()))
         live, rest = eqx.partition(carry.state, is_inexact)
         old = jax.tree.map(lambda h, s: h + s * moved.astype(h.dtype), live, carry.traces.state)
-        new, out = eqx.combine(trained, fixed)(eqx.combine(old, rest), x)
+        new, out = joined(trained, fixed)(eqx.combine(old, rest), x)
 
         def floating(live: PyTree[Array], trained: PyTree[Array]) -> PyTree[Array]:
-            new, _ = eqx.combine(trained, fixed)(eqx.combine(live, rest), held)
+            new, _ = joined(trained, fixed)(eqx.combine(live, rest), held)
             return eqx.filter(new, is_inexact)
 
         _, pull = jax.vjp(floating, live, values)

@@ -131,8 +131,8 @@ def _one(blocks: Blocks, influence: Array, edges: Array, x: Array, signal: Array
         hidden, first = blocks.hidden[p], blocks.first_column[k]
         width, count = blocks.first_column[k + 1] - first, blocks.row_ptr[p + 1] - blocks.row_ptr[p]
         row = jnp.arange(rows)
-        at = blocks.first_entry[k] + row[:, None] * width + columns
-        at = jnp.where((row[:, None] < hidden) & (columns < width), at, blocks.size)
+        at = blocks.first_entry[k] + row[:, None] * width + columns[None]
+        at = jnp.where((row[:, None] < hidden) & (columns[None] < width), at, blocks.size)
         old = influence.at[at].get(mode="fill", fill_value=0)
         number = blocks.rows.at[blocks.row_ptr[p] + row].get(mode="clip")
         # Sums are numbered outputs first; the row that a sum is about comes from its number.
@@ -145,7 +145,7 @@ def _one(blocks: Blocks, influence: Array, edges: Array, x: Array, signal: Array
         source = blocks.term_row.at[term].get(mode="clip")
         edge = blocks.term_edge.at[term].get(mode="clip")
         value = jnp.where(is_term[:, None], edges.at[edge].get(mode="clip"), 0)
-        of_signal = signal.at[number].get(mode="clip") * (row < hidden)[:, None]
+        of_signal = jnp.where((row < hidden)[:, None], signal.at[number].get(mode="clip"), 0)
         met = jnp.where((is_term & (edge < blocks.num_cut))[:, None], value * signal.at[of].get(mode="clip"), 0)
         of_signal = of_signal.at[source].add(met, mode="drop")
         taught = jnp.sum(of_signal[:, None] * old, axis=(0, 2))

@@ -200,7 +200,12 @@ def check_input(x: Any, axis: int, num_pre: int) -> None:
 
 
 def with_bias(y: Array, w: dict[str, Array]) -> Array:
-    return y + w["bias"] if "bias" in w else y
+    return y + in_front(w["bias"], y.ndim) if "bias" in w else y
+
+
+def in_front(a: Array, ndim: int) -> Array:
+    """An array with axes of one in front, up to so many in all."""
+    return jax.lax.broadcast_to_rank(a, max(ndim, a.ndim))
 
 
 def all_to_all(v: dict[str, Any], kept: np.ndarray | None = None) -> list[Uses]:

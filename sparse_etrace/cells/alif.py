@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from .. import surrogate
 from .._param import ETraceParam
-from .base import Constant, Units, behind_reset, constant, current, unit_shape
+from .base import Constant, Units, behind_reset, constant, current, on_units, unit_shape
 
 
 class ALIFState(NamedTuple):
@@ -90,8 +90,9 @@ class ALIF(eqx.Module):
         return ALIFState(*(jnp.zeros((*batch, *self.shape)) for _ in range(3)))
 
     def __call__(self, state: ALIFState, x: Array | None) -> tuple[ALIFState, Array]:
-        decay, threshold, rho = self.decay(), self.threshold(), self.adaptation_decay()
+        constants = self.decay, self.threshold, self.adaptation_decay, self.adaptation
+        decay, threshold, rho, adaptation = on_units(state.v, *constants)
+        (reset,) = [threshold] if self.reset is None else on_units(state.v, self.reset)
         u = decay * state.v + (1 - decay) * current(self.inp, x, self.rec, state.z)
-        z = self.spike((u - threshold - self.adaptation() * state.b) / threshold)
-        reset = threshold if self.reset is None else self.reset()
+        z = self.spike((u - threshold - adaptation * state.b) / threshold)
         return ALIFState(behind_reset(u, z, reset, self.reset_gradient), rho * state.b + (1 - rho) * z, z), z

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._op.base import in_front
 from .._param import ETraceParam, Fixed
 
 Constant = ETraceParam | Fixed
@@ -31,6 +32,11 @@ def constant(value: Any, name: str, low: float | int, high: float | int) -> Cons
     return Fixed(jnp.asarray(value, float))
 
 
+def on_units(h: Array, *constants: Constant) -> list[Array]:
+    """The values of constants, with axes of one for the batch axes of a state."""
+    return [in_front(param(), h.ndim) for param in constants]
+
+
 def behind_reset(u: Array, z: Array, reset: Array, gradient: bool) -> Array:
     """The potential that a spike leaves behind; without `gradient`, no derivative passes through the spike."""
     return u - reset * (z if gradient else jax.lax.stop_gradient(z))
@@ -52,5 +58,5 @@ def current(inp: ETraceParam | None, x: Array | None, rec: ETraceParam | None, h
                     f"{name}: expected an output of the shape of the state, {h.shape}, got {y.shape}. "
                     "Fit the weights to `units`, and the batch axes of `init_state` to those of the input."
                 )
-            total = total + y
+            total = total + in_front(y, h.ndim)
     return total

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._param import ETraceParam
-from .base import Constant, Units, constant, current, unit_shape
+from .base import Constant, Units, constant, current, on_units, unit_shape
 
 
 class LeakyRate(eqx.Module):
@@ -58,6 +58,6 @@ class LeakyRate(eqx.Module):
         return jnp.zeros((*batch, *self.shape))
 
     def __call__(self, h: Array, x: Array | None) -> tuple[Array, Array]:
-        decay = self.decay()
+        (decay,) = on_units(h, self.decay)
         h = decay * h + (1 - decay) * self.activation(current(self.inp, x, self.rec, h))
         return h, h

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from .. import surrogate
 from .._param import ETraceParam
-from .base import Constant, Units, behind_reset, constant, current, unit_shape
+from .base import Constant, Units, behind_reset, constant, current, on_units, unit_shape
 
 
 class LIFState(NamedTuple):
@@ -81,8 +81,8 @@ class LIF(eqx.Module):
         return LIFState(jnp.zeros((*batch, *self.shape)), jnp.zeros((*batch, *self.shape)))
 
     def __call__(self, state: LIFState, x: Array | None) -> tuple[LIFState, Array]:
-        decay, threshold = self.decay(), self.threshold()
+        decay, threshold = on_units(state.v, self.decay, self.threshold)
+        (reset,) = [threshold] if self.reset is None else on_units(state.v, self.reset)
         u = decay * state.v + (1 - decay) * current(self.inp, x, self.rec, state.z)
         z = self.spike(u / threshold - 1)
-        reset = threshold if self.reset is None else self.reset()
         return LIFState(behind_reset(u, z, reset, self.reset_gradient), z), z

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from .._numbers import real
 from .._param import ElemWiseParam, ETraceParam, Fixed
-from .base import Constant, Units, constant, current, unit_shape
+from .base import Constant, Units, constant, current, on_units, unit_shape
 
 
 class LRUState(NamedTuple):
@@ -91,12 +91,12 @@ class LRU(eqx.Module):
         return LRUState(jnp.zeros((*batch, *self.shape)), jnp.zeros((*batch, *self.shape)))
 
     def __call__(self, state: LRUState, x: Array) -> tuple[LRUState, Array]:
-        eigenvalue = self.eigenvalue()
+        (eigenvalue,) = on_units(state.re, self.eigenvalue)
         if self.scale is None:
             power = jnp.real(eigenvalue) ** 2 + jnp.imag(eigenvalue) ** 2
             scale = jnp.sqrt(jnp.maximum(1 - power, jnp.finfo(power.dtype).eps))
         else:
-            scale = self.scale()
+            (scale,) = on_units(state.re, self.scale)
         h = eigenvalue * jax.lax.complex(*state) + scale * current(self.inp, x, None, state.re)
         return LRUState(h.real, h.imag), jnp.concatenate([h.real, h.imag], axis=-1)
 
