@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,6 @@ from ._op.base import ETraceOp
 from ._program import is_inexact, is_key
 
 UNKNOWN = np.zeros(2, np.uint32)
-_known: dict[int, tuple[weakref.ref, np.ndarray]] = {}
 
 
 class Origin(eqx.Module):
@@ -153,12 +151,5 @@ def _is_here(tree: PyTree[Any]) -> bool:
 
 
 def _digest(array: Any) -> np.ndarray:
-    """Digest of the integers of an array, or of where its numbers are zero; found once for each array of JAX."""
-    known = _known.get(id(array))
-    if known is not None and known[0]() is array:
-        return known[1]
-    found = digest_of(np.asarray(array) != 0 if is_inexact(array) else array)
-    if isinstance(array, jax.Array):  # which never changes
-        key = id(array)
-        _known[key] = (weakref.ref(array, lambda _: _known.pop(key, None)), found)
-    return found
+    """Digest of the integers of an array, or of where its numbers are zero."""
+    return digest_of(np.asarray(array) != 0 if is_inexact(array) else array)

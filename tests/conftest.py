@@ -1,12 +1,15 @@
 import gc
 import importlib.util
 import os
+from pathlib import Path
 
+import equinox as eqx
 import hypothesis
 import jax
 import pytest
 from quick import compile_quickly
 
+MOST_MEMORY, STATUS = 1_400_000_000, Path("/proc/self/statm")
 os.environ.setdefault("MPLBACKEND", "Agg")
 compile_quickly()
 # The first example of a test compiles, so its time says nothing.
@@ -60,6 +63,17 @@ def pytest_runtest_protocol(item):
         return (yield)
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
+        if _memory() > MOST_MEMORY:
+            eqx.clear_caches()
+            jax.clear_caches()
+            gc.collect()
+
+
+def _memory():
+    """Bytes that this process holds; programs that were compiled are most of them."""
+    if not STATUS.exists():
+        return 0
+    return int(STATUS.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture
