@@ -10,17 +10,37 @@ from jaxtyping import PyTree
 
 from ._analysis import Analysis
 from ._filter import struct
+from ._routes import Call
+
+# A model that fits no other batch would be tried with every choice of leaves.
+TRIES = 64
 
 
 def batch_of(analysis: Analysis) -> tuple[int, ...]:
-    """Batch axes, as the ops count them that lead to hidden state; the fewest, where they differ."""
+    """Batch axes, as the ops count them that lead to hidden state; the fewest of those that have any."""
     found = []
     for call in analysis.calls:
         if call.is_op and analysis.stops[call.number]:
             op, _, x = call.template(analysis.program)
             if not op.is_diagonal:
                 found.append(x.shape[: x.ndim - op.input_ndim])
-    return min(found, key=len, default=())
+    return min(filter(None, found), key=len, default=())
+
+
+def _has_batch(analysis: Analysis, call: Call, batch: tuple[int, ...]) -> bool:
+    """Whether the input of an op has the batch axes in front."""
+    op, _, x = call.template(analysis.program)
+    return not op.is_diagonal and x.shape[: min(len(batch), x.ndim - op.input_ndim)] == batch
+
+
+def axes_of(
+    model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any], train: Any
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """As `as_long_as_a_batch`, for rules that take models whose ops say nothing of a batch; by length there."""
+    try:
+        return as_long_as_a_batch(model, state, x, Analysis(model, state, x, train))
+    except (ValueError, NotImplementedError):  # units are mixed, or weights depend on state
+        return (), ()
 
 
 def as_long_as_a_batch(
@@ -29,7 +49,8 @@ def as_long_as_a_batch(
     """Leaves of the state that are as long as the batch and have no batch axes, and those that do not say.
 
     The step is followed with a larger batch: a leaf without batch axes fits as it is, and does not fit if it grows. A
-    model that fits no other batch tells nothing, and leaves are taken by their length.
+    model that fits no other batch tells nothing, and leaves are taken by their length; so are hidden variables that an
+    op with batch axes drives.
     """
     batch = batch_of(analysis)
     given, layout = jax.tree.flatten(struct((state, x)))
@@ -52,9 +73,24 @@ def as_long_as_a_batch(
             return False
         return [leaf.shape for leaf in jax.tree.leaves(new)] == [leaf.shape for leaf in sizes[:count]]
 
-    asked = [k for k in fits if k < count and k not in analysis.cluster]
+    driven = {
+        k
+        for g in analysis.groups
+        if any(_has_batch(analysis, analysis.calls[r.call], batch) for r in g.routes)
+        for k in g.variables
+    }
+    asked = [k for k in fits if k < count and k not in driven]
     chosen = (alone for count in range(len(asked) + 1) for alone in itertools.combinations(asked, count))
-    alone = next((kept for kept in chosen if works(*kept)), None)
+    alone = next((kept for kept in itertools.islice(chosen, TRIES) if works(*kept)), None)
     if alone is None:
         return (), ()
     return alone, tuple(k for k in asked if k not in alone and works(*alone, k))
+
+
+def restarted(state: PyTree[Any], tree: PyTree[Any], zero: Callable[..., Any]) -> PyTree[Any]:
+    """`zero(leaf, number)` of what has the leaves of a state, by their numbers, or None."""
+    leaves, layout = jax.tree.flatten(state)
+    numbers = jax.tree.unflatten(layout, range(len(leaves)))
+    return jax.tree.map(
+        lambda now, k: None if now is None else zero(now, k), tree, numbers, is_leaf=lambda leaf: leaf is None
+    )

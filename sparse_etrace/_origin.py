@@ -25,14 +25,16 @@ class Origin(eqx.Module):
         wiring: digests of each connectivity of the model and of each other array of its ops, zeros where not known.
         alone: numbers of the leaves of the state that have no batch axes though they are as long as the batch.
         unsure: those of which the step does not say it.
+        into: for each op call with traces, a leaf of each group that it is traced into.
     """
 
     wiring: UInt32[Array, "*batch arrays 2"]
     alone: tuple[int, ...] = eqx.field(static=True, default=())
     unsure: tuple[int, ...] = eqx.field(static=True, default=())
+    into: tuple[tuple[int, ...], ...] = eqx.field(static=True, default=())
 
 
-def origin_of(model: PyTree[Any], alone: tuple[int, ...] = (), unsure: tuple[int, ...] = ()) -> Origin:
+def origin_of(model: PyTree[Any], *axes: Any) -> Origin:
     """What a carry of this model is of.
 
     Raises:
@@ -46,7 +48,7 @@ def origin_of(model: PyTree[Any], alone: tuple[int, ...] = (), unsure: tuple[int
                     f"model: the index arrays of {_name(model, k)!r} are not those that it was built with. Build it "
                     "anew, with se.Connectivity.from_edges, and replace it as a whole."
                 )
-    return Origin(jnp.asarray(_wiring(parts)), alone, unsure)
+    return Origin(jnp.asarray(_wiring(parts)), *axes)
 
 
 def check_origin(origin: Origin | None, model: PyTree[Any]) -> Array | None:

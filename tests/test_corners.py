@@ -316,7 +316,9 @@ class Timed(eqx.Module):
         return new, h + noise - mean
 
 
-@pytest.mark.parametrize("learner", [se.D_RTRL(), se.SnAp()], ids=["D_RTRL", "SnAp"])
+@pytest.mark.parametrize(
+    "learner", [se.D_RTRL(), se.SnAp(), se.UORO(jax.random.key(0))], ids=lambda x: type(x).__name__
+)
 def test_reset_knows_batch_axes_from_leaves_of_the_same_length(learner):
     """A batch of as many elements as there are units."""
     model = Timed(se.ETraceParam({"weight": normal(3, UNITS)}, se.MatMulOp()))
@@ -339,3 +341,56 @@ def test_reset_knows_batch_axes_from_leaves_of_the_same_length(learner):
         assert began[1] and went_on == [i != 1 for i in range(UNITS)]
     every = learner.reset(carry, jnp.ones(UNITS, bool), start | {"free": carry.state["free"]}).state
     assert jnp.array_equal(every["phase"], start["phase"]) and jnp.array_equal(every["mean"], start["mean"])
+
+
+class Slow(eqx.Module):
+    """A hidden variable without batch axes, as long as the batch, beside one with them."""
+
+    a: se.ETraceParam
+    b: se.ETraceParam
+
+    def __call__(self, s, x):
+        h, m = 0.7 * s["h"] + self.a(x), 0.9 * s["m"] + self.b(x.mean(0))
+        return {"h": h, "m": m}, h * m
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("learner", [se.D_RTRL(), se.TBPTT(9), se.RTRL(), se.SnAp()], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize("units", [4, 5])
+def test_reset_of_some_keeps_the_traces_of_what_they_share(learner, units):
+    """Against backpropagation through the steps, with a batch as long as a shared variable or as its inputs."""
+    dense = [se.ETraceParam({"weight": normal(4, units), "bias": normal(units)}, se.MatMulOp()) for _ in range(2)]
+    model, xs, where = Slow(*dense), normal(5, 4, 4), jnp.arange(4) == 1
+    start = {"h": normal(4, units), "m": normal(units)}
+
+    def loss(out, y):
+        return jnp.sum(out**2)
+
+    def through(model):
+        state, total = start, 0.0
+        for t, x in enumerate(xs):
+            h = jnp.where(where[:, None] & (t == 3), start["h"], state["h"])
+            state, out = model(state | {"h": h}, x)
+            total += loss(out, None) * (t >= 3)
+        return total
+
+    carry = learner.init(model, start, xs[0])
+    for x in xs[:3]:
+        carry, _ = learner.step(model, carry, x)
+    given = start if carry.origin.alone else start | {"m": carry.state["m"]}
+    if isinstance(learner, se.RTRL | se.SnAp):
+        with pytest.raises(ValueError, match=r"where: influences of this model have the batch axes \(\), which all"):
+            learner.reset(carry, where, given)
+        return
+    carry = learner.reset(carry, where, given)
+    got = se.online_grad(learner, loss, model, carry, xs[3:], jnp.zeros(2))[1]
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(jax.grad(through)(model)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10)
+
+
+@pytest.mark.parametrize("learner", [se.D_RTRL(), se.BPTT()], ids=["D_RTRL", "BPTT"])
+def test_reset_refuses_another_batch(learner):
+    cell = se.cells.LeakyRate(UNITS, se.ETraceParam({"weight": normal(3, UNITS)}, se.MatMulOp()))
+    carry = learner.init(cell, cell.init_state(2), jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"where: expected a value for each batch element, .* got shape \(3,\)"):
+        learner.reset(carry, jnp.ones(3, bool), cell.init_state(2))

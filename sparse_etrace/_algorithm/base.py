@@ -1,9 +1,10 @@
 """What every learner has: `init`, `step`, `reset`, and a window of steps with its gradient."""
 
 import abc
+import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -110,48 +111,52 @@ class Learner(eqx.Module):
 
         Raises:
             ValueError: `state` has another structure or shape, batch axes that are not in front, or a leaf of which
-                nothing says whether it has them.
+                nothing says whether it has them; or `where` has the shape of no batch axes.
         """
         where = jnp.asarray(where, bool)
         expected, got = structure(carry.state), structure(state)
         if got != expected:
             raise ValueError(f"state: expected the structure of carry.state, {expected}, got {got}.")
-
-        def choose(start: Any, now: Array, axis: int = 0) -> Array:
-            batch = now.shape[axis : axis + where.ndim]
-            if where.ndim and batch != where.shape and where.shape[0] in now.shape[axis + 1 :] and now.ndim > 1:
-                raise ValueError(
-                    f"state: a leaf of shape {now.shape} has its batch axes, {where.shape}, elsewhere than in front, "
-                    "so that it cannot start again for some batch elements only. Put them first."
-                )
-            chosen = (
-                where.reshape(*[1] * axis, *where.shape, *[1] * (now.ndim - axis - where.ndim))
-                if (batch == where.shape)
-                else jnp.all(where)
-            )
-            return jnp.where(chosen, start if is_key(now) else jnp.asarray(start, now.dtype), now)
-
         origin = carry.origin or Origin(jnp.zeros((0, 2), jnp.uint32))
+        shapes = [leaf.shape for leaf in jax.tree.leaves(carry.state)]
+        in_front = [shape[: where.ndim] == where.shape for shape in shapes]
+
+        def choose(start: Any, now: Array, has_batch: bool, axis: int = 0) -> Array:
+            chosen = where.reshape(*where.shape, *[1] * (now.ndim - axis - where.ndim)) if has_batch else jnp.all(where)
+            return jnp.where(chosen, start if is_key(now) else jnp.asarray(start, now.dtype), now)
 
         def restart(number: int, start: Any, now: Array) -> Array:
             if jnp.shape(start) != now.shape:
                 raise ValueError(f"state: expected a leaf of shape {now.shape}, got {jnp.shape(start)}.")
-            if number in origin.unsure and start is not now and now.shape[: where.ndim] == where.shape != ():
+            if not in_front[number] and now.ndim > 1 and where.shape[0] in now.shape[1:]:
+                raise ValueError(
+                    f"state: a leaf of shape {now.shape} has its batch axes, {where.shape}, elsewhere than in front, "
+                    "so that it cannot start again for some batch elements only. Put them first."
+                )
+            if number in origin.unsure and start is not now and in_front[number] and where.ndim:
                 raise ValueError(
                     f"state: the step does not say whether a leaf of shape {now.shape} has batch axes or is only as "
                     "long. Give the leaf of carry.state itself to leave it as it is, and change it by hand."
                 )
-            if number in origin.alone and where.ndim:
-                return jnp.where(jnp.all(where), start if is_key(now) else jnp.asarray(start, now.dtype), now)
-            return choose(start, now)
+            return choose(start, now, in_front[number] and number not in origin.alone)
+
+        def zero(now: Array, number: int | None = None, axis: int = 0) -> Array:
+            is_long = now.shape[axis : axis + where.ndim] == where.shape if number is None else in_front[number]
+            return choose(0, now, is_long and number not in origin.alone, axis)
 
         numbers = jax.tree.unflatten(got, range(got.num_leaves))
         state = jax.tree.map(restart, numbers, state, carry.state)
-        memory = jax.tree.map(lambda now: choose(0, now), carry.memory)
-        return Carry(state, self._restart_traces(carry.traces, choose), memory, carry.origin)
+        if shapes and not any(in_front):
+            raise ValueError(
+                f"where: expected a value for each batch element, as in front of a leaf of the state, got shape "
+                f"{where.shape} and leaves of {', '.join(map(str, shapes))}."
+            )
+        memory = jax.tree.map(zero, carry.memory)
+        return dataclasses.replace(carry, state=state, traces=self._restart_traces(carry, where, zero), memory=memory)
 
-    def _restart_traces(self, traces: PyTree[Array], choose: Callable[..., Array]) -> PyTree[Array]:
-        return traces
+    def _restart_traces(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> PyTree[Array]:
+        """`zero(now, number, axis)` is zero where batch elements start again that a leaf of the state has."""
+        return carry.traces
 
 
 def differentiate(loss_fn: Callable[..., Any], analysis: Analysis, out: list[Array], y: Any) -> tuple[Array, Any, list]:
@@ -228,7 +233,9 @@ class TraceLearner(Learner):
         if (calls := untraced_recurrence(analysis)) and not without_memory(analysis, calls):
             warnings.warn(one_step_only(analysis, calls), stacklevel=2)
         teacher.matrix(model)
-        origin = origin_of(model, *as_long_as_a_batch(model, state, x, analysis))
+        first = [group.variables[0] for group in analysis.groups]
+        into = tuple(tuple(first[g] for g, _ in routes_of(analysis, c)) for c in analysis.learning)
+        origin = origin_of(model, *as_long_as_a_batch(model, state, x, analysis), into)
         return Carry(jax.tree.map(jnp.asarray, state), *self._start(analysis, teacher), origin)
 
     def _start(self, analysis: Analysis, teacher: Teacher) -> tuple[dict[int, CallTrace], Memory]:
@@ -278,17 +285,18 @@ class TraceLearner(Learner):
         full = self.is_full(analysis, call)
         return full if all(full) or can_filter(analysis, call) else [True] * len(full)
 
-    def _restart_traces(self, traces: dict[int, CallTrace], choose: Callable[..., Array]) -> dict[int, CallTrace]:
-        def one(trace: CallTrace) -> CallTrace:
-            full = jax.tree.map(lambda e: choose(0, e, 1), trace.full)
-            windows = None if trace.windows is None else choose(0, trace.windows)
+    def _restart_traces(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> dict[int, CallTrace]:
+        def one(trace: CallTrace, into: Sequence[int | None]) -> CallTrace:
+            full = tuple(jax.tree.map(lambda e, k=k: zero(e, k, 1), part) for part, k in zip(trace.full, into))
             if trace.factors is None:
-                return CallTrace(full, None, windows)
+                return trace._replace(full=full)
             old = trace.factors
-            f = tuple(choose(0, part, 1) for part in old.f)
-            return CallTrace(full, type(old)(choose(0, old.x), f, choose(0, old.steps)), windows)
+            f = tuple(zero(part, k, 1) for part, k in zip(old.f, into))
+            return trace._replace(full=full, factors=type(old)(zero(old.x, into[0]), f, zero(old.steps, into[0])))
 
-        return {index: one(trace) for index, trace in traces.items()}
+        alike = [(None,) * len(trace.full) for trace in carry.traces.values()]
+        into = alike if carry.origin is None else carry.origin.into
+        return {number: one(trace, k) for (number, trace), k in zip(carry.traces.items(), into, strict=True)}
 
     @compiled
     def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:

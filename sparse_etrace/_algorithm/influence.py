@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from jaxtyping import Array, PyTree
 
 from .._analysis import Analysis
-from .._batch_axes import as_long_as_a_batch
+from .._batch_axes import axes_of
 from .._filter import check_names
 from .._influence import Influences, signals, sizes_of, start, weights_of, window
 from .._links import Links, LinkStep
@@ -50,8 +50,8 @@ class InfluenceLearner(Learner):
             NotImplementedError: an op does not say which unit each weight leads from and to.
         """
         traces = self._start(model, state, x)()
-        shapes = as_long_as_a_batch(model, state, x, Analysis(model, state, x, self.train))
-        return Carry(jax.tree.map(jnp.asarray, state), traces, origin=origin_of(model, *shapes))
+        origin = origin_of(model, *axes_of(model, state, x, self.train))
+        return Carry(jax.tree.map(jnp.asarray, state), traces, origin=origin)
 
     def carry_shapes(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Carry:
         """Shapes and types of what `init` returns. The model needs its arrays: they hold the synapses."""
@@ -85,8 +85,18 @@ class InfluenceLearner(Learner):
         """16: a block of influences is read and written once in so many steps."""
         return 16
 
-    def _restart_traces(self, traces: Influences, choose: Callable[..., Array]) -> Influences:
-        return eqx.tree_at(lambda t: t.values, traces, choose(0, traces.values, 1))
+    def _restart_traces(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Any:
+        values = carry.traces.values
+        if not values.size:
+            return carry.traces
+        if values.shape[1 : 1 + where.ndim] != where.shape:
+            raise ValueError(
+                f"where: influences of this model have the batch axes {values.shape[1:]}, which all its ops share, so "
+                f"that they cannot start again for some of {where.shape} only. Give every op an input with batch "
+                "axes, start all again, or use se.D_RTRL() or se.TBPTT."
+            )
+        chosen = where.reshape(*where.shape, *[1] * (values.ndim - 1 - where.ndim))
+        return eqx.tree_at(lambda t: t.values, carry.traces, jnp.where(chosen, 0, values))
 
     def _made_for(self, links: Links) -> tuple:
         a = links.analysis

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Inexact, PyTree
 
 from .._analysis import Analysis
+from .._batch_axes import restarted
 from .._black_box import by_step, check_carry, check_linear, check_reach, joined, split
 from .._links import UnlinkedError
 from .._numbers import number, whole
@@ -98,10 +99,10 @@ class RTRL(InfluenceLearner):
             )
         return lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    def _restart_traces(self, traces: Any, choose: Callable[..., Array]) -> Any:
-        if isinstance(traces, Dense):
-            return Dense(jax.tree.map(lambda leaf: choose(0, leaf), traces.jacobian))
-        return super()._restart_traces(traces, choose)
+    def _restart_traces(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Any:
+        if isinstance(carry.traces, Dense):
+            return Dense(restarted(carry.state, carry.traces.jacobian, zero))
+        return super()._restart_traces(carry, where, zero)
 
     def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         """One step of the model and of the influences; see `D_RTRL.step`."""

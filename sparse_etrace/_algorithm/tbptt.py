@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from .._batch_axes import axes_of, restarted
 from .._black_box import by_step, check_carry, check_reach, joined, split
 from .._numbers import number, whole
 from .._origin import compiled, origin_of
@@ -70,7 +71,8 @@ class TBPTT(Learner):
         """Check that every trained leaf reaches the output within `steps` steps; see `D_RTRL.init`."""
         check_reach(model, state, x, self.train, self.allow_zero, self.steps)
         state = jax.tree.map(jnp.asarray, state)
-        return Carry(state, self._start(state, x), origin=origin_of(model))
+        origin = origin_of(model, *axes_of(model, state, x, self.train))
+        return Carry(state, self._start(state, x), origin=origin)
 
     def _start(self, state: PyTree[Any], x: PyTree[Any]) -> History:
         def room(leaf: Any) -> Array:
@@ -81,8 +83,8 @@ class TBPTT(Learner):
         count = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.int32), eqx.filter(state, is_inexact))
         return History(jax.tree.map(room, state), jax.tree.map(room, x), count)
 
-    def _restart_traces(self, traces: History, choose: Callable[..., Array]) -> History:
-        return traces._replace(count=jax.tree.map(lambda c: choose(0, c), traces.count))
+    def _restart_traces(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> History:
+        return carry.traces._replace(count=restarted(carry.state, carry.traces.count, zero))
 
     @compiled
     def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from .._batch_axes import axes_of, restarted
 from .._black_box import by_step, check_carry, check_linear, check_reach, joined, split
 from .._linear import pushforward
 from .._origin import compiled, origin_of
@@ -78,16 +79,16 @@ class UORO(Learner):
                 raise ValueError(
                     f"{what}: a complex leaf has no random sign. Split it into two, its real and its imaginary part."
                 )
-        return Carry(state, estimate, origin=origin_of(model))
+        return Carry(state, estimate, origin=origin_of(model, *axes_of(model, state, x, self.train)))
 
     def _start(self, trained: PyTree[Array], state: PyTree[Array], key: Array) -> Estimate:
         live, params = jax.tree.map(jnp.zeros_like, (eqx.filter(state, is_inexact), trained))
         return Estimate(live, params, key)
 
-    def _restart_traces(self, traces: Estimate, choose: Callable[..., Array]) -> Estimate:
-        everywhere = choose(True, jnp.zeros((), bool))
-        params = jax.tree.map(lambda p: jnp.where(everywhere, jnp.zeros_like(p), p), traces.params)
-        return Estimate(jax.tree.map(lambda s: choose(0, s), traces.state), params, traces.key)
+    def _restart_traces(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Estimate:
+        old = carry.traces
+        params = jax.tree.map(lambda p: jnp.where(jnp.all(where), jnp.zeros_like(p), p), old.params)
+        return Estimate(restarted(carry.state, old.state, zero), params, old.key)
 
     @compiled
     def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
