@@ -119,33 +119,46 @@ class Links:
 
     @cached_property
     def all(self) -> list[Link]:
-        """All links.
+        """All links, in the order of `values`.
 
         Raises:
-            ValueError: one unit acts on several without an op between, or batch elements act on one another.
+            ValueError: units are mixed without an op between, or batch elements act on one another.
         """
+        return [link for _, links in self._into for link in links]
+
+    @cached_property
+    def _into(self) -> list[tuple[int, list[Link]]]:
+        """The value of each sink and the links into it; those that are not `forward` come first."""
         found = []
         for sink, value, sources in self._sinks():
             if sink[0] == "x" and sources:
                 self._refuse_complex(sink)
             dense = [s for s in sources if not self._is_diagonal(s)]
-            shape = self.program.avals[value].shape
-            numbers = np.arange(math.prod(shape)).reshape(shape)
-            if dense:
-                values = [self._value(s) for s in dense]
-                fn, rest = op_free_map(self.program, self.analysis.calls, values, [value])
-                closed, _ = vjp_jaxpr(fn, self.program.shapes(values), *self.program.shapes(rest))
-                check_linear(self.name(sink), closed, [len(dense)])
-                ids = follow(closed.jaxpr, closed.consts, [None] * len(dense) + [numbers] + [None] * len(rest))
-                found += [
-                    Link(source, sink, self._by_unit(source, sink, part), False)
-                    for source, part in zip(dense, ids, strict=True)
-                ]
+            pulled, pushed = [], []
+            for source, ids in zip(dense, self._origins(dense, sink, value), strict=True):
+                if isinstance(ids, Mixed):
+                    ids = self._landing(source, sink, value)
+                    pushed.append(Link(source, sink, self._by_unit(source, sink, ids, True), True))
+                else:
+                    pulled.append(Link(source, sink, self._by_unit(source, sink, ids, False), False))
             for source in sources:
                 if source not in dense:
-                    landed = self._landing(source, sink, value)
-                    found.append(Link(source, sink, self._by_unit(source, sink, landed), True))
+                    ids = self._landing(source, sink, value)
+                    pushed.append(Link(source, sink, self._by_unit(source, sink, ids, True), True))
+            found.append((value, pulled + pushed))
         return found
+
+    def _origins(self, sources: list[Node], sink: Node, value: int) -> list[Any]:
+        """For each entry of the sources, the one of the sink that it acts on."""
+        if not sources:
+            return []
+        shape = self.program.avals[value].shape
+        numbers = np.arange(math.prod(shape)).reshape(shape)
+        values = [self._value(s) for s in sources]
+        fn, rest = op_free_map(self.program, self.analysis.calls, values, [value])
+        closed, _ = vjp_jaxpr(fn, self.program.shapes(values), *self.program.shapes(rest))
+        check_linear(self.name(sink), closed, [len(sources)])
+        return follow(closed.jaxpr, closed.consts, [None] * len(sources) + [numbers] + [None] * len(rest))
 
     def _refuse_complex(self, sink: Node) -> None:
         """An influence is one number, and what a complex op makes of it would be two."""
@@ -159,6 +172,7 @@ class Links:
             )
 
     def _landing(self, source: Node, sink: Node, value: int) -> Any:
+        """For each entry of the sink, the one of the source that acts on it."""
         y = self._value(source)
         fn, rest = op_free_map(self.program, self.analysis.calls, [y], [value])
         aval = self.program.avals[y]
@@ -171,24 +185,28 @@ class Links:
         numbers = np.arange(math.prod(aval.shape)).reshape(aval.shape)
         return follow(closed.jaxpr, closed.consts, [numbers] + [None] * len(rest))[0]
 
-    def _by_unit(self, source: Node, sink: Node, ids: Any) -> np.ndarray:
+    def _by_unit(self, source: Node, sink: Node, ids: Any, is_forward: bool) -> np.ndarray:
         """Ids without batch axes, which have to be the same for every batch element."""
-        is_forward = self._is_diagonal(source)
+        here, there = (sink, source) if is_forward else (source, sink)
         count = math.prod(self.batch)
         if ids is None:
-            return np.full(self.size(sink if is_forward else source), -1)
-        if not isinstance(ids, Mixed):
-            ids = np.asarray(ids).reshape(count, self.size(sink if is_forward else source))
-            offset = np.zeros(count, int) if is_forward else self.size(sink) * np.arange(count)
-            by_unit = np.where(ids >= 0, ids - offset[:, None], -1)
-            if np.all(by_unit == by_unit[:1]):
-                return by_unit[0]
-        how = f" {ids.words}" if isinstance(ids, Mixed) else ""
-        raise UnlinkedError(
-            f"model: {self.name(source)} acts on several units of {self.name(sink)}, or across batch elements{how}. "
-            "Influences pass from unit to unit through ops: make the mixing an op (ETraceParam), declare it a boundary "
-            "with se.cut, or use se.RTRL()."
-        )
+            return np.full(self.size(here), -1)
+        if isinstance(ids, Mixed):
+            raise UnlinkedError(
+                f"model: {self.name(source)} acts on several units of {self.name(sink)} that others of it act on as "
+                f"well, or across batch elements {ids.words}. Influences pass from unit to unit through ops: make the "
+                "mixing an op (ETraceParam), declare it a boundary with se.cut, or use se.RTRL()."
+            )
+        ids = np.asarray(ids).reshape(count, self.size(here))
+        offset = 0 if self._is_diagonal(source) else self.size(there) * np.arange(count)[:, None]
+        by_unit = np.where(ids >= 0, ids - offset, -1)
+        if np.any(by_unit != by_unit[:1]):
+            raise UnlinkedError(
+                f"model: {self.name(source)} acts on {self.name(sink)} across batch elements {self.batch}. Influences "
+                "are kept for each of them: put the batch axes first in all hidden state, declare the exchange a "
+                "boundary with se.cut, or use se.RTRL()."
+            )
+        return by_unit[0]
 
     def name(self, node: Node) -> str:
         """A node in words."""
@@ -202,17 +220,16 @@ class Links:
         """Derivatives along each link, `(batch, places)`, at known inputs and op outputs."""
         found = []
         count = math.prod(self.batch)
-        for _, value, sources in self._sinks():
-            dense = [s for s in sources if not self._is_diagonal(s)]
-            values = [self._value(s) for s in dense]
-            if dense:
+        for value, links in self._into:
+            values = [self._value(link.source) for link in links if not link.forward]
+            if values:
                 fn, rest = op_free_map(self.program, self.analysis.calls, values, [value])
                 others = [known[i] for i in rest]
                 out, pull = jax.vjp(lambda v, fn=fn, others=others: fn(v, *others), [known[i] for i in values])
                 found += [d.reshape(count, -1) for d in pull([jnp.ones_like(o) for o in out])[0]]
-            for source in sources:
-                if source not in dense:
-                    y = self._value(source)
+            for link in links:
+                if link.forward:
+                    y = self._value(link.source)
                     fn, rest = op_free_map(self.program, self.analysis.calls, [y], [value])
                     (along,) = derivative_forward(fn, known[y], tuple(known[i] for i in rest))
                     found.append(along.reshape(count, -1))

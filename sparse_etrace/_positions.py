@@ -206,15 +206,17 @@ def _by_binding(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
         return [np.maximum(np.asarray(moved).astype(int), 0) - 1]
 
 
-_SCATTERS: dict[str, Callable[..., Any]] = {"scatter": jax.lax.scatter, "scatter-add": jax.lax.scatter_add}
+_SCATTERS: dict[str, Callable[..., Any]] = {"scatter": jax.lax.scatter, "scatter-add": jax.lax.scatter_max}
 
 
 def _scatter_add(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:
-    """Numbers scatter; where two of them meet, units mix."""
-    marks = [None if number is None else np.minimum(number, 0) for number in ids]
-    if _by_binding(eqn, marks, values)[0].max(initial=-1) > 0:
+    """Numbers scatter; where different ones meet, units mix."""
+    top = max(int(number.max(initial=-1)) for number in ids if number is not None)
+    reverse = [None if number is None else np.where(number < 0, -1, top - number) for number in ids]
+    (most,), (least,) = _by_binding(eqn, ids, values), _by_binding(eqn, reverse, values)
+    if np.any((most >= 0) & (most + least != top)):
         raise _MixingError
-    return _by_binding(eqn, ids, values)
+    return [most]
 
 
 def _scatter_mul(eqn: Any, ids: list[Any], values: list[Any]) -> list[Any]:

@@ -11,6 +11,7 @@ from ._linear import check_linear, pushforward, refuse_bent
 from ._op.base import ETraceOp, OpCall
 from ._positions import Mixed, follow
 from ._program import Atom, Node, Program, vjp_jaxpr
+from ._windows import sum_to
 
 
 class Call(NamedTuple):
@@ -59,7 +60,10 @@ class Call(NamedTuple):
 
 
 class Route(NamedTuple):
-    """How the output of an op call lands on the units of a hidden group; `ids` where it is neither equal nor a tile."""
+    """How the output of an op call lands on the units of a hidden group.
+
+    `ids` where it is neither equal nor a tile: the unit of each output; of an elementwise op, the value of each unit.
+    """
 
     call: int
     repeats: tuple[int, ...] | None
@@ -71,6 +75,16 @@ class Route(NamedTuple):
             return jnp.tile(hidden, self.repeats) if max(self.repeats) > 1 else hidden
         flat = hidden.reshape(*hidden.shape[: hidden.ndim - ndim], -1)
         return jnp.take(flat, np.maximum(np.asarray(self.ids), 0), axis=-1)
+
+    def at_units(self, y: jax.Array) -> jax.Array:
+        """Values of an elementwise op, as `total` takes them from the units of the group."""
+        return y if self.ids is None else jnp.take(y.ravel(), self.ids)
+
+    def total(self, hidden: jax.Array, y: jax.Array) -> jax.Array:
+        """Sums over the units on which each value `y` of an elementwise op acts."""
+        if self.ids is None:
+            return sum_to(hidden, y)
+        return jnp.zeros(y.size, hidden.dtype).at[self.ids.ravel()].add(hidden.ravel()).reshape(y.shape)
 
 
 class Group(NamedTuple):
@@ -136,8 +150,8 @@ def make_group(
         if program.avals[other.old].shape != shape:
             raise ValueError(
                 f"state: {variables[0].name!r} of shape {shape} and {other.name!r} of shape "
-                f"{program.avals[other.old].shape} influence each other without an op between, so their units do not "
-                "match one by one. Give them one shape, or put an op or se.cut between them."
+                f"{program.avals[other.old].shape} influence each other without an op between, so their units have to "
+                "match one by one as they lie. Store both in one shape and order, or put an op or se.cut between them."
             )
     dense = [c for c in traced if not c.template(program)[0].is_diagonal]
     sources = [v.old for v in variables] + [c.node.outputs[0] for c in dense]
@@ -149,13 +163,24 @@ def make_group(
         closed,
         range(len(sources), len(sources) + len(out)),
     )
-    found: list[Any] = follow(
-        closed.jaxpr, closed.consts, [None] * len(sources) + [numbers] * len(out) + [None] * len(rest)
-    )
-    for variable, ids in zip(variables, found):
-        if isinstance(ids, Mixed) or (ids is not None and np.any((ids != numbers) & (ids >= 0))):
+
+    def origins(*read: int) -> list[Any]:
+        """The units of these new variables that old ones and op outputs act on."""
+        given = [numbers if k in read else None for k in range(len(out))]
+        return follow(closed.jaxpr, closed.consts, [None] * len(sources) + given + [None] * len(rest))
+
+    def strays(ids: Any) -> bool:
+        return isinstance(ids, Mixed) or (ids is not None and bool(np.any((ids != numbers) & (ids >= 0))))
+
+    found = origins(*range(len(out)))
+    for number, (variable, ids) in enumerate(zip(variables, found)):
+        if strays(ids):
             mixed = ids if isinstance(ids, Mixed) else getattr(ids, "moved", None)
             how = mixed.words if mixed else "by a permutation of the units"
+            alone = [origins(k)[number] for k in range(len(out))]
+            others = [repr(v.name) for v, part in zip(variables, alone, strict=True) if strays(part)]
+            if not strays(alone[number]) and not any(isinstance(part, Mixed) for part in alone):
+                how = f"as {', '.join(others)} lies in another order (if these are the same units, store both in one)"
             raise ValueError(
                 f"model: the hidden state {variable.name!r} is mixed across units or batch {how}. A trace per "
                 "synapse needs dynamics that act on each unit by itself: make the mixing an op (ETraceParam), declare "
@@ -169,7 +194,7 @@ def make_group(
 
 def _route(call: Call, ids: Any, numbers: np.ndarray, name: str) -> Route:
     if isinstance(ids, Mixed) or ids is None:
-        how = f", through `{ids.primitive}` at {ids.where}" if ids is not None else ""
+        how = "" if ids is None else f" {ids.words}"
         raise ValueError(
             f"model: one output of the op called at {call.node.where} drives several units of {name!r}{how}. Give each "
             "unit its own output (an input without batch axes has to be broadcast first; an index array that is a leaf "
@@ -196,14 +221,18 @@ def _route_diagonal(
 
     closed = jax.make_jaxpr(push)(y, *program.shapes(rest))
     numbers = np.arange(int(np.prod(y.shape))).reshape(y.shape)
-    fits = len(y.shape) <= len(shape) and all(a in (1, b) for a, b in zip(y.shape[::-1], shape[::-1]))
-    landed: list[Any] = follow(closed.jaxpr, closed.consts, [numbers] + [None] * len(rest))
-    for ids in landed:
-        where = f" (`{ids.primitive}` at {ids.where})" if isinstance(ids, Mixed) else ""
-        if where or not fits or (ids is not None and np.any((ids != np.broadcast_to(numbers, shape)) & (ids >= 0))):
+    landed = follow(closed.jaxpr, closed.consts, [numbers] + [None] * len(rest))
+    value = np.full(shape, -1)
+    for variable, ids in zip(variables, landed, strict=True):
+        if isinstance(ids, Mixed) or (ids is not None and np.any((ids != value) & (ids >= 0) & (value >= 0))):
+            how = f" {ids.words}" if isinstance(ids, Mixed) else ", each on another variable of it"
             raise ValueError(
-                f"model: the elementwise parameter called at {call.node.where} has shape {y.shape} and does not act "
-                f"one by one on the units of {variables[0].name!r}, of shape {shape}{where}. Give it the hidden shape "
-                "without batch axes, and one parameter for each role."
+                f"model: several values of the elementwise parameter called at {call.node.where} act on one unit of "
+                f"{variable.name!r}{how}. A unit has one trace of it: take one parameter for each role, or use "
+                "se.RTRL()."
             )
-    return Route(call.number, (1,), None)
+        value = value if ids is None else np.maximum(value, ids)
+    fits = len(y.shape) <= len(shape) and all(a in (1, b) for a, b in zip(y.shape[::-1], shape[::-1]))
+    if fits and not np.any((value != np.broadcast_to(numbers, shape)) & (value >= 0)):
+        return Route(call.number, (1,), None)
+    return Route(call.number, (1,), np.maximum(value, 0))

@@ -171,14 +171,13 @@ def reached(analysis: Analysis, params: list[Any], state: list[Any], x: list[Any
         for call in analysis.learning:
             op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
             y, routes = n[call.number], routes_of(analysis, call)
-            if op.is_diagonal and routes:
-                y = jnp.broadcast_to(y, analysis.groups[routes[0][0]].shape)
             for g, route in routes:
                 heard = m[g]
                 for _ in range(len(heard)):
                     heard = heard + jnp.sum(d[g] * heard[:, None], axis=0)
                 landed = route.spread(heard, len(analysis.groups[g].shape)) * f[(g, call.number)]
-                y = y + jnp.sum(landed, axis=0).astype(y.dtype)
+                landed = jnp.sum(landed, axis=0).astype(y.dtype)
+                y = y + (route.total(landed, y) if op.is_diagonal else landed)
             ones = None if op.is_diagonal else jnp.ones_like(xs[call.number])
             taught[call.number] = jax.tree.leaves(sum_to(op.xy_to_dw(ones, y, v), v))
         grads = step.by_parameter(params, taught, plain)

@@ -211,11 +211,12 @@ def _advance_call(
         later: tuple = (p_0, entering) if only != "gradients" else (None, None)
         now: tuple = (lam_0, direct) if only != "traces" else (None, None)
         kept = {} if noise is None else {"noise": mixed(noise, number)}
-        eps, gradient = op.window(v, trace.full[number], later[0], later[1], now[0], now[1], x, **kept)
+        own = route.at_units(v) if op.is_diagonal else v
+        eps, gradient = op.window(own, trace.full[number], later[0], later[1], now[0], now[1], x, **kept)
         if only != "gradients":
             full.append(eps)
         if only != "traces":
-            parts.append(_leaves(gradient))
+            parts.append(_leaves(route.total(gradient, v) if op.is_diagonal else gradient))
     factors = trace.factors
     if factors is not None:
         factors, filtered, taught = _filter(analysis, call, routes, factors, signals, decay, noise)

@@ -24,11 +24,12 @@ LEARNERS = {
 # What the library refuses, in its words, and why that is fair. SnAp keeps influences for each batch element and pair of
 # units; RTRL takes all of these models.
 FAIR = {
-    "delay line": r"^state: .*'line'.* influence each other without an op between, so their units do not match",
+    "delay line": r"^state: .*'line'.* influence each other without an op between, so their units have to match",
     "own op": r"^op: Scale does not say which unit each weight leads from and to",
     "batch axes": r"^model: the ops called at .* have batch axes .* Influences are kept for each batch element",
     "state layout": r"^state: .* has the batch axes .* elsewhere than in front",
     "several units": r"^model: the (hidden state|output) .* acts on several units of ",
+    "batch elements": r"^model: the (hidden state|output) .* acts on .* across batch elements \(",
 }
 EVERY_RULE = ("delay line",)
 

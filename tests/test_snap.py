@@ -460,14 +460,6 @@ def test_batch_axes_elsewhere():
 
 
 def test_ops_with_different_batch_axes():
-    def forward(op, h, held, x):
-        new = 0.5 * h["h"] + jnp.tanh(op("inp", x) + op("rec", held["h"])) + op("extra", x[0])[None]
-        return {"h": new}, op("out", new)
-
-    extra = models.dense(np.random.default_rng(1), models.INPUTS, N)
-    case = models.rate(np.random.default_rng(0), forward=forward, extra=extra)
-    with pytest.raises(ValueError, match=r"the op called at .* acts on several units of .* `reduce_sum` at"):
-        start(se.SnAp(), case)
     inp, rec = (
         models.dense(np.random.default_rng(1), N, N).param(),
         models.dense(np.random.default_rng(2), 3, 3).param(),
