@@ -150,8 +150,8 @@ def fit(
         ValueError: an argument is out of range, there is no data, a pair differs in shape from the first one, or the
             checkpoint is damaged, another run's, or of another learner, connectivity, model, optimizer, loss, state,
             data or option.
-        TypeError: `learner` is none, a callback returns something else than None or a truth value, the optimizer needs
-            what `fit` does not know, or `fit` is called inside a transformation of JAX.
+        TypeError: `learner` or `optimizer` is none, a callback returns something else than None or a truth value, the
+            optimizer needs what `fit` does not know, or `fit` is called inside a transformation of JAX.
         NonFiniteError: a loss, a gradient, an updated parameter or a validation loss is NaN or infinite; its attribute
             `fit` is what was learned before.
         OSError: the checkpoint could not be written, when the disk is full say; it has the same attribute.
@@ -171,6 +171,8 @@ def fit(
         raise ValueError(f"update: expected 'sequence', 'step' or a number of steps >= 1, got {update!r}.")
     if not isinstance(learner, Learner):
         raise TypeError(f"learner: expected a learner such as se.D_RTRL(), got {learner!r}.")
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"optimizer: expected one of optax such as optax.adam(1e-3), got {optimizer!r}.")
     for name, number in (
         ("validate_every", validate_every), ("patience", patience), ("checkpoint_every", checkpoint_every),
         ("chunk", chunk),

@@ -154,6 +154,7 @@ def _terms(wiring: Wiring, rows: sp.csr_array, limit: int) -> tuple[np.ndarray, 
     return sums, (row[is_there], edge[is_there])
 
 
+@jax.ensure_compile_time_eval()
 def start(wiring: Wiring, reach: sp.csr_array, limit: int, rule: tuple) -> Callable[[], Influences]:
     """What makes influences of zero; nothing as large as they are is allocated before."""
     blocks, columns = lay_out(wiring, reach, limit)

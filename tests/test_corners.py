@@ -394,3 +394,18 @@ def test_reset_refuses_another_batch(learner):
     carry = learner.init(cell, cell.init_state(2), jnp.ones((2, 3)))
     with pytest.raises(ValueError, match=r"where: expected a value for each batch element, .* got shape \(3,\)"):
         learner.reset(carry, jnp.ones(3, bool), cell.init_state(2))
+
+
+@pytest.mark.parametrize("learner", [se.SnAp(2), se.RTRL()], ids=["SnAp", "RTRL"])
+def test_influences_can_start_inside_jit(learner):
+    """Where they are kept is known before anything runs, also while a function of the state is traced."""
+    rec = se.ETraceParam({"weight": jnp.array([[0.1, 0.5], [-0.3, 0.2]])}, se.MatMulOp())
+    cell = se.cells.LeakyRate(2, se.ETraceParam({"weight": jnp.ones((2, 2))}, se.MatMulOp()), rec, decay=0.9)
+    xs = jnp.arange(8.0).reshape(4, 2) / 8
+
+    def grads(state):
+        carry = learner.init(cell, state, xs[0])
+        return se.online_grad(learner, lambda out, y: jnp.sum((out - y) ** 2), cell, carry, xs, 0 * xs, chunk=2)[1]
+
+    outside, inside = grads(cell.init_state()), jax.jit(grads)(cell.init_state())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), outside, inside)

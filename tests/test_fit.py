@@ -254,6 +254,12 @@ def test_a_callback_that_returns_something_else():
         train(sequences(1), callbacks=lambda now: 1)
 
 
+def test_an_optimizer_that_is_none():
+    fit = getattr(se.fit, "__wrapped__", se.fit)
+    with pytest.raises(TypeError, match=r"optimizer: expected one of optax such as optax.adam\(1e-3\), got <function"):
+        fit(LEARNERS[0], squared, optax.adam, net(), sequences(1), state=net().init_state(BATCH))
+
+
 def test_a_learner_that_is_none():
     fit = getattr(se.fit, "__wrapped__", se.fit)
     with pytest.raises(TypeError, match=r"learner: expected a learner such as se.D_RTRL\(\), got <class"):
