@@ -96,6 +96,36 @@ def test_plain_arrays():
     assert oracles.relative_error(got, by_bptt(case)) < TOLERANCE
 
 
+class Nodes(eqx.Module):
+    """A complex number and a matrix outside of ops, shared by all nodes."""
+
+    turn: jax.Array
+    mix: jax.Array
+
+    def __call__(self, h, x):
+        h = jnp.tanh((self.turn * (1 + 1j * h)).real + jnp.roll(h, 1, axis=0) @ self.mix + x)
+        return h, h
+
+
+@pytest.mark.parametrize("nodes", [2, 9])
+@pytest.mark.usefixtures("x64")
+def test_more_parameters_than_state_or_fewer(nodes):
+    rng = np.random.default_rng(nodes)
+    model = Nodes(jnp.asarray(0.5 + 0.4j), models.array(rng, 3, 3))
+    xs, ys, h = (models.array(rng, *shape) for shape in ((6, nodes, 3), (6, nodes, 3), (nodes, 3)))
+
+    def gradient(learner, chunk, *parts):
+        carry, total = learner.init(model, h, xs[0]), None
+        for part in parts:
+            _, grads, carry = se.online_grad(learner, oracles.loss_fn, model, carry, xs[part], ys[part], chunk=chunk)
+            total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+        return total
+
+    expected = gradient(se.BPTT(), None, slice(6))
+    got = gradient(se.RTRL(), 3, slice(3), slice(3, 6))
+    assert oracles.nonzero(expected) and oracles.relative_error(got, expected) < TOLERANCE
+
+
 @pytest.mark.usefixtures("x64")
 def test_reset_of_a_whole_model():
     """Elements that start again have no influence left, the others go on."""

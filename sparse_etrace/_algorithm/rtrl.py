@@ -14,13 +14,14 @@ from jaxtyping import Array, Inexact, PyTree
 
 from .._analysis import Analysis
 from .._batch_axes import restarted
-from .._black_box import by_step, check_carry, check_linear, check_reach, joined, split
+from .._black_box import check_carry, check_linear, check_reach, joined, split
+from .._linear import pushforward
 from .._links import UnlinkedError
 from .._numbers import number, whole
 from .._origin import compiled
-from .._program import cast, is_inexact
+from .._program import is_inexact
 from .._reach import Wiring
-from .._sums import wide
+from .._sums import is_narrow, wide
 from .base import Carry, Window, cut
 from .influence import InfluenceLearner
 
@@ -33,6 +34,12 @@ class Dense(eqx.Module):
     @property
     def matrix(self) -> Inexact[Array, "state params"]:
         return jnp.concatenate([leaf.reshape(_rows(leaf), leaf.shape[-1]) for leaf in jax.tree.leaves(self.jacobian)])
+
+    def with_matrix(self, matrix: Inexact[Array, "state params"]) -> "Dense":
+        """Other numbers, cut into leaves of the state."""
+        leaves, shape = jax.tree.flatten(self.jacobian)
+        parts = jnp.split(matrix, np.cumsum([_rows(leaf) for leaf in leaves])[:-1])
+        return Dense(jax.tree.unflatten(shape, [p.reshape(leaf.shape) for p, leaf in zip(parts, leaves, strict=True)]))
 
 
 class RTRL(InfluenceLearner):
@@ -111,34 +118,81 @@ class RTRL(InfluenceLearner):
     def window(
         self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Callable[..., Any]
     ) -> Window:
-        if isinstance(carry.traces, Dense):
-            return Window(*by_step(self._dense_step, self.train, model, carry, xs, ys, loss_fn))
-        return super().window(model, carry, xs, ys, loss_fn)
+        if not isinstance(carry.traces, Dense):
+            return super().window(model, carry, xs, ys, loss_fn)
+        trained, fixed = split(model, self.train)
+        check_carry(jax.eval_shape(_zeros, trained, carry.state), carry.traces)
+        matrix, (values, to_values) = carry.traces.matrix, _flat(trained)
+
+        def one(before: tuple[Any, Array, Array], now: tuple[Any, Any]) -> Any:
+            state, matrix, total = before
+            x, y = now
+            live, run = _as_vectors(to_values, fixed, state, x)
+
+            def loss_of(live: Array, values: Array) -> Any:
+                new, out = run(live, values)
+                loss, aux = loss_fn(out, y)
+                return loss, (new, aux)
+
+            loss, pull, (new, aux) = jax.vjp(loss_of, live, values, has_aux=True)
+            by_state, by_values = (part.astype(matrix.dtype) for part in pull(jnp.ones_like(loss)))
+            return (new, _advance(run, live, values, matrix), total + by_state @ matrix + by_values), (loss, aux)
+
+        start = (carry.state, matrix, jnp.zeros(len(values), matrix.dtype))
+        (state, matrix, total), (losses, aux) = jax.lax.scan(one, start, (xs, ys))
+        (grads,) = jax.vjp(lambda trained: _flat(trained)[0], trained)[1](total.astype(values.dtype))
+        return Window(losses, aux, grads, Carry(state, carry.traces.with_matrix(matrix)))
 
     @compiled
     def _dense_step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         x = jax.tree.map(jnp.asarray, x)
         given, (trained, fixed) = (model, carry, x), split(model, self.train)
-        carry, held, values = jax.lax.stop_gradient((carry, x, trained))
+        carry, held = jax.lax.stop_gradient((carry, x))
         check_carry(jax.eval_shape(_zeros, trained, carry.state), carry.traces)
-        live, rest = eqx.partition(carry.state, is_inexact)
-        flat_live, to_live = ravel_pytree(live)
-        flat_values, to_values = ravel_pytree(values)
+        matrix, (values, to_values) = carry.traces.matrix, _flat(trained)
+        constant = jax.lax.stop_gradient(values)
+        live, run = _as_vectors(to_values, fixed, carry.state, x)
         # Zero, with the derivative of the old state.
-        moved = carry.traces.matrix @ (ravel_pytree(trained)[0] - flat_values)
-        new, out = joined(trained, fixed)(eqx.combine(to_live(flat_live + cast(moved, flat_live.dtype)), rest), x)
+        moved = matrix @ (values - constant).astype(matrix.dtype)
+        new, out = run(live + moved.astype(live.dtype), values)
+        later = _advance(_as_vectors(to_values, fixed, carry.state, held)[1], live, constant, matrix)
+        return cut(Carry(new, carry.traces.with_matrix(later)), *given), out
 
-        def floating(live: Array, values: Array) -> Array:
-            new, _ = joined(to_values(values), fixed)(eqx.combine(to_live(live), rest), held)
-            return ravel_pytree(eqx.filter(new, is_inexact))[0]
 
-        _, pull = jax.vjp(floating, flat_live, flat_values)
-        by_state, by_params = jax.vmap(pull)(jnp.eye(len(flat_live), dtype=flat_live.dtype))
-        later = by_state @ carry.traces.matrix + by_params
-        leaves, shape = jax.tree.flatten(carry.traces.jacobian)
-        parts = jnp.split(later, np.cumsum([_rows(leaf) for leaf in leaves])[:-1])
-        jacobian = [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
-        return cut(Carry(new, Dense(jax.tree.unflatten(shape, jacobian))), *given), out
+def _flat(tree: PyTree[Array]) -> tuple[Inexact[Array, " numbers"], Callable[[Array], PyTree[Array]]]:
+    """All numbers in a row, of a complex one the real and the imaginary part; and the way back."""
+    parts = jax.tree.map(lambda z: (z.real, z.imag) if jnp.iscomplexobj(z) else z, tree)
+    flat, apart = ravel_pytree(parts)
+
+    def back(flat: Array) -> PyTree[Array]:
+        return jax.tree.map(lambda z, p: jax.lax.complex(*p) if jnp.iscomplexobj(z) else p, tree, apart(flat))
+
+    return flat, back
+
+
+def _as_vectors(
+    to_values: Callable[[Array], Any], fixed: Any, state: PyTree[Array], x: Any
+) -> tuple[Inexact[Array, " state"], Callable[[Array, Array], tuple[Any, Any]]]:
+    """The floating state in a row, and a step as a function of it and of all that is trained."""
+    live, rest = eqx.partition(state, is_inexact)
+    flat, to_live = ravel_pytree(live)
+    return flat, lambda live, values: joined(to_values(values), fixed)(eqx.combine(to_live(live), rest), x)
+
+
+def _advance(run: Callable[..., Any], live: Array, values: Array, matrix: Array) -> Array:
+    """`J <- dh'/dh J + dh'/dtheta`, by the rows or by the columns, whichever are fewer."""
+
+    def floating(live: Array, values: Array) -> Array:
+        return ravel_pytree(eqx.filter(run(live, values)[0], is_inexact))[0]
+
+    new, pull = jax.vjp(floating, live, values)
+    # A sum over steps that is pushed through half precision would come to a stop.
+    if len(live) <= len(values) or is_narrow(live.dtype) or is_narrow(values.dtype):
+        by_state, by_values = (part.astype(matrix.dtype) for part in jax.vmap(pull)(jnp.eye(len(new), dtype=new.dtype)))
+        return by_state @ matrix + by_values
+    push = pushforward(lambda ct: (pull(ct),), new)
+    columns = matrix.astype(live.dtype), jnp.eye(len(values), dtype=values.dtype)
+    return jax.vmap(push, 1, 1)(columns).astype(matrix.dtype)
 
 
 def _rows(leaf: Array) -> int:
@@ -146,10 +200,9 @@ def _rows(leaf: Array) -> int:
 
 
 def _zeros(trained: PyTree[Array], state: PyTree[Array]) -> Dense:
-    leaves = jax.tree.leaves(trained)
-    params, dtype = sum(leaf.size for leaf in leaves), wide(jnp.result_type(*leaves) if leaves else float)
+    values = _flat(trained)[0]
     live = eqx.filter(jax.tree.map(jnp.asarray, state), is_inexact)
-    return Dense(jax.tree.map(lambda s: jnp.zeros((*s.shape, params), dtype), live))
+    return Dense(jax.tree.map(lambda s: jnp.zeros((*s.shape, values.size), wide(values.dtype)), live))
 
 
 def _acts_through_ops(model: Any, state: Any, x: Any, train: Any) -> bool:
