@@ -1,7 +1,6 @@
 """What every learner has: `init`, `step`, `reset`, and a window of steps with its gradient."""
 
 import abc
-import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -118,11 +117,12 @@ class Learner(eqx.Module):
         if got != expected:
             raise ValueError(f"state: expected the structure of carry.state, {expected}, got {got}.")
         origin = carry.origin or Origin(jnp.zeros((0, 2), jnp.uint32))
-        shapes = [leaf.shape for leaf in jax.tree.leaves(carry.state)]
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(carry.state)]
         in_front = [shape[: where.ndim] == where.shape for shape in shapes]
 
         def choose(start: Any, now: Array, has_batch: bool, axis: int = 0) -> Array:
-            chosen = where.reshape(*where.shape, *[1] * (now.ndim - axis - where.ndim)) if has_batch else jnp.all(where)
+            shape = *[1] * axis, *where.shape, *[1] * (now.ndim - axis - where.ndim)
+            chosen = where.reshape(shape) if has_batch else jnp.all(where)
             return jnp.where(chosen, start if is_key(now) else jnp.asarray(start, now.dtype), now)
 
         def restart(number: int, start: Any, now: Array) -> Array:
@@ -141,18 +141,17 @@ class Learner(eqx.Module):
             return choose(start, now, in_front[number] and number not in origin.alone)
 
         def zero(now: Array, number: int | None = None, axis: int = 0) -> Array:
-            is_long = now.shape[axis : axis + where.ndim] == where.shape if number is None else in_front[number]
-            return choose(0, now, is_long and number not in origin.alone, axis)
+            fits = now.shape[axis:][: where.ndim] == where.shape if number is None else in_front[number]
+            return choose(0, now, fits and number not in origin.alone, axis)
 
         numbers = jax.tree.unflatten(got, range(got.num_leaves))
         state = jax.tree.map(restart, numbers, state, carry.state)
         if shapes and not any(in_front):
             raise ValueError(
-                f"where: expected a value for each batch element, as in front of a leaf of the state, got shape "
-                f"{where.shape} and leaves of {', '.join(map(str, shapes))}."
+                "where: expected a value for each batch element, as in front of a leaf of the state, "
+                f"got shape {where.shape} and leaves of {', '.join(map(str, shapes))}."
             )
-        memory = jax.tree.map(zero, carry.memory)
-        return dataclasses.replace(carry, state=state, traces=self._restart_traces(carry, where, zero), memory=memory)
+        return Carry(state, self._restart_traces(carry, where, zero), jax.tree.map(zero, carry.memory), carry.origin)
 
     def _restart_traces(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> PyTree[Array]:
         """`zero(now, number, axis)` is zero where batch elements start again that a leaf of the state has."""

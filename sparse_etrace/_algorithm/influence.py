@@ -95,7 +95,7 @@ class InfluenceLearner(Learner):
                 f"that they cannot start again for some of {where.shape} only. Give every op an input with batch "
                 "axes, start all again, or use se.D_RTRL() or se.TBPTT."
             )
-        chosen = where.reshape(*where.shape, *[1] * (values.ndim - 1 - where.ndim))
+        chosen = where.reshape(1, *where.shape, *[1] * (values.ndim - 1 - where.ndim))
         return eqx.tree_at(lambda t: t.values, carry.traces, jnp.where(chosen, 0, values))
 
     def _made_for(self, links: Links) -> tuple:
