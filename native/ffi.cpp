@@ -192,7 +192,7 @@ ffi::Error SpmvT(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post, 
 
 ffi::Error WindowOf(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post, ffi::AnyBuffer post_ptr,
                     ffi::AnyBuffer carried, ffi::AnyBuffer entering, ffi::AnyBuffer signal, ffi::AnyBuffer direct,
-                    ffi::AnyBuffer x, ffi::AnyBuffer trace, ffi::Result<ffi::AnyBuffer> next,
+                    ffi::AnyBuffer x, ffi::AnyBuffer noise, ffi::AnyBuffer trace, ffi::Result<ffi::AnyBuffer> next,
                     ffi::Result<ffi::AnyBuffer> gradient, ffi::Result<ffi::AnyBuffer> rows, int64_t variables) {
   auto size = x.dimensions();
   const int64_t count = size[0], steps = size[1], batch = size[2];
@@ -203,13 +203,14 @@ ffi::Error WindowOf(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer pos
     auto part = [&](ffi::AnyBuffer buffer, int64_t i) {
       return static_cast<T*>(buffer.element_count() ? data<T>(buffer) + i * (buffer.element_count() / count) : nullptr);
     };
+    const uint32_t* bits = data<uint32_t>(noise);
     auto trace_part = [&](ffi::AnyBuffer buffer, int64_t i) {
       return buffer.element_count() ? data<char>(buffer) + i * (buffer.size_bytes() / count) : nullptr;
     };
     for (int64_t i = 0; i < count; ++i) {
       Window<T> work{synapses,        steps, batch, rows->dimensions()[1], part(carried, i), part(entering, i),
                      part(signal, i), part(direct, i), part(x, i), nullptr, trace_part(trace, i),
-                     trace_part(*next, i), part(*gradient, i)};
+                     trace_part(*next, i), part(*gradient, i), bits ? bits + i : nullptr};
       window(pool, work, data<T>(*rows), variables, trace.element_type() == ffi::BF16);
     }
   });
@@ -310,13 +311,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_window, WindowOf,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<int64_t>("variables"));
 
 // The same number in sparse_etrace/_kernels/native.py.
-extern "C" int sparse_etrace_interface() { return 2; }
+extern "C" int sparse_etrace_interface() { return 3; }
 
 extern "C" const char* sparse_etrace_kernels() {
   return table ? table->name : nullptr;

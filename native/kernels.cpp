@@ -35,7 +35,7 @@ template <class T>
 struct AsIs {
   typedef T type;
   static INLINE pack<T, lanes<T>> get(const T* p) { return load<pack<T, lanes<T>>>(p); }
-  static INLINE pack<T, lanes<T>> put(pack<T, lanes<T>> v) { return v; }
+  static INLINE pack<T, lanes<T>> put(pack<T, lanes<T>> v, uint32_t, const uint32_t*) { return v; }
 };
 struct Bfloat16 {
   typedef uint16_t type;
@@ -45,11 +45,20 @@ struct Bfloat16 {
   static INLINE wide get(const uint16_t* p) {
     return (wide)(__builtin_convertvector(load<pack<uint16_t, n>>(p), bits) << 16);
   }
-  static INLINE pack<uint16_t, n> put(wide v) {
-    bits u = (bits)v;
-    bits even = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  // To the nearest, or by noise as in sparse_etrace/_sums.py; `place` is that of the first lane.
+  static INLINE pack<uint16_t, n> put(wide v, uint32_t place, const uint32_t* noise) {
+    bits u = (bits)v, added = 0x7fff + ((u >> 16) & 1);
+    if (noise) {
+      bits h = {};
+#pragma GCC unroll 16
+      for (int l = 0; l < n; ++l) h[l] = place + l;
+      h = h * 0x9e3779b1u + *noise;
+      h = (h ^ (h >> 16)) * 0x85ebca6bu;
+      h = (h ^ (h >> 13)) * 0xc2b2ae35u;
+      added = (h ^ (h >> 16)) >> 16;
+    }
     bits is_nan = (bits)(v != v);
-    return __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & even), pack<uint16_t, n>);
+    return __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & ((u + added) >> 16)), pack<uint16_t, n>);
   }
 };
 
@@ -244,6 +253,7 @@ INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int6
   const Synapses synapses = work.synapses;
   const int64_t num_post = synapses.num_post, padded = Fixed ? Fixed : (work.steps + 15) / 16 * 16;
   T* const room = new T[(A + 1) * (A + padded)]();
+  const uint32_t noise = work.noise ? *work.noise + uint32_t(b) * 0x27d4eb2fu : 0;
 
   const T* x = work.x + b * synapses.num_pre;
   const T* rows = work.rows + b * synapses.num_pre * work.pitch;
@@ -285,7 +295,10 @@ INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int6
       for (int a = 0; a <= A; ++a) sum[a] += lane_sums(part[a]);
     }
     if (work.next)
-      for (int a = 0; a < A; ++a) put(next[a] + s, Store::put(sum[a]), count);
+      for (int a = 0; a < A; ++a) {
+        uint32_t place = uint32_t(a * synapses.count + s);
+        put(next[a] + s, Store::put(sum[a], place, work.noise ? &noise : nullptr), count);
+      }
     if (work.gradient) {
       if (b) sum[A] += get<AsIs<T>, n>(work.gradient + s, count);
       put(work.gradient + s, sum[A], count);

@@ -43,6 +43,7 @@ struct Window {
   const void* trace;
   void* next;
   T* gradient;
+  const uint32_t* noise;  // by which a trace in half precision is rounded; null: to the nearest
 };
 
 // A window of steps of the influence of columns on rows, as in sparse_etrace/_kernels/influence.py. Numbers of units

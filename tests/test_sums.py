@@ -8,8 +8,8 @@ import pytest
 from soak import few
 
 import sparse_etrace as se
-from sparse_etrace._kernels import native, products
-from sparse_etrace._sums import dot, matmul, matvec, rounded
+from sparse_etrace._kernels import native, products, trace
+from sparse_etrace._sums import dot, matmul, matvec, mixed, rounded
 
 MANY = 5000
 HALF = pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=lambda t: t.__name__)
@@ -196,6 +196,19 @@ def test_a_narrow_trace_with_a_long_memory_does_not_stop(make, learner, chunk, d
     assert np.array_equal(kept(run(run(start, xs[:800]), xs[800:])), got)  # resumed: the same bits
     again = learner.reset(end, True, state)
     assert np.array_equal(kept(run(again, xs)), got)
+
+
+def test_compiled_kernels_round_by_the_same_noise():
+    rng = np.random.default_rng(0)
+    conn = se.Connectivity.from_edges(*rng.integers(0, 40, (2, 300)), (40, 40))
+    carried, entering, x = (jnp.asarray(rng.random(s), jnp.float32) for s in ((2, 2, 3, 40), (5, 2, 3, 40), (5, 3, 40)))
+    eps = jnp.zeros((2, 3, 300), jnp.float32)
+    noise, narrow = jnp.uint32(9), eps.astype(jnp.bfloat16)
+    wide_, _ = trace.window(conn, carried, entering, None, None, x, eps)
+    got, _ = trace.window(conn, carried, entering, None, None, x, narrow, noise)
+    expected = jnp.stack([rounded(wide_[:, b], jnp.bfloat16, mixed(noise, b)) for b in range(3)], axis=1)
+    assert got.dtype == jnp.bfloat16 and np.array_equal(got.astype(float), expected.astype(float))
+    assert not np.array_equal(got.astype(float), wide_.astype(jnp.bfloat16).astype(float))
 
 
 @HALF

@@ -18,7 +18,7 @@ TARGETS = ("spmv", "spmv_t", "window", "influence")
 VARIABLE = "SPARSE_ETRACE_KERNELS"
 CHOICES = ("avx512", "avx2", "plain", "xla")
 # The same number in native/ffi.cpp: what the kernels take and give.
-INTERFACE = 2
+INTERFACE = 3
 
 
 def _path() -> Path:

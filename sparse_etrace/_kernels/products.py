@@ -159,10 +159,10 @@ def _native(missing: str, *operands: Array, sizes: tuple[int, int]) -> list[Arra
     # Many columns are a batch of fewer, because what the synapses gather of those may fit into a cache.
     steps = 16 if columns % 16 == 0 else columns
     x, y = (part.reshape(count, steps, columns // steps, part.shape[-1]) for part in (a, b))
-    none = jnp.zeros((count, 0), dtype)
+    none, bits = jnp.zeros((count, 0), dtype), jnp.zeros((count, 0), jnp.uint32)
     rows = result(sizes[0] * x.shape[2] if steps > 1 else 0, native.pitch(max(steps, 16)))
     results = [result(count, 0), result(count, connectivity.num_synapses), rows]
-    return native.call("window", results, *receivers, none, none, none, y, x, none, variables=np.int64(0))[1:]
+    return native.call("window", results, *receivers, none, none, none, y, x, bits, none, variables=np.int64(0))[1:]
 
 
 def _contract(known: dict[str, Array], ids: Any, sizes: tuple[int, int]) -> Array:

@@ -58,9 +58,9 @@ def _is_compiled(dtype: Any, stored: Any) -> bool:
 
 
 def _types(*avals: Any, sizes: tuple[int, int], variables: int) -> bool:
-    *rest, x, noise, trace = avals
+    *rest, x, _, trace = avals
     ids, coefficients = rest[:-UNITS], rest[-UNITS:]
-    known = variables <= MOST_VARIABLES and _is_compiled(x.dtype, trace.dtype) and trace.size > 0 and not noise.size
+    known = variables <= MOST_VARIABLES and _is_compiled(x.dtype, trace.dtype) and trace.size > 0
     return known and native.compiled_types(*ids, *(a for a in coefficients if a.ndim > 2), x)
 
 
@@ -109,8 +109,7 @@ def _xla(*operands: Array, sizes: tuple[int, int], variables: int) -> list[Array
 def _native(*operands: Array, sizes: tuple[int, int], variables: int) -> list[Array]:
     count = len(operands) - UNITS - 3
     connectivity = connectivity_of(operands[:count], sizes)
-    carried, _, signal, _, x, _, trace = operands[count:]
-    parts = *operands[count : count + UNITS + 1], trace
+    carried, _, signal, _, x, _, trace = parts = operands[count:]
     steps, batch = x.shape[1:3]
     results = [
         jax.ShapeDtypeStruct(trace.shape if carried.ndim > 2 else (len(x), 0), trace.dtype),
