@@ -287,11 +287,11 @@ class TraceLearner(Learner):
     def _restart_traces(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> dict[int, CallTrace]:
         def one(trace: CallTrace, into: Sequence[int | None]) -> CallTrace:
             full = tuple(jax.tree.map(lambda e, k=k: zero(e, k, 1), part) for part, k in zip(trace.full, into))
-            if trace.factors is None:
-                return trace._replace(full=full)
-            old = trace.factors
+            old, windows = trace.factors, jax.tree.map(zero, trace.windows)
+            if old is None:
+                return CallTrace(full, None, windows)
             f = tuple(zero(part, k, 1) for part, k in zip(old.f, into))
-            return trace._replace(full=full, factors=type(old)(zero(old.x, into[0]), f, zero(old.steps, into[0])))
+            return CallTrace(full, type(old)(zero(old.x, into[0]), f, zero(old.steps, into[0])), windows)
 
         alike = [(None,) * len(trace.full) for trace in carry.traces.values()]
         into = alike if carry.origin is None else carry.origin.into
