@@ -24,6 +24,16 @@ def test_quick_benchmark(tmp_path):
 
 
 @ONLY
+def test_quick_benchmark_of_units(tmp_path):
+    command = [sys.executable, FOLDER / "units.py", "--quick", "--out", tmp_path]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, env={**os.environ})
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "units.json").read_text())
+    assert {"graph GRU", "ALIF", "adLIF"} < set(found)
+    assert all(set(row) == {"forward", "D-RTRL", "ES-D-RTRL", "BPTT"} for row in found.values())
+
+
+@ONLY
 def test_quick_study_of_learners(tmp_path):
     command = [sys.executable, FOLDER / "learners.py", "--quick", "--out", tmp_path]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, env={**os.environ})

@@ -1,0 +1,118 @@
+"""Milliseconds a step of units with one, two and three hidden variables: forward, two rules, and BPTT."""
+
+import argparse
+import functools
+import json
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from bench import seconds
+
+import sparse_etrace as se
+
+LEARNERS = {"D-RTRL": se.D_RTRL(), "ES-D-RTRL": se.ES_D_RTRL(), "BPTT": se.BPTT()}
+spike = se.surrogate.triangle()
+
+
+class AdLIF(eqx.Module):
+    """Adaptive neurons: synaptic current, potential and adaptation, which also follows the potential."""
+
+    inp: se.ETraceParam
+    rec: se.ETraceParam
+
+    def init_state(self, *batch):
+        shape = (*batch, self.rec.op.connectivity.num_post)
+        return {name: jnp.zeros(shape) for name in ("current", "potential", "adaptation", "spikes")}
+
+    def __call__(self, state, x):
+        current = 0.8 * state["current"] + self.inp(x) + self.rec(state["spikes"])
+        potential = 0.9 * state["potential"] + 0.1 * (current - state["adaptation"])
+        z = spike(potential - 1)
+        adaptation = 0.98 * state["adaptation"] + 0.02 * (0.5 * potential + z)
+        return {"current": current, "potential": potential - z, "adaptation": adaptation, "spikes": z}, z
+
+
+class GraphGRU(eqx.Module):
+    """A gated unit on nodes and features: each gate reads the neighbours' features by synapses of its own."""
+
+    rec: tuple[se.ETraceParam, se.ETraceParam]
+    features: int = eqx.field(static=True)
+
+    def init_state(self, *batch):
+        return jnp.zeros((*batch, self.rec[0].op.connectivity.num_post, self.features))
+
+    def __call__(self, h, x):
+        gate, new = (rec(h) for rec in self.rec)
+        u = jax.nn.sigmoid(gate + x)
+        h = (1 - u) * h + u * jnp.tanh(new + x)
+        return h, h
+
+
+def loss_fn(out, y):
+    return 0.5 * jnp.sum((out - y) ** 2)
+
+
+def sparse(rng, units, degree, **rest):
+    conn = se.Connectivity.from_edges(
+        rng.integers(0, units, units * degree), np.repeat(np.arange(units), degree), (units, units)
+    )
+    weight = rng.standard_normal(conn.num_synapses, np.float32) / degree**0.5
+    return se.ETraceParam({"weight": jnp.asarray(weight)}, se.SpMatMulOp(conn, **rest))
+
+
+def networks(part):
+    """Name, model, batch and shape of an input."""
+    rng = np.random.default_rng(0)
+
+    def layer(units, inputs, degree):
+        weight = jnp.asarray(rng.standard_normal((inputs, units), np.float32))
+        return se.ETraceParam({"weight": weight}, se.MatMulOp()), sparse(rng, units, degree)
+
+    nodes, features = 2_000 // part, 16
+    yield "graph GRU", GraphGRU(tuple(sparse(rng, nodes, 8, axis=-2) for _ in range(2)), features), 1, (nodes, features)
+    units = 2_000 // part
+    yield "ALIF", se.cells.ALIF(units, *layer(units, 10, 50)), 16, (10,)
+    yield "ALIF, no batch", se.cells.ALIF(5 * units, *layer(5 * units, 10, 50)), 1, (10,)
+    yield "adLIF", AdLIF(*layer(units, 10, 50)), 16, (10,)
+    worm = se.datasets.worm()
+    rec = se.ETraceParam({"weight": worm.weight / 50}, se.SpMatMulOp(worm))
+    yield "worm of ALIF", se.cells.ALIF(279, layer(279, 10, 1)[0], rec), 64, (10,)
+
+
+def times(model, batch, shape, steps, repeats):
+    front = () if batch == 1 else (batch,)
+    xs = jnp.asarray(np.random.default_rng(1).standard_normal((steps, *front, *shape), np.float32))
+    start = model.init_state(*front)
+    out = jax.eval_shape(model, start, xs[0])[1]
+    ys = jnp.zeros((steps, *out.shape))
+
+    @jax.jit
+    def forward(model, start, xs):
+        return jax.lax.scan(lambda state, x: model(state, x), start, xs)
+
+    runs = [lambda: forward(model, start, xs)]
+    for learner in LEARNERS.values():
+        carry = learner.init(model, start, xs[0])
+        runs.append(functools.partial(se.online_grad, learner, loss_fn, model, carry, xs, ys))
+    return dict(zip(("forward", *LEARNERS), [t / steps * 1e3 for t in seconds(*runs, repeats=repeats)], strict=True))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
+    parser.add_argument("--quick", action="store_true", help="small networks: does it run, not how fast")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for name, model, batch, shape in networks(20 if args.quick else 1):
+        found[name] = times(model, batch, shape, *((16, 2) if args.quick else (64, 7)))
+        row = "   ".join(f"{rule} {ms:.3f}" for rule, ms in found[name].items())
+        print(f"{name:<16} batch {batch:<4} {row} ms a step")
+    (args.out / "units.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
