@@ -9,7 +9,7 @@ import jax
 import pytest
 from quick import compile_quickly
 
-MOST_MEMORY, STATUS = 1_400_000_000, Path("/proc/self/statm")
+MOST_MEMORY, STATUS = 1_000_000_000, Path("/proc/self/statm")
 os.environ.setdefault("MPLBACKEND", "Agg")
 compile_quickly()
 # The first example of a test compiles, so its time says nothing.
@@ -55,15 +55,18 @@ def pytest_collection_finish():
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
-    """Without most optimizations but where they matter; around fixtures too, also those of a module."""
+def pytest_runtest_protocol(item, nextitem):
+    """Without most optimizations but where they matter; around fixtures too, also those of a module.
+
+    The tests of a module share programs, which are dropped behind it.
+    """
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimized") is None)
     try:
         return (yield)
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
-        if _memory() > MOST_MEMORY:
+        if (nextitem is None or nextitem.path != item.path) and _memory() > MOST_MEMORY:
             eqx.clear_caches()
             jax.clear_caches()
             gc.collect()

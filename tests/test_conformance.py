@@ -275,6 +275,7 @@ def test_dtype_is_kept(name):
 @kinds
 def test_a_second_call_does_not_compile(name, kind):
     stream, _, _, carries = reference(name, kind)
+    stream.run(carries[0], slice(3, 4))
     seen = stream.model.seen.count
     other = stream._replace(model=jax.tree.map(lambda leaf: leaf, stream.model), xs=stream.xs + 1)
     other = other._replace(learner=LEARNERS[name].make(KINDS[kind]))
