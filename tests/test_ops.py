@@ -493,7 +493,6 @@ def test_ops_stop_gradients_into_their_own_arrays():
         se.ETraceParam({"weight": normal(3, 2)}, se.MatMulOp(weight_mask=normal(3, 2, seed=1))),
         se.ETraceParam({"weight": normal(6)}, se.SpMatMulOp(conn, weight_fn=se.Bounded(jnp.zeros(6), jnp.ones(6)))),
         se.ETraceParam({"weight": normal(6)}, se.SpMatMulOp(conn, weight_fn=se.SignLock(jnp.ones(6)))),
-        se.ETraceParam({"B": normal(3, 1), "A": normal(1, 2)}, se.LoraOp(jnp.array(2.0))),
     ]
     for param in params:
         spec = jax.tree.leaves(se.trainable(param.op))
