@@ -14,7 +14,7 @@ from jaxtyping import Array
 from ._kernels.influence import INDICES, MOST_COLUMNS, Blocks, advance
 from ._links import Links
 from ._reach import Wiring, spread
-from ._sums import wide
+from ._sums import joined, wide
 
 MAX_INDEX = np.iinfo(np.int32).max
 
@@ -163,7 +163,7 @@ def start(wiring: Wiring, reach: sp.csr_array, limit: int, rule: tuple) -> Calla
     column_weight = jnp.asarray(wiring.columns.weight[columns], jnp.int32)
     avals = [links.program.avals[links.analysis.state[i]] for i in links.leaves]
     avals += [c.y(links.program) for c in links.carriers]
-    dtype = wide(jnp.result_type(float if not avals else avals[0].dtype, *(a.dtype for a in avals)))
+    dtype = wide(joined(float if not avals else avals[0].dtype, *(a.dtype for a in avals)))
     kept = np.asarray(blocks.hidden)[np.asarray(blocks.pattern)]
     rows = np.repeat(kept, np.diff(np.asarray(blocks.first_column)))
     counts = []

@@ -40,7 +40,13 @@ def matmul(
 
 def wide(dtype: Any) -> Any:
     """The type in which numbers of a type are summed: at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return joined(dtype, jnp.float32)
+
+
+def joined(*dtypes: Any) -> Any:
+    """The type that holds numbers of all these, of our choosing: also where JAX promotes no types of a user's."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*dtypes)
 
 
 def widened(tree: Any) -> Any:

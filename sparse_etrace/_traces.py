@@ -13,7 +13,7 @@ from ._filter import nbytes
 from ._program import cast
 from ._routes import Call, Route
 from ._step import Signals
-from ._sums import dot, is_narrow, matmul, matvec, mixed, rounded, wide, widened
+from ._sums import dot, is_narrow, joined, matmul, matvec, mixed, rounded, wide, widened
 
 
 class Factors(eqx.Module):
@@ -105,7 +105,7 @@ def init_trace(
     if routes and any(keep and not f for keep, f in zip(trained, full, strict=True)):
         kept = [] if only_input else routes
         f = tuple(jnp.zeros((counts[g], *y.shape), _stored(y.dtype, dtype)) for g, _ in kept)
-        filtered = jnp.zeros(x.shape, _stored(jnp.result_type(x.dtype, y.dtype), dtype))
+        filtered = jnp.zeros(x.shape, _stored(joined(x.dtype, y.dtype), dtype))
         factors = Factors(filtered, f, jnp.zeros((*y.shape[:-1], 1), jnp.int32))
     is_rounded = any(is_narrow(leaf.dtype) for leaf in jax.tree.leaves((traces, factors)))
     return CallTrace(tuple(traces), factors, jnp.zeros((), jnp.uint32) if is_rounded else None)
@@ -115,7 +115,7 @@ def _stored(exact: Any, wanted: Any) -> Any:
     """The type of a trace: what is `wanted`, if anything, or for complex numbers a complex type as wide as that."""
     if wanted is None or not jnp.issubdtype(exact, jnp.complexfloating):
         return wanted or exact
-    return jnp.result_type(wanted, jnp.complex64)
+    return joined(wanted, jnp.complex64)
 
 
 def bytes_of_step(analysis: Analysis, counts: Sequence[int]) -> int:

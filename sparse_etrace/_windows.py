@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ._sums import dot, matvec, mixed, rounded, zeros
+from ._sums import dot, joined, matvec, mixed, rounded, zeros
 
 # Elements of a batch go through a window together while they have no more slots.
 BLOCK = 2**14
@@ -68,7 +68,7 @@ def _block(
 
     def of(a: int) -> PyTree[Array]:
         def one(e: Array | None, zero: Array) -> Array:
-            return zero if e is None else e[a].astype(jnp.result_type(e, zero))
+            return zero if e is None else e[a].astype(joined(e, zero))
 
         return jax.tree.map(one, trace, empty, is_leaf=_none)
 
@@ -107,7 +107,7 @@ def window_per_unit(
     v: Array, trace: Array, carried: Any, entering: Any, signal: Any, direct: Any, noise: Any = None
 ) -> tuple[Array | None, Array | None]:
     """`ETraceOp.window` of a leaf whose slot is the target unit itself."""
-    new, taught, eps = None, None, trace.astype(jnp.result_type(trace, v))
+    new, taught, eps = None, None, trace.astype(joined(trace, v))
     if carried is not None:
         new = rounded(matvec(carried, eps) + jnp.sum(entering, axis=0), trace.dtype, noise)
     if signal is not None:

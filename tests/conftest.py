@@ -27,6 +27,9 @@ def pytest_configure(config):
         "markers", "soak(only=False): its count is small by default, or none; `make soak` runs the full one"
     )
     config.addinivalue_line("markers", "optimized: it looks at what XLA's optimizations leave of memory, bits or time")
+    if jax.__version_info__ < (0, 9):
+        # There JAX warns of its own derivative by real numbers that meet complex ones.
+        config.addinivalue_line("filterwarnings", "ignore:Casting complex values to real discards the imaginary part")
 
 
 def pytest_report_header():

@@ -211,7 +211,7 @@ def test_complex_state():
         weight: jax.Array
 
         def __call__(self, state, x):
-            new = {"h": 0.5j * state["h"] + self.weight}
+            new = {"h": 0.5j * state["h"] + self.weight * jnp.sum(x)}
             return new, jnp.real(new["h"])
 
     with pytest.raises(ValueError, match="state: a complex leaf has no random sign. Split it into two"):

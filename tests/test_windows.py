@@ -137,5 +137,5 @@ def test_windows_need_no_more_room_than_what_lasts(learner):
     state = jax.ShapeDtypeStruct((nodes, features), float)
     carry = learner.carry_shapes(model, state, state)
     steps = learner.window_steps(model, carry, jnp.zeros((2, nodes, features)))
-    one, chosen, most = (se.memory_plan(learner, model, state, state, k).total for k in (1, steps, 16))
+    one, chosen, most = (se.memory_plan(learner, model, state, state, k, k).total for k in (1, steps, 16))
     assert chosen <= 2 * one + 2**25 < most / 2

@@ -11,7 +11,7 @@ from jax.interpreters import ad, batching
 from jaxtyping import Array, Inexact, Shaped, UInt32
 
 from .._connectivity import Connectivity
-from .._sums import dot, mixed, rounded
+from .._sums import dot, joined, mixed, rounded
 from . import native
 from .products import batch_by_loop, connectivity_of, in_front, merged, sampled_sum
 
@@ -37,7 +37,7 @@ def window(
     in each window, half precision is rounded without bias.
     """
     given = [part for part in (carried, entering, signal, direct) if part is not None]
-    dtype = jnp.result_type(*given)
+    dtype = joined(*given)
     batch = x.shape[1:-1]
 
     def flat(part: Array | None, front: int) -> Array:
