@@ -13,7 +13,7 @@ test: $(VENV)/installed-test
 
 # The tests whose counts are small above, with their full ones.
 soak: $(VENV)/installed-test
-	$(BIN)/pytest -n 2 --dist worksteal -m soak --full -rA
+	$(BIN)/pytest -n 2 --dist worksteal -m soak --full -rA --jaxtyping-packages=sparse_etrace,beartype.beartype
 
 # The pictures of docs/figures.md, by the code of that page.
 figures: $(VENV)/installed-test

@@ -37,7 +37,7 @@ def end_of(process):
 @pytest.mark.soak
 def test_killed_and_resumed(tmp_path, amount):
     """A third of the kills comes at any time since the start, the others in training, where files are written."""
-    kills, rng = amount(4, 200), random.Random(0)
+    kills, rng = amount(2, 200), random.Random(0)
     alone = tmp_path / "alone"
     alone.mkdir()
     assert end_of(start(alone)) == 0

@@ -407,7 +407,7 @@ MODELS = {
 }
 
 
-SOME = ["dense LIF, factors", "dense LIF, BPTT", "sparse ALIF, batch", "sparse ALIF, half precision", "GRU, hybrid"]
+SOME = ["dense LIF, BPTT", "sparse ALIF, half precision", "GRU, hybrid"]
 
 
 @pytest.mark.optimized

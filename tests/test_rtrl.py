@@ -12,6 +12,7 @@ from soak import few
 from test_snap import random_wiring, wired
 
 import sparse_etrace as se
+from sparse_etrace._algorithm import rtrl
 
 TOLERANCE, VISIBLE = 1e-10, 1e-3
 # Not made of ops alone: taken as a whole.
@@ -42,12 +43,22 @@ SOME = (
 
 @pytest.mark.parametrize("kind", few([*models.KINDS], SOME))
 @pytest.mark.usefixtures("x64")
-def test_equals_bptt(kind):
+def test_equals_bptt(kind, monkeypatch):
+    monkeypatch.setattr(rtrl, "PRODUCTS", 0)
     case = models.in_float64(kind)
     got, carry = in_two_calls(se.RTRL(), case)
     expected = by_bptt(case)
     assert oracles.relative_error(got, expected) < TOLERANCE
     assert is_whole(carry) == (kind in WHOLE)
+
+
+@pytest.mark.parametrize("kind, batch, expected", [("rate", (), True), ("lif", (), True), ("rate", (16,), False)])
+@pytest.mark.usefixtures("x64")
+def test_dense_units_are_taken_as_a_whole(kind, batch, expected):
+    """Where products of matrices take less time; a batch multiplies the state that they are made of."""
+    case = models.build(kind, batch=batch)
+    got, carry = in_two_calls(se.RTRL(), case)
+    assert is_whole(carry) == expected and oracles.relative_error(got, by_bptt(case)) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["alif_v", "gru_cell", "two", "cut"])

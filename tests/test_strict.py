@@ -74,7 +74,8 @@ def gradient(learner, model, state, xs, loss_fn=mean_square):
 
 
 PAIRS = [(name, cell) for name in LEARNERS for cell in CELLS if CELLS[cell][2] is not None or "=" not in name]
-CHOSEN = [(name, "LIF") for name in LEARNERS] + [("D_RTRL", "convolution"), ("SnAp", "GRU"), ("ES_D_RTRL", "features")]
+CHOSEN = [(name, "LIF") for name in ("SnAp", "RTRL", "EProp random", "UORO", "OSTL", "TBPTT")]
+CHOSEN += [("D_RTRL", "convolution"), ("SnAp", "GRU"), ("ES_D_RTRL", "features")]
 
 
 @pytest.mark.parametrize("name, cell", few(PAIRS, CHOSEN))

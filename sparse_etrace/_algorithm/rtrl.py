@@ -26,6 +26,10 @@ from .base import Carry, Window, cut
 from .influence import InfluenceLearner
 
 
+# Multiply-adds of a product of matrices in the time of one of the influences.
+PRODUCTS = 2
+
+
 class Dense(eqx.Module):
     """Derivative of the floating state by all that is trained: for each leaf of the state `(*leaf, params)`."""
 
@@ -49,7 +53,8 @@ class RTRL(InfluenceLearner):
     through ops, and units act on each other through ops only, J is kept on the pairs of synapse and unit that any
     number of steps leads to: `SnAp` without an end. Any other model (a trained array outside of ops that acts on
     hidden state, units mixed by anything else, `se.cut`) is differentiated as a whole, with a full matrix of all state,
-    batch included, by all that is trained. `explain` and `memory_plan` say which.
+    batch included, by all that is trained; so is one of dense ops, where products of matrices are faster. `explain`
+    and `memory_plan` say which.
 
     Args:
         max_influences: the most that are kept, for each batch element or in that matrix; more is an error before
@@ -85,8 +90,19 @@ class RTRL(InfluenceLearner):
         return True
 
     def reach(self, wiring: Wiring) -> sp.csr_array:
-        """All neurons that any number of steps leads to."""
-        return wiring.reach(None, None, self.max_influences)
+        """All neurons that any number of steps leads to.
+
+        Raises:
+            UnlinkedError: nearly all are reached by nearly all ways, so that the whole derivative takes less time.
+        """
+        reach = wiring.reach(None, None, self.max_influences)
+        columns, units, batch = len(wiring.columns.row), wiring.num_hidden, math.prod(wiring.links.batch)
+        kept, full = wiring.count(reach, np.arange(reach.shape[0])), columns * units
+        if full <= 2 * kept and batch * full <= self.max_influences:
+            along_edges, as_a_whole = kept * len(wiring.edges.sink), full * units * units * batch
+            if as_a_whole <= PRODUCTS * along_edges:
+                raise UnlinkedError("model: its units act on each other by nearly all ways that there are.")
+        return reach
 
     def _start(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Callable[[], Any]:
         check_reach(model, state, x, self.train, self.allow_zero)
