@@ -25,7 +25,6 @@ from .._sums import is_narrow, wide
 from .base import Carry, Window, cut
 from .influence import InfluenceLearner
 
-
 # Multiply-adds of a product of matrices in the time of one of the influences.
 PRODUCTS = 2
 
