@@ -35,9 +35,8 @@ def by_bptt(case):
 
 
 SOME = (
-    "alif_v", "mgu_cell", "gru_cell", "two", "feedback", "delay_buffer", "shared", "tied", "axis_2", "conv_1d",
-    "low_rank", "alif_trained", "nontemp", "cut", "two_groups", "synapse", "three", "lru_cell", "recurrent_lru",
-    "cell_only", "split", "between",
+    "alif_v", "mgu_cell", "two", "feedback", "delay_buffer", "shared", "axis_2", "conv_1d", "low_rank", "alif_trained",
+    "cut", "synapse", "recurrent_lru", "split", "between",
 )  # fmt: skip
 
 

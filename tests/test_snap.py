@@ -12,6 +12,7 @@ from models import N, run, start
 from soak import few
 
 import sparse_etrace as se
+from sparse_etrace._algorithm import rtrl
 
 TOLERANCE, VISIBLE = 1e-10, 1e-4
 float64 = pytest.mark.usefixtures("x64")
@@ -559,7 +560,8 @@ RULES = {
 
 
 @pytest.mark.parametrize("kind", RULES)
-def test_explain(kind):
+def test_explain(kind, monkeypatch):
+    monkeypatch.setattr(rtrl, "PRODUCTS", 0)
     case = models.build(kind)
     for learner, rule in RULES[kind].items():
         report = se.explain(learner, case.model, case.twin.state, case.xs[0])

@@ -97,7 +97,7 @@ class RTRL(InfluenceLearner):
         reach = wiring.reach(None, None, self.max_influences)
         columns, units, batch = len(wiring.columns.row), wiring.num_hidden, math.prod(wiring.links.batch)
         kept, full = wiring.count(reach, np.arange(reach.shape[0])), columns * units
-        if full <= 2 * kept and batch * full <= self.max_influences:
+        if 0 < full <= 2 * kept and batch * full <= self.max_influences:
             along_edges, as_a_whole = kept * len(wiring.edges.sink), full * units * units * batch
             if as_a_whole <= PRODUCTS * along_edges:
                 raise UnlinkedError("model: its units act on each other by nearly all ways that there are.")
