@@ -93,7 +93,8 @@ schedule = optax.warmup_cosine_decay_schedule(0.002, 0.02, UPDATES // 10, UPDATE
 optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 batches = se.Batches(*sequences(data.x_train, data.y_train), BATCH, key=jax.random.key(1), epochs=10)
 # Windows of 20 steps divide a sequence of 40, so that one program does for all of them.
-result = se.fit(learner, loss_fn, optimizer, model, batches[:UPDATES], state=state, chunk=20, progress=False)
+update = se.Update(chunk=20)
+result = se.fit(learner, loss_fn, optimizer, model, batches[:UPDATES], state=state, update=update, progress=False)
 
 print(f"right answers on 1,000 new digits: {100 * accuracy(model):.1f} % before, ", end="")
 found = accuracy(result.model)

@@ -92,9 +92,8 @@ optimizer = optax.adam(0.03)
 first = se.fit(learner, loss_fn, optimizer, model, [(xs, ys)], state=state, progress=False)  # and compilation
 start = time.perf_counter()
 trials = ((xs, ys) for _ in range(TRIALS - 1))
-result = se.fit(
-    learner, loss_fn, optimizer, first.model, trials, state=state, opt_state=first.opt_state, progress=False
-)
+on = se.Update(opt_state=first.opt_state)
+result = se.fit(learner, loss_fn, optimizer, first.model, trials, state=state, update=on, progress=False)
 seconds = (time.perf_counter() - start) / (TRIALS - 1) / STEPS
 print(f"{1e3 * seconds:.1f} ms for a step of learning, {seconds / synapses.num_synapses * 1e9:.1f} ns for a synapse")
 

@@ -85,7 +85,7 @@ result = se.fit(
     itertools.islice(town(np.random.default_rng(0)), 2 * PIECES),
     state=model.init_state(),
     update=EVERY,
-    carry_over=True,
+    carry=True,
     metrics={"error": error},
     callbacks=watch,
     progress=False,

@@ -66,8 +66,7 @@ def train(checkpoint=None, rewired=0.2):
         model,
         batches,
         state=model.cell.init_state(BATCH),
-        checkpoint=checkpoint,
-        checkpoint_every=5,
+        checkpoint=checkpoint and se.Checkpoint(checkpoint, every=5),
         progress=False,
     )
 

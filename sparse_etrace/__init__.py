@@ -37,7 +37,9 @@ from ._convert import (
 from ._costs import LearnerCosts, learner_costs
 from ._files import read_graph, write_graph
 from ._filter import trainable
-from ._fit import Fit, Progress, fit
+from ._fit import fit
+from ._fit_options import Checkpoint, Update, Validation
+from ._fit_result import FitResult, Progress
 from ._graph import Graph
 from ._inspect import GraphSummary, inspect_graph
 from ._memory import Plan, memory_plan
@@ -65,6 +67,7 @@ __all__ = [
     "Batches",
     "Bounded",
     "Carry",
+    "Checkpoint",
     "Connectivity",
     "ConvOp",
     "D_RTRL",
@@ -75,7 +78,7 @@ __all__ = [
     "EProp",
     "ElemWiseOp",
     "ElemWiseParam",
-    "Fit",
+    "FitResult",
     "Fixed",
     "Graph",
     "GraphSummary",
@@ -99,7 +102,9 @@ __all__ = [
     "TBPTT",
     "ThreeFactor",
     "UORO",
+    "Update",
     "Uses",
+    "Validation",
     "cells",
     "check_op",
     "cut",

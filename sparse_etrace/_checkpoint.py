@@ -29,7 +29,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-FORMAT = "sparse_etrace checkpoint 3"
+FORMAT = "sparse_etrace checkpoint 4"
 
 
 def identity(learner: Any, model: PyTree[Any], **others: Any) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class Ending:
                 raise
 
 
-class Checkpoint:
+class Saved:
     """A file that `save` wrote.
 
     Raises:

@@ -18,6 +18,7 @@ from ._algorithm import BPTT, D_RTRL, ES_D_RTRL, RTRL, Learner, SnAp
 from ._connectivity import Connectivity
 from ._filter import trainable
 from ._fit import fit
+from ._fit_options import Update
 from ._graph import Graph
 from ._memory import memory_plan
 from ._op import MatMulOp, SignLock, SpMatMulOp
@@ -140,10 +141,9 @@ def train(rule: Rule, model: WormNet, data: MNIST1D, updates: int, seed: int) ->
     with tqdm(total=updates, desc=rule.name.ljust(12), unit="update") as bar:
         while bar.n < updates:
             part = [next(stream) for _ in range(min(every, updates - bar.n))]
-            result = fit(
-                rule.learner, loss_fn, optimizer, model, part, state=model.init_state(BATCH), opt_state=opt_state,
-                chunk=None if isinstance(rule.learner, BPTT) else CHUNK, progress=False,
-            )  # fmt: skip
+            update = Update(chunk=None if isinstance(rule.learner, BPTT) else CHUNK, opt_state=opt_state)
+            state = model.init_state(BATCH)
+            result = fit(rule.learner, loss_fn, optimizer, model, part, state=state, update=update, progress=False)
             model, opt_state = result.model, result.opt_state
             bar.update(len(part))
             curve.append((bar.n, accuracy(model, *held_out)))

@@ -44,8 +44,7 @@ result = se.fit(
     model,
     se.Batches(xs, ys, 16, key=jax.random.key(2), epochs=40),
     state=model.cell.init_state(16),
-    checkpoint="run.ckpt",
-    checkpoint_every=5,
+    checkpoint=se.Checkpoint("run.ckpt", every=5),
 )
 print(f"loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f} after {len(result.losses)} updates")
 learned = result.model.cell.rec.value["weight"]

@@ -53,7 +53,7 @@ def train(folder: Path, **options):
 
     result = se.fit(
         se.D_RTRL(), lambda out, y: jnp.mean((out - y) ** 2), optax.adam(0.01), model, batches,
-        state=model.init_state(BATCH), update=4, carry_over=True, progress=False, callbacks=log,
+        state=model.init_state(BATCH), update=4, carry=True, progress=False, callbacks=log,
         validation=batches[0], **options,
     )  # fmt: skip
     metrics = [np.asarray(column) for column in result.metrics.values()]
@@ -62,4 +62,4 @@ def train(folder: Path, **options):
 
 if __name__ == "__main__":
     where = Path(sys.argv[1])
-    (where / "end").write_text(train(where, checkpoint=where / "run.ckpt", checkpoint_every=1))
+    (where / "end").write_text(train(where, checkpoint=se.Checkpoint(where / "run.ckpt", every=1)))

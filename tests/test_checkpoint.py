@@ -54,6 +54,10 @@ def net(shift=1, seed=0, **options):
     return Noisy(se.cells.LeakyRate(UNITS, inp, rec, **{"decay": 0.5} | options))
 
 
+def fresh(model):
+    return ADAM.init(eqx.filter(model, se.trainable(model)))
+
+
 def sequences(count):
     rng = np.random.default_rng(3)
     shapes = (STEPS, BATCH, 3), (STEPS, BATCH, UNITS)
@@ -85,7 +89,7 @@ def same(a, b):
 )
 def test_stopped_and_resumed_is_never_stopped(tmp_path, learner):
     data = sequences(5)
-    options = {"learner": learner, "carry_over": True, "update": 4}
+    options = {"learner": learner, "carry": True, "update": 4}
     whole = train(data, **options)
     parts = train(data, **options, checkpoint=tmp_path / "run", callbacks=lambda now: now.sequences == 2)
     assert parts.stopped == "callback" and not same(parts, whole)
@@ -93,6 +97,22 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path, learner):
     assert resumed.losses.shape == (5,) and same(resumed, whole)
     assert resumed.carry.state["key"].dtype == whole.carry.state["key"].dtype
     assert same(train(data, **options, checkpoint=tmp_path / "run"), whole)
+
+
+def test_a_carry_from_before_is_resumed(tmp_path):
+    """The file knows from which carry its run began."""
+    data, path = sequences(5), tmp_path / "run"
+    before = train(data[:2], carry=True)
+    options = {"carry": before.carry, "update": 4}
+    whole = train(data[2:], **options)
+    part = train(data[2:], **options, checkpoint=path, callbacks=lambda now: now.sequences == 1)
+    assert part.stopped == "callback" and same(train(data[2:], **options, checkpoint=path), whole)
+    for carry, words in (
+        (train(data[:1], carry=True).carry, "another carry: .carry.state"),
+        (True, "another carry: .carry. was .*Carry, here it is True"),
+    ):
+        with pytest.raises(ValueError, match=f"checkpoint: .* was written with {words}"):
+            train(data[2:], **options | {"carry": carry}, checkpoint=path)
 
 
 def test_each_kind_of_data_goes_on_where_it_was(tmp_path):
@@ -128,7 +148,7 @@ def test_more_data_than_before_goes_on(tmp_path):
 
 def test_patience_is_resumed(tmp_path):
     data, aim = sequences(9), sequences(1)
-    options = {"validation": aim, "patience": 2, "optimizer": optax.sgd(3.0)}
+    options = {"validation": se.Validation(aim, patience=2), "optimizer": optax.sgd(3.0)}
     whole = train(data, **options)
     assert whole.stopped == "patience" and len(whole.losses) > 2
     stop = len(whole.losses) - 1
@@ -170,7 +190,7 @@ def test_when_it_is_written(tmp_path, monkeypatch):
     real = os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (times.append(len(seen)), real(a, b)))
     seen = []
-    train(sequences(5), checkpoint=path, checkpoint_every=2, callbacks=seen.append)
+    train(sequences(5), checkpoint=se.Checkpoint(path, every=2), callbacks=seen.append)
     assert times == [2, 4, 5] and [p.name for p in path.parent.iterdir()] == ["run"]
 
 
@@ -194,7 +214,7 @@ def test_a_full_disk_does_not_lose_what_was_learned(tmp_path, monkeypatch):
     def full(path, *rest):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sparse_etrace._fit.save", full)
+    monkeypatch.setattr("sparse_etrace._fit_file.save", full)
     with pytest.raises(OSError, match="No space left") as caught:
         train(sequences(2), checkpoint=tmp_path / "run")
     assert caught.value.fit.losses.shape == (2,) and caught.value.fit.stopped == "not saved"
@@ -263,10 +283,11 @@ def test_interrupted_is_written(tmp_path):
         ({"model": net(activation=jax.nn.relu)}, "a model that is built otherwise"),
         ({"optimizer": optax.sgd(0.1)}, "another optimizer: 'optimizer.* was .*scale_by_adam"),
         ({"optimizer": optax.lion(0.1)}, "another optimizer: 'optimizer.* was .*scale_by_adam"),
-        ({"update": 2}, "was written with update='sequence', got 2"),
-        ({"carry_over": True}, "was written with carry_over=False, got True"),
-        ({"chunk": 3}, "was written with chunk=None, got 3"),
-        ({"metrics": {"e": squared}}, "was written with metrics="),
+        ({"update": 2}, "another update: 'update.every' was 'sequence', here it is 2"),
+        ({"carry": True}, "another carry: 'carry' was False, here it is True"),
+        ({"update": se.Update(chunk=3)}, "another update: 'update.chunk' was None, here it is 3"),
+        ({"update": se.Update(opt_state=fresh(net()))}, "another update: 'update.opt_state"),
+        ({"metrics": {"e": squared}}, "another metrics: .*e.* was not there, here it is .*squared"),
         ({"data": "batches"}, "was written with data=None, got Batches"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -497,7 +518,7 @@ ALIKE = {
     "fewer of a stream": (lambda n: {"data": iter(sequences(n))}, 2, 1, "data: got fewer sequences than the 2"),
     "held out": (lambda k: {"validation": other(sequences(2), k, moved)}, None, 1, "validation: .* was float32"),
     "how often": (
-        lambda n: {"validation": sequences(1), "validate_every": n}, 1, 2, "was written with validate_every=1, got 2"
+        lambda n: {"validation": se.Validation(sequences(1), n)}, 1, 2, "validation: .*every. was 1, here it is 2"
     ),
 }  # fmt: skip
 
@@ -649,8 +670,8 @@ def test_ctrl_c_again_and_again(tmp_path, monkeypatch, first):
         where = Path(frame.f_code.co_filename)
         if where.parent.name != "sparse_etrace" or frame.f_code.co_name == "_hear":
             return None
-        # An error is on its way through `fit` for a moment before it knows of it.
-        is_known = first != "error" or frame.f_code.co_name != "fit"
+        # An error is on its way through `train` for a moment before it knows of it.
+        is_known = first != "error" or frame.f_code.co_name != "train"
         if heard and event == "line" and is_known and signal.getsignal(signal.SIGINT) is not handler:
             lines.append(frame.f_lineno)
             again()
@@ -735,7 +756,7 @@ def test_of_another_format(tmp_path):
     train(sequences(1), checkpoint=tmp_path / "run")
     with np.load(tmp_path / "run") as file:
         arrays = dict(file)
-    text = arrays["header"].tobytes().replace(b"checkpoint 3", b"checkpoint 2")
+    text = arrays["header"].tobytes().replace(b"checkpoint 4", b"checkpoint 3")
     write(tmp_path / "run", **arrays | {"header": np.frombuffer(text, np.uint8)})
-    with pytest.raises(ValueError, match="is a 'sparse_etrace checkpoint 2', this version reads"):
+    with pytest.raises(ValueError, match="is a 'sparse_etrace checkpoint 3', this version reads"):
         train(sequences(1), checkpoint=tmp_path / "run")

@@ -1,5 +1,8 @@
 """`fit`: when parameters change, which of them, and what goes on from call to call."""
 
+import inspect
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -65,7 +68,7 @@ def by_hand(data, size, carry_over=False):
 )
 def test_when_parameters_change(x64, update, size, carry_over):
     data = sequences(2)
-    result = train(data, update=update, carry_over=carry_over)
+    result = train(data, update=update, carry=carry_over)
     model, means = by_hand(data, size, carry_over)
     assert relative_error((trained(result), result.losses), (model, np.array(means))) < 1e-10
 
@@ -73,7 +76,7 @@ def test_when_parameters_change(x64, update, size, carry_over):
 def test_losses_are_means_per_step_of_each_sequence():
     result = train(iter(sequences(3)), learner=se.BPTT())
     assert result.losses.shape == (3,) and result.losses.dtype == float
-    assert isinstance(result, se.Fit) and result.carry.state.shape == (BATCH, UNITS)
+    assert isinstance(result, se.FitResult) and result.carry.state.shape == (BATCH, UNITS)
     still = train(sequences(1), optimizer=optax.sgd(0.0))
     xs, ys = sequences(1)[0]
     out = jax.lax.scan(lambda h, x: net()(h, x), net().init_state(BATCH), jnp.asarray(xs))[1]
@@ -112,21 +115,82 @@ def test_two_calls_are_one_long_run():
     data = sequences(4)
     whole = train(data)
     first = train(data[:2])
-    second = train(data[2:], model=first.model, opt_state=first.opt_state)
+    second = train(data[2:], model=first.model, update=se.Update(opt_state=first.opt_state))
     forgetful = train(data[2:], model=first.model)
     assert eqx.tree_equal(second.model, whole.model) and eqx.tree_equal(second.opt_state, whole.opt_state)
     assert np.array_equal(np.concatenate([first.losses, second.losses]), whole.losses)
     assert not eqx.tree_equal(forgetful.model, whole.model)
 
 
-def test_carry_over_is_one_long_sequence(x64):
+def test_a_carry_goes_on_from_sequence_to_sequence(x64):
     xs, ys = sequences(1, 12)[0]
     whole = train([(xs, ys)], update=3)
-    parts = train([(xs[:6], ys[:6]), (xs[6:], ys[6:])], update=3, carry_over=True)
+    parts = train([(xs[:6], ys[:6]), (xs[6:], ys[6:])], update=3, carry=True)
     apart = train([(xs[:6], ys[:6]), (xs[6:], ys[6:])], update=3)
     assert relative_error(trained(parts), trained(whole)) < 1e-12
     assert relative_error(parts.carry.traces, whole.carry.traces) < 1e-12
     assert relative_error(trained(apart), trained(whole)) > 1e-6
+
+
+@pytest.mark.parametrize("learner", [*LEARNERS, se.UORO(jax.random.key(1))], ids=lambda r: type(r).__name__)
+def test_a_carry_goes_on_from_call_to_call(x64, learner):
+    """In windows that are shorter than the sequences; without the carry it is another training."""
+    data, options = sequences(4), {"learner": learner, "carry": True}
+    whole = train(data, update=3, **options)
+    first = train(data[:2], update=3, **options)
+    again = {"model": first.model, "update": se.Update(3, opt_state=first.opt_state)}
+    second = train(data[2:], **again, **options | {"carry": first.carry})
+    assert eqx.tree_equal(second[:3], whole[:3])
+    assert np.array_equal(np.concatenate([first.losses, second.losses]), whole.losses)
+    forgetful = train(data[2:], **again, **options)
+    assert relative_error(trained(forgetful), trained(whole)) > 1e-6
+
+
+def test_a_carry_of_ones_own_loop(x64):
+    """`fit` goes on from where a loop of `online_grad` ended."""
+    data, learner, model = sequences(2), LEARNERS[0], net()
+    carry = learner.init(model, model.init_state(BATCH), jnp.asarray(data[0][0][0]))
+    carry = se.online_grad(learner, squared, model, carry, *data[0])[2]
+    result = train(data[1:], carry=carry)
+    losses, grads, carry = se.online_grad(learner, squared, model, carry, *data[1])
+    changes, _ = ADAM.update(grads, ADAM.init(eqx.filter(model, se.trainable(model))))
+    expected = eqx.apply_updates(model, changes)
+    assert relative_error(trained(result), eqx.filter(expected, se.trainable(expected))) < 1e-12
+    assert relative_error((result.losses[0], result.carry.traces), (jnp.mean(losses), carry.traces)) < 1e-12
+
+
+def other_wiring(model):
+    conn = se.Connectivity.from_edges(np.arange(UNITS), np.roll(np.arange(UNITS), 2), shape=(UNITS, UNITS))
+    return eqx.tree_at(lambda m: m.rec.op, model, se.SpMatMulOp(conn))
+
+
+OTHERS = {
+    "learner": (se.BPTT(), net, BATCH, r"another: .traces.* is None, here float32"),
+    "batch": (se.D_RTRL(), net, 1, r"another: 'state' is float32\[1, 5\], here float32\[2, 5\]. Take the carry of"),
+    "wiring": (
+        se.D_RTRL(),
+        lambda: other_wiring(net()),
+        BATCH,
+        "it is of another connectivity: .* another 'rec.op.conn",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_carry_of_something_else(name):
+    learner, make, batch, words = OTHERS[name]
+    model = make()
+    carry = learner.init(model, model.init_state(batch), jax.ShapeDtypeStruct((batch, 3), float))
+    with pytest.raises(ValueError, match=f"carry: .*{words}"):
+        train(sequences(1), carry=carry)
+
+
+def test_a_carry_that_is_none():
+    with pytest.raises(
+        TypeError, match="carry: expected True, False or a carry, got FitResult. A result has one, .carry"
+    ):
+        fit = getattr(se.fit, "__wrapped__", se.fit)
+        fit(LEARNERS[0], squared, ADAM, net(), sequences(1), state=net().init_state(BATCH), carry=train(sequences(1)))
 
 
 def test_a_generator_streams():
@@ -188,7 +252,7 @@ def forward(model, xs):
 
 def test_metrics_and_validation():
     data, held_out = sequences(4), sequences(2, 4)
-    options = {"metrics": {"error": mean_error}, "validation": held_out, "validate_every": 2}
+    options = {"metrics": {"error": mean_error}, "validation": se.Validation(held_out, every=2)}
     result = train(data, optimizer=optax.sgd(0.0), **options)
     names = ["updates", "loss", "error", "validation_loss", "validation_error"]
     assert list(result.metrics) == names and result.stopped == "end of data"
@@ -215,16 +279,16 @@ def test_patience_returns_the_best_model():
     data = [(xs, np.zeros((STEPS, BATCH, UNITS)))] * 9
     aim = (xs, np.asarray(forward(train(data[:1]).model, xs)))
     seen = []
-    result = train(data, validation=aim, patience=3, callbacks=lambda now: seen.append(now.model))
+    result = train(data, validation=se.Validation(aim, patience=3), callbacks=lambda now: seen.append(now.model))
     assert result.stopped == "patience" and len(result.losses) == 4
     assert np.argmin(result.metrics["validation_loss"]) == 0
     assert eqx.tree_equal(result.model, seen[0]) and not eqx.tree_equal(result.model, seen[-1])
-    assert train(data[:2], validation=aim, patience=3).stopped == "end of data"
+    assert train(data[:2], validation=se.Validation(aim, patience=3)).stopped == "end of data"
 
 
 def test_patience_before_any_validation_returns_what_was_trained():
     data = sequences(2)
-    result = train(data, validation=data, validate_every=5, patience=1)
+    result = train(data, validation=se.Validation(data, every=5, patience=1))
     assert eqx.tree_equal(result.model, train(data).model)
 
 
@@ -355,7 +419,7 @@ def test_the_gradient_of_the_rule_at_other_parameters(x64):
 
 @pytest.mark.parametrize("optimizer", [ADAM, optax.polyak_sgd()], ids=["adam", "polyak"])
 def test_strict_promotion_of_types(x64, optimizer):
-    options = {"metrics": {"error": mean_error}, "validation": sequences(1), "patience": 3, "update": 3}
+    options = {"metrics": {"error": mean_error}, "validation": se.Validation(sequences(1), patience=3), "update": 3}
     expected = train(sequences(2), optimizer=optimizer, **options)
     with jax.numpy_dtype_promotion("strict"):
         got = train(sequences(2), optimizer=optimizer, **options)
@@ -411,7 +475,7 @@ def test_ctrl_c_returns_what_was_learned():
     result = train(stream())
     assert result.stopped == "interrupted"
     assert eqx.tree_equal(result.model, train(data[:2]).model) and len(result.losses) == 2
-    whole = train(data[2:], model=result.model, opt_state=result.opt_state)
+    whole = train(data[2:], model=result.model, update=se.Update(opt_state=result.opt_state))
     assert eqx.tree_equal(whole.model, train(data).model)
 
 
@@ -424,21 +488,56 @@ def test_another_error_of_the_stream_is_not_swallowed():
         train(stream())
 
 
-@pytest.mark.parametrize("name", ["validate_every", "patience", "checkpoint_every", "chunk"])
+COUNTS = {
+    "validation every": lambda n: se.Validation(sequences(1), every=n),
+    "patience": lambda n: se.Validation(sequences(1), patience=n),
+    "checkpoint every": lambda n: se.Checkpoint("run", every=n),
+    "chunk": lambda n: se.Update(chunk=n),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
 def test_counts_out_of_range(name):
-    # The bare function: a type that is not even right shall be told in the library's own words.
-    fit = getattr(se.fit, "__wrapped__", se.fit)
-    options = {"state": net().init_state(BATCH), "validation": sequences(1)}
     for number in (0, 1.5):
-        with pytest.raises(ValueError, match=f"{name}: expected a whole number of at least 1, got {number}"):
-            fit(se.D_RTRL(), squared, ADAM, net(), sequences(1), **options, **{name: number})
+        words = f"{name.split()[-1]}: expected a whole number of at least 1, got {number}"
+        with pytest.raises(ValueError, match=words):
+            COUNTS[name](number)
 
 
-def test_patience_needs_a_validation():
-    with pytest.raises(ValueError, match="patience: there is nothing to wait for without `validation`"):
-        train(sequences(1), patience=2)
+def test_nothing_held_out():
     with pytest.raises(ValueError, match=r"validation: expected at least one \(xs, ys\), got none"):
-        train(sequences(1), validation=[], patience=2)
+        train(sequences(1), validation=[])
+
+
+def test_few_arguments():
+    kinds = [p.kind for p in inspect.signature(inspect.unwrap(se.fit)).parameters.values()]
+    assert (
+        kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) == 5 and kinds.count(inspect.Parameter.KEYWORD_ONLY) == 8
+    )
+
+
+FORMER = {
+    "chunk": "update=se.Update(chunk=...)",
+    "opt_state": "update=se.Update(opt_state=...)",
+    "carry_over": "carry=True",
+    "validate_every": "validation=se.Validation(data, every=...)",
+    "patience": "validation=se.Validation(data, patience=...)",
+    "checkpoint_every": "checkpoint=se.Checkpoint(path, every=...)",
+}
+
+
+@pytest.mark.parametrize("name", [*FORMER, "validations"])
+def test_arguments_that_it_does_not_have(name):
+    now = f"Write {FORMER[name]}." if name in FORMER else "help(se.fit) names those that it has."
+    with pytest.raises(TypeError, match=re.escape(f"{name}: fit has no such argument. {now}")):
+        train(sequences(1), **{name: 1})
+
+
+def test_a_path_and_a_checkpoint_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    once = train(sequences(2), checkpoint="~/run")
+    again = train(sequences(2), checkpoint=se.Checkpoint(tmp_path / "run"), callbacks=lambda now: 1)  # never called
+    assert eqx.tree_equal(once.model, again.model) and len(again.losses) == 2
 
 
 def test_one_pair_is_no_data():
@@ -543,7 +642,7 @@ def test_an_update_that_is_not_finite():
 def test_a_validation_that_is_not_finite():
     xs, ys = sequences(1)[0]
     with pytest.raises(se.NonFiniteError, match="sequence 1: the validation loss after it is nan, though the training"):
-        train(sequences(3), validation=(xs, ys * np.nan), validate_every=2)
+        train(sequences(3), validation=se.Validation((xs, ys * np.nan), every=2))
 
 
 @pytest.mark.parametrize("which", ["xs", "ys"])
