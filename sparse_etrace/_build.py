@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._columns import plain_column
+from ._columns import plain_column, taken
 from ._connectivity import Connectivity, canonical_order, edge_arrays, host_array
 from ._graph import Graph
 
@@ -73,7 +73,7 @@ def build_graph(
             pre, post = np.concatenate([pre, missing]), np.concatenate([post, missing])
             weight = np.concatenate([weight, np.ones(missing.size, dtype)])
     order, connectivity = canonical_order(pre, post, (num_pre, num_post))
-    weight, attrs = weight[order], {key: column[order] for key, column in attrs.items()}
+    weight, attrs = taken(weight, order), {key: column[order] for key, column in attrs.items()}
     if duplicates != "keep" and order.size:
         pre, post = pre[order], post[order]
         start = np.concatenate([[True], (pre[1:] != pre[:-1]) | (post[1:] != post[:-1])])

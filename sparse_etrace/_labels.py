@@ -16,7 +16,9 @@ def as_labels(labels: Iterable[Any]) -> Sequence[Any]:
     if isinstance(labels, range):
         return labels
     labels = plain_column(labels, "labels: the column") if is_column(labels) else labels
-    values = labels.tolist() if hasattr(labels, "tolist") else labels
+    values = tuple(labels.tolist() if hasattr(labels, "tolist") else labels)
+    if {type(label) for label in values} <= {int, str}:
+        return values
     return tuple(label.item() if isinstance(label, SCALARS) else label for label in values)
 
 

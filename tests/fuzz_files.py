@@ -2,8 +2,8 @@
 
 A file that is read must give what the oracle of its format gives: a reader of its own, in plain Python, that shares no
 code with the library. Text is parsed here character by character or line by line; GraphML comes from ElementTree, the
-arrays of .npz from numpy.load and the columns of Parquet from pyarrow, and what they mean is worked out here. A file
-that is not read must be refused in words that begin with its path.
+arrays of .npz from numpy.load and the columns of Parquet and Feather from pyarrow, and what they mean is worked out
+here. A file that is not read must be refused in words that begin with its path.
 """
 
 import base64
@@ -30,6 +30,7 @@ SUFFIX = {
     "matrix_market": ".mtx",
     "graphml": ".graphml",
     "parquet": ".parquet",
+    "feather": ".feather",
     "edge_list": ".csv",
     "adjacency": ".csv",
 }
@@ -171,13 +172,15 @@ def split(text, separator):
             else:
                 cell, k = cell + letter, k + 1
         elif state == "closed":
-            while letter == " " != separator:
-                k += 1
-                letter = text[k] if k < len(text) else "\n"
-            need(letter in (separator, "\n", "\r"))
-            row.append(cell)
-            state = "start of cell" if letter == separator else "end"
-            k += letter not in "\n\r"
+            after = k
+            while text[after : after + 1] == " " != separator:
+                after += 1
+            if text[after : after + 1] in (separator, "\n", "\r", ""):
+                row.append(cell)
+                state = "start of cell" if text[after : after + 1] == separator else "end"
+                k = after + (state != "end")
+            else:  # what follows a closing quote belongs to the cell
+                state = "plain"
         if state == "end":
             if separator == " " and row[-1] == "":
                 row.pop()
@@ -230,15 +233,10 @@ def oracle_edge_list(data):
         if len(pairs) == 1:
             pre, post = head.index(pairs[0][0]), head.index(pairs[0][1])
         else:
-            if names[0] == "" or len(names) > 3:
-                return oracle_adjacency(data)
-            need(not pairs)
-            body, names, pre, post = rows, [f"column {k}" for k in range(len(names))], 0, 1
-    if body is rows:
-        weight = 2 if len(names) == 3 else None
-    else:
-        possible = [k for k, name in enumerate(head) if name in WEIGHT and k not in (pre, post)]
-        weight = names.index("weight") if "weight" in names else possible[0] if possible else None
+            need(not pairs and names[0] == "")
+            return oracle_adjacency(data)
+    possible = [k for k, name in enumerate(head) if name in WEIGHT and k not in (pre, post)]
+    weight = names.index("weight") if "weight" in names else possible[0] if possible else None
     ends = [[row[k] for row in body] for k in (pre, post)]
     if mark is None:
         cells = ends[0] + ends[1]
@@ -414,10 +412,21 @@ def oracle_npz(data):
     return result(labels, shape, list(edges), attrs, node_attrs)
 
 
+def oracle_feather(data):
+    import pyarrow as pa
+
+    need(data.startswith(b"ARROW1") and data.endswith(b"ARROW1"))
+    return oracle_table(pa.ipc.open_stream(data[8:]).read_all(), None)
+
+
 def oracle_parquet(data):
     import pyarrow.parquet as pq
 
-    table = pq.read_table(io.BytesIO(data))
+    facts = pq.read_metadata(io.BytesIO(data)).metadata or {}
+    return oracle_table(pq.read_table(io.BytesIO(data)), facts.get(b"sparse_etrace"))
+
+
+def oracle_table(table, mark):
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
     need(len(columns) == table.num_columns and all(x is not None for column in columns.values() for x in column))
     head = [name.lower() for name in columns]
@@ -429,7 +438,7 @@ def oracle_parquet(data):
         pre, post = names[head.index(a)], names[head.index(b)]
     possible = [name for name in names if name.lower() in WEIGHT and name not in (pre, post)]
     weight = "weight" if "weight" in names else possible[0] if possible else None
-    mark, node_attrs = (pq.read_metadata(io.BytesIO(data)).metadata or {}).get(b"sparse_etrace"), {}
+    node_attrs = {}
     if mark is None:
         nodes = sorted({*columns[pre], *columns[post]})
         shape, places = (len(nodes), len(nodes)), [{label: k for k, label in enumerate(nodes)}] * 2
@@ -481,9 +490,9 @@ MTX = [
 ]
 TABLES = [
     b"source\ttarget\tweight\tkind\n7\t5\t1.5\ta\n5\t9\t2\tb\n9\t7\t-1e3\ta\n",
-    b"# comment\n0 1 0.5\n1 2 1.5\n2 0 3\n2 0 4\n",
+    b"# comment\nfrom to weight\n0 1 0.5\n1 2 1.5\n2 0 3\n2 0 4\n",
     b"pre;post;n_syn;ok\na;b;3;True\nb;c;4;False\n",
-    b"1,2\n2,3\n3,1\n",
+    b"src,dst\n1,2\n2,3\n3,1\n",
 ]
 MATRICES = [b"0 1 2 0\n3 0 0 1\n0 0 1.5 0\n1 1 1 1\n", b"a,b,c,d\n0,1,0,2\n1,0,0,0\n0,0,0,3\n1,1,1,1\n"]
 XML = [
@@ -513,15 +522,26 @@ def seeds(name, se, folder):
             buffer = io.BytesIO()
             sp.save_npz(buffer, sp.random_array((4, 5), density=0.4, format=kind, rng=np.random.default_rng(0)))
             found.append(buffer.getvalue())
-    if name == "parquet":
+    if name in ("parquet", "feather"):
         import pyarrow as pa
+        import pyarrow.feather as pf
         import pyarrow.parquet as pq
 
         columns = {"pre_root_id": [2**60, 5, 7], "post_root_id": [5, 7, 5], "syn_count": [3, 1, 2]}
         for extra in ({}, {"region": ["a", "b", "a"]}):
-            for options in ({"compression": "none", "use_dictionary": False}, {"compression": "gzip"}):
+            table = pa.table(columns | extra)
+            writers = [
+                lambda target, table=table: pq.write_table(table, target, compression="none", use_dictionary=False),
+                lambda target, table=table: pq.write_table(table, target, compression="gzip"),
+            ]
+            if name == "feather":
+                writers = [
+                    lambda target, table=table, kind=kind: pf.write_feather(table, target, compression=kind)
+                    for kind in ("uncompressed", "lz4", "zstd")
+                ]
+            for write in writers:
                 buffer = io.BytesIO()
-                pq.write_table(pa.table(columns | extra), buffer, **options)
+                write(buffer)
                 found.append(buffer.getvalue())
     extra = {"matrix_market": MTX, "edge_list": TABLES, "adjacency": MATRICES, "graphml": XML}
     return found + extra.get(name, [])
@@ -586,7 +606,7 @@ def damaged(name, rng, files):
                     content = damage(content, rng, list(members.values()))
                 archive.writestr(member if rng.random() < 0.98 else f"../{member}", content)
         return buffer.getvalue(), SUFFIX[name]
-    if name in ("npz", "parquet") or rng.random() < 0.8:
+    if name in ("npz", "parquet", "feather") or rng.random() < 0.8:
         return damage(data, rng, files), SUFFIX[name]
     if rng.random() < 0.5:
         return gzip.compress(damage(data, rng, files)), SUFFIX[name] + ".gz"

@@ -1,6 +1,5 @@
 """Graphs in files: what is written is read again exactly; what cannot be held, read or trusted is refused in words."""
 
-import builtins
 import gzip
 import io
 import json
@@ -8,21 +7,26 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 
+import fuzz_files
 import jax.numpy as jnp
 import networkx as nx
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.feather as pf
 import pyarrow.parquet as pq
 import pytest
 import scipy.io
 import scipy.sparse as sp
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 import sparse_etrace as se
 from sparse_etrace import cli
+from sparse_etrace._files import text
+from sparse_etrace._files.arrow import encoded, node_positions
 from sparse_etrace._files.base import only_strings
 from sparse_etrace._files.npz import bytes_of
 
@@ -292,16 +296,91 @@ def test_separators(tmp_path, separator, end):
         assert sorted(graph.weight.tolist()) == [np.float32(1e-3), 0.5]
 
 
+ROWS = 200
+
+
+@pytest.mark.parametrize(
+    "tail, said",
+    [
+        ("# note\n7,8,9\n", [(7, 8, 9)]),
+        ('"7",8,9\n', [(7, 8, 9)]),
+        (" 7, 8 ,9\n", [(7, 8, 9)]),
+        ("\n\r\n7,8,9", [(7, 8, 9)]),
+        ("7,8,+9\n", [(7, 8, 9)]),
+        ("07,8,9\n", [("07", "8", 9)]),
+        ("0x7,8,9\n", [("0x7", "8", 9)]),
+        ("-0,8,9\n", "id '-0' among numbers"),
+        ('"a,\n#b",8,9\n', [("a,\n#b", "8", 9)]),
+        ("18446744073709551615,8,9\n", [(2**64 - 1, 8, 9)]),
+        ("9007199254740993,9007199254740992,9\n", [(2**53 + 1, 2**53, 9)]),
+        ("7,8\n", "cannot be split at commas: .*Row #202: Expected 3 columns, got 2: 7,8"),
+        ("7,8,9,1\n", "Row #202: Expected 3 columns, got 4"),
+        ("7,8,x\n", "weight 'x' in data row 201, which is no number"),
+        ("7,,9\n", "empty id in data row 201"),
+        ("7,8\xff,9\n", "is no text in UTF-8"),
+        ("7,8\0,9\n", "holds a NUL at byte"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+@pytest.mark.filterwarnings("ignore:read_graph")
+def test_what_comes_late_in_a_long_table(tmp_path, monkeypatch, tail, said, suffix):
+    """Far behind the first piece that is looked at; over several of the blocks that pyarrow splits."""
+    monkeypatch.setattr(text, "HEAD", 100)
+    monkeypatch.setattr(text, "BLOCK", 500)
+    path = tmp_path / f"edges{suffix}"
+    data = b"pre,post,weight\n" + b"12345,1,100\n" * ROWS + tail.encode("latin-1")
+    path.write_bytes(gzip.compress(data, 1) if suffix.endswith("gz") else data)
+    if isinstance(said, str):
+        with pytest.raises(ValueError, match=said):
+            se.read_graph(path)
+        return
+    graph = se.read_graph(path)
+    pre, post = graph.connectivity.pre, graph.connectivity.post
+    ends = [(graph.nodes[i], graph.nodes[j], w) for i, j, w in zip(pre.tolist(), post.tolist(), graph.weight.tolist())]
+    kind = type(said[0][0])
+    assert Counter(ends) == Counter({(kind(12345), kind(1), 100.0): ROWS, said[0]: 1})
+
+
+CELLS = ["0", "-0", "1", "01", "-1", "+1", "00", "1.5", "01.5", ".5", "1.", "1e5", "1e999", "nan", "-inf", "True"]
+CELLS += ["False", "", "x", "0x1", "1_0", "9223372036854775807", "9223372036854775808", "-9223372036854775808"]
+CELLS += ["18446744073709551615", "18446744073709551616", "-9223372036854775809", "infinity", "e5", "-", "\u0661"]
+
+
+@settings(max_examples=200)
+@given(st.lists(st.sampled_from(CELLS), min_size=1, max_size=3))
+@example(["0", "1"])
+def test_types_of_columns(cells):
+    """By a rule written anew in plain Python."""
+    found, expected = text.typed(text.column_of(cells)).tolist(), fuzz_files.typed(cells)
+    assert list(map(repr, found)) == list(map(repr, expected))
+
+
+ID = st.integers(0, 3) | st.integers(2**53, 2**53 + 3) | st.integers(2**63 - 2, 2**63 + 1) | st.integers(-2, -1)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(ID, ID), max_size=6), st.sampled_from([pa.int64(), pa.uint64(), pa.string()]), st.booleans())
+def test_positions_of_ids(pairs, kind, chunks):
+    convert = str if kind == pa.string() else int
+    columns = [[convert(x) for x in side] for side in zip(*pairs)] or [[], []]
+    try:
+        arrays = [pa.array(side, kind) for side in columns]
+    except OverflowError:
+        return
+    parts = [[array[:2], array[2:]] if chunks else [array] for array in arrays]
+    pre, post, labels = node_positions(*encoded(*(pa.chunked_array(part, kind) for part in parts)))
+    assert list(labels) == sorted({*columns[0], *columns[1]})
+    assert [[labels[k] for k in side.tolist()] for side in (pre, post)] == columns
+
+
 def test_guesses_are_said(tmp_path):
     with pytest.warns(
         UserWarning, match="'source' for pre and 'target' for post .to say so: pre=.*; took 'syn_count' for the weight"
     ):
         graph = table(tmp_path, "source,target,syn_count,kind\n5,7,2,a\n7,5,3,b\n")
     assert graph.nodes == (5, 7) and graph.edge_attrs["kind"].tolist() == ["b", "a"]
-    with pytest.warns(UserWarning, match="columns by position 0 for pre and 1 for post .*took column 2 for the weight"):
-        assert table(tmp_path, "0 1 0.5\n1 2 2\n2 3 1\n3 0 5\n").weight.tolist() == [5, 0.5, 2, 1]
-    with pytest.warns(UserWarning, match="columns by position 0 for pre and 1 for post .to say so: pre=0, post=1.$"):
-        assert table(tmp_path, "a,b\nb,c\nc,a\na,c\n").connectivity.num_synapses == 4
+    assert table(tmp_path, "0 1 0.5\n1 2 2\n2 3 1\n3 0 5\n", pre=0, post=1, weight=2).weight.tolist() == [5, 0.5, 2, 1]
+    assert table(tmp_path, "a,b\nb,c\nc,a\na,c\n", pre=0, post=1).connectivity.num_synapses == 4
     with pytest.warns(UserWarning, match="took 2 lines after the first row for comments.*in quotes"):
         assert table(tmp_path, "# note\npre,post\na,b\n#1,b\n%b,a\nb,a\n").connectivity.num_synapses == 2
     assert table(tmp_path, '# note\npre,post\n"#1",b\n').nodes == ("#1", "b")
@@ -339,21 +418,20 @@ def test_spaces_around_cells(tmp_path):
     assert graph.edge_attrs["kind"].tolist() == ["v", "u ", "x y"]
 
 
+NO_ENDS = 'names no usual ends of a synapse in row 1, .*; pass pre=, post= .*; or format="adjacency"'
 AMBIGUOUS = [
-    ("0,1,0.5,2\n1,2,.3,1\n2,3,.1,1\n3,0,.2,5\n", {}, "4 rows of 4 cells: an edge list or a matrix; pass format="),
-    (
-        "neuron_a,neuron_b,w,delay\n" + "0,1,2,3\n" * 4,
-        {},
-        "5 rows of 4 cells: an edge list or a matrix; pass format=",
-    ),
-    ("A,1,0.5,2\nB,2,.3,1\nC,0,.1,1\n", {}, "3 rows of 4 cells: an edge list or a matrix; pass format="),
-    ("0,0,0,0,0,0,0,0\n" * 8, {}, "8 rows of 8 cells: an edge list or a matrix; pass format="),
+    ("0 1 0.5\n1 2 2\n2 3 1\n3 0 5\n", {}, NO_ENDS),
+    ("a,b\nb,c\nc,a\na,c\n", {}, NO_ENDS),
+    ("0,1,0.5,2\n1,2,.3,1\n2,3,.1,1\n3,0,.2,5\n", {}, NO_ENDS),
+    ("neuron_a,neuron_b,w,delay\n" + "0,1,2,3\n" * 4, {}, NO_ENDS),
+    ("A,1,0.5,2\nB,2,.3,1\nC,0,.1,1\n", {}, NO_ENDS),
+    ("0,0,0,0,0,0,0,0,0\n" * 9, {}, NO_ENDS),
+    ("x,a,b\na,0,1\nb,1,0\n", {}, NO_ENDS),
+    ("x,y\na,b\nb,c\n", {}, NO_ENDS),
+    ("x,y,z\n1,2,3\n2,1,4\n", {}, NO_ENDS),
+    ("x,y,z\n1,2,3\n2,1,4\n", {"pre": 0, "post": 1}, "seems to have a header"),
     (",neuron_a,neuron_b,w\n0,1,2,.5\n1,2,1,.3\n", {}, "numbered rows under the header"),
     ("Source,Target,Type\na,b,Undirected\n", {}, "undirected edges in column 'Type'.*as two rows.*networkx"),
-    ("x,y\na,b\nb,c\n", {}, "has a header or none"),
-    ("x,y,z\n1,2,3\n2,1,4\n", {}, "seems to have a header"),
-    ("1,2,3,4\n2,3,4,5\n", {}, "4 columns without usual names"),
-    ("1,2,3\n2,3,1\n3,1,2\n", {}, "an edge list or a matrix"),
     ("pre,post,source,target\na,b,c,d\n", {"pre": "pre"}, "give both or none"),
     ("from,to,source,target\na,b,c,d\n", {}, "several columns that may be the ends"),
     ("pre,post,count,n_syn\na,b,1,2\n", {}, r"several columns that may be it, \['count', 'n_syn'\]; name one, or None"),
@@ -366,12 +444,12 @@ AMBIGUOUS = [
     ("a;b,c\nd;e,f\n", {}, "commas as well as at semicolons"),
     ("a\nb\n", {}, "one column, or no separator"),
     ("", {}, "holds no row"),
-    ("pre,post\na,b\nc\n", {}, "1 cells in row 3, but 2"),
+    ("pre,post\na,b\nc\n", {}, "cannot be split at commas: .*Row #3: Expected 2 columns, got 1: c"),
     ('pre,post\n"a,b\n', {"separator": ","}, "cannot be split at commas"),
     ("pre,post,weight\na,b,x\n", {}, "weight 'x' in data row 1, which is no number"),
     ("pre,post\n1.0,2.0\n", {}, "id '1.0' among numbers"),
     ("pre,post\na,\n", {}, "empty id in data row 1"),
-    ('# sparse_etrace {"shape":[2,2]}\npre,post\na,b\n', {}, "needs the number of a node"),
+    ('# sparse_etrace {"shape":[2,2]}\npre,post\na,b\n', {}, "'a' in data row 1, which is no number of a node"),
     ('# sparse_etrace {"shape":[2,2],"labels":["a"]}\npre,post\na,a\n', {}, "1 labels for a graph"),
     ('# sparse_etrace {"shape":[1,1],"labels":["a"]}\npre,post\na,b\n', {}, "'b' in row 1 is not among"),
     ('# sparse_etrace {"shape":2}\npre,post\na,b\n', {}, "another form than"),
@@ -407,11 +485,9 @@ def test_matrices(tmp_path):
     rows = square.replace(" ", ",").split()
     side = table(tmp_path, "".join(f"{x},{row}\n" for x, row in zip("abcd", rows)), **said)
     assert side.nodes == tuple("abcd")
-    both = table(tmp_path, "x,a,b,c,d\n" + "".join(f"{x},{row}\n" for x, row in zip("abcd", rows)))
-    same(side, both)
-    with pytest.warns(UserWarning, match='took 9 rows of 9 cells for an adjacency matrix .to say so: format="adj'):
-        large = table(tmp_path, "\n".join(",".join(str(int(j == i + 1)) for j in range(9)) for i in range(9)))
-    assert large.connectivity.num_synapses == 8
+    for corner, options in (("", {}), ("x", said)):
+        text = f"{corner},a,b,c,d\n" + "".join(f"{x},{row}\n" for x, row in zip("abcd", rows))
+        same(side, table(tmp_path, text, **options))
 
 
 # ---------------------------------------------------------------------------------------------------- refused to write
@@ -446,6 +522,7 @@ UNWRITABLE = [
     (".parquet", lambda: se.from_edges([0], [0], edge_attrs={"pre": [1]}), "called like a column of Parquet"),
     (".npz", lambda: se.from_edges([0], [0], edge_attrs={"n": np.array([{}])}), "type object, which .npz loses"),
     (".npz", lambda: se.from_edges([b"a"], [b"a"], labels=[b"a"]), "label b'a' is a bytes, which no format holds"),
+    (".feather", parallel, "path: Feather is read, not written; write .parquet"),
     (".xls", parallel, "its suffix is none of .npz"),
     (".npz.gz", parallel, "which is packed already"),
     (".npz", lambda: "graph", "graph: got str; it needs a Graph"),
@@ -561,7 +638,23 @@ HOSTILE = [
         "claims 99999999999 entries",
     ),
     (".parquet", lambda: b"PAR1 junk PAR1", "is no sound Parquet file"),
+    (".feather", lambda: feather()[:-1], "does not end like a Feather file, so it is not complete"),
+    (".feather", lambda: feather().replace(b"ARROW1", b"ARROW2"), "does not begin like a Feather file of version 2"),
+    (".arrow", lambda: feather()[:100], "is no sound Feather file"),
+    (".feather", lambda: feather("zstd", np.zeros(9_000_000)), "unpacks to more than 67108864 bytes; pass `max_bytes`"),
+    (".feather", lambda: feather("lz4", np.zeros(9_000_000)), "unpacks to more than 67108864 bytes; pass `max_bytes`"),
+    (
+        ".csv",
+        lambda: b"pre,post," + b",".join(b"%d" % k for k in range(10_000)) + b"\n0,",
+        "unpacks to more than 67108864 bytes; pass `max_bytes`",
+    ),
 ]
+
+
+def feather(compression="uncompressed", ids=(1, 2)):
+    buffer = io.BytesIO()
+    pf.write_feather(pa.table({"pre": pa.array(ids), "post": pa.array(ids)}), buffer, compression=compression)
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("suffix, make, said", HOSTILE)
@@ -705,32 +798,54 @@ def test_graphml_of_another_shape_or_weight(tmp_path):
 )
 def test_parquet_that_is_refused(tmp_path, columns, options, said):
     pq.write_table(pa.table(columns), tmp_path / "graph.parquet")
-    with pytest.raises((ValueError, TypeError), match=said):
-        se.read_graph(tmp_path / "graph.parquet", **options)
+    pf.write_feather(pa.table(columns), tmp_path / "graph.feather")
+    for name in ("graph.parquet", "graph.feather"):
+        with pytest.raises((ValueError, TypeError), match=said):
+            se.read_graph(tmp_path / name, **options)
 
 
-def test_parquet_of_others(tmp_path):
-    path = tmp_path / "synapses.parquet"
+@pytest.mark.parametrize(
+    "name, to", [("synapses.parquet", {}), ("a.feather", {}), ("a.arrow", {"compression": "zstd"})]
+)
+def test_parquet_and_feather_of_others(tmp_path, name, to):
+    path = tmp_path / name
     big = 2**60
     frame = pd.DataFrame({"pre_pt_root_id": [big + 1, big], "post_pt_root_id": [big, big + 1], "syn_count": [2, 3]})
-    frame.assign(region=["a", "b"]).to_parquet(path)
+    frame = frame.assign(region=["a", "b"])
+    (frame.to_parquet if "parquet" in name else frame.to_feather)(path, **to)
     with pytest.warns(UserWarning, match="'syn_count'"):
         graph = se.read_graph(path)
     assert graph.nodes == (big, big + 1) and graph.weight.tolist() == [2, 3]
     assert graph.edge_attrs["region"].tolist() == ["a", "b"]
-    pq.write_table(pa.table({"pre": ["a", "b"], "post": ["b", "a"]}), path)
+    words = pa.table({"pre": pa.array(["c", "b"]).dictionary_encode(), "post": ["b", "a"], "weight": [1.0, 2.0]})
+    words = words.slice(1)
+    pq.write_table(words, path) if "parquet" in name else pf.write_feather(words, path, **to)
     assert se.read_graph(path).nodes == ("a", "b")
+    with pytest.raises(ValueError, match="separator: got ',', but (Parquet|Feather) has no separator"):
+        se.read_graph(path, separator=",")
 
 
-def test_without_pyarrow(tmp_path, monkeypatch):
-    real = builtins.__import__
-    refuse = lambda name, *args: (
-        (_ for _ in ()).throw(ImportError(name)) if name[:7] == "pyarrow" else real(name, *args)
-    )
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ImportError, match=r"pip install 'sparse-etrace\[tables\]'"):
-        se.write_graph(tmp_path / "graph.parquet", parallel())
-    round_trip(parallel(), tmp_path / "graph.csv")
+def test_columns_that_miss_are_refused_before_rows_are_read(tmp_path, monkeypatch):
+    random = np.random.default_rng(0).integers(0, 10**18, (2, 40_000))
+    text = "a,b\n" + "".join(f"{i},{j}\n" for i, j in zip(*random.tolist()))
+    path = tmp_path / "edges.csv.gz"
+    path.write_bytes(gzip.compress(text.encode())[:-20])
+    with pytest.raises(ValueError, match="no single column 'x'; its columns are .'a', 'b'."):
+        se.read_graph(path, pre="x", post="b")
+    with pytest.raises(ValueError, match="weight: there is no single column 'n' among"):
+        se.read_graph(path, pre="a", post="b", weight="n")
+    with pytest.raises(ValueError, match="is no sound gzip file"):
+        se.read_graph(path, pre="a", post="b")
+    frame = pd.DataFrame({"a": random[0], "b": random[1]})
+    frame.to_parquet(tmp_path / "edges.parquet")
+    frame.to_feather(tmp_path / "edges.feather")
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda *_: pytest.fail("reads rows"))
+    (tmp_path / "edges.feather").write_bytes((tmp_path / "edges.feather").read_bytes()[:1000])
+    for name in ("edges.parquet", "edges.feather"):
+        with pytest.raises(ValueError, match="columns without usual names, .'a', 'b'."):
+            se.read_graph(tmp_path / name)
+    with pytest.raises(ValueError, match="is no sound Feather file|not complete"):
+        se.read_graph(tmp_path / "edges.feather", pre="a", post="b")
 
 
 @pytest.mark.parametrize("name", ["graph.CSV", "graph.MTX", "graph.GraphML", "graph.CSV.GZ", "graph.NPZ", "graph.Tsv"])

@@ -26,6 +26,7 @@ def test_damaged_files(amount, tmp_path):
         assert row["loaded"] + row["refused"] == count and row["loaded"] and row["refused"]
 
 
+@pytest.mark.filterwarnings("ignore:read_graph")
 @pytest.mark.parametrize("name", fuzz_files.SUFFIX)
 def test_the_oracle_sees(name, tmp_path, monkeypatch):
     """A reader that changes one weight is found."""

@@ -26,7 +26,7 @@ HOUSE = """
 """.split()
 # Inside a package, `base` is above its siblings, or these in their order; the others do not import one another.
 FIRST = {
-    "_files": ("base", "cells", "columns", "npz"),
+    "_files": ("base", "columns", "npz", "arrow", "text"),
     "_kernels": ("native", "products"),
     "_algorithm": ("base", "influence"),
 }

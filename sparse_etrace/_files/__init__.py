@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Hashable, Iterable
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,24 @@ import jax.numpy as jnp
 from .._build import Policies, check_dtype
 from .._columns import GUESS, say_guesses
 from .._graph import Graph
-from . import adjacency, edge_list, graphml, matrix_market, npz, parquet
+from . import adjacency, edge_list, feather, graphml, matrix_market, npz, parquet
 from .base import Options, Source, is_packed, written
-from .cells import SEPARATORS, read_table
 from .columns import usual_ends
+from .text import SEPARATORS, read_table
 
 SUFFIXES = {
     ".npz": "npz",
     ".mtx": "matrix_market",
     ".graphml": "graphml",
     ".parquet": "parquet",
+    ".feather": "feather",
+    ".arrow": "feather",
     ".csv": "table",
     ".tsv": "table",
     ".txt": "table",
 }
-FORMATS = ("npz", "matrix_market", "graphml", "parquet", "edge_list", "adjacency")
-BINARY = {"npz": npz, "parquet": parquet}
+FORMATS = ("npz", "matrix_market", "graphml", "parquet", "feather", "edge_list", "adjacency")
+BINARY = {"npz": npz, "parquet": parquet, "feather": feather}
 TEXT = {"matrix_market": matrix_market, "graphml": graphml}
 
 
@@ -46,20 +49,22 @@ def read_graph(
 ) -> Graph:
     """Return the graph in a file, its format said by the suffix; text files may be packed, as `.csv.gz`.
 
-    `.npz` (of `write_graph` or scipy), `.mtx` (Matrix Market; `A[i, j]` is i -> j), `.graphml`, `.parquet`, and `.csv`,
-    `.tsv` or `.txt`: an edge list, or an adjacency matrix with labels in its first row and column. What is guessed
-    of a table (columns, no header) is said in a warning; what may be two things is refused. Nothing is unpickled.
+    `.npz` (of `write_graph` or scipy), `.mtx` (Matrix Market; `A[i, j]` is i -> j), `.graphml`, `.parquet`, `.feather`
+    or `.arrow`, and `.csv`, `.tsv` or `.txt`: an edge list, or an adjacency matrix with labels in its first row and
+    column and an empty first cell. Columns are named, or found by usual names, which a warning says. Nothing is
+    unpickled.
 
     Args:
         path: the file.
-        format: "npz", "matrix_market", "graphml", "parquet", "edge_list" or "adjacency", whatever the suffix.
-        pre, post: the columns of sending and receiving ids in an edge list or Parquet: names, or positions from 0 where
-            an edge list has no header. The nodes are the sorted ids, unless `write_graph` wrote the file.
+        format: "npz", "matrix_market", "graphml", "parquet", "feather", "edge_list" or "adjacency", whatever the
+            suffix.
+        pre, post: the columns of sending and receiving ids in an edge list, Parquet or Feather: names, or positions
+            from 0 where an edge list has no header. The nodes are the sorted ids, unless `write_graph` wrote the file.
         weight: the column of weights, or the edge attribute of GraphML; None for weights of 1. Unless given, it is the
             one called "weight", else the only one with another usual name ("w", "count", ...), else weights are 1.
         edge_attrs: the columns to keep as edge attributes; unless given, all others: integers, floats, truth values
             (`True`, `False`) or strings; a column with empty cells is one of strings.
-        separator: "," or "\\t" or ";" or " " between the cells of a text; found unless given.
+        separator: "," or "\\t" or ";" or " " between the cells of a text; the one in its first row unless given.
         duplicates, self_loops, dtype: see `from_edges`.
         max_bytes: how many bytes the file may unpack to, and its units may need; unless given, 50 times its size, and
             at least 64 MiB.
@@ -69,7 +74,6 @@ def read_graph(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImportError: Parquet, and pyarrow (in the extra `tables`) is not installed.
         TypeError: weights are no real numbers, or `max_bytes` is no integer.
         ValueError: the suffix or format is unknown, the file is damaged, hostile or ambiguous, or as `from_edges`.
 
@@ -91,7 +95,8 @@ def read_graph(
     if max_bytes is not None and (not isinstance(max_bytes, Integral) or isinstance(max_bytes, bool)):
         raise TypeError(f"max_bytes: got {max_bytes!r}; it needs a whole number of bytes")
     limit = None if max_bytes is None else int(max_bytes)
-    source, options = Source.of(path, limit), Options(pre, post, weight, separator, edge_attrs, policies)
+    kept = edge_attrs if edge_attrs is None or isinstance(edge_attrs, str) else list(edge_attrs)
+    source, options = Source.of(path, limit), Options(pre, post, weight, separator, kept, policies)
     try:
         if kind in BINARY or kind in TEXT:
             graph = (BINARY | TEXT)[kind].read(source, options)
@@ -121,7 +126,6 @@ def write_graph(path: str | os.PathLike, graph: Any, *, format: str | None = Non
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ImportError: Parquet, and pyarrow (in the extra `tables`) is not installed.
         TypeError: `graph` is no graph.
         ValueError: the suffix or format is unknown, or something would be lost; the message says what, and which format
             holds it.
@@ -164,13 +168,14 @@ def _kind(path: Path, format: str | None, doing: str) -> str:
 
 
 def _read_table(source: Source, options: Options, kind: str) -> Graph:
-    table = read_table(source.text(), options.separator)
+    check = (lambda names: None) if kind == "adjacency" else partial(edge_list.check_names, options)
+    table = read_table(source, options.separator, check)
     if table.comments:
         options.guesses.append(
             f"took {table.comments} lines after the first row for comments, as they begin with # or % "
             "(put ids that begin so in quotes)"
         )
     said = kind == "edge_list" or table.mark is not None or options.pre is not None or options.post is not None
-    if kind == "adjacency" or not (said or usual_ends(table.rows[0])) and adjacency.looks_like(table, options):
+    if kind == "adjacency" or not (said or usual_ends(table.first)) and adjacency.looks_like(table):
         return adjacency.read(source, table, options)
     return edge_list.read(source, table, options)

@@ -9,36 +9,20 @@ import numpy as np
 from .._build import build_graph
 from .._graph import Graph
 from .base import Options, Source, as_nodes, host_ends, host_weight, numbered, one_kind, refuse_attributes
-from .cells import NUMBER, Table, ids, numbers, text_of, write_rows
+from .text import NUMBER, Table, ids, numbers, text_of, write_rows
 
 HOLDERS = ".npz, .graphml or .parquet"
-FORCE = 'pass format="adjacency" or format="edge_list"'
-# Edge lists with more columns than this are rare.
-FEW = 8
 
 
-def looks_like(table: Table, options: Options) -> bool:
-    """Whether a table without names of pre and post is a matrix; refuses what may be either, says what it guesses."""
-    rows = table.rows
-    height, width = len(rows), len(rows[0])
-    body = all(NUMBER(cell) for row in rows[1:] for cell in row[1:])
-    named = rows[0][1:] == [row[0] for row in rows[1:]] and height > 1
-    top = not all(map(NUMBER, rows[0][1:]))
-    if body and width > 1 and height > 1 and (rows[0][0] == "" or (named and top)):
-        if top and all(NUMBER(row[0]) for row in rows[1:]):
-            raise ValueError(f"has numbered rows under the header {rows[0]}: an edge list or a matrix; {FORCE}")
-        return True
-    all_numbers = all(NUMBER(cell) for row in rows for cell in row)
-    header = body and not all(map(NUMBER, rows[0])) and all(NUMBER(row[0]) for row in rows[1:]) and height == width + 1
-    stub = all(NUMBER(cell) for row in rows for cell in row[1:]) and not any(NUMBER(row[0]) for row in rows)
-    square = (all_numbers and height == width) or header or (stub and height == width - 1)
-    if square and width <= FEW:
-        raise ValueError(f"has {height} rows of {width} cells: an edge list or a matrix; {FORCE}")
-    if square:
-        options.guesses.append(
-            f'took {height} rows of {width} cells for an adjacency matrix (to say so: format="adjacency")'
+def looks_like(table: Table) -> bool:
+    """Whether a table is a matrix with labels on both sides, as its first cell is empty; refuses what may be either."""
+    first = table.first
+    if first[0] == "" and table.are_numbers[0] and not all(map(NUMBER, first[1:])):
+        raise ValueError(
+            f'has numbered rows under the header {first}: an edge list or a matrix; pass format="adjacency", '
+            "or pre= and post="
         )
-    return square
+    return first[0] == ""
 
 
 def read(source: Source, table: Table, options: Options) -> Graph:
@@ -46,28 +30,24 @@ def read(source: Source, table: Table, options: Options) -> Graph:
     options.refuse("a matrix has no columns of ends or attributes", "pre", "post", "weight", "edge_attrs")
     if table.mark is not None:
         raise ValueError("is an edge list with a comment of `write_graph`, no matrix")
-    rows = table.rows
-    body = [row[1:] for row in rows[1:]]
-    inner = all(NUMBER(cell) for row in body for cell in row)
-    labels_agree = rows[0][1:] == [row[0] for row in body] and len(rows) > 1
-    top = not all(map(NUMBER, rows[0][1:] or rows[0]))
-    first = [bool(NUMBER(row[0])) for row in rows[int(top) :]]
-    side = not all(first)
-    if rows[0][0] == "" or (inner and labels_agree and not all(map(NUMBER, rows[0]))):
+    first = table.first
+    inner = all(table.are_numbers[1:])
+    top = not all(map(NUMBER, first[1:] or first))
+    senders = table.columns[0].to_pylist()[int(top) :]
+    numbered_rows = [bool(NUMBER(cell)) for cell in senders]
+    side = not all(numbered_rows)
+    if first[0] == "" or (inner and _named(table) and not all(map(NUMBER, first))):
         top = side = True
-    elif not top and not first[0] and len(first) > 1 and all(first[1:]):
-        raise ValueError(f"has {rows[0][0]!r} before numbers in row 1; leave that cell empty, or drop the labels")
+        senders = table.columns[0].to_pylist()[1:]
+    elif not top and not numbered_rows[0] and len(numbered_rows) > 1 and all(numbered_rows[1:]):
+        raise ValueError(f"has {first[0]!r} before numbers in row 1; leave that cell empty, or drop the labels")
     if not inner:
-        _refuse_cell(rows, top, side)
-    matrix = [row[int(side) :] for row in rows[int(top) :]]
-    if not matrix:
-        raise ValueError(f"has a row of labels, {rows[0]}, and no row of weights")
-    num_pre, num_post = len(matrix), len(rows[0]) - side
-    senders = [row[0] for row in rows[int(top) :]] if side else None
-    receivers = rows[0][int(side) :] if top else None
-    labels = _labels(senders, receivers, num_pre, num_post)
-    cells = [cell for row in matrix for cell in row]
-    dense = numbers("weight", cells).reshape(num_pre, num_post)
+        _refuse_cell(table)
+    if not senders:
+        raise ValueError(f"has a row of labels, {first}, and no row of weights")
+    cells = (table.below if top else table.columns)[int(side) :]
+    labels = _labels(senders if side else None, first[int(side) :] if top else None, len(senders), len(cells))
+    dense = np.stack([numbers("weight", column) for column in cells], axis=1)
     pre, post = np.nonzero(dense)
     return build_graph(pre, post, dense[pre, post], dense.shape, labels, policies=options.policies)
 
@@ -121,8 +101,13 @@ def _plain(values: Any) -> list[Any]:
     return values.tolist() if isinstance(values, np.ndarray) else list(values)
 
 
-def _refuse_cell(rows: list[list[str]], top: bool, side: bool) -> None:
-    for i, row in enumerate(rows[1:], 2):
-        for j, cell in enumerate(row[1:], 2):
+def _named(table: Table) -> bool:
+    """Whether the first row has the same labels as the first column."""
+    return len(table.first) == len(table.columns[0]) > 1 and table.first[1:] == table.below[0].to_pylist()
+
+
+def _refuse_cell(table: Table) -> None:
+    for i, row in enumerate(zip(*(column.to_pylist() for column in table.below[1:]), strict=True), 2):
+        for j, cell in enumerate(row, 2):
             if not NUMBER(cell):
                 raise ValueError(f"has {cell!r} in row {i}, column {j} of a matrix; write a number, 0 for no synapse")

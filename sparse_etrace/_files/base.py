@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import secrets
-import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from .._build import Policies
 from .._columns import GUESS, kept_names
 from .._graph import Graph
-from .._labels import common_ids, label_index
 
 BYTES_PER_UNIT = 24
 CHUNK = 1 << 20
@@ -41,28 +40,20 @@ class Source:
 
     def read(self) -> bytes:
         """Return all bytes, unpacked where the name ends in .gz."""
-        if not is_packed(self.path):
-            return self.path.read_bytes()
-        found = bytearray()
-        try:
-            with gzip.open(self.path) as unpacked:
-                while piece := unpacked.read(CHUNK):
-                    found += piece
-                    self.check_size(len(found))
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"is no sound gzip file: {error}") from error
-        return bytes(found)
+        with self.unpacked() as pieces:
+            return b"".join(iter(pieces.read, b""))
 
-    def text(self) -> str:
-        """Return the file as text in UTF-8, with or without a byte order mark."""
-        data = self.read()
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"is no text in UTF-8: {error}") from error
-        if "\0" in text:
-            raise ValueError(f"holds a NUL at character {text.index(chr(0))}, so it is no text file")
-        return text
+    @contextmanager
+    def unpacked(self) -> Iterator["Pieces"]:
+        """The bytes, piece by piece."""
+        with open(self.path, "rb") as raw:
+            if not is_packed(self.path):
+                yield Pieces(raw.read, lambda size: None)
+                return
+            try:
+                yield Pieces(pa.CompressedInputStream(raw, "gzip").read, self.check_size)
+            except OSError as error:
+                raise ValueError(f"is no sound gzip file: {error}") from error
 
     def check_size(self, size: int) -> None:
         """Refuse to take more bytes than the limit."""
@@ -76,6 +67,23 @@ class Source:
                 f"claims {num_pre} x {num_post} units, which is more than `max_bytes` = {self.limit} bytes can index; "
                 "raise it if you trust the file"
             )
+
+
+@dataclass
+class Pieces:
+    """Bytes on their way in, of which pyarrow reads as of a file."""
+
+    take: Callable[[int], bytes]
+    check_size: Callable[[int], None]
+    size: int = 0
+    closed: bool = False
+
+    def read(self, size: int = CHUNK) -> bytes:
+        """Return the next bytes, none at the end."""
+        piece = self.take(size)
+        self.size += len(piece)
+        self.check_size(self.size)
+        return piece
 
 
 @dataclass(frozen=True)
@@ -167,59 +175,6 @@ def only_strings(what: str, names: Any) -> None:
     for name in names:
         if not isinstance(name, str):
             raise ValueError(f"graph: an attribute is called {name!r}; {what} needs a string as its name")
-
-
-def node_positions(
-    pre: Any, post: Any, encode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
-) -> tuple[np.ndarray, np.ndarray, Sequence[Hashable]]:
-    """Return the position of each id among the sorted ids of both columns, and these ids.
-
-    `encode` returns distinct values in any order, and where in them each entry is; unless given, they are sorted.
-    """
-    same = common_ids(pre, post)
-    if same is None:
-        pre, post = (ids.tolist() if isinstance(ids, np.ndarray) else ids for ids in (pre, post))
-        labels = sorted({*pre, *post})
-        index = {label: k for k, label in enumerate(labels)}
-        return *(np.fromiter((index[x] for x in ids), np.int64, len(ids)) for ids in (pre, post)), tuple(labels)  # type: ignore[return-value]
-    pre, post = same
-    if not pre.size:
-        return pre, post, range(0)
-    low, high = _range(pre, post)
-    if high - low <= 4 * pre.size + 1000:
-        present = np.zeros(high - low + 1, bool)
-        pre, post = ((ids - ids.dtype.type(low)).astype(np.int64, copy=False) for ids in (pre, post))
-        present[pre] = present[post] = True
-        if present.all():
-            return pre, post, _labels(range(low, high + 1))
-        place, values = np.cumsum(present) - 1, np.flatnonzero(present)
-        return place[pre], place[post], _labels([low + k for k in values.tolist()])
-    both = np.concatenate([pre, post])
-    values, where = np.unique(both, return_inverse=True) if encode is None else encode(both)
-    order = np.argsort(values)
-    place = np.empty(order.size, np.int32)
-    place[order] = np.arange(order.size, dtype=np.int32)
-    where = place[where]
-    return where[: pre.size], where[pre.size :], _labels(values[order].tolist())
-
-
-def _range(*arrays: np.ndarray) -> tuple[int, int]:
-    return min(int(a.min()) for a in arrays), max(int(a.max()) for a in arrays)
-
-
-def _labels(values: Sequence[int]) -> Sequence[int]:
-    return range(len(values)) if numbered(values) else tuple(values)
-
-
-def find(name: str, ids: Sequence[Any], labels: Sequence[Hashable], first: int = 0) -> np.ndarray:
-    """Return the position of each id in `labels`, which start at `first`."""
-    index = label_index(labels)
-    found = np.zeros(len(ids), np.int64)
-    for k, label in enumerate(ids):
-        if label not in index:
-            raise ValueError(f"{name}: {label!r} in row {k + 1} is not among the {len(labels)} nodes of the file")
-        found[k] = index[label]
-    return found
 
 
 def to_json(value: Any) -> str:

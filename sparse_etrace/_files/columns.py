@@ -1,6 +1,6 @@
 """Which columns of a table are pre, post and weight: as said by the caller, by usual names, or refused."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._columns import weight_name
@@ -33,8 +33,15 @@ def usual_ends(names: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
+def both_or_none(options: Options) -> None:
+    """Refuse one end without the other."""
+    if (options.pre is None) != (options.post is None):
+        raise ValueError(f"pre and post: got {options.pre!r} and {options.post!r}; give both or none")
+
+
 def ends_by_name(names: Sequence[str], options: Options) -> tuple[int, int] | None:
     """Return the positions of pre and post, or None where no name says them."""
+    both_or_none(options)
     for name in (options.pre, options.post):
         if name is not None and list(names).count(name) != 1:  # type: ignore[arg-type]
             raise ValueError(f"has no single column {name!r}; its columns are {list(names)}; {WAY}")
@@ -47,17 +54,11 @@ def ends_by_name(names: Sequence[str], options: Options) -> tuple[int, int] | No
     if len({pre, post, options.weight}) < 3:
         raise ValueError(f"pre, post, weight: got {[pre, post, options.weight]}; name different columns")
     if usual and usual != ENDS[0]:
-        say(options, pre, post)
+        options.guesses.append(
+            f"took the columns {pre!r} for pre and {post!r} for post (to say so: pre={pre!r}, post={post!r})"
+        )
     where = list(names).index
     return where(pre), where(post)
-
-
-def say(options: Options, pre: Hashable, post: Hashable) -> None:
-    """Note what was guessed of the ends, for a warning."""
-    kind = "columns by position" if isinstance(pre, int) else "columns"
-    options.guesses.append(
-        f"took the {kind} {pre!r} for pre and {post!r} for post (to say so: pre={pre!r}, post={post!r})"
-    )
 
 
 def the_rest(

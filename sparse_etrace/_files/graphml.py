@@ -28,7 +28,7 @@ from .base import (
     only_strings,
     to_json,
 )
-from .cells import INTEGER, NUMBER
+from .text import INTEGER, NUMBER
 
 NAMESPACE = "http://graphml.graphdrawing.org/xmlns"
 ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]").search

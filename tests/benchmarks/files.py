@@ -1,8 +1,8 @@
-"""How long `read_graph` takes beside the library that parses the file: scipy for Matrix Market, pyarrow for Parquet.
+"""How long `read_graph` takes beside the library that parses the file: scipy for Matrix Market, else pyarrow.
 
 Both are measured in turns in one process; the median of several rounds. `read_graph` also checks the file and sorts the
-synapses by receiver and by sender. Parquet is measured as `write_graph` writes it, in canonical order, and as tables of
-synapses come, in random order with 64-bit ids.
+synapses by receiver and by sender, as `Connectivity.from_edges` does. Parquet is measured as `write_graph` writes it,
+in canonical order, and as tables of synapses come, in random order with 64-bit ids; so is packed CSV.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import scipy.io
 
@@ -52,6 +53,12 @@ def measure(folder, num_synapses, num_units, repeats):
     found = {"mtx": in_turns(lambda: scipy.io.mmread(path), lambda: se.read_graph(path), repeats)}
     for name, path in paths.items():
         found[name] = in_turns(lambda p=path: pq.read_table(p), lambda p=path: se.read_graph(p), repeats)
+    path = folder / "graph.csv.gz"
+    with pa.CompressedOutputStream(path, "gzip") as packed:
+        pa.csv.write_csv(pq.read_table(paths["parquet, ids"]), packed)
+    found["csv.gz, ids"] = in_turns(lambda: pa.csv.read_csv(path), lambda: se.read_graph(path), repeats)
+    sort = lambda: se.Connectivity.from_edges(pre, post, (num_units, num_units))
+    found["from_edges"] = in_turns(sort, sort, repeats)
     return found
 
 

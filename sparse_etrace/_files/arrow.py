@@ -1,0 +1,176 @@
+"""Arrow tables: which columns are wanted, ids as positions among sorted nodes, weights and attributes as numpy's."""
+
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from .._build import build_graph
+from .._columns import holds_numbers, strings, taken
+from .._graph import Graph
+from .._labels import common_ids, distinct, label_index
+from .base import Options, Source, as_nodes, numbered
+from .columns import WAY, ends_by_name, the_rest
+
+MANY = 100_000
+Encoded = tuple[np.ndarray, Any]
+
+
+class Chosen(NamedTuple):
+    """Names of the columns of the ends, of the weight where there is one, and of the edge attributes."""
+
+    pre: str
+    post: str
+    weight: str | None
+    attrs: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+        return [self.pre, self.post, *([] if self.weight is None else [self.weight]), *self.attrs]
+
+
+class Nodes(NamedTuple):
+    """What a file says of its nodes; without labels of senders and receivers, its columns hold positions."""
+
+    shape: tuple[int, int]
+    labels: Sequence[Hashable] | None
+    attrs: dict[str, np.ndarray]
+    sides: tuple[Sequence[Hashable], Sequence[Hashable]] | None
+
+
+def choose(schema: pa.Schema, options: Options) -> Chosen:
+    """Return the columns to read, by the names that the caller gave or usual ones."""
+    names = schema.names
+    ends = ends_by_name(names, options)
+    if ends is None:
+        raise ValueError(f"has columns without usual names, {names}; {WAY}")
+    weight, kept = the_rest(names, ends, options.weight, options, lambda k: holds_numbers(schema.field(k)))
+    pre, post = ends
+    return Chosen(names[pre], names[post], None if weight is None else names[weight], [names[k] for k in kept])
+
+
+def graph_of(source: Source, options: Options, chosen: Chosen, table: pa.Table, nodes: Nodes | None = None) -> Graph:
+    """Return the graph of a table with one synapse a row; unless its nodes are known, they are the sorted ids."""
+    ends = [(name, _ids(name, table[name], nodes is None)) for name in (chosen.pre, chosen.post)]
+    if nodes is None:
+        if table.num_rows and pa.types.is_integer(ends[0][1].type) is not pa.types.is_integer(ends[1][1].type):
+            raise ValueError(
+                f"has integers and strings as ids, in the columns {chosen.pre!r} and {chosen.post!r}; "
+                "make both columns integers, or both strings"
+            )
+        pre, post, labels = node_positions(*encoded(*(column for _, column in ends)))
+        source.check_units(len(labels), len(labels))
+        nodes = Nodes((len(labels), len(labels)), as_nodes(labels), {}, None)
+    elif nodes.sides is None:
+        pre, post = (_positions(name, column) for name, column in ends)
+    else:
+        pre, post = (positions_in(*end, side) for end, side in zip(ends, nodes.sides, strict=True))
+    weight = None if chosen.weight is None else _numbers(chosen.weight, table[chosen.weight])
+    attrs = {name: _attribute(name, table[name]) for name in chosen.attrs}
+    return build_graph(pre, post, weight, nodes.shape, nodes.labels, nodes.attrs, attrs, policies=options.policies)
+
+
+def encoded(*columns: pa.ChunkedArray) -> list[Encoded]:
+    """Return where in its distinct values each entry of a column is, and these, by hashing."""
+    return beside(_encoded, columns)
+
+
+def beside(function: Callable[[pa.ChunkedArray], Any], columns: Sequence[pa.ChunkedArray]) -> list[Any]:
+    """Return what a function of Arrow's gives for each column; for many rows, all at a time."""
+    if len(columns[0]) < MANY:
+        return list(map(function, columns))
+    with ThreadPoolExecutor(len(columns)) as threads:
+        return list(threads.map(function, columns))
+
+
+def _encoded(column: pa.ChunkedArray) -> Encoded:
+    column = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    found = column.combine_chunks()
+    values = found.dictionary
+    return found.indices.to_numpy(), values.to_numpy() if pa.types.is_integer(values.type) else values.to_pylist()
+
+
+def node_positions(pre: Encoded, post: Encoded) -> tuple[np.ndarray, np.ndarray, Sequence[Hashable]]:
+    """Return the position of each id among the sorted ids of both columns, and these ids."""
+    values = pre[1], post[1]
+    same = common_ids(*values)
+    if same is None:
+        first, second = (x.tolist() if isinstance(x, np.ndarray) else x for x in values)
+        labels: Any = sorted({*first, *second})
+        index = {label: k for k, label in enumerate(labels)}
+        places = [np.fromiter((index[x] for x in side), np.int32, len(side)) for side in (first, second)]
+    else:
+        found = distinct(np.concatenate(same))
+        labels, places = found.tolist(), [np.searchsorted(found, side).astype(np.int32) for side in same]
+    labels = range(len(labels)) if numbered(labels) else tuple(labels)
+    return taken(places[0], pre[0]), taken(places[1], post[0]), labels
+
+
+def positions_in(name: str, column: pa.ChunkedArray, labels: Sequence[Hashable]) -> np.ndarray:
+    """Return the position of each id in `labels`."""
+    ((codes, values),), index = encoded(column), label_index(labels)
+    values = values.tolist() if isinstance(values, np.ndarray) else values
+    place = taken(np.array([index.get(value, -1) for value in values], np.int32), codes)
+    if place.size and place.min() < 0:
+        row = int(np.argmin(place))
+        raise ValueError(
+            f"{name}: {values[codes[row]]!r} in row {row + 1} is not among the {len(labels)} nodes of the file"
+        )
+    return place
+
+
+def _whole(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column without missing values."""
+    if column.null_count:
+        raise ValueError(f"has {column.null_count} rows without a value in column {name!r}; fill or drop them")
+    return column
+
+
+def _plain(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column without missing values or dictionary."""
+    column = _whole(name, column)
+    if pa.types.is_dictionary(column.type):
+        column = _whole(name, column.cast(column.type.value_type))
+    return column
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _ids(name: str, column: pa.ChunkedArray, plain: bool) -> pa.ChunkedArray:
+    """Return a column of integers or strings; unless `plain`, strings may have a dictionary."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (_is_text(kind) or pa.types.is_integer(kind)):
+        raise ValueError(f"has ids of type {kind} in column {name!r}; they need to be integers or strings")
+    column = _whole(name, column) if _is_text(kind) and not plain else _plain(name, column)
+    return column.cast(pa.large_string()) if pa.types.is_string_view(column.type) else column
+
+
+def _positions(name: str, column: pa.ChunkedArray) -> np.ndarray:
+    if len(column) and not pa.types.is_integer(column.type):
+        raise ValueError(f"has strings in column {name!r}, though its nodes have no such labels")
+    return column.to_numpy() if len(column) else np.zeros(0, np.int64)
+
+
+def _numbers(name: str, column: pa.ChunkedArray) -> np.ndarray:
+    column = _plain(name, column)
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise ValueError(f"has weights of type {kind} in column {name!r}; they need to be numbers")
+    return column.to_numpy()
+
+
+def _attribute(name: str, column: pa.ChunkedArray) -> np.ndarray:
+    column = _plain(name, column)
+    if _is_text(column.type):
+        return strings(column.to_pylist())
+    kind = column.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        return column.to_numpy()
+    raise ValueError(
+        f"has the column {name!r} of type {kind}, which is no attribute of a graph; leave it out of `edge_attrs`"
+    )

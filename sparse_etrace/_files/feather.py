@@ -1,0 +1,75 @@
+"""Feather, Arrow's own file format: one synapse a row. It is read, not written; Parquet holds more in less."""
+
+import struct
+from io import BufferedIOBase
+
+import pyarrow as pa
+from pyarrow import ipc
+
+from .._graph import Graph
+from .arrow import choose, graph_of
+from .base import Options, Source
+
+MAGIC = b"ARROW1"
+START = 8
+
+
+def read(source: Source, options: Options) -> Graph:
+    """Read the columns that are wanted; the nodes are the sorted ids."""
+    options.refuse("Feather has no separator", "separator")
+    try:
+        with pa.OSFile(str(source.path)) as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise ValueError("does not begin like a Feather file of version 2")
+            file.seek(START)
+            schema = ipc.open_stream(file).schema
+            chosen = choose(schema, options)
+            file.seek(START)
+            data = file.read_buffer()
+        if data[-len(MAGIC) :].to_pybytes() != MAGIC:
+            raise ValueError("does not end like a Feather file, so it is not complete")
+        source.check_size(sum(map(_unpacked, ipc.MessageReader.open_stream(data))))
+        wanted = [schema.get_field_index(name) for name in chosen.names]
+        with ipc.open_stream(data, options=ipc.IpcReadOptions(included_fields=wanted)) as batches:
+            table = batches.read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError) as error:
+        raise ValueError(f"is no sound Feather file: {error}") from error
+    return graph_of(source, options, chosen, table)
+
+
+def write(target: BufferedIOBase, graph: Graph) -> None:
+    """Refuse to write."""
+    raise ValueError("path: Feather is read, not written; write .parquet")
+
+
+def _unpacked(message: ipc.Message) -> int:
+    """Return how many bytes a message holds when unpacked: each packed buffer begins with its number, or -1."""
+    facts, body = message.metadata, message.body
+    if message.type not in ("record batch", "dictionary"):
+        return 0
+    batch = _field(facts, _number("I", facts, 0), 2)
+    if message.type == "dictionary":
+        batch = _field(facts, batch, 1)
+    if not _field(facts, batch, 3):
+        return body.size
+    buffers = _field(facts, batch, 2)
+    size = 0
+    for at in range(buffers + 4, buffers + 4 + 16 * _number("I", facts, buffers), 16):
+        start, packed = _number("q", facts, at), _number("q", facts, at + 8)
+        unpacked = _number("q", body, start) if packed else 0
+        size += packed if unpacked < 0 else unpacked
+    return size
+
+
+def _field(facts: pa.Buffer, table: int, k: int) -> int:
+    """Return where the table or list is that field k of a table of a flatbuffer points to; 0 where there is none."""
+    names = table - _number("i", facts, table)
+    offset = _number("H", facts, names + 4 + 2 * k) if 4 + 2 * k < _number("H", facts, names) else 0
+    return offset and table + offset + _number("I", facts, table + offset)
+
+
+def _number(kind: str, data: pa.Buffer, at: int) -> int:
+    if not 0 <= at <= data.size - struct.calcsize(kind):
+        raise ValueError(f"points to byte {at} of {data.size}")
+    return struct.unpack_from("<" + kind, data, at)[0]

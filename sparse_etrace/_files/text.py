@@ -1,0 +1,318 @@
+"""Text tables, split by pyarrow: comments, separator, cells; and columns of cells as numbers or strings."""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
+
+from .._columns import strings, text_cells
+from .._labels import plain_ids
+from .base import Pieces, Source, from_json, is_plain, is_shape, to_json
+
+SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", " ": "space"}
+MARK = "# sparse_etrace "
+INTEGER = re.compile(r"0|-?[1-9][0-9]{0,99}").fullmatch
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.I | re.A).fullmatch
+# A number that is written as such: "01" is text.
+PROPER = re.compile(
+    r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.I | re.A
+).fullmatch
+PLAIN = re.compile(r"[^\W_#%][\w.+-]*|-?[0-9.][\w.+-]*", re.A).fullmatch
+NO_ROW = re.compile(rb"(?:[#%][^\r\n]*|[ \t]*)(?:[\r\n]+|\Z)").match
+COMMENT = re.compile(rb"[\r\n][#%][^\r\n]*")
+HEAD, BLOCK = 1 << 20, 1 << 24
+BYTES_PER_COLUMN = 10_000
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of cells, the first row in them, what a comment of `write_graph` said, and other comments in rows."""
+
+    columns: list[pa.ChunkedArray]
+    mark: dict[str, Any] | None
+    separator: str
+    comments: int
+
+    @cached_property
+    def first(self) -> list[str]:
+        """The cells of the first row."""
+        return [column[0].as_py() for column in self.columns]
+
+    @cached_property
+    def below(self) -> list[pa.ChunkedArray]:
+        """The columns without the first row."""
+        return [column.slice(1) for column in self.columns]
+
+    @cached_property
+    def are_numbers(self) -> list[bool]:
+        """Whether all cells below the first row are numbers, for each column."""
+        return [_floats(column) is not None for column in self.below]
+
+
+class _Plain:
+    """The pieces of a text, for pyarrow to read; refuses what pyarrow takes otherwise than `_table`."""
+
+    closed = False
+
+    def __init__(self, pieces: Pieces):
+        self.pieces, self.head = pieces, pieces.read(HEAD)
+
+    def read(self, size: int) -> bytes:
+        piece, self.head = self.head or self.pieces.read(size), b""
+        if any(odd in piece for odd in (b"\0", b'"', b" ", b"#", b"%")):
+            raise ValueError("is no plain table")
+        return piece
+
+
+def read_table(source: Source, separator: str | None, check: Callable[[list[str]], None]) -> Table:
+    """Split a text in UTF-8 into columns; the separator is the one in the first row unless given.
+
+    `check` may refuse the first row before the others are read.
+    """
+    with source.unpacked() as pieces:
+        text = _Plain(pieces)
+        found = _first_row(text.head, separator)
+        if found is not None:
+            check(found[1])
+            source.check_size(BYTES_PER_COLUMN * len(found[1]))
+            # While pyarrow splits one piece, the next one is unpacked. What is wrong is said below.
+            with suppress(ValueError):
+                return Table(_split(text, found[0], len(found[1])), None, found[0], 0)
+    data = source.read()
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is no text in UTF-8: {error}") from error
+    if b"\0" in data:
+        raise ValueError(f"holds a NUL at byte {data.index(0)}, so it is no text file")
+    return _table(source, data, separator)
+
+
+def _first_row(data: bytes, separator: str | None) -> tuple[str, list[str]] | None:
+    """Return separator and cells of the first row at the head of a file, None where it does not end there."""
+    try:
+        _, start = _begin(data)
+        separator = separator or _separator(data, start)
+        return (separator, _cells(data, start, separator)) if re.search(b"[\r\n]", data[start:]) else None
+    except ValueError:
+        return None
+
+
+def _table(source: Source, data: bytes, separator: str | None) -> Table:
+    mark, start = _begin(data)
+    data, start, comments = _without_comments(data, start)
+    separator = separator or _separator(data, start)
+    data, start = _trimmed(data, start, separator)
+    width = len(_cells(data, start, separator))
+    source.check_size(BYTES_PER_COLUMN * width)
+    # Without threads, pyarrow knows the number of a row that it refuses.
+    for threads in (True, False):
+        try:
+            rows = pa.BufferReader(pa.py_buffer(data).slice(start))
+            return Table(_split(rows, separator, width, b'"' in data, threads), mark, separator, comments)
+        except pa.ArrowInvalid as error:
+            said = error
+    raise ValueError(f"cannot be split at {SEPARATORS[separator]}s: {said}")
+
+
+def _begin(data: bytes) -> tuple[dict[str, Any] | None, int]:
+    """Return what a comment of `write_graph` says, and where the first row begins."""
+    mark, start = None, 3 if data.startswith(b"\xef\xbb\xbf") else 0
+    while start < len(data) and (found := NO_ROW(data, start)):
+        if mark is None and found[0].startswith(MARK.encode()):
+            mark = from_json(found[0][len(MARK) :], _is_mark)
+        start = found.end()
+    if start == len(data):
+        raise ValueError("holds no row")
+    return mark, start
+
+
+def _without_comments(data: bytes, start: int) -> tuple[bytes, int, int]:
+    """Return the rows without lines of comments, where they begin, and how many there were; those in quotes stay."""
+    if data.find(b"#", start) < 0 and data.find(b"%", start) < 0:
+        return data, start, 0
+    kept, last, seen, quoted = [], start, start, False
+    for found in COMMENT.finditer(data, start):
+        quoted ^= data.count(b'"', seen, found.start()) % 2 == 1
+        seen = found.start()
+        if not quoted:
+            kept.append(data[last:seen])
+            last = seen = found.end()
+    return (b"".join([*kept, data[last:]]), 0, len(kept)) if kept else (data, start, 0)
+
+
+def _trimmed(data: bytes, start: int, separator: str) -> tuple[bytes, int]:
+    """Return the rows without spaces around their cells, unless these are in quotes, and where they begin."""
+    at = separator.encode()
+    around = [b" \n", b" \r", b"\n ", b" " + at] + [at + b" "] * (at != b" ")
+    if b" " not in data or not (
+        data[start : start + 1] == b" " or data.endswith(b" ") or any(x in data for x in around)
+    ):
+        return data, start
+    end = rb"[\r\n]|\Z" + (b"|" + at) * (at != b" ")
+    # A quoted cell is taken whole, so that nothing in it is found by the other half.
+    spaces = re.compile(rb' +(?=%b)|(^|[\r\n%b]) *("[^"]*(?:""[^"]*)*")?' % (end, at))
+    return spaces.sub(lambda found: (found[1] or b"") + (found[2] or b""), data[start:]), 0
+
+
+def _cells(data: bytes, start: int, separator: str) -> list[str]:
+    """Return the cells of the row that begins here."""
+    with io.TextIOWrapper(io.BytesIO(data), "utf-8", "replace", newline="") as text:
+        text.seek(start)
+        try:
+            return next(csv.reader(text, delimiter=separator, skipinitialspace=True))
+        except csv.Error as error:
+            raise ValueError(f"cannot be split at {SEPARATORS[separator]}s: {error}") from error
+
+
+def _separator(data: bytes, start: int) -> str:
+    found = [separator for separator in ",\t;" if len(_cells(data, start, separator)) > 1]
+    if not found and len(_cells(data, start, " ")) > 1:
+        return " "
+    if len(found) != 1:
+        raise ValueError(
+            "can be split at " + " as well as at ".join(f"{SEPARATORS[s]}s" for s in found) + "; pass `separator`"
+            if found
+            else "has one column, or no separator that is a comma, tab, semicolon or space; it needs two columns"
+        )
+    return found[0]
+
+
+def _split(rows: Any, separator: str, width: int, quoted: bool = False, threads: bool = True) -> list[pa.ChunkedArray]:
+    """Return all cells as text, in columns."""
+    table = read_csv(
+        rows,
+        ReadOptions(use_threads=threads, block_size=BLOCK, autogenerate_column_names=True),
+        ParseOptions(delimiter=separator, newlines_in_values=quoted),
+        ConvertOptions(column_types={f"f{k}": pa.string() for k in range(width)}),
+    )
+    if table.num_columns != width:
+        raise pa.ArrowInvalid(f"Expected {width} columns, got {table.num_columns}")
+    return table.columns
+
+
+def integers(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
+    """Return cells as integers of this type if all are such, written plainly: "01" and "0x1" are not."""
+    try:
+        found = pc.cast(column, kind)
+    except pa.ArrowInvalid:
+        return None
+    zero = pc.and_(pc.starts_with(column, "0"), pc.greater(pc.binary_length(column), 1))
+    odd = pc.any(pc.or_(zero, pc.starts_with(column, "-0"))).as_py()
+    return None if odd else found
+
+
+def ids(*columns: Sequence[str]) -> list[Any]:
+    """Return columns of ids: all as integers if all are, else all as strings; floats are refused."""
+    if all(INTEGER(cell) for column in columns for cell in column):
+        return [plain_ids([int(cell) for cell in column]) for column in columns]
+    if all(PROPER(cell) for column in columns for cell in column):
+        odd = next(cell for column in columns for cell in column if not INTEGER(cell))
+        raise ValueError(f"has the id {odd!r} among numbers; ids are integers written plainly, or names")
+    for column in columns:
+        if "" in column:
+            raise ValueError(f"has an empty id in data row {list(column).index('') + 1}; fill it or drop the row")
+    return [list(column) for column in columns]
+
+
+def numbers(name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """Return cells as numbers: integers if all are, else float64."""
+    found = _whole(column)
+    found = _floats(column) if found is None else found
+    if found is None:
+        refuse_cell(name, column, NUMBER, "which is no number")
+    return found
+
+
+def refuse_cell(name: str, column: pa.ChunkedArray, is_sound: Callable[[str], Any], why: str) -> NoReturn:
+    """Refuse a column for the first of its cells that is not sound."""
+    cells = column.to_pylist()
+    k = next((k for k, cell in enumerate(cells) if not is_sound(cell)), 0)
+    raise ValueError(f"has the {name} {cells[k]!r} in data row {k + 1}, {why}")
+
+
+def typed(column: pa.ChunkedArray) -> np.ndarray:
+    """Return cells as integers, float64 or truth values if all are, else as strings."""
+    found = _whole(column)
+    if found is None and (found := _floats(column)) is not None:
+        padded = pc.any(pc.match_substring_regex(column, "^[+-]?0[0-9]")).as_py()
+        found = None if padded or all(INTEGER(cell.as_py()) for cell in column) else found
+    if found is not None and len(column):
+        return found
+    if len(column) and pc.all(pc.is_in(column, pa.array(["True", "False"]))).as_py():
+        return pc.equal(column, "True").to_numpy()
+    return strings(column.to_pylist())
+
+
+def _whole(column: pa.ChunkedArray) -> np.ndarray | None:
+    found = integers(column, pa.int64())
+    found = integers(column, pa.uint64()) if found is None else found
+    return None if found is None else found.to_numpy()
+
+
+def _floats(column: pa.ChunkedArray) -> np.ndarray | None:
+    try:
+        return pc.cast(column, pa.float64()).to_numpy()
+    except pa.ArrowInvalid:
+        return None
+
+
+def text_of(what: str, holders: str, values: np.ndarray) -> list[str]:
+    """Return a column as cells that `typed` reads to the same values; refuse it if there are none."""
+    plain, text = values.tolist(), text_cells(values)
+    if text is None and not is_plain(values):
+        raise ValueError(
+            f"graph: {what} has type {values.dtype} and shape {values.shape}, which a text table loses; write {holders}"
+        )
+    cells = [repr(value) for value in plain] if text is None else text
+    back = typed(column_of(cells)).tolist()
+    same = [a == b or (a != a and b != b) for a, b in zip(plain, back, strict=True)]
+    if not all(same) or (plain and type(plain[0]) is not type(back[0])):
+        raise ValueError(
+            f"graph: {what} holds text that reads as numbers, {cells[0]!r}; a text table loses that; write {holders}"
+        )
+    return cells
+
+
+def column_of(cells: Sequence[str]) -> pa.ChunkedArray:
+    """Return cells as a column; those that are no Unicode are refused."""
+    for cell in cells:
+        if "\0" in cell or any("\ud800" <= letter <= "\udfff" for letter in cell):
+            raise ValueError(f"graph: {cell!r} has characters that a text table loses; write .npz")
+    return pa.chunked_array([cells], pa.string())
+
+
+def write_rows(rows: Iterable[Sequence[str]], separator: str) -> str:
+    """Return rows as text; whatever is no plain word or number is in quotes."""
+    lines = []
+    for row in rows:
+        for cell in row:
+            if len(cell) > csv.field_size_limit():
+                raise ValueError(f"graph: a string of {len(cell)} characters is too long for a text table; write .npz")
+        lines.append(separator.join(x if PLAIN(x) else '"' + x.replace('"', '""') + '"' for x in row) + "\n")
+    return "".join(lines)
+
+
+def write_mark(mark: dict[str, Any]) -> str:
+    """Return the comment that says what rows alone do not."""
+    return MARK + to_json(mark) + "\n"
+
+
+def _is_mark(value: Any) -> bool:
+    if (
+        not isinstance(value, dict)
+        or not {"shape"} <= set(value) <= {"shape", "labels"}
+        or not is_shape(value["shape"])
+    ):
+        return False
+    labels = value.get("labels", [])
+    return isinstance(labels, list) and ({type(x) for x in labels} <= {int} or {type(x) for x in labels} <= {str})
