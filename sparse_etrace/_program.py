@@ -1,5 +1,6 @@
 """A jaxpr as a flat list of equations: inlined, evaluated piecewise, and followed by labels."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from ._primitives import INLINED, bind, branches, called, scan, sub_jaxprs
 for _module in (__file__, eqx.__file__, jaxtyping.__file__):
     source_info.register_exclusion(os.path.dirname(_module))
 
+TRACED_BY = os.path.join("sparse_etrace", "_analysis.py")
 Atom = int | jex.Literal
 Labels = frozenset
 
@@ -35,7 +37,7 @@ class Node(NamedTuple):
 
     @property
     def where(self) -> str:
-        return source_info.summarize(self.source)
+        return line(self.source)
 
     @property
     def is_boundary(self) -> bool:
@@ -48,6 +50,14 @@ class Node(NamedTuple):
         with source_info.user_context(self.source.traceback), self.eqn.ctx.manager:
             out = bind(self.eqn, values)
         return list(out) if self.eqn.primitive.multiple_results else [out]
+
+
+def line(source: Any) -> str:
+    """The line of the user's code inside of the model, or nothing: jax 0.8 also knows who asked for the trace."""
+    found = source_info.summarize(source)
+    codes = source.traceback.raw_frames()[0] if source.traceback else []
+    inside = itertools.takewhile(lambda code: not code.co_filename.endswith(TRACED_BY), codes)
+    return found if any(found.startswith(f"{code.co_filename}:") for code in inside) else ""
 
 
 class Program(NamedTuple):
@@ -131,7 +141,7 @@ def flatten(closed: Any) -> Program:
 
         for eqn in jaxpr.eqns:
             inputs = tuple(atom(v) for v in eqn.invars)
-            source = eqn.source_info if caller is None or source_info.summarize(eqn.source_info) else caller
+            source = eqn.source_info if caller is None or line(eqn.source_info) else caller
             if eqn.primitive.name in INLINED:
                 inner = called(eqn)
                 out = walk(inner.jaxpr, inner.consts, inputs, source)
