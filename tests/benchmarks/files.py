@@ -50,7 +50,7 @@ def measure(folder, num_synapses, num_units, repeats):
     for name, label in (("parquet, positions", np.arange(num_units)), ("parquet, ids", ids)):
         pq.write_table(pa.table({"pre": label[pre], "post": label[post], "weight": count}), paths[name])
     path = folder / "graph.mtx"
-    found = {"mtx": in_turns(lambda: scipy.io.mmread(path), lambda: se.read_graph(path), repeats)}
+    found = {"mtx": in_turns(lambda: scipy.io.mmread(path, spmatrix=False), lambda: se.read_graph(path), repeats)}
     for name, path in paths.items():
         found[name] = in_turns(lambda p=path: pq.read_table(p), lambda p=path: se.read_graph(p), repeats)
     path = folder / "graph.csv.gz"
