@@ -60,6 +60,28 @@ def test_dense_units_are_taken_as_a_whole(kind, batch, expected):
     assert is_whole(carry) == expected and oracles.relative_error(got, by_bptt(case)) < TOLERANCE
 
 
+def test_what_is_trained_besides_counts_as_a_whole():
+    """A readout as large as it likes has no influences, but columns of the whole derivative."""
+
+    class Read(eqx.Module):
+        cell: eqx.Module
+        out: eqx.Module
+
+        def __call__(self, state, x):
+            state, h = self.cell(state, x)
+            return state, self.out(h)
+
+    def dense(pre, post):
+        return se.ETraceParam({"weight": jnp.ones((pre, post))}, se.MatMulOp())
+
+    cell = se.cells.LeakyRate(9, dense(3, 9), dense(9, 9))
+    few, many = (
+        se.RTRL(max_influences=2000).init(Read(cell, dense(9, count)), cell.init_state(), jnp.ones(3))
+        for count in (2, 99)
+    )
+    assert is_whole(few) and not is_whole(many)
+
+
 @pytest.mark.parametrize("kind", ["alif_v", "gru_cell", "two", "cut"])
 @pytest.mark.usefixtures("x64")
 def test_mistakes_are_seen(kind):

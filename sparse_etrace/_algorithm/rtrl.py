@@ -95,8 +95,9 @@ class RTRL(InfluenceLearner):
             UnlinkedError: nearly all are reached by nearly all ways, so that the whole derivative takes less time.
         """
         reach = wiring.reach(None, None, self.max_influences)
-        columns, units, batch = len(wiring.columns.row), wiring.num_hidden, math.prod(wiring.links.batch)
-        kept, full = wiring.count(reach, np.arange(reach.shape[0])), columns * units
+        a, units, batch = wiring.links.analysis, wiring.num_hidden, math.prod(wiring.links.batch)
+        trained = sum(leaf.size for leaf in a.program.shapes(a.params[i] for i in a.trained))
+        kept, full = wiring.count(reach, np.arange(reach.shape[0])), trained * units
         if 0 < full <= 2 * kept and batch * full <= self.max_influences:
             along_edges, as_a_whole = kept * len(wiring.edges.sink), full * units * units * batch
             if as_a_whole <= PRODUCTS * along_edges:
