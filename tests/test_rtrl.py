@@ -51,7 +51,7 @@ def test_equals_bptt(kind, monkeypatch):
     assert is_whole(carry) == (kind in WHOLE)
 
 
-@pytest.mark.parametrize("kind, batch, expected", [("rate", (), True), ("lif", (), True), ("rate", (16,), False)])
+@pytest.mark.parametrize("kind, batch, expected", [("rate", (), True), ("gru_cell", (), True), ("rate", (16,), False)])
 @pytest.mark.usefixtures("x64")
 def test_dense_units_are_taken_as_a_whole(kind, batch, expected):
     """Where products of matrices take less time; a batch multiplies the state that they are made of."""
