@@ -20,6 +20,7 @@ from ._algorithm import (
     Learner,
     SnAp,
     ThreeFactor,
+    Window,
 )
 from ._alignment import Alignment, gradient_alignment
 from ._batches import Batches
@@ -105,6 +106,7 @@ __all__ = [
     "Update",
     "Uses",
     "Validation",
+    "Window",
     "cells",
     "check_op",
     "cut",

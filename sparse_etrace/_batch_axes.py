@@ -8,28 +8,29 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from ._analysis import Analysis
 from ._filter import struct
+from ._grouping import Grouping, group
+from ._reading import Reading
 from ._routes import Call
 
 # A model that fits no other batch would be tried with every choice of leaves.
 TRIES = 64
 
 
-def batch_of(analysis: Analysis) -> tuple[int, ...]:
+def batch_of(grouping: Grouping) -> tuple[int, ...]:
     """Batch axes, as the ops count them that lead to hidden state; the fewest of those that have any."""
     found = []
-    for call in analysis.calls:
-        if call.is_op and analysis.stops[call.number]:
-            op, _, x = call.template(analysis.program)
+    for call in grouping.reading.calls:
+        if call.is_op and grouping.stops[call.number]:
+            op, _, x = call.template(grouping.program)
             if not op.is_diagonal:
                 found.append(x.shape[: x.ndim - op.input_ndim])
     return min(filter(None, found), key=len, default=())
 
 
-def _has_batch(analysis: Analysis, call: Call, batch: tuple[int, ...]) -> bool:
+def _has_batch(grouping: Grouping, call: Call, batch: tuple[int, ...]) -> bool:
     """Whether the input of an op has the batch axes in front."""
-    op, _, x = call.template(analysis.program)
+    op, _, x = call.template(grouping.program)
     return not op.is_diagonal and x.shape[: min(len(batch), x.ndim - op.input_ndim)] == batch
 
 
@@ -38,13 +39,13 @@ def axes_of(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """As `as_long_as_a_batch`, for rules that take models whose ops say nothing of a batch; by length there."""
     try:
-        return as_long_as_a_batch(model, state, x, Analysis(model, state, x, train))
+        return as_long_as_a_batch(model, state, x, group(Reading(model, state, x, train)))
     except (ValueError, NotImplementedError):  # units are mixed, or weights depend on state
         return (), ()
 
 
 def as_long_as_a_batch(
-    model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any], analysis: Analysis
+    model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any], grouping: Grouping
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Leaves of the state that are as long as the batch and have no batch axes, and those that do not say.
 
@@ -52,7 +53,7 @@ def as_long_as_a_batch(
     model that fits no other batch tells nothing, and leaves are taken by their length; so are hidden variables that an
     op with batch axes drives.
     """
-    batch = batch_of(analysis)
+    batch = batch_of(grouping)
     given, layout = jax.tree.flatten(struct((state, x)))
     count = len(jax.tree.leaves(state))
     fits = [k for k, leaf in enumerate(given) if batch and leaf.shape[: len(batch)] == batch]
@@ -75,8 +76,8 @@ def as_long_as_a_batch(
 
     driven = {
         k
-        for g in analysis.groups
-        if any(_has_batch(analysis, analysis.calls[r.call], batch) for r in g.routes)
+        for g in grouping.groups
+        if any(_has_batch(grouping, grouping.reading.calls[r.call], batch) for r in g.routes)
         for k in g.variables
     }
     asked = [k for k in fits if k < count and k not in driven]

@@ -1,5 +1,6 @@
 """What the rules share that see a model only from outside: no ops, no groups."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -83,15 +84,6 @@ def joined(trained: PyTree[Any], fixed: PyTree[Any]) -> Callable[[Any, Any], Any
     return lambda state, x: jax.tree.map(jnp.asarray, eqx.combine(trained, fixed)(state, x))
 
 
-def check_carry(expected: PyTree[Any], traces: PyTree[Any]) -> None:
-    """Raise for traces of another shape than `expected`, arrays or structs."""
-    if struct(traces) != struct(expected):
-        raise ValueError(
-            "carry: its traces are not those of this learner and model. Make it with this learner's init, and again "
-            "where the model, its shapes or what is trained has changed."
-        )
-
-
 def by_step(
     step: Callable[..., Any], train: Any, model: Any, carry: Any, xs: PyTree[Any], ys: PyTree[Any], loss_fn: Any
 ) -> tuple[Array, PyTree[Array], PyTree[Array], Any]:
@@ -109,5 +101,6 @@ def by_step(
         (loss, (aux, carry)), grads = loss_of(trained, carry, *now)
         return (carry, jax.tree.map(jnp.add, total, widened(grads))), (loss, aux)
 
-    (carry, grads), (losses, aux) = jax.lax.scan(one, (carry, zeros(trained)), (xs, ys))
+    start = dataclasses.replace(carry, origin=None)  # of which no step says anything
+    (carry, grads), (losses, aux) = jax.lax.scan(one, (start, zeros(trained)), (xs, ys))
     return losses, aux, narrowed(grads, trained), carry

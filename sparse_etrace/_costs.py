@@ -13,8 +13,7 @@ import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
 from ._algorithm import BPTT, D_RTRL, ES_D_RTRL, RTRL, TBPTT, UORO, Hybrid, Learner, SnAp
-from ._algorithm.base import TraceLearner
-from ._algorithm.influence import InfluenceLearner
+from ._algorithm.base import RuleLearner
 from ._graph import Graph
 from ._memory import memory_plan
 from ._op import SpMatMulOp
@@ -124,8 +123,9 @@ def learner_costs(
     state = eqx.filter_eval_shape(lambda: build(graph.weight).init_state(batch))
     rows = []
     for learner in _choice() if learners is None else learners:
-        for length in steps if isinstance(learner, BPTT) else (16,):
-            if isinstance(learner, InfluenceLearner):
+        storage = learner.rule().storage if isinstance(learner, RuleLearner) else None
+        for length in steps if storage and storage.grows else (16,):
+            if storage and storage.max_influences:
                 rows.append(_influences(learner, graph, build, state, batch, length))
             else:
                 rows.append(_planned(learner, model, state, batch, length))
@@ -162,13 +162,14 @@ def _name(learner: Learner) -> str:
     return type(learner).__name__ + (f"({', '.join(options)})" if options else "")
 
 
-def _planned(learner: Learner, model: Any, state: Any, batch: int, steps: int, note: str = "") -> Cost:
+def _planned(
+    learner: Learner, model: Any, state: Any, batch: int, steps: int, note: str = "", gradient: str = ""
+) -> Cost:
     sizes = [sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(tree)) for tree in (model, state)]
     if (batch * sizes[0] + sizes[1]) * max(steps, getattr(learner, "steps", 1)) >= COUNTABLE:
         return Cost(_name(learner), "refused", steps, None, None, "more numbers than XLA can count")
     try:
-        gradient = learner.gradient
-        if isinstance(learner, TraceLearner):
+        if not gradient:
             gradient = max((row.rule for row in explain(learner, model, state, None).rows), key=ORDER.index)
         plan = memory_plan(learner, model, state, None, steps)
     except (ValueError, TypeError, NotImplementedError, MemoryError) as error:
@@ -179,12 +180,12 @@ def _planned(learner: Learner, model: Any, state: Any, batch: int, steps: int, n
 def _influences(learner: Any, graph: Graph, build: Callable[..., Any], state: Any, batch: int, steps: int) -> Cost:
     """As `_planned`, unless there are too many influences; their number is found first."""
     if getattr(learner, "pattern", None) is not None:
-        return _planned(learner, build(graph.weight), state, batch, steps)
+        return _planned(learner, build(graph.weight), state, batch, steps, gradient=learner.gradient)
     known, count = count_influences(graph, getattr(learner, "n", None))
     count *= sum(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(state))
     said = f"{known}{' ' if known else ''}{count:,} influences for each batch element"
     if known != "at least" and count <= min(PLANNED, learner.max_influences):
-        return _planned(learner, build(graph.weight), state, batch, steps, said)
+        return _planned(learner, build(graph.weight), state, batch, steps, said, learner.gradient)
     itemsize = graph.weight.dtype.itemsize
     bound = f", {in_bytes(count * batch * itemsize)} in all"
     if known != "at most" and count > learner.max_influences:

@@ -12,17 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._analysis import Analysis, closure
+from ._grouping import group
 from ._program import Labels, flatten, is_inexact
+from ._reading import Reading
 from ._routes import Group
-from ._step import TAP, Signals, Tap
+from ._step import TAP, Tap, Terms
 from ._sums import wide, widened
 
 OWN, LOSS, RANDOM = "symmetric", "loss", "random"
 
 
-class Feedback(eqx.Module):
-    """What stands in for the learning signal of one hidden leaf, and what is kept behind it.
+class Signal(eqx.Module):
+    """What stands in for the learning signal of one hidden leaf, what is kept behind it, and what ops hold constant.
 
     Attributes:
         leaf: name of the state leaf; None: every learning signal stays as it is.
@@ -31,6 +32,7 @@ class Feedback(eqx.Module):
         key: for a random matrix.
         kappa: decay of the filter on the trace; None for no filter.
         rate_leaf, rate_strength, rate_target: the leaf whose rate is regularised (None: `leaf`), and how.
+        is_late_held: whether ops read what the step before has left of other layers as a constant.
     """
 
     leaf: str | None = None
@@ -40,6 +42,7 @@ class Feedback(eqx.Module):
     rate_leaf: str | None = None
     rate_strength: float = 0.0
     rate_target: float = 0.0
+    is_late_held: bool = False
 
     def __check_init__(self) -> None:
         word = self.source if isinstance(self.source, str) else None
@@ -92,12 +95,12 @@ class Memory(eqx.Module):
     filtered: Array | None
 
 
-def find_leaf(analysis: Analysis, name: str, argument: str) -> int:
+def find_leaf(reading: Reading, name: str | None, argument: str) -> int:
     """Number of a state leaf by its name, or by the last part of its name where that is unique."""
-    names = analysis.state_names
+    names = reading.state_names
     last = [(re.findall(r"\w+", full) or [full])[-1] for full in names]
     found = [i for i, full in enumerate(names) if full == name] or [i for i, part in enumerate(last) if part == name]
-    if len(found) != 1 or not is_inexact(analysis.program.avals[analysis.state[found[0]]]):
+    if len(found) != 1 or not is_inexact(reading.program.avals[reading.state[found[0]]]):
         raise ValueError(
             f"{argument}: expected the name of one floating leaf of the state, got {name!r}. Its leaves are "
             f"{', '.join(map(repr, names))}."
@@ -105,44 +108,33 @@ def find_leaf(analysis: Analysis, name: str, argument: str) -> int:
     return found[0]
 
 
-def join(analysis: Analysis, leaf: int) -> None:
-    """Make a leaf a member of a group: with all whose old value acts on it without passing an op, read or not."""
-    a, groups = analysis, analysis._members
-    leaves = range(len(a.state))
-    acting = {j: {i for i in leaves if ("n", j) in a.direct.get(("h", i), ())} for j in leaves}
-    needed = closure({leaf}, acting)
-    joined = [g for g in groups if needed.intersection(g)]
-    merged = tuple(sorted(needed.union(*joined)))
-    if merged not in groups:
-        analysis._members = sorted([*(g for g in groups if g not in joined), merged])
-
-
 class Teacher:
-    """The executable side of a `Feedback` on an analysed model, whose groups it extends."""
+    """The executable side of a `Signal` on a model that was read, and the groups by which it goes."""
 
-    def __init__(self, feedback: Feedback, analysis: Analysis):
-        self.feedback, self.analysis = feedback, analysis
+    def __init__(self, feedback: Signal, reading: Reading):
+        self.feedback, self.reading = feedback, reading
         self.behind: list[Behind] = []
         self.tap: Tap | None = None
         self.gain = 1.0
-        if feedback.leaf is None:
-            return
-        self.leaf = find_leaf(analysis, feedback.leaf, "leaf")
+        if feedback.leaf is not None:
+            self._take(feedback)
+        self.grouping = group(reading, feedback.is_late_held, [behind.leaf for behind in self.behind])
+
+    def _take(self, feedback: Signal) -> None:
+        self.leaf = find_leaf(self.reading, feedback.leaf, "leaf")
         self._check()
         own, kappa = not feedback.has_matrix and feedback.source == OWN, feedback.kappa
         if kappa is not None:
             self.gain = 1.0 if own else 1 - kappa
             self.behind.append(Behind(self.leaf, kappa, self.gain, False))
         if feedback.rate_strength:
-            self.rate_leaf = find_leaf(analysis, feedback.rate_leaf or feedback.leaf, "rate_leaf")
+            self.rate_leaf = find_leaf(self.reading, feedback.rate_leaf or feedback.leaf, "rate_leaf")
             self.behind.append(Behind(self.rate_leaf, 1.0, 1.0, True))
         if not own or kappa is not None:
             self.tap = Tap(self.new, not own)
-        for behind in self.behind:
-            join(analysis, behind.leaf)
 
     def _check(self) -> None:
-        a = self.analysis
+        a = self.reading
         named = zip(a.state_names, a.new, strict=True)
         taught = [name for name, atom in named if isinstance(atom, int) and ("out",) in a.within_step(("t", atom))]
         new = a.new[self.leaf]
@@ -166,7 +158,7 @@ class Teacher:
         given = self.feedback
         if not given.has_matrix:
             return None
-        a = self.analysis
+        a = self.reading
         out, leaf = a.program.shapes(atom for atom in (a.out[0], self.new) if isinstance(atom, int))
         shapes = {
             k: out.shape[k:] + leaf.shape[k:]
@@ -192,7 +184,7 @@ class Teacher:
 
     def _num_batch(self) -> int | None:
         """Batch axes, as the ops count them whose outputs drive the leaf."""
-        a, found = self.analysis, set()
+        a, found = self.reading, set()
         for call in a.calls:
             if call.is_op and ("n", self.leaf) in a.direct.get(("y", call.number), ()):
                 op, _, x = call.template(a.program)
@@ -201,7 +193,7 @@ class Teacher:
 
     def learned(self, model: Any) -> list[int]:
         """Trained leaves that make B and are otherwise unused."""
-        a = self.analysis
+        a = self.reading
         if not self.feedback.has_matrix or not callable(self.feedback.source):
             return []
         leaves, build = leaves_of(model)
@@ -232,7 +224,7 @@ class Teacher:
 
     def start(self) -> Memory:
         """Memory of zero."""
-        a, total, steps, filtered = self.analysis, None, None, None
+        a, total, steps, filtered = self.reading, None, None, None
         if any(b.is_rate for b in self.behind):
             (rate,) = a.program.shapes([a.state[self.rate_leaf]])
             total, steps = jnp.zeros(rate.shape, wide(rate.dtype)), jnp.zeros(rate.shape, jnp.int32)
@@ -243,6 +235,8 @@ class Teacher:
 
     def remember(self, memory: Memory, new: list[Array]) -> Memory:
         """Memory with one more step, whose new state is given."""
+        if not self.behind:
+            return memory
         total, steps, filtered = memory.total, memory.steps, memory.filtered
         if total is not None and steps is not None:
             total, steps = total + new[self.rate_leaf], steps + 1
@@ -280,37 +274,37 @@ class Teacher:
     @cached_property
     def counts(self) -> list[int]:
         """How many variables of each group have a trace."""
-        return [len(kept) + len(own) for kept, own in map(self._layout, self.analysis.groups)]
+        return [len(kept) + len(own) for kept, own in map(self._layout, self.grouping.groups)]
 
     def _layout(self, group: Group) -> tuple[list[int], list[Behind]]:
         """Positions of a group's own variables that have a trace, and what is kept behind them.
 
         A leaf that is in its group for what is behind it only, and is not read again, needs no trace of its own.
         """
-        a = self.analysis
+        a = self.reading
 
         def acts(i: int) -> bool:
             return any(("n", j) in a.direct.get(("h", i), ()) for j in group.variables)
 
-        kept = [k for k, i in enumerate(group.variables) if i in a.live or acts(i)]
+        kept = [k for k, i in enumerate(group.variables) if i in self.grouping.live or acts(i)]
         return kept, [b for b in self.behind if b.leaf in group.variables]
 
-    def extend(self, signals: Signals, signal: Array | None, before: Memory, after: Memory) -> Signals:
-        """Signals of a window to the traces behind the leaf as well.
+    def extend(self, terms: Terms, signal: Array | None, before: Memory, after: Memory) -> Terms:
+        """Terms of a window to the traces behind the leaf as well.
 
         `b_t = decay b_{t-1} + gain leaf_t` has the rows `gain D[leaf]` and `gain F[leaf]`, and `decay` for itself. The
         loss acts on the old filter by `decay` times the learning signal of the leaf. The rate's part of the gradient is
         `c . b` at the end of the window less that at its start.
         """
         if not self.behind:
-            return signals
-        m, d, f, signal = widened((list(signals.m), list(signals.hidden_jacobian), signals.output_jacobian, signal))
+            return terms
+        m, d, f, signal = widened((list(terms.m), list(terms.hidden_jacobian), terms.output_jacobian, signal))
         last: list[Array | None] = [None] * len(m)
-        for g, group in enumerate(self.analysis.groups):
-            positions, own = self._layout(group)
+        for g, members in enumerate(self.grouping.groups):
+            positions, own = self._layout(members)
             if not own:
                 continue
-            kept, rows = np.array(positions, int), [group.variables.index(b.leaf) for b in own]
+            kept, rows = np.array(positions, int), [members.variables.index(b.leaf) for b in own]
             gains = np.array([b.gain for b in own])
 
             def with_rows(part: Array, kept: Any = kept, rows: Any = rows, gains: Any = gains) -> Array:
@@ -319,10 +313,10 @@ class Teacher:
 
             left = with_rows(d[g])[:, :, kept]
             decays = np.diag([0.0] * len(kept) + [b.decay for b in own])[:, len(kept) :]
-            spread = jnp.asarray(decays, left.dtype).reshape(*decays.shape, *[1] * len(group.shape))
-            right = jnp.broadcast_to(spread, (*left.shape[:2], len(own), *group.shape))
+            spread = jnp.asarray(decays, left.dtype).reshape(*decays.shape, *[1] * len(members.shape))
+            right = jnp.broadcast_to(spread, (*left.shape[:2], len(own), *members.shape))
             d[g] = jnp.concatenate([left, right], axis=2)
-            f.update({(g, r.call): with_rows(f[(g, r.call)]) for r in group.routes})
+            f.update({(g, r.call): with_rows(f[(g, r.call)]) for r in members.routes})
             zero = jnp.zeros(m[g][:, 0].shape, m[g].dtype)
             end, of_own = [zero[0]] * len(kept), []
             for b in own:
@@ -334,7 +328,7 @@ class Teacher:
                     end.append(zero[0])
             m[g] = jnp.concatenate([m[g][:, kept], jnp.stack(of_own, axis=1)], axis=1)
             last[g] = jnp.stack(end)
-        return signals._replace(m=m, hidden_jacobian=d, output_jacobian=f, last=last)
+        return terms._replace(m=m, hidden_jacobian=d, output_jacobian=f, last=last)
 
     def _slope(self, memory: Memory) -> Any:
         """What the sum of the trace of the rate is multiplied by: `strength (mean rate - target) / steps`."""

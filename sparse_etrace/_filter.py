@@ -132,3 +132,8 @@ def refuse_zero(name: str, allow_zero: tuple[str, ...], used: bool) -> None:
             f"model: {name!r} would never get a gradient: {why}. Remove it, leave it out with train=..., or allow it "
             f"with allow_zero=({name!r},)."
         )
+
+
+def is_array_like(leaf: Any) -> bool:
+    """Whether a leaf is an array, or its shape and type."""
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)

@@ -161,7 +161,7 @@ def start(wiring: Wiring, reach: sp.csr_array, limit: int, rule: tuple) -> Calla
     links = wiring.links
     edge_weight = jnp.asarray(wiring.edges.weight, jnp.int32)
     column_weight = jnp.asarray(wiring.columns.weight[columns], jnp.int32)
-    avals = [links.program.avals[links.analysis.state[i]] for i in links.leaves]
+    avals = [links.program.avals[links.grouping.reading.state[i]] for i in links.leaves]
     avals += [c.y(links.program) for c in links.carriers]
     dtype = wide(joined(float if not avals else avals[0].dtype, *(a.dtype for a in avals)))
     kept = np.asarray(blocks.hidden)[np.asarray(blocks.pattern)]
@@ -190,7 +190,7 @@ def weights_of(links: Links, weights: dict[int, tuple[tuple, tuple]]) -> Array:
     return jnp.concatenate([*leaves, one])
 
 
-class Signals(NamedTuple):
+class InfluenceTerms(NamedTuple):
     """What one step says to the influences, units first and the batch behind; over several, with a leading time axis.
 
     Attributes:
@@ -204,9 +204,9 @@ class Signals(NamedTuple):
     signal: Array
 
 
-def signals(
+def terms(
     links: Links, values: list[Array], xs: dict[int, Any], m: list[Array], n: dict[int, Array], dtype: Any
-) -> Signals:
+) -> InfluenceTerms:
     """Signals of a step from the derivatives along its links, the inputs of ops, and the learning signals."""
     batch = math.prod(links.batch)
 
@@ -219,14 +219,14 @@ def signals(
 
     inputs = [behind(xs[c.number]) for c in links.carriers if xs.get(c.number) is not None]
     by_output = [of_output(n[c.number], links.size(("y", c.number))) for c in links.carriers]
-    return Signals(
+    return InfluenceTerms(
         jnp.concatenate([jnp.zeros((0, batch), dtype), *(behind(v) for v in values)]),
         jnp.concatenate([*inputs, jnp.ones((1, batch), dtype)]),
         jnp.concatenate([jnp.zeros((0, batch), dtype), *(behind(part) for part in m), *by_output]),
     )
 
 
-def window(old: Influences, weights: Array, said: Signals) -> tuple[Influences, Array]:
+def window(old: Influences, weights: Array, said: InfluenceTerms) -> tuple[Influences, Array]:
     """Influences behind several steps, and the gradient of all weights of the carriers by the old ones."""
     dtype, size = old.values.dtype, old.blocks.size
     if not size:

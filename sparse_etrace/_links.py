@@ -1,7 +1,6 @@
 """One step as a graph: units of hidden variables, op inputs and op outputs that act on one another without an op."""
 
 import math
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -10,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._analysis import Analysis
+from ._grouping import Grouping
 from ._linear import check_linear, refuse_bent
 from ._positions import Mixed, follow
 from ._program import is_inexact, vjp_jaxpr
-from ._routes import Call, derivative_forward, jacobian_forward, op_free_map
-from ._step import Step
+from ._routes import derivative_forward, jacobian_forward, op_free_map
 
 Node = tuple[str, int]
 """`("h", leaf)` old or new state, `("x", call)` input and `("y", call)` output of an op call."""
@@ -45,13 +43,15 @@ class Link(NamedTuple):
 
 
 class Links:
-    """The links of an analysed model. All hidden state is cut into batch axes, in front, and units."""
+    """The links of a grouped model. All hidden state is cut into batch axes, in front, and units."""
 
-    def __init__(self, analysis: Analysis):
-        self.analysis = analysis
-        self.program = analysis.program
-        self.leaves = sorted(analysis.cluster)
-        self.carriers = [c for c in analysis.calls if c.is_op and analysis.stops[c.number]]
+    def __init__(self, grouping: Grouping):
+        self.grouping = grouping
+        self.program = grouping.program
+        self.leaves = sorted(grouping.cluster)
+        self.carriers = [c for c in grouping.reading.calls if c.is_op and grouping.stops[c.number]]
+        mine = {c.number: c for c in [*self.carriers, *grouping.reading.learning]}
+        self.watched = [mine[number] for number in sorted(mine)]
         self.batch = self._batch()
 
     def _batch(self) -> tuple[int, ...]:
@@ -72,16 +72,16 @@ class Links:
         if not found:
             # Elementwise parameters only: what is in front of their axes.
             own = max((len(c.y(self.program).shape) for c in self.carriers), default=0)
-            hidden = [self.program.avals[self.analysis.state[i]].shape for i in self.leaves[:1]]
+            hidden = [self.program.avals[self.grouping.reading.state[i]].shape for i in self.leaves[:1]]
             batch = hidden[0][: len(hidden[0]) - own] if hidden and own else ()
         if 0 in batch:
             raise UnlinkedError(f"state: expected at least one batch element, got batch axes {batch}.")
         for i in self.leaves:
-            shape = self.program.avals[self.analysis.state[i]].shape
+            shape = self.program.avals[self.grouping.reading.state[i]].shape
             if shape[: len(batch)] != batch:
                 raise UnlinkedError(
-                    f"state: {self.analysis.state_names[i]!r} of shape {shape} has the batch axes {batch} elsewhere "
-                    "than in front. Put them first, or use se.RTRL()."
+                    f"state: {self.grouping.reading.state_names[i]!r} of shape {shape} has the batch axes {batch} "
+                    "elsewhere than in front. Put them first, or use se.RTRL()."
                 )
         return batch
 
@@ -89,9 +89,9 @@ class Links:
         """Units of a node, without batch axes."""
         kind, number = node
         if kind == "h":
-            shape = self.program.avals[self.analysis.state[number]].shape
+            shape = self.program.avals[self.grouping.reading.state[number]].shape
         else:
-            call = self.analysis.calls[number]
+            call = self.grouping.reading.calls[number]
             op, _, x = call.template(self.program)
             if op.is_diagonal:
                 return math.prod(call.y(self.program).shape)
@@ -100,7 +100,7 @@ class Links:
 
     def _sinks(self) -> list[tuple[Node, int, list[Node]]]:
         """Each sink with its value, and the nodes that act on it, diagonal calls apart."""
-        a = self.analysis
+        a = self.grouping.reading
         sinks = [(("h", i), a.new[i], ("n", i)) for i in self.leaves]
         sinks += [(("x", c.number), x, ("x", c.number)) for c in self.carriers for x in c.x_atoms]
         sources: list[Node] = [*(("h", i) for i in self.leaves), *(("y", c.number) for c in self.carriers)]
@@ -112,10 +112,12 @@ class Links:
 
     def _value(self, node: Node) -> int:
         kind, number = node
-        return self.analysis.state[number] if kind == "h" else self.analysis.calls[number].node.outputs[0]
+        return (
+            self.grouping.reading.state[number] if kind == "h" else self.grouping.reading.calls[number].node.outputs[0]
+        )
 
     def _is_diagonal(self, node: Node) -> bool:
-        return node[0] == "y" and self.analysis.calls[node[1]].template(self.program)[0].is_diagonal
+        return node[0] == "y" and self.grouping.reading.calls[node[1]].template(self.program)[0].is_diagonal
 
     @cached_property
     def all(self) -> list[Link]:
@@ -155,14 +157,14 @@ class Links:
         shape = self.program.avals[value].shape
         numbers = np.arange(math.prod(shape)).reshape(shape)
         values = [self._value(s) for s in sources]
-        fn, rest = op_free_map(self.program, self.analysis.calls, values, [value])
+        fn, rest = op_free_map(self.program, self.grouping.reading.calls, values, [value])
         closed, _ = vjp_jaxpr(fn, self.program.shapes(values), *self.program.shapes(rest))
         check_linear(self.name(sink), closed, [len(sources)])
         return follow(closed.jaxpr, closed.consts, [None] * len(sources) + [numbers] + [None] * len(rest))
 
     def _refuse_complex(self, sink: Node) -> None:
         """An influence is one number, and what a complex op makes of it would be two."""
-        call = self.analysis.calls[sink[1]]
+        call = self.grouping.reading.calls[sink[1]]
         _, _, x = call.template(self.program)
         if any(jax.dtypes.issubdtype(a.dtype, np.complexfloating) for a in (x, call.y(self.program))):
             raise UnlinkedError(
@@ -174,7 +176,7 @@ class Links:
     def _landing(self, source: Node, sink: Node, value: int) -> Any:
         """For each entry of the sink, the one of the source that acts on it."""
         y = self._value(source)
-        fn, rest = op_free_map(self.program, self.analysis.calls, [y], [value])
+        fn, rest = op_free_map(self.program, self.grouping.reading.calls, [y], [value])
         aval = self.program.avals[y]
         refuse_bent(self.name(sink), fn, self.program.shapes([y]), *self.program.shapes(rest))
 
@@ -212,9 +214,17 @@ class Links:
         """A node in words."""
         kind, number = node
         if kind == "h":
-            return f"the hidden state {self.analysis.state_names[number]!r}"
+            return f"the hidden state {self.grouping.reading.state_names[number]!r}"
         what = "the input" if kind == "x" else "the output"
-        return f"{what} of the op called at {self.analysis.calls[number].node.where}"
+        return f"{what} of the op called at {self.grouping.reading.calls[number].node.where}"
+
+    def together(self, by_leaf: dict[int, Array]) -> list[Array]:
+        """What there is by each state leaf, in their order."""
+        return [by_leaf[i] for i in self.leaves]
+
+    def jacobians(self, known: dict[int, Any]) -> tuple[list[Array]]:
+        """The values of all links."""
+        return (self.values(known),)
 
     def values(self, known: dict[int, Any]) -> list[Array]:
         """Derivatives along each link, `(batch, places)`, at known inputs and op outputs."""
@@ -223,38 +233,14 @@ class Links:
         for value, links in self._into:
             values = [self._value(link.source) for link in links if not link.forward]
             if values:
-                fn, rest = op_free_map(self.program, self.analysis.calls, values, [value])
+                fn, rest = op_free_map(self.program, self.grouping.reading.calls, values, [value])
                 others = [known[i] for i in rest]
                 out, pull = jax.vjp(lambda v, fn=fn, others=others: fn(v, *others), [known[i] for i in values])
                 found += [d.reshape(count, -1) for d in pull([jnp.ones_like(o) for o in out])[0]]
             for link in links:
                 if link.forward:
                     y = self._value(link.source)
-                    fn, rest = op_free_map(self.program, self.analysis.calls, [y], [value])
+                    fn, rest = op_free_map(self.program, self.grouping.reading.calls, [y], [value])
                     (along,) = derivative_forward(fn, known[y], tuple(known[i] for i in rest))
                     found.append(along.reshape(count, -1))
         return found
-
-
-class LinkStep(Step):
-    """A step whose derivatives are those along links, and those of the loss by all hidden state."""
-
-    def __init__(self, links: Links):
-        super().__init__(links.analysis)
-        self.links = links
-
-    @cached_property
-    def _watched(self) -> list[Call]:
-        mine = {c.number: c for c in [*self.links.carriers, *self.analysis.learning]}
-        return [mine[number] for number in sorted(mine)]
-
-    @cached_property
-    def _live(self) -> list[int]:
-        return self.links.leaves
-
-    def _pull(self, vjp: Callable[..., Any], cts: list[Array]) -> tuple:
-        plain, old, n, by_x = vjp(cts)
-        return old, n, plain, by_x
-
-    def _jacobians(self, known: dict[int, Any]) -> tuple:
-        return (self.links.values(known),)

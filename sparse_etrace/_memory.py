@@ -9,14 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ._algorithm import Learner
-from ._algorithm.base import TraceLearner
-from ._analysis import Analysis
-from ._filter import nbytes, struct, trained_filter
-from ._influence import Influences
+from ._filter import is_array_like, nbytes, struct, trained_filter
 from ._numbers import whole
 from ._program import is_inexact
-from ._report import analyse, is_array_like
-from ._routes import Call
 from ._table import as_table, data_frame, in_bytes
 
 
@@ -80,11 +75,16 @@ def memory_plan(
     for name, number in (("steps", steps), ("chunk", chunk)):
         if number is not None and whole(name, number) < 1:
             raise ValueError(f"{name}: expected at least 1, got {number}.")
-    carry = learner.carry_shapes(model, state, x)
+    engine = learner.prepare(model, state, x)
+    carry = engine.carry_shapes(model, state, x)
     arrays, static = eqx.partition(model, is_array_like)
     arrays, carry_arrays = struct(arrays), eqx.filter(carry, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-    size = min(chunk or _window_steps(learner, model, carry, x) or steps, steps)
-    xs = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape), a.dtype), struct(x))
+
+    def stacked(count: int) -> Any:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype), struct(x))
+
+    size = min(chunk or engine.window_steps(model, carry, stacked(1)) or steps, steps)
+    xs = stacked(size)
 
     def window(arrays: Any, carry: Any, xs: Any) -> Any:
         ys = None if jax.tree.leaves(xs) else jnp.zeros(size)
@@ -92,7 +92,7 @@ def memory_plan(
         def loss(out: Any, y: Any) -> tuple[Any, None]:
             return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(out) if is_inexact(leaf)), None
 
-        result = learner.window(eqx.combine(arrays, static), carry, xs, ys, loss)
+        result = engine.window(eqx.combine(arrays, static), carry, xs, ys, loss)
         return result.losses, result.grads, result.carry
 
     memory: Any = jax.jit(window).lower(arrays, carry_arrays, xs).compile().memory_analysis()
@@ -105,43 +105,9 @@ def memory_plan(
         "inputs of other windows": nbytes(xs) // size * (steps - size),
         "gradients": nbytes(trained),
     }
-    if isinstance(carry.traces, Influences):
-        buffers["trace of all parameters"] = nbytes(carry.traces.values)
-        buffers["indices of the trace"] = nbytes(carry.traces) - nbytes(carry.traces.values)
-    elif not isinstance(learner, TraceLearner):
-        buffers["trace of all parameters"] = nbytes(carry.traces)
-    else:
-        buffers["memory of the rule"] = nbytes(carry.memory)
-        analysis = analyse(learner, model, state, x)
-        for call in analysis.learning:
-            owners = _owners(analysis, call)
-            size = nbytes(carry.traces[call.number])
-            if size:
-                name = f"trace of {owners}"
-                buffers[name] = buffers.get(name, 0) + size
+    buffers |= {name: nbytes(part) for name, part in engine.buffers(carry).items()}
     buffers["new state and traces"] = nbytes(carry)
     counted = sum(buffers.values()) - buffers["inputs of other windows"]
     planned = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     buffers["workspace"] = max(planned - counted, 0)
     return Plan(buffers)
-
-
-def _window_steps(learner: Learner, model: Any, carry: Any, x: Any) -> int | None:
-    """Steps that `online_grad` takes at once, of a model and a carry whose arrays may be `jax.ShapeDtypeStruct`."""
-    found: list[int | None] = []
-
-    def ask(model: Any, carry: Any, xs: Any) -> None:
-        found.append(learner.window_steps(model, carry, xs))
-
-    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), struct(x))
-    eqx.filter_eval_shape(ask, model, carry, one)
-    return found[0]
-
-
-def _owners(analysis: Analysis, call: Call) -> str:
-    names = [
-        analysis.param_names[i]
-        for i in analysis.trained
-        if any(s[:2] == ("w", call.number) for s in analysis.within_step(("p", i)))
-    ]
-    return ", ".join(names)

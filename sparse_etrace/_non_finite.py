@@ -11,10 +11,9 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._algorithm import Learner
-from ._analysis import Analysis
 from ._filter import leaf_names
 from ._program import is_inexact
-from ._step import Step
+from ._reading import Reading
 from ._updates import Point, Task, all_finite, one_update, starting
 
 
@@ -101,16 +100,16 @@ def _first_bad_unit(model: Any, state: PyTree[Array], xs: PyTree[Array], start: 
 
 def _synapse(learner: Learner, model: Any, state: Any, x: Any, name: str, index: tuple[int, ...]) -> str:
     """The synapse or the unit of one entry of a parameter, where the op that uses it says so."""
-    analysis = Analysis(model, state, x, learner.train)
-    number = analysis.param_names.index(name)
+    reading = Reading(model, state, x, learner.train)
+    number = reading.param_names.index(name)
     params = jax.tree.leaves(eqx.filter(model, eqx.is_array))
-    weights = Step(analysis).weights(params)
-    for call in analysis.learning:
+    weights = reading.weights(params)
+    for call in reading.learning:
         for leaf in range(len(call.weight_atoms)):
-            if ("w", call.number, leaf) not in analysis.within_step(("p", number)):
+            if ("w", call.number, leaf) not in reading.within_step(("p", number)):
                 continue
             op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
-            given = call.template(analysis.program)[2]
+            given = call.template(reading.program)[2]
             if (shape := jax.tree.leaves(v)[leaf].shape) != params[number].shape:
                 return ""
             if given is not None:

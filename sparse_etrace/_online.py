@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from ._algorithm import Carry, Learner
 from ._constant import constant, held, is_traced
-from ._filter import refuse_varying
+from ._filter import refuse_varying, trained_filter
 from ._numbers import whole
 from ._origin import check_origin, scaled
 from ._sums import narrowed, widened, zeros
@@ -101,7 +101,8 @@ def gradient(
 ) -> tuple:
     """`online_grad` of arrays that were checked; always with `aux` at the end."""
     steps = jax.tree.leaves((xs, ys))[0].shape[0]
-    size = min(chunk or learner.window_steps(model, carry, xs) or steps, steps)
+    engine = learner.prepare(model, carry.state, jax.tree.map(lambda a: a[0], xs), carry)
+    size = min(chunk or engine.window_steps(model, carry, xs) or steps, steps)
     count, rest = divmod(steps, size)
 
     def paired(out: Any, y: Any) -> tuple[Array, Any]:
@@ -122,7 +123,7 @@ def gradient(
         return loss, aux
 
     def run(carry: Carry, part: tuple[Any, Any]) -> Any:
-        result = learner.window(model, carry, part[0], part[1], paired)
+        result = engine.window(model, carry, part[0], part[1], paired)
         return dataclasses.replace(result.carry, origin=carry.origin), (result.losses, result.aux, result.grads)
 
     parts = []
@@ -134,7 +135,7 @@ def gradient(
             carry, (losses, aux, grads) = run(carry, part)
             return (carry, jax.tree.map(jnp.add, total, widened(grads))), (losses, aux)
 
-        like = jax.eval_shape(run, carry, jax.tree.map(lambda a: a[0], cut))[1][2]
+        like = eqx.filter(model, trained_filter(model, learner.train))
         (carry, grads), stacked = jax.lax.scan(add, (carry, zeros(like)), cut)
         parts.append((*jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), stacked), grads))
     else:

@@ -19,7 +19,7 @@ from ._primitives import INLINED, bind, branches, called, scan, sub_jaxprs
 for _module in (__file__, eqx.__file__, jaxtyping.__file__):
     source_info.register_exclusion(os.path.dirname(_module))
 
-TRACED_BY = os.path.join("sparse_etrace", "_analysis.py")
+TRACED_BY = os.path.join("sparse_etrace", "_reading.py")
 Atom = int | jex.Literal
 Labels = frozenset
 

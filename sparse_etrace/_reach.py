@@ -114,7 +114,7 @@ class Wiring:
                 continue
             call = link.sink[1]
             kind, leaf = link.source
-            is_cut = kind == "h" and links.analysis.cluster[leaf] in links.analysis.stops[call]
+            is_cut = kind == "h" and links.grouping.cluster[leaf] in links.grouping.stops[call]
             order = np.argsort(sink, kind="stable")
             for uses, begin in self.uses[call]:
                 if uses.pre is not None:
@@ -129,10 +129,10 @@ class Wiring:
     def _find_columns(self, every: bool) -> Columns:
         links, begin = self.links, 0
         found: list[tuple[np.ndarray, ...]] = []
-        learning = {c.number for c in links.analysis.learning if every or c.call.traced}
+        learning = {c.number for c in links.grouping.reading.learning if every or c.call.traced}
         num_inputs = sum(self._input_size(c) for c in links.carriers)
         for call in links.carriers:
-            trained = links.analysis.weight_is_trained(call)
+            trained = links.grouping.reading.weight_is_trained(call)
             for (uses, first), is_trained in zip(self.uses[call.number], trained, strict=True):
                 if is_trained and call.number in learning:
                     x = np.full(len(uses.post), num_inputs) if uses.pre is None else uses.pre + begin

@@ -11,15 +11,11 @@ import jax
 from jaxtyping import PyTree
 
 from ._algorithm import Learner
-from ._algorithm.base import TraceLearner
-from ._analysis import Analysis, closure
-from ._filter import struct
-from ._influence import Influences
-from ._notes import cuts_behind, ends_at, memory_elsewhere, one_step_only, untraced_recurrence
-from ._routes import Call
-from ._support import reached as reached_entries
+from ._engine import Use
+from ._filter import is_array_like, struct
+from ._grouping import group
+from ._reading import Reading
 from ._table import as_table, data_frame
-from ._traces import routes_of
 
 ORDER = (
     "exact", "unbiased", "truncated", "diagonal", "factorised", "feedback", "same-step only", "no gradient"
@@ -108,55 +104,36 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
         >>> print(se.explain(se.D_RTRL(), cell, cell.init_state(), jnp.ones(2)).rows[0].rule)
         exact
     """
-    carry = learner.carry_shapes(model, state, x)
-    analysis = analyse(learner, model, state, x)
-    traced = isinstance(learner, TraceLearner)
+    engine = learner.prepare(model, state, x)
+    carry = engine.carry_shapes(model, state, x)
+    grouping = engine.grouping or group(Reading(model, state, x, learner.train))
+    reading = grouping.reading
+    by_step = learner.gradient if engine.grouping is None else "same-step only"
     params = jax.tree.leaves(eqx.filter(model, is_array_like))
-    is_known = traced and not any(isinstance(p, jax.ShapeDtypeStruct) for p in params)
-    reached = reached_entries(analysis, params, *map(jax.tree.leaves, (struct(state), struct(x)))) if is_known else {}
-    dropping = _dropping(analysis)
-    shapes = analysis.program.shapes(analysis.params)
-    rows = []
-    notes = memory_elsewhere(analysis) if traced else []
-    if traced and (calls := untraced_recurrence(analysis)):
-        notes.append(one_step_only(analysis, calls))
-    for i in analysis.trained:
-        uses = [
+    is_known = not any(isinstance(p, jax.ShapeDtypeStruct) for p in params)
+    reached = engine.reached(params, *map(jax.tree.leaves, (struct(state), struct(x)))) if is_known else {}
+    shapes = reading.program.shapes(reading.params)
+    rows, notes = [], engine.notes()
+    for i in reading.trained:
+        calls = [
             (call, leaf)
-            for call in analysis.learning
+            for call in reading.learning
             for leaf in range(len(call.weight_atoms))
-            if ("w", call.number, leaf) in analysis.within_step(("p", i))
+            if ("w", call.number, leaf) in reading.within_step(("p", i))
         ]
-        rules, kept, groups = [], [], []
-        for call, leaf in uses:
-            if isinstance(learner, TraceLearner):
-                rules.append(_rule(analysis, learner, call, leaf, dropping))
-                kept += _kept(carry.traces[call.number], leaf)
-                members = [analysis.groups[g].variables for g, _ in routes_of(analysis, call)]
-                groups += [tuple(analysis.state_names[j] for j in m) for m in members]
-            elif isinstance(carry.traces, Influences):
-                (count,) = [k for c, j, k in carry.traces.counts if (c, j) == (call.number, leaf)] or [0]
-                if not count:
-                    rules.append(_without_trace(analysis, call))
-                else:
-                    cuts = cuts_behind(analysis, call)
-                    notes += [ends_at(cuts)] if cuts else []
-                    is_exact = _diagonal(analysis, call, dropping) == "exact"
-                    rules.append("exact" if is_exact else "truncated" if cuts else learner.gradient)
-                    values = carry.traces.values
-                    kept += [jax.ShapeDtypeStruct((count, *values.shape[1:]), values.dtype)]
-            else:
-                rules.append(learner.gradient)
-        if i in analysis.plain:
-            hidden = any(s[0] == "n" and s[1] in analysis.live for s in analysis.outside_ops(i))
-            by_step = traced or isinstance(carry.traces, Influences)
-            rules.append("exact" if not hidden else "same-step only" if by_step else learner.gradient)
+        uses = [engine.use(carry, *call) or Use(learner.gradient) for call in calls]
+        rules, kept = [use.rule for use in uses], [shape for use in uses for shape in use.traces]
+        notes += [note for use in uses for note in use.notes]
+        groups = [tuple(reading.state_names[j] for j in group) for use in uses for group in use.groups]
+        if i in reading.plain:
+            hidden = any(s[0] == "n" and s[1] in grouping.live for s in reading.outside_ops(i))
+            rules.append(by_step if hidden else "exact")
         rows.append(
             Row(
-                analysis.param_names[i],
+                reading.param_names[i],
                 shapes[i].shape,
                 # A cell of the library that is the model itself has no line of the user's.
-                tuple(" at ".join(filter(None, (c.op_name, os.path.basename(c.node.where)))) for c, _ in uses),
+                tuple(" at ".join(filter(None, (c.op_name, os.path.basename(c.node.where)))) for c, _ in calls),
                 tuple(dict.fromkeys(groups)),
                 tuple(k.shape for k in kept),
                 sum(math.prod(k.shape) * k.dtype.itemsize for k in kept),
@@ -168,60 +145,6 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
     return Report(tuple(rows), tuple(dict.fromkeys(notes)))
 
 
-def analyse(learner: Learner, model: Any, state: Any, x: Any) -> Analysis:
-    """The analysis of a model whose arrays may be `jax.ShapeDtypeStruct`."""
-    found: list[Analysis] = []
-
-    def analyse(model: Any) -> None:
-        if isinstance(learner, TraceLearner):
-            found.append(learner.taught(model, state, x)[0])
-        else:
-            found.append(Analysis(model, state, x, learner.train))
-
-    eqx.filter_eval_shape(analyse, model)
-    return found[0]
-
-
-def _dropping(analysis: Analysis) -> set[int]:
-    """State leaves from which some influence on later outputs is dropped: ops carry it on to hidden state."""
-    readers = {i: [s[1] for s in analysis.direct.get(("h", i), ()) if s[0] == "x"] for i in range(len(analysis.state))}
-    return {i for i, calls in readers.items() if any(analysis.stops[c] for c in calls)}
-
-
-def _rule(analysis: Analysis, learner: TraceLearner, call: Call, leaf: int, dropping: set[int]) -> str:
-    if routes_of(analysis, call):
-        if learner.gradient != "exact":
-            return learner.gradient
-        if not learner.full_leaves(analysis, call)[leaf]:
-            return "factorised"
-        return _diagonal(analysis, call, dropping)
-    return _without_trace(analysis, call)
-
-
-def _without_trace(analysis: Analysis, call: Call) -> str:
-    hit = {s[1] for s in analysis.within_step(("y", call.number)) if s[0] == "n"} & set(analysis.cluster)
-    return "same-step only" if hit else "exact"
-
-
-def _diagonal(analysis: Analysis, call: Call, dropping: set[int]) -> str:
-    hit = {s[1] for s in analysis.within_step(("y", call.number)) if s[0] == "n"} & set(analysis.cluster)
-    straight = {s[1] for s in analysis.direct[("y", call.number)] if s[0] == "n"}
-    later = closure(hit, {i: analysis.op_free(i) for i in range(len(analysis.state))})
-    return "exact" if hit <= straight and not later & dropping else "diagonal"
-
-
-def _kept(trace: Any, leaf: int) -> list[Any]:
-    """Traces of one weight leaf of a call, or the factors that stand for them."""
-    full = [jax.tree.leaves(t, is_leaf=lambda e: e is None)[leaf] for t in trace.full]
-    if all(e is None for e in full) and trace.factors is not None:
-        return [trace.factors.x, *trace.factors.f]
-    return [e for e in full if e is not None]
-
-
 def _times(shape: tuple[int, ...]) -> str:
     """A shape as it is read: 2x3."""
     return "x".join(map(str, shape)) or "one"
-
-
-def is_array_like(leaf: Any) -> bool:
-    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)

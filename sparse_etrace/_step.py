@@ -1,19 +1,19 @@
-"""Run one step of an analysed model, and take its derivatives where the learning rules want them."""
+"""Run one step of a model that was read, and take its derivatives where the learning rules want them."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._analysis import Analysis
+from ._grouping import Grouping
 from ._program import Atom, Labels, Node, constant, is_inexact
+from ._reading import Weights
 from ._routes import Call, Group, derivative_forward, op_free_map
 from ._sums import widened
 
-OTHER = "anything but old state"
 TAP = -1
 
 
@@ -28,7 +28,7 @@ class Tap(NamedTuple):
     is_cut: bool
 
 
-class Signals(NamedTuple):
+class Terms(NamedTuple):
     """What one step says to the traces; over several steps, each with a leading time axis.
 
     Attributes:
@@ -37,7 +37,7 @@ class Signals(NamedTuple):
         m: for each group, derivative of the loss by its old variables, `(variables, *hidden)`.
         hidden_jacobian: D for each group, `(variables, variables, *hidden)`.
         output_jacobian: F for each (group, op call), `(variables, *y)`.
-        last: for each group, derivative by its variables behind the last step, without time axis; None for zero.
+        last: for each group, derivative by its variables after the last step, without time axis; None for zero.
     """
 
     x: dict[int, Any]
@@ -48,36 +48,90 @@ class Signals(NamedTuple):
     last: list[Array | None] | None = None
 
 
+class Along(Protocol):
+    """Which derivatives of a step are wanted."""
+
+    @property
+    def leaves(self) -> list[int]:
+        """State leaves by whose old value the loss is differentiated."""
+
+    @property
+    def watched(self) -> Sequence[Call]:
+        """Op calls by whose outputs it is."""
+
+    def together(self, by_leaf: dict[int, Array]) -> list[Array]:
+        """The derivatives by state leaves, as they are wanted."""
+
+    def jacobians(self, known: dict[int, Any]) -> tuple:
+        """Derivatives of the op-free map, at known inputs and op outputs."""
+
+
+class ByGroup:
+    """D and F of all hidden groups, and the derivatives of the loss by the variables of each."""
+
+    def __init__(self, grouping: Grouping):
+        self.grouping, self.reading, self.program = grouping, grouping.reading, grouping.program
+        self.watched = self.reading.learning
+
+    @cached_property
+    def leaves(self) -> list[int]:
+        """Live state leaves."""
+        return sorted(i for g in self.grouping.groups for i in g.variables)
+
+    def together(self, by_leaf: dict[int, Array]) -> list[Array]:
+        """For each group, what there is by its leaves, `(variables, *hidden)`."""
+        return [jnp.stack([by_leaf[i] for i in g.variables]) for g in self.grouping.groups]
+
+    def jacobians(self, known: dict[int, Any]) -> tuple:
+        """D and F of all groups, at known inputs and op outputs."""
+        d, f = [], {}
+        for number, group in enumerate(self.grouping.groups):
+            hidden, output = self._jacobian(group, known)
+            f.update({(number, c): value for c, value in output.items()})
+            d.append(hidden)
+        return d, f
+
+    def _jacobian(self, group: Group, known: dict[int, Any]) -> tuple[Array, dict[int, Array]]:
+        """D and F of one group: one VJP with ones for each of its variables."""
+        a = self.reading
+        calls = [a.calls[r.call] for r in group.routes]
+        dense = [c for c in calls if not c.template(self.program)[0].is_diagonal]
+        sources = [a.state[i] for i in group.variables] + [c.node.outputs[0] for c in dense]
+        new = [a.new[i] for i in group.variables]
+        fn, rest = op_free_map(self.program, a.calls, sources, new)
+        others = [known[i] for i in rest]
+        out, vjp = jax.vjp(lambda v: fn(v, *others), [known[i] for i in sources])
+        count = len(out)
+        found = [vjp([jnp.full_like(o, float(i == k)) for i, o in enumerate(out)])[0] for k in range(count)]
+        hidden = jnp.stack([jnp.stack(row[:count]) for row in found])
+        output = {c.number: jnp.stack([row[count + k] for row in found]) for k, c in enumerate(dense)}
+        for c in calls:
+            if c not in dense:
+                y = c.node.outputs[0]
+                fn_y, rest_y = op_free_map(self.program, a.calls, [y], new)
+                output[c.number] = jnp.stack(derivative_forward(fn_y, known[y], tuple(known[i] for i in rest_y)))
+        return hidden, output
+
+
 class Step:
-    """The executable side of an `Analysis`.
+    """The executable side of a `Grouping`.
 
     Args:
-        analysis: of the model.
+        grouping: of the model.
+        along: the derivatives that are wanted.
         tap: makes one of its values an output.
-        updates: for each cluster, values behind which its old state counts as this step's: as the cluster `k` itself,
-            and in front of them as `~k`. None: old state is `k` everywhere.
     """
 
-    def __init__(self, analysis: Analysis, tap: Tap | None = None, updates: dict[int, set[int]] | None = None):
-        self.analysis, self.tap, self.updates = analysis, tap, updates
-        self.program = analysis.program
-
-    def weights(self, params: list[Array]) -> dict[int, tuple[tuple, tuple]]:
-        """Own arrays and weights of every op call, computed once from the parameters."""
-        calls = [c for c in self.analysis.calls if c.is_op]
-        wanted = [a for c in calls for a in (*c.op_atoms, *c.weight_atoms)]
-        values = iter(self.program.evaluate(dict(zip(self.analysis.params, params, strict=True)), wanted))
-        return {
-            c.number: (tuple(next(values) for _ in c.op_atoms), tuple(next(values) for _ in c.weight_atoms))
-            for c in calls
-        }
+    def __init__(self, grouping: Grouping, along: Along | None = None, tap: Tap | None = None):
+        self.grouping, self.reading, self.program = grouping, grouping.reading, grouping.program
+        self.along, self.tap = along or ByGroup(grouping), tap
 
     def forward(
         self,
         params: list[Array],
         state: list[Array],
         x: list[Array],
-        weights: dict[int, tuple[tuple, tuple]],
+        weights: Weights,
         deltas: dict[int, Array],
     ) -> tuple[list[Array], tuple[list[Array], dict[int, Any], list[Array]]]:
         """One step in which each op reads the old state of the groups that it feeds as a constant.
@@ -100,14 +154,14 @@ class Step:
             value = values[(atom, stop)]
             return jax.lax.stop_gradient(value) if is_constant else value
 
-        index = {c.node.outputs: c for c in self.analysis.calls}
+        index = {c.node.outputs: c for c in self.reading.calls}
         for node, stop in self._plan:
             if not node.is_boundary:
                 inner = self._inside(node, stop)
                 out = node.run([get(a, inner) for a in node.inputs])
             else:
                 call = index[node.outputs]
-                args = [get(a, stop | self.analysis.stops[call.number]) for a in call.x_atoms]
+                args = [get(a, stop | self.grouping.stops[call.number]) for a in call.x_atoms]
                 if not call.is_op:
                     out = node.run(args)
                 else:
@@ -116,55 +170,37 @@ class Step:
                     out = [y + deltas[call.number] if call.number in deltas else y]
                     found[call.number] = given
             for o, v in zip(node.outputs, out, strict=True):
-                variant = stop & self._depends[o]
+                variant = stop & self.grouping.depends[o]
                 if self.tap and o == self.tap.number:
                     tapped = tapped if variant else [v]
                     v = jax.lax.stop_gradient(v) if self.tap.is_cut else v + deltas[TAP]
                 values[(o, variant)] = v
-        everything = [get(a, Labels()) for c in self.analysis.calls for a in c.node.outputs]
+        everything = [get(a, Labels()) for c in self.reading.calls for a in c.node.outputs]
         new, out = (
             [get(a, Labels()) if isinstance(a, int) else constant(a) for a in atoms]
-            for atoms in (self.analysis.new, self.analysis.out)
+            for atoms in (self.reading.new, self.reading.out)
         )
-        xs = {c.number: found[c.number] for c in self._watched}
+        xs = {c.number: found[c.number] for c in self.along.watched}
         return out + tapped, (new, xs, everything)
 
     def _needed(self, atom: int, stop: Labels) -> tuple[Labels, bool]:
         """Which variant of a value to take when the old state of the clusters `stop` is constant."""
-        stop = stop & self._depends[atom]
-        if stop and self._depends[atom] <= stop:
+        stop = stop & self.grouping.depends[atom]
+        if stop and self.grouping.depends[atom] <= stop:
             return Labels(), True
         return stop, False
 
     def _inside(self, node: Node, stop: Labels) -> Labels:
         """What the inputs of an equation take as constant, given what its outputs do."""
-        updated = [k for k, values in (self.updates or {}).items() if k in stop and values.intersection(node.outputs)]
+        updated = [
+            k for k, values in (self.grouping.updates or {}).items() if k in stop and values.intersection(node.outputs)
+        ]
         return stop.union(~k for k in updated)
-
-    @cached_property
-    def _depends(self) -> list[Labels]:
-        """Clusters whose old state a value depends on, and `OTHER` where it depends on more than old state."""
-        a = self.analysis
-        found: list[Labels] = [Labels()] * len(self.program.avals)
-        for i in [*a.params, *a.x]:
-            found[i] = Labels([OTHER])
-        for i, cluster in a.cluster.items():
-            found[a.state[i]] = Labels([cluster if self.updates is None else ~cluster])
-        index = {c.node.outputs: c.number for c in a.calls}
-        for node in self.program.nodes:
-            union = Labels().union(*(found[v] for v in node.inputs if isinstance(v, int)))
-            if node.is_boundary:
-                union = (union - a.stops[index[node.outputs]]) | {OTHER}
-            for o in node.outputs:
-                late = [k for k, values in (self.updates or {}).items() if o in values and ~k in union]
-                behind = (union - {~k for k in late}).union(late)
-                found[o] = behind if hasattr(self.program.avals[o], "dtype") else Labels()
-        return found
 
     @cached_property
     def _plan(self) -> list[tuple[Any, Labels]]:
         """Equations to run, each once for every set of clusters that some reader takes as constant."""
-        a = self.analysis
+        a = self.reading
         wanted: dict[int, set[Labels]] = {}
 
         def ask(atom: Atom, stop: Labels) -> None:
@@ -183,7 +219,7 @@ class Step:
                 call = index.get(node.outputs) if node.is_boundary else None
                 inputs = node.inputs if call is None else call.x_atoms
                 for atom in inputs:
-                    ask(atom, self._inside(node, stop) if call is None else stop | a.stops[call.number])
+                    ask(atom, self._inside(node, stop) if call is None else stop | self.grouping.stops[call.number])
                 plan.append((node, stop))
         return plan[::-1]
 
@@ -192,7 +228,7 @@ class Step:
         params: list[Array],
         state: list[Array],
         x: list[Array],
-        weights: dict[int, tuple[tuple, tuple]],
+        weights: Weights,
     ) -> tuple[list[Array], list[Array], Callable[..., tuple], Callable[[], tuple]]:
         """One step with its derivatives.
 
@@ -201,8 +237,8 @@ class Step:
             `(m, n, gradients of the plain parameters, gradients by x)`, and a function that gives the inputs of the op
             calls and the Jacobians D and F. With a tap, `pull` takes its derivative as well, behind the others.
         """
-        a = self.analysis
-        live = self._live
+        a = self.reading
+        live = self.along.leaves
         floating_x = [i for i, v in enumerate(x) if is_inexact(v)]
 
         def loss_part(plain: list[Array], old: list[Array], deltas: dict[int, Array], xs: list[Array]) -> Any:
@@ -216,7 +252,7 @@ class Step:
             out, aux = self.forward(with_plain, with_old, with_x, weights, deltas)
             return [v for v in out if is_inexact(v)], (out, *aux)
 
-        deltas = {c.number: jnp.zeros(c.y(self.program).shape, c.y(self.program).dtype) for c in self._watched}
+        deltas = self.silence(state)[1]
         if self.tap and not self.tap.is_cut:
             (tapped,) = self.program.shapes([self.tap.number])
             deltas[TAP] = jnp.zeros(tapped.shape, tapped.dtype)
@@ -226,28 +262,23 @@ class Step:
         def jacobians() -> tuple:
             known = dict(zip(self.program.inputs, [*params, *state, *x], strict=True))
             known |= dict(zip([o for c in a.calls for o in c.node.outputs], ys, strict=True))
-            return xs, *self._jacobians(known)
+            return xs, *self.along.jacobians(known)
 
         return out[: len(a.out)], new, jax.tree_util.Partial(self._pull, vjp), jacobians
 
     def _pull(self, vjp: Callable[..., Any], cts: list[Array]) -> tuple:
-        a = self.analysis
         plain, old, n, by_x = vjp(cts)
-        by_leaf = dict(zip(self._live, old, strict=True))
-        return [jnp.stack([by_leaf[i] for i in g.variables]) for g in a.groups], n, plain, by_x
+        return self.along.together(dict(zip(self.along.leaves, old, strict=True))), n, plain, by_x
 
-    @property
-    def _watched(self) -> Sequence[Call]:
-        """Op calls by whose outputs the loss is differentiated."""
-        return self.analysis.learning
-
-    @cached_property
-    def _live(self) -> list[int]:
-        return sorted(i for g in self.analysis.groups for i in g.variables)
+    def silence(self, state: list[Array]) -> tuple[list[Array], dict[int, Array]]:
+        """Learning signals `m` and `n` of zero."""
+        m = self.along.together({i: jnp.zeros_like(state[i]) for i in self.along.leaves})
+        shapes = {c.number: c.y(self.program) for c in self.along.watched}
+        return m, {number: jnp.zeros(y.shape, y.dtype) for number, y in shapes.items()}
 
     def by_parameter(self, params: list[Array], dv: dict[int, list[Array]], plain: list[Array]) -> dict[int, Array]:
         """Gradients of the trained leaves: those by the weights on synapses pulled back, those outside of ops added."""
-        a = self.analysis
+        a = self.reading
         wanted, cts = [], []
         for c in a.learning:
             for atom, ct, is_trained in zip(c.weight_atoms, dv[c.number], a.weight_is_trained(c), strict=True):
@@ -265,33 +296,3 @@ class Step:
         for i, extra in zip(a.plain, plain, strict=True):
             grads[i] = (widened(grads[i]) + extra).astype(grads[i].dtype)
         return grads
-
-    def _jacobians(self, known: dict[int, Any]) -> tuple:
-        """D and F of all groups, at known inputs and op outputs."""
-        d, f = [], {}
-        for number, group in enumerate(self.analysis.groups):
-            hidden, output = self._jacobian(group, known)
-            f.update({(number, c): value for c, value in output.items()})
-            d.append(hidden)
-        return d, f
-
-    def _jacobian(self, group: Group, known: dict[int, Any]) -> tuple[Array, dict[int, Array]]:
-        """D and F of one group: one VJP with ones for each of its variables."""
-        a = self.analysis
-        calls = [a.calls[r.call] for r in group.routes]
-        dense = [c for c in calls if not c.template(self.program)[0].is_diagonal]
-        sources = [a.state[i] for i in group.variables] + [c.node.outputs[0] for c in dense]
-        new = [a.new[i] for i in group.variables]
-        fn, rest = op_free_map(self.program, a.calls, sources, new)
-        others = [known[i] for i in rest]
-        out, vjp = jax.vjp(lambda v: fn(v, *others), [known[i] for i in sources])
-        count = len(out)
-        found = [vjp([jnp.full_like(o, float(i == k)) for i, o in enumerate(out)])[0] for k in range(count)]
-        hidden = jnp.stack([jnp.stack(row[:count]) for row in found])
-        output = {c.number: jnp.stack([row[count + k] for row in found]) for k, c in enumerate(dense)}
-        for c in calls:
-            if c not in dense:
-                y = c.node.outputs[0]
-                fn_y, rest_y = op_free_map(self.program, a.calls, [y], new)
-                output[c.number] = jnp.stack(derivative_forward(fn_y, known[y], tuple(known[i] for i in rest_y)))
-        return hidden, output

@@ -13,7 +13,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from ._analysis import Analysis
+from ._grouping import Grouping
 from ._positions import moved
 from ._primitives import CALLS, PLACED, bind, branches, called, scan
 from ._program import is_inexact, is_key
@@ -151,7 +151,7 @@ def _scan(eqn: Any, values: list[Value]) -> list[Value]:
     return [*carry, *stacked]
 
 
-def reached(analysis: Analysis, params: list[Any], state: list[Any], x: list[Any]) -> dict[int, int]:
+def reached(grouping: Grouping, params: list[Any], state: list[Any], x: list[Any]) -> dict[int, int]:
     """Entries of each trained leaf that a derivative of `out` reaches.
 
     State, input and what is trained may be anything: a readout that starts at zero does not stay there.
@@ -160,36 +160,36 @@ def reached(analysis: Analysis, params: list[Any], state: list[Any], x: list[Any
         params: all arrays of the model.
         state, x: arrays or shapes.
     """
-    step = Step(analysis)
+    step = Step(grouping)
 
     def gradients(params: list[Any], state: list[Any], x: list[Any], cts: list[Any]) -> list[Any]:
-        weights = step.weights(params)
+        weights = step.reading.weights(params)
         _, _, pull, jacobians = step.run(params, state, x, weights)
         m, n, plain, _ = pull(cts)
         xs, d, f = jacobians()
         taught = {}
-        for call in analysis.learning:
+        for call in grouping.reading.learning:
             op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
-            y, routes = n[call.number], routes_of(analysis, call)
+            y, routes = n[call.number], routes_of(grouping, call)
             for g, route in routes:
                 heard = m[g]
                 for _ in range(len(heard)):
                     heard = heard + jnp.sum(d[g] * heard[:, None], axis=0)
-                landed = route.spread(heard, len(analysis.groups[g].shape)) * f[(g, call.number)]
+                landed = route.spread(heard, len(grouping.groups[g].shape)) * f[(g, call.number)]
                 landed = jnp.sum(landed, axis=0).astype(y.dtype)
                 y = y + (route.total(landed, y) if op.is_diagonal else landed)
             ones = None if op.is_diagonal else jnp.ones_like(xs[call.number])
             taught[call.number] = jax.tree.leaves(sum_to(op.xy_to_dw(ones, y, v), v))
         grads = step.by_parameter(params, taught, plain)
-        return [grads[i] for i in analysis.trained]
+        return [grads[i] for i in grouping.reading.trained]
 
-    program = analysis.program
-    cts = [s for s in program.shapes(a for a in analysis.out if isinstance(a, int)) if is_inexact(s)]
+    program = grouping.program
+    cts = [s for s in program.shapes(a for a in grouping.reading.out if isinstance(a, int)) if is_inexact(s)]
     closed = jax.make_jaxpr(gradients)(params, state, x, cts)
 
     def anything(leaf: Any) -> Value:
         return np.ones(leaf.shape, bool) if is_inexact(leaf) else None
 
-    values = [anything(p) if i in analysis.trained else known(p) for i, p in enumerate(params)]
+    values = [anything(p) if i in grouping.reading.trained else known(p) for i, p in enumerate(params)]
     found = support(closed, [*values, *map(anything, [*state, *x, *cts])])
-    return {i: int(np.sum(leaf)) for i, leaf in zip(analysis.trained, found, strict=True) if leaf is not None}
+    return {i: int(np.sum(leaf)) for i, leaf in zip(grouping.reading.trained, found, strict=True) if leaf is not None}

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ._analysis import Analysis
 from ._filter import nbytes
+from ._grouping import Grouping
 from ._program import cast
+from ._reading import Weights
 from ._routes import Call, Route
-from ._step import Signals
+from ._step import Terms
 from ._sums import dot, is_narrow, joined, matmul, matvec, mixed, rounded, wide, widened
 
 
@@ -44,43 +45,43 @@ class CallTrace(NamedTuple):
     windows: Array | None = None
 
 
-def routes_of(analysis: Analysis, call: Call) -> list[tuple[int, Route]]:
+def routes_of(grouping: Grouping, call: Call) -> list[tuple[int, Route]]:
     """The groups that an op call is traced into, and how its output lands on their units."""
-    return [(g, r) for g, group in enumerate(analysis.groups) for r in group.routes if r.call == call.number]
+    return [(g, r) for g, group in enumerate(grouping.groups) for r in group.routes if r.call == call.number]
 
 
-def per_unit_leaves(analysis: Analysis, call: Call) -> list[bool]:
+def per_unit_leaves(grouping: Grouping, call: Call) -> list[bool]:
     """For each weight leaf of a call, whether its slot is the target unit itself."""
-    op, v, _ = call.template(analysis.program)
+    op, v, _ = call.template(grouping.program)
     paths = jax.tree_util.tree_flatten_with_path(v)[0]
     return [op.is_diagonal or (bool(p) and getattr(p[0], "key", None) in op.per_unit) for p, _ in paths]
 
 
-def can_filter(analysis: Analysis, call: Call) -> bool:
+def can_filter(grouping: Grouping, call: Call) -> bool:
     """Whether the input of a call is a number that can be low-pass filtered, and not an index."""
-    _, _, x = call.template(analysis.program)
+    _, _, x = call.template(grouping.program)
     if x is None or not jax.dtypes.issubdtype(x.dtype, jnp.integer):
         return True
-    y = call.y(analysis.program)
+    y = call.y(grouping.program)
     try:
         given = jax.ShapeDtypeStruct(x.shape, y.dtype)
-        call.shapes_of(analysis.program, lambda op, v, x: op.xw_to_y(x, v), given)
+        call.shapes_of(grouping.program, lambda op, v, x: op.xw_to_y(x, v), given)
     except TypeError:
         return False
     return True
 
 
-def slot_shapes(analysis: Analysis, call: Call, group: int) -> list[Any]:
+def slot_shapes(grouping: Grouping, call: Call, group: int) -> list[Any]:
     """Shapes of the trace of each weight leaf of a call, without the axis of hidden variables."""
-    op, _, x = call.template(analysis.program)
-    aval = call.y(analysis.program)
-    shape = analysis.groups[group].shape if op.is_diagonal else aval.shape
+    op, _, x = call.template(grouping.program)
+    aval = call.y(grouping.program)
+    shape = grouping.groups[group].shape if op.is_diagonal else aval.shape
     y = jax.ShapeDtypeStruct(shape, aval.dtype)
-    return jax.tree.leaves(call.shapes_of(analysis.program, lambda op, v, x, y: op.xy_to_dw(x, y, v), x, y))
+    return jax.tree.leaves(call.shapes_of(grouping.program, lambda op, v, x, y: op.xy_to_dw(x, y, v), x, y))
 
 
 def init_trace(
-    analysis: Analysis, call: Call, full: Sequence[bool], dtype: Any, counts: Sequence[int], only_input: bool = False
+    grouping: Grouping, call: Call, full: Sequence[bool], dtype: Any, counts: Sequence[int], only_input: bool = False
 ) -> CallTrace:
     """Traces of zero.
 
@@ -90,15 +91,15 @@ def init_trace(
         counts: for each group, how many variables have a trace.
         only_input: the input is the only factor.
     """
-    _, v, x = call.template(analysis.program)
-    routes = routes_of(analysis, call)
-    trained = analysis.weight_is_trained(call)
-    y = call.y(analysis.program)
+    _, v, x = call.template(grouping.program)
+    routes = routes_of(grouping, call)
+    trained = grouping.reading.weight_is_trained(call)
+    y = call.y(grouping.program)
     traces = []
     for g, _ in routes:
         leaves = [
             jnp.zeros((counts[g], *s.shape), _stored(s.dtype, dtype)) if keep and f else None
-            for s, keep, f in zip(slot_shapes(analysis, call, g), trained, full, strict=True)
+            for s, keep, f in zip(slot_shapes(grouping, call, g), trained, full, strict=True)
         ]
         traces.append(jax.tree.unflatten(jax.tree.structure(v), leaves))
     factors = None
@@ -118,15 +119,15 @@ def _stored(exact: Any, wanted: Any) -> Any:
     return joined(wanted, jnp.complex64)
 
 
-def bytes_of_step(analysis: Analysis, counts: Sequence[int]) -> int:
+def bytes_of_step(grouping: Grouping, counts: Sequence[int]) -> int:
     """What a step says to the traces: inputs and signals of ops; m, D, lam, P by group; F and coefficients by route."""
     total = 0
-    for call in analysis.learning:
-        y = call.y(analysis.program)
-        per_unit = 1 + sum(2 * counts[g] + 1 for g, _ in routes_of(analysis, call))
-        total += nbytes(call.template(analysis.program)[2]) + per_unit * nbytes(y)
-    for group, count in zip(analysis.groups, counts, strict=True):
-        (state,) = analysis.program.shapes([analysis.state[group.variables[0]]])
+    for call in grouping.reading.learning:
+        y = call.y(grouping.program)
+        per_unit = 1 + sum(2 * counts[g] + 1 for g, _ in routes_of(grouping, call))
+        total += nbytes(call.template(grouping.program)[2]) + per_unit * nbytes(y)
+    for group, count in zip(grouping.groups, counts, strict=True):
+        (state,) = grouping.program.shapes([grouping.reading.state[group.variables[0]]])
         total += 2 * count * (1 + count) * nbytes(state)
     return total
 
@@ -151,10 +152,10 @@ def adjoint(hidden_jacobian: Array, m: Array, last: Array | None = None) -> tupl
 
 
 def advance(
-    analysis: Analysis,
-    weights: dict[int, tuple[tuple, tuple]],
+    grouping: Grouping,
+    weights: Weights,
     traces: dict[int, CallTrace],
-    signals: Signals,
+    terms: Terms,
     decay: float,
     only: str | None = None,
 ) -> tuple[dict[int, CallTrace], dict[int, list[Array]]]:
@@ -166,30 +167,30 @@ def advance(
     Returns:
         The new traces, and for each op call the gradient of its weights (a list of leaves).
     """
-    last = signals.last or [None] * len(signals.m)
-    adjoints = [adjoint(*widened(parts)) for parts in zip(signals.hidden_jacobian, signals.m, last, strict=True)]
+    last = terms.last or [None] * len(terms.m)
+    adjoints = [adjoint(*widened(parts)) for parts in zip(terms.hidden_jacobian, terms.m, last, strict=True)]
     new, gradients = {}, {}
-    for call in analysis.learning:
+    for call in grouping.reading.learning:
         new[call.number], gradients[call.number] = _advance_call(
-            analysis, call, weights[call.number], traces[call.number], signals, adjoints, decay, only
+            grouping, call, weights[call.number], traces[call.number], terms, adjoints, decay, only
         )
     return new, gradients
 
 
 def _advance_call(
-    analysis: Analysis,
+    grouping: Grouping,
     call: Call,
     weights: tuple[tuple, tuple],
     trace: CallTrace,
-    signals: Signals,
+    terms: Terms,
     adjoints: list[tuple[Array, Array, Array, Array]],
     decay: float,
     only: str | None,
 ) -> tuple[CallTrace, list[Array]]:
     op, given, _ = call.unflatten(*weights, call.x_atoms)
-    v, x, n = widened(given), signals.x[call.number], widened(signals.n[call.number])
+    v, x, n = widened(given), terms.x[call.number], widened(terms.n[call.number])
     noise = None if trace.windows is None else mixed(trace.windows * jnp.uint32(0x85EBCA77), call.number)
-    trained, routes = analysis.weight_is_trained(call), routes_of(analysis, call)
+    trained, routes = grouping.reading.weight_is_trained(call), routes_of(grouping, call)
     in_full = [f is not None for f in _leaves(trace.full[0])] if routes else [False] * len(trained)
     parts: list[list[Array | None]] = []
 
@@ -202,8 +203,8 @@ def _advance_call(
         sampled(x, n, trained)
     full = []
     for number, (g, route) in enumerate(routes if any(in_full) else []):
-        ndim = len(analysis.groups[g].shape)
-        f = signals.output_jacobian[(g, call.number)].astype(n.dtype)
+        ndim = len(grouping.groups[g].shape)
+        f = terms.output_jacobian[(g, call.number)].astype(n.dtype)
         lam, p, lam_0, p_0 = (route.spread(part, ndim).astype(n.dtype) for part in adjoints[g])
         entering, direct = jax.vmap(matvec)(p, f), jax.vmap(dot)(lam, f)
         if number == 0 and not op.is_diagonal:
@@ -219,7 +220,7 @@ def _advance_call(
             parts.append(_leaves(route.total(gradient, v) if op.is_diagonal else gradient))
     factors = trace.factors
     if factors is not None:
-        factors, filtered, taught = _filter(analysis, call, routes, factors, signals, decay, noise)
+        factors, filtered, taught = _filter(grouping, call, routes, factors, terms, decay, noise)
         sampled(filtered, taught, [keep and not is_full for keep, is_full in zip(trained, in_full, strict=True)])
     total = []
     for leaf, *found in zip(jax.tree.leaves(given), *parts, strict=True):
@@ -234,16 +235,16 @@ def _leaves(tree: PyTree[Any]) -> list[Any]:
 
 
 def _filter(
-    analysis: Analysis,
+    grouping: Grouping,
     call: Call,
     routes: list[tuple[int, Route]],
     factors: Factors,
-    signals: Signals,
+    terms: Terms,
     decay: float,
     noise: Array | None,
 ) -> tuple[Factors, Array, Array]:
     """Factors through a window: the filtered input and the signal that it meets, at each step."""
-    dtype = wide(signals.n[call.number].dtype)
+    dtype = wide(terms.n[call.number].dtype)
     stored = factors
 
     def step(factors: Factors, now: tuple) -> tuple[Factors, tuple[Array, Array]]:
@@ -254,7 +255,7 @@ def _filter(
         taught = (1 - decay) * n
         f = []
         for (g, route), old, (d, m, f_now) in zip(routes, factors.f, parts, strict=True):
-            ndim = len(analysis.groups[g].shape)
+            ndim = len(grouping.groups[g].shape)
             d, m, f_now = (part.astype(dtype) for part in (route.spread(d, ndim), route.spread(m, ndim), f_now))
             taught = taught + decay * dot(m, old)
             f.append(decay * matvec(d, old) + (1 - decay) * f_now)
@@ -262,10 +263,10 @@ def _filter(
         return Factors(filtered, tuple(f), factors.steps + 1), (filtered, taught / correction)
 
     kept = routes if stored.f else []
-    parts = [(signals.hidden_jacobian[g], signals.m[g], signals.output_jacobian[(g, call.number)]) for g, _ in kept]
+    parts = [(terms.hidden_jacobian[g], terms.m[g], terms.output_jacobian[(g, call.number)]) for g, _ in kept]
     start = Factors(stored.x.astype(dtype), tuple(f.astype(dtype) for f in stored.f), stored.steps)
-    x = signals.x[call.number].astype(dtype)
-    new, (filtered, taught) = jax.lax.scan(step, start, (x, widened(signals.n[call.number]), parts), unroll=len(x) == 1)
+    x = terms.x[call.number].astype(dtype)
+    new, (filtered, taught) = jax.lax.scan(step, start, (x, widened(terms.n[call.number]), parts), unroll=len(x) == 1)
     leaves, layout = jax.tree.flatten(stored)
     found = [
         rounded(a, b.dtype, mixed(noise, len(routes) + i))

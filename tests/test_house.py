@@ -18,8 +18,9 @@ PACKAGE = ROOT / "sparse_etrace"
 # A module imports only modules above it.
 HOUSE = """
     _numbers _table _columns _sums _windows _connectivity _labels _graph _build _edges _convert _files _transform
-    _kernels _op _param _primitives _program _linear _constant _positions _routes _filter _origin _analysis
-    _batch_axes _step _late _links _reach _influence _traces _support _notes _feedback _black_box _algorithm _online
+    _kernels _op _param _primitives _program _linear _constant _positions _routes _filter _origin _reading
+    _grouping _batch_axes _step _links _reach _influence _traces _support _notes _feedback _engine _trace_engine
+    _influence_engine _black_box _algorithm _online
     _batches _updates _non_finite _facts _checkpoint _fit_options _fit_result _fit_file
     _fit_loop _fit _report _memory _alignment surrogate cells _inspect _costs
     datasets plot demo cli
@@ -28,7 +29,6 @@ HOUSE = """
 FIRST = {
     "_files": ("base", "columns", "npz", "arrow", "text"),
     "_kernels": ("native", "products"),
-    "_algorithm": ("base", "influence"),
 }
 MAX_LINES = 400
 

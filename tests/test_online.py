@@ -120,6 +120,25 @@ def test_the_window_changes_nothing(x64, learner, steps, chunk):
     assert relative_error((losses, grads, carry.state), (*expected[:2], expected[2].state)) < 1e-12
 
 
+@pytest.mark.parametrize("learner", [se.D_RTRL(), se.ES_D_RTRL(decay=0.8), se.OSTL(), se.SnAp(n=2)], ids=name)
+def test_a_gradient_reads_a_model_once(learner):
+    """However many windows it has, and whatever their lengths."""
+    calls = []
+
+    class Seen(eqx.Module):
+        net: eqx.Module
+
+        def __call__(self, state, x):
+            calls.append(x)
+            return self.net(state, x)
+
+    model, (xs, ys) = Seen(net()), stream(40)
+    carry = learner.init(model, model.net.init_state(), xs[0])
+    calls.clear()
+    se.online_grad(learner, squared, model, carry, xs, ys, chunk=16)
+    assert len(calls) == 1
+
+
 def test_the_window_of_bptt_cuts(x64):
     """Each window of BPTT is a gradient of its own; without `chunk` there is one window."""
     model, (xs, ys) = net(), stream(7)

@@ -1,6 +1,6 @@
 """The learners, one file each."""
 
-from .base import Carry as Carry, Learner as Learner
+from .base import Carry as Carry, Learner as Learner, Window as Window
 from .bptt import BPTT as BPTT
 from .d_rtrl import D_RTRL as D_RTRL
 from .e_prop import EProp as EProp

@@ -1,6 +1,6 @@
 """Backpropagation through time, the exact and memory-hungry reference."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._black_box import check_reach, joined, split
+from .._engine import Carry, Engine, Loss, Model, Rule, Storage, Task, Window
 from .._filter import trained_filter
 from .._sums import narrowed, widened
-from .base import Carry, Learner, Window
+from .base import RuleLearner
 
 
-class BPTT(Learner):
+class BPTT(RuleLearner):
     """Reverse-mode differentiation through all steps of a window; exact, with memory that grows with the window.
 
     `online_grad(..., chunk=K)` differentiates through `K` steps and cuts the carry between windows; `chunk=None`
@@ -34,26 +35,42 @@ class BPTT(Learner):
     train: Any = None
     allow_zero: tuple[str, ...] = ()
 
-    @property
-    def is_differentiable(self) -> bool:
-        """True: nothing is cut inside a call of `online_grad`."""
-        return True
+    def rule(self) -> Rule:
+        """Nothing is kept."""
+        return Rule(Nothing())
 
-    def init(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Carry:
-        """Check that every trained leaf reaches the output; see `D_RTRL.init`."""
-        check_reach(model, state, x, self.train, self.allow_zero)
+
+@dataclass(frozen=True)
+class Nothing(Storage):
+    """No traces; nothing is cut inside a call of `online_grad`."""
+
+    is_differentiable = True
+    grows = True
+
+    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> "Backward":
+        """The model is seen from outside."""
+        return Backward(task)
+
+
+class Backward(Engine):
+    """Reverse mode through a window."""
+
+    def __init__(self, task: Task):
+        self.task = task
+
+    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+        """Check that every trained leaf reaches the output."""
+        check_reach(model, state, x, self.task.train, self.task.allow_zero)
         return Carry(jax.tree.map(jnp.asarray, state), None)
 
-    @eqx.filter_jit
-    def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
+    def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         """One step of the model, differentiable also with respect to `carry`."""
-        state, out = joined(*split(model, self.train))(carry.state, x)
+        state, out = joined(*split(model, self.task.train))(carry.state, x)
         return Carry(state, None), out
 
-    def window(
-        self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Callable[..., Any]
-    ) -> Window:
-        trained, fixed = eqx.partition(model, trained_filter(model, self.train))
+    def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
+        """Steps differentiated together."""
+        trained, fixed = eqx.partition(model, trained_filter(model, self.task.train))
 
         @eqx.filter_grad(has_aux=True)
         def total(summed: PyTree[Array]) -> tuple[Array, Any]:

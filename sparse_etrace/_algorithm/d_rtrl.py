@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from .._analysis import Analysis
-from .._routes import Call
-from .base import TraceLearner
+from .._engine import Rule
+from .._trace_engine import Traces
+from .base import RuleLearner
 
 
-class D_RTRL(TraceLearner):
+class D_RTRL(RuleLearner):
     """Diagonal RTRL: exact through each unit's own memory, blind to memory that passes through ops.
 
     `dv_s += sum_a m[i,a] eps_s[a] + n[i] x[j]`, then `eps_s[a] <- sum_b D[i,a,b] eps_s[b] + F[i,a] x[j]`, for a synapse
@@ -33,5 +33,6 @@ class D_RTRL(TraceLearner):
     trace_dtype: Any = None
     allow_zero: tuple[str, ...] = ()
 
-    def is_full(self, analysis: Analysis, call: Call) -> list[bool]:
-        return [True] * len(call.weight_atoms)
+    def rule(self) -> Rule:
+        """A trace for each synapse, and the model's own learning signal."""
+        return Rule(Traces(dtype=self.trace_dtype))

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from .._analysis import Analysis
-from .._feedback import Feedback
+from .._engine import Rule
+from .._feedback import Signal
 from .._numbers import number, real
-from .._routes import Call
-from .base import TraceLearner
+from .._trace_engine import Traces
+from .base import RuleLearner
 
 
-class EProp(TraceLearner):
+class EProp(RuleLearner):
     """E-prop: traces of D-RTRL, and a broadcast of the output errors in place of the learning signal of one leaf.
 
     With `z` the new value of the leaf, `e_s` its trace `dz/dv`, and the matrix `B`, `dv_s += l[i] ebar_s`,
@@ -64,13 +64,10 @@ class EProp(TraceLearner):
     allow_zero: tuple[str, ...] = ()
 
     def __check_init__(self) -> None:
-        _ = self.teaching
+        self.rule()
 
-    @property
-    def teaching(self) -> Feedback:
-        """Feedback onto the leaf."""
+    def rule(self) -> Rule:
+        """A trace for each synapse, and feedback onto the leaf."""
         rate = (self.rate_leaf, self.rate_strength, self.rate_target)
-        return Feedback(self.leaf, self.feedback, self.key, self.kappa, *rate)
-
-    def is_full(self, analysis: Analysis, call: Call) -> list[bool]:
-        return [True] * len(call.weight_atoms)
+        signal = Signal(self.leaf, self.feedback, self.key, self.kappa, *rate)
+        return Rule(Traces(dtype=self.trace_dtype), signal)

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from .._analysis import Analysis
+from .._engine import Rule
 from .._numbers import number, real
-from .._routes import Call
+from .._trace_engine import Traces
 from .._traces import per_unit_leaves
-from .base import TraceLearner
+from .base import RuleLearner
 
 
-class ES_D_RTRL(TraceLearner):
+class ES_D_RTRL(RuleLearner):
     """D-RTRL with factorised traces, memory of the order of units instead of synapses.
 
     `xhat <- alpha xhat + x`; `dv_s += xhat[j] (alpha sum_a m[i,a] fhat[i,a] + (1 - alpha) n[i]) / (1 - alpha^(t+1))`;
@@ -41,10 +41,6 @@ class ES_D_RTRL(TraceLearner):
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay: expected 0 <= decay < 1, got {self.decay}. It is the share of the old factor.")
 
-    @property
-    def factor_decay(self) -> float:
-        """Share of the old factor."""
-        return self.decay
-
-    def is_full(self, analysis: Analysis, call: Call) -> list[bool]:
-        return per_unit_leaves(analysis, call)
+    def rule(self) -> Rule:
+        """Factors, and the model's own learning signal."""
+        return Rule(Traces(per_unit_leaves, self.decay, dtype=self.trace_dtype))

@@ -3,15 +3,17 @@
 import math
 from typing import Any
 
-from .._analysis import Analysis
+from .._engine import Rule
+from .._grouping import Grouping
 from .._numbers import number, real
 from .._param import ETraceGrad
 from .._routes import Call
+from .._trace_engine import Traces
 from .._traces import per_unit_leaves, routes_of, slot_shapes
-from .base import TraceLearner
+from .base import RuleLearner
 
 
-class Hybrid(TraceLearner):
+class Hybrid(RuleLearner):
     """D-RTRL or ES-D-RTRL, parameter by parameter, as their `ETraceGrad` says.
 
     `full` keeps one trace per synapse, `approx` factors, `adaptive` the smaller of the two.
@@ -40,24 +42,25 @@ class Hybrid(TraceLearner):
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay: expected 0 <= decay < 1, got {self.decay}. It is the share of the old factor.")
 
-    @property
-    def factor_decay(self) -> float:
-        """Share of the old factor."""
-        return self.decay
+    def rule(self) -> Rule:
+        """Traces or factors, and the model's own learning signal."""
+        return Rule(Traces(smaller, self.decay, dtype=self.trace_dtype))
 
-    def is_full(self, analysis: Analysis, call: Call) -> list[bool]:
-        per_unit = per_unit_leaves(analysis, call)
-        if call.call.grad is ETraceGrad.full or not (routes := routes_of(analysis, call)):
-            return [True] * len(per_unit)
-        if call.call.grad is ETraceGrad.approx:
-            return per_unit
-        _, _, x = call.template(analysis.program)
-        y = call.y(analysis.program)
-        full, factors = 0, 0 if x is None else math.prod(x.shape)
-        for g, _ in routes:
-            count = len(analysis.groups[g].variables)
-            full += count * sum(
-                math.prod(s.shape) for s, u in zip(slot_shapes(analysis, call, g), per_unit, strict=True) if not u
-            )
-            factors += count * math.prod(y.shape)
-        return [u or full <= factors for u in per_unit]
+
+def smaller(grouping: Grouping, call: Call) -> list[bool]:
+    """Which weight leaves of a call have one trace per slot, as its `ETraceGrad` says."""
+    per_unit = per_unit_leaves(grouping, call)
+    if call.call.grad is ETraceGrad.full or not (routes := routes_of(grouping, call)):
+        return [True] * len(per_unit)
+    if call.call.grad is ETraceGrad.approx:
+        return per_unit
+    _, _, x = call.template(grouping.program)
+    y = call.y(grouping.program)
+    full, factors = 0, 0 if x is None else math.prod(x.shape)
+    for g, _ in routes:
+        count = len(grouping.groups[g].variables)
+        full += count * sum(
+            math.prod(s.shape) for s, u in zip(slot_shapes(grouping, call, g), per_unit, strict=True) if not u
+        )
+        factors += count * math.prod(y.shape)
+    return [u or full <= factors for u in per_unit]

@@ -2,17 +2,13 @@
 
 from typing import Any
 
-from jaxtyping import PyTree
-
-from .._analysis import Analysis
-from .._feedback import Teacher
-from .._late import hold_late_reads, updates_of
-from .._routes import Call
-from .._step import Step
-from .base import TraceLearner
+from .._engine import Rule
+from .._feedback import Signal
+from .._trace_engine import Traces
+from .base import RuleLearner
 
 
-class OSTL(TraceLearner):
+class OSTL(RuleLearner):
     """Online spatio-temporal learning: D-RTRL whose spatial gradient passes between layers within one step only.
 
     `dv_s += sum_a l[i,a] eps_s[a]` with `eps_s` the trace `dh_t/dv_s` of D-RTRL and `l` the derivative of the loss by
@@ -37,15 +33,6 @@ class OSTL(TraceLearner):
     trace_dtype: Any = None
     allow_zero: tuple[str, ...] = ()
 
-    def analyse(self, model: Any, state: PyTree[Any], x: PyTree[Any]) -> Analysis:
-        """The analysis, with late reads held."""
-        analysis = Analysis(model, state, x, self.train)
-        hold_late_reads(analysis)
-        return analysis
-
-    def step_of(self, analysis: Analysis, teacher: Teacher) -> Step:
-        """The step that tells late reads apart."""
-        return Step(analysis, teacher.tap, updates_of(analysis))
-
-    def is_full(self, analysis: Analysis, call: Call) -> list[bool]:
-        return [True] * len(call.weight_atoms)
+    def rule(self) -> Rule:
+        """A trace for each synapse, and a learning signal that holds late reads."""
+        return Rule(Traces(dtype=self.trace_dtype), Signal(is_late_held=True))

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from .._analysis import Analysis
+from .._engine import Rule
 from .._numbers import number, real
-from .._routes import Call
+from .._trace_engine import Traces
 from .._traces import per_unit_leaves
-from .base import TraceLearner
+from .base import RuleLearner
 
 
-class OTTT(TraceLearner):
+class OTTT(RuleLearner):
     """Online training through time: one trace per presynaptic unit, and the learning signal of the same step.
 
     `xhat <- decay xhat + x`, then `dv_s += xhat[j] n[i]`, with `n` the derivative of the step's loss by the outputs of
@@ -41,15 +41,6 @@ class OTTT(TraceLearner):
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay: expected 0 <= decay < 1, got {self.decay}. It is the leak of the units.")
 
-    @property
-    def factor_decay(self) -> float:
-        """Share of the old input."""
-        return self.decay
-
-    @property
-    def only_input(self) -> bool:
-        """True: nothing is kept behind the unit."""
-        return True
-
-    def is_full(self, analysis: Analysis, call: Call) -> list[bool]:
-        return per_unit_leaves(analysis, call)
+    def rule(self) -> Rule:
+        """Filtered inputs, and the model's own learning signal."""
+        return Rule(Traces(per_unit_leaves, self.decay, only_input=True, dtype=self.trace_dtype))

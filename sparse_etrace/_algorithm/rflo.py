@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from .._analysis import Analysis
-from .._feedback import Feedback
-from .._routes import Call
-from .base import TraceLearner
+from .._engine import Rule
+from .._feedback import Signal
+from .._trace_engine import Traces
+from .base import RuleLearner
 
 
-class RFLO(TraceLearner):
+class RFLO(RuleLearner):
     """Random-feedback local online learning: traces of rate units, taught through a fixed matrix.
 
     `dv_s += l[i] p_s`, `l = B dL_t/dout_t`, with the trace `p_s = dh[i]/dv_s` of `h_t = a h_{t-1} + (1 - a) f(u_t)`,
@@ -47,12 +47,8 @@ class RFLO(TraceLearner):
                 f"feedback: expected 'random' or an array of shape (*out, *hidden), got {self.feedback!r}. Feedback "
                 "that is symmetric or learned is EProp's."
             )
-        _ = self.teaching
+        self.rule()
 
-    @property
-    def teaching(self) -> Feedback:
-        """Feedback onto the leaf."""
-        return Feedback(self.leaf, self.feedback, self.key)
-
-    def is_full(self, analysis: Analysis, call: Call) -> list[bool]:
-        return [True] * len(call.weight_atoms)
+    def rule(self) -> Rule:
+        """A trace for each synapse, and feedback onto the leaf."""
+        return Rule(Traces(dtype=self.trace_dtype), Signal(self.leaf, self.feedback, self.key))

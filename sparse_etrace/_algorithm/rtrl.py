@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -12,18 +13,19 @@ import scipy.sparse as sp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Inexact, PyTree
 
-from .._analysis import Analysis
-from .._batch_axes import restarted
-from .._black_box import check_carry, check_linear, check_reach, joined, split
+from .._batch_axes import axes_of, restarted
+from .._black_box import check_linear, check_reach, joined, split
+from .._engine import Carry, Engine, Loss, Model, Rule, Storage, Task, Window, cut, refuse_traces
+from .._grouping import Grouping
+from .._influence_engine import Pattern, restart
 from .._linear import pushforward
 from .._links import UnlinkedError
 from .._numbers import number, whole
-from .._origin import compiled
+from .._origin import origin_of
 from .._program import is_inexact
 from .._reach import Wiring
 from .._sums import is_narrow, wide
-from .base import Carry, Window, cut
-from .influence import InfluenceLearner
+from .base import RuleLearner
 
 # Multiply-adds of a product of matrices in the time of one of the influences.
 PRODUCTS = 2
@@ -45,7 +47,7 @@ class Dense(eqx.Module):
         return Dense(jax.tree.unflatten(shape, [p.reshape(leaf.shape) for p, leaf in zip(parts, leaves, strict=True)]))
 
 
-class RTRL(InfluenceLearner):
+class RTRL(RuleLearner):
     """Real-time recurrent learning: the gradient of BPTT, forward in time, for any model.
 
     `J <- dh_t/dh_{t-1} J + dh_t/dtheta`, `dtheta += dL_t/dh_{t-1} J + dL_t/dtheta`. Where all that is trained acts
@@ -78,66 +80,90 @@ class RTRL(InfluenceLearner):
     train: Any = None
     allow_zero: tuple[str, ...] = ()
 
-    @property
-    def rule(self) -> tuple:
-        """There is one."""
-        return ("RTRL",)
+    def rule(self) -> Rule:
+        """All influences, or the derivative of all state."""
+        return Rule(Everything(self.max_influences))
 
-    @property
-    def traces_all(self) -> bool:
-        """True: exact for every parameter."""
-        return True
 
-    def reach(self, wiring: Wiring) -> sp.csr_array:
-        """All neurons that any number of steps leads to.
+def _all(wiring: Wiring, limit: int) -> sp.csr_array:
+    """All neurons that any number of steps leads to.
 
-        Raises:
-            UnlinkedError: nearly all are reached by nearly all ways, so that the whole derivative takes less time.
-        """
-        reach = wiring.reach(None, None, self.max_influences)
-        a, units, batch = wiring.links.analysis, wiring.num_hidden, math.prod(wiring.links.batch)
-        trained = sum(leaf.size for leaf in a.program.shapes(a.params[i] for i in a.trained))
-        kept, full = wiring.count(reach, np.arange(reach.shape[0])), trained * units
-        if 0 < full <= 2 * kept and batch * full <= self.max_influences:
-            along_edges, as_a_whole = kept * len(wiring.edges.sink), full * units * units * batch
-            if as_a_whole <= PRODUCTS * along_edges:
-                raise UnlinkedError("model: its units act on each other by nearly all ways that there are.")
-        return reach
+    Raises:
+        UnlinkedError: nearly all are reached by nearly all ways, so that the whole derivative takes less time.
+    """
+    reach = wiring.reach(None, None, limit)
+    a, units, batch = wiring.links.grouping.reading, wiring.num_hidden, math.prod(wiring.links.batch)
+    trained = sum(leaf.size for leaf in a.program.shapes(a.params[i] for i in a.trained))
+    kept, full = wiring.count(reach, np.arange(reach.shape[0])), trained * units
+    if 0 < full <= 2 * kept and batch * full <= limit:
+        along_edges, as_a_whole = kept * len(wiring.edges.sink), full * units * units * batch
+        if as_a_whole <= PRODUCTS * along_edges:
+            raise UnlinkedError("model: its units act on each other by nearly all ways that there are.")
+    return reach
 
-    def _start(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Callable[[], Any]:
-        check_reach(model, state, x, self.train, self.allow_zero)
-        if _acts_through_ops(model, state, x, self.train):
-            try:
-                return super()._start(model, state, x)
-            except (UnlinkedError, NotImplementedError):
-                pass  # units are mixed, or an op does not say which synapses it has
-        check_linear(model, state, x, self.train)
-        shapes = eqx.filter_eval_shape(lambda model, state: _zeros(split(model, self.train)[0], state), model, state)
-        size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-        if size > self.max_influences:
-            raise ValueError(
-                f"model: the derivative of all state by all that is trained has {size:,} entries, more than "
-                f"max_influences={self.max_influences:,}, and the model is not made of ops so that fewer would do. "
-                "Raise max_influences, train less, or take UORO, TBPTT or BPTT."
-            )
-        return lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    def _restart_traces(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Any:
+@dataclass(frozen=True)
+class Everything(Storage):
+    """All influences: on the pairs of synapse and unit that act on each other, or as one matrix."""
+
+    max_influences: int
+
+    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> Engine:
+        """Read a model if its influences are kept one by one, as those of the carry are, or as is less work."""
+        whole = Whole(self.max_influences, task)
+        if task.carry is not None and isinstance(task.carry.traces, Dense):
+            return whole
+        pattern = Pattern(lambda w: _all(w, self.max_influences), ("RTRL",), self.max_influences, "exact", True)
+        if task.carry is not None:
+            return pattern.read(model, state, x, task)
+        check_reach(model, state, x, task.train, task.allow_zero)
+        try:
+            engine = pattern.read(model, state, x, task)
+            if _acts_through_ops(engine.grouping):
+                engine.begin(model)
+                return engine
+        except (UnlinkedError, NotImplementedError):
+            pass  # units are mixed, or an op does not say which synapses it has
+        return whole
+
+    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Any:
+        """Influences on the units of some batch elements."""
         if isinstance(carry.traces, Dense):
             return Dense(restarted(carry.state, carry.traces.jacobian, zero))
-        return super()._restart_traces(carry, where, zero)
+        return restart(carry.traces, where)
 
-    def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
-        """One step of the model and of the influences; see `D_RTRL.step`."""
-        return (self._dense_step if isinstance(carry.traces, Dense) else super().step)(model, carry, x)
 
-    def window(
-        self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Callable[..., Any]
-    ) -> Window:
-        if not isinstance(carry.traces, Dense):
-            return super().window(model, carry, xs, ys, loss_fn)
-        trained, fixed = split(model, self.train)
-        check_carry(jax.eval_shape(_zeros, trained, carry.state), carry.traces)
+class Whole(Engine):
+    """The derivative of all state by all that is trained, as one matrix."""
+
+    def __init__(self, limit: int, task: Task):
+        self.limit, self.task = limit, task
+
+    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+        """Start with a matrix of zeros.
+
+        Raises:
+            ValueError: it is too large, or a backward pass of the model is not linear.
+        """
+        check_linear(model, state, x, self.task.train)
+        shapes = eqx.filter_eval_shape(
+            lambda model, state: _zeros(split(model, self.task.train)[0], state), model, state
+        )
+        size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        if size > self.limit:
+            raise ValueError(
+                f"model: the derivative of all state by all that is trained has {size:,} entries, more than "
+                f"max_influences={self.limit:,}, and the model is not made of ops so that fewer would do. "
+                "Raise max_influences, train less, or take UORO, TBPTT or BPTT."
+            )
+        traces = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        origin = origin_of(model, *axes_of(model, state, x, self.task.train))
+        return Carry(jax.tree.map(jnp.asarray, state), traces, origin=origin)
+
+    def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
+        """Step by step, with one gradient for all."""
+        trained, fixed = split(model, self.task.train)
+        refuse_traces(jax.eval_shape(_zeros, trained, carry.state), carry.traces)
         matrix, (values, to_values) = carry.traces.matrix, _flat(trained)
 
         def one(before: tuple[Any, Array, Array], now: tuple[Any, Any]) -> Any:
@@ -159,12 +185,11 @@ class RTRL(InfluenceLearner):
         (grads,) = jax.vjp(lambda trained: _flat(trained)[0], trained)[1](total.astype(values.dtype))
         return Window(losses, aux, grads, Carry(state, carry.traces.with_matrix(matrix)))
 
-    @compiled
-    def _dense_step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
-        x = jax.tree.map(jnp.asarray, x)
-        given, (trained, fixed) = (model, carry, x), split(model, self.train)
+    def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
+        """One step of the model and of the matrix."""
+        given, (trained, fixed) = (model, carry, x), split(model, self.task.train)
         carry, held = jax.lax.stop_gradient((carry, x))
-        check_carry(jax.eval_shape(_zeros, trained, carry.state), carry.traces)
+        refuse_traces(jax.eval_shape(_zeros, trained, carry.state), carry.traces)
         matrix, (values, to_values) = carry.traces.matrix, _flat(trained)
         constant = jax.lax.stop_gradient(values)
         live, run = _as_vectors(to_values, fixed, carry.state, x)
@@ -221,12 +246,9 @@ def _zeros(trained: PyTree[Array], state: PyTree[Array]) -> Dense:
     return Dense(jax.tree.map(lambda s: jnp.zeros((*s.shape, values.size), wide(values.dtype)), live))
 
 
-def _acts_through_ops(model: Any, state: Any, x: Any, train: Any) -> bool:
+def _acts_through_ops(grouping: Grouping) -> bool:
     """Whether nothing trained acts on hidden state, and no hidden state on itself, by other ways than ops."""
-    try:
-        a = Analysis(model, state, x, train)
-    except NotImplementedError:
+    a = grouping.reading
+    if any(not c.is_op and grouping.stops[c.number] for c in a.calls):
         return False
-    if any(not c.is_op and a.stops[c.number] for c in a.calls):
-        return False
-    return not any(s[0] == "n" and s[1] in a.cluster for i in a.plain for s in a.outside_ops(i))
+    return not any(s[0] == "n" and s[1] in grouping.cluster for i in a.plain for s in a.outside_ops(i))

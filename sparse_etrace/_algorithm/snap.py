@@ -8,11 +8,13 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._connectivity import Connectivity
+from .._engine import Rule
 from .._graph import Graph
+from .._influence_engine import Pattern
 from .._numbers import number, whole
 from .._program import is_key
 from .._reach import Wiring
-from .influence import InfluenceLearner
+from .base import RuleLearner
 
 RANDOM = "random"
 
@@ -35,7 +37,7 @@ def _is_one_key(key: Any) -> bool:
     return isinstance(key, jax.Array) and is_key(key) and not key.shape
 
 
-class SnAp(InfluenceLearner):
+class SnAp(RuleLearner):
     """Sparse n-step approximation of RTRL: each synapse's influence on the units within `n - 1` steps of its target.
 
     With P the units that `n - 1` steps of the whole hidden Jacobian, ops included, lead to from the target, all hidden
@@ -100,17 +102,13 @@ class SnAp(InfluenceLearner):
         if self.paths is not None and self.paths < 1:
             raise ValueError(f"paths: expected at least 1 into each unit, got {self.paths}.")
 
-    @property
-    def rule(self) -> tuple:
-        """Steps and pattern, as far as they are no arrays."""
-        return ("SnAp", self.n, self.pattern if isinstance(self.pattern, str) else self.pattern is None, self.paths)
+    def rule(self) -> Rule:
+        """Influences on the pattern, and the model's own learning signal."""
+        named = self.pattern if isinstance(self.pattern, str) else self.pattern is None
+        gradient = "exact" if self.n is None and self.pattern is None else "truncated"
+        return Rule(Pattern(self._reach, ("SnAp", self.n, named, self.paths), self.max_influences, gradient))
 
-    @property
-    def gradient(self) -> str:
-        """Exact with all steps, else truncated."""
-        return "exact" if self.n is None and self.pattern is None else "truncated"
-
-    def reach(self, wiring: Wiring) -> sp.csr_array:
+    def _reach(self, wiring: Wiring) -> sp.csr_array:
         """Neurons within `n - 1` steps, or as the pattern says."""
         if self.pattern is None or isinstance(self.pattern, str):
             if self.paths is not None:

@@ -1,6 +1,7 @@
 """Truncated backpropagation through time: every loss through the last few steps."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -9,12 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._batch_axes import axes_of, restarted
-from .._black_box import by_step, check_carry, check_reach, joined, split
+from .._black_box import by_step, check_reach, joined, split
+from .._engine import Carry, Engine, Loss, Model, Rule, Storage, Task, Window, cut, refuse_traces
 from .._numbers import number, whole
-from .._origin import compiled, origin_of
+from .._origin import origin_of
 from .._program import is_inexact, is_key
 from .._sums import narrowed, widened
-from .base import Carry, Learner, Window, cut
+from .base import RuleLearner
 
 
 class History(NamedTuple):
@@ -28,7 +30,7 @@ class History(NamedTuple):
     count: PyTree[Array]
 
 
-class TBPTT(Learner):
+class TBPTT(RuleLearner):
     """Truncated BPTT with a sliding window: each loss is differentiated through the last `steps` steps.
 
     `g_t = sum over r = t - steps + 1 .. t of  dL_t/dh_r  dh_r/dtheta` with `h_(t-steps)` constant, whatever the windows
@@ -62,16 +64,38 @@ class TBPTT(Learner):
         if self.steps < 1:
             raise ValueError(f"steps: expected at least 1, got {self.steps}. The step of the loss itself counts.")
 
-    @property
-    def gradient(self) -> str:
-        """Truncated."""
-        return "truncated"
+    def rule(self) -> Rule:
+        """The last states and inputs."""
+        return Rule(LastSteps(self.steps))
 
-    def init(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Carry:
-        """Check that every trained leaf reaches the output within `steps` steps; see `D_RTRL.init`."""
-        check_reach(model, state, x, self.train, self.allow_zero, self.steps)
+
+@dataclass(frozen=True)
+class LastSteps(Storage):
+    """The last states and inputs, through which each loss is differentiated."""
+
+    steps: int
+    gradient = "truncated"
+
+    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> "Sliding":
+        """The model is seen from outside."""
+        return Sliding(self.steps, task)
+
+    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> History:
+        """No derivative goes behind a start."""
+        return carry.traces._replace(count=restarted(carry.state, carry.traces.count, zero))
+
+
+class Sliding(Engine):
+    """Reverse mode through the last steps, at each step."""
+
+    def __init__(self, steps: int, task: Task):
+        self.steps, self.task = steps, task
+
+    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+        """Check that every trained leaf reaches the output within `steps` steps."""
+        check_reach(model, state, x, self.task.train, self.task.allow_zero, self.steps)
         state = jax.tree.map(jnp.asarray, state)
-        origin = origin_of(model, *axes_of(model, state, x, self.train))
+        origin = origin_of(model, *axes_of(model, state, x, self.task.train))
         return Carry(state, self._start(state, x), origin=origin)
 
     def _start(self, state: PyTree[Any], x: PyTree[Any]) -> History:
@@ -83,16 +107,11 @@ class TBPTT(Learner):
         count = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.int32), eqx.filter(state, is_inexact))
         return History(jax.tree.map(room, state), jax.tree.map(room, x), count)
 
-    def _restart_traces(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> History:
-        return carry.traces._replace(count=restarted(carry.state, carry.traces.count, zero))
-
-    @compiled
-    def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
-        """One step of the model; see `D_RTRL.step`."""
-        x = jax.tree.map(jnp.asarray, x)
-        check_carry(jax.eval_shape(self._start, carry.state, x), carry.traces)
+    def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
+        """One step of the model, whose output has a derivative through the steps before."""
+        refuse_traces(jax.eval_shape(self._start, carry.state, x), carry.traces)
         given = model, carry, x
-        trained, fixed = split(model, self.train)
+        trained, fixed = split(model, self.task.train)
         summed = widened(trained)
         carry, held = jax.lax.stop_gradient((carry, x))
         past, count = carry.traces, carry.traces.count
@@ -125,10 +144,9 @@ class TBPTT(Learner):
         kept = jax.tree.map(lambda leaf: leaf[1:], inputs)
         return cut(Carry(new, History(after, kept, later)), *given), out
 
-    def window(
-        self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Callable[..., Any]
-    ) -> Window:
-        return Window(*by_step(self.step, self.train, model, carry, xs, ys, loss_fn))
+    def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
+        """Step by step."""
+        return Window(*by_step(self.step, self.task.train, model, carry, xs, ys, loss_fn))
 
 
 def _where(chosen: Array, a: Array, b: Array) -> Array:

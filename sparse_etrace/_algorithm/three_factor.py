@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from .._analysis import Analysis
-from .._feedback import LOSS, Feedback
+from .._engine import Rule
+from .._feedback import LOSS, Signal
 from .._numbers import number, real
-from .._routes import Call
-from .base import TraceLearner
+from .._trace_engine import Traces
+from .base import RuleLearner
 
 
-class ThreeFactor(TraceLearner):
+class ThreeFactor(RuleLearner):
     """Three-factor rule: the loss itself, minus a reward, is the learning signal of every unit of one leaf.
 
     `dv_s += L_t ebar_s`, with `e_s` the trace `dz/dv` of the leaf and `ebar_s <- kappa ebar_s + (1 - kappa) e_s`. Each
@@ -45,12 +45,8 @@ class ThreeFactor(TraceLearner):
     allow_zero: tuple[str, ...] = ()
 
     def __check_init__(self) -> None:
-        _ = self.teaching
+        self.rule()
 
-    @property
-    def teaching(self) -> Feedback:
-        """The loss as the learning signal of the leaf."""
-        return Feedback(self.leaf, LOSS, None, self.kappa)
-
-    def is_full(self, analysis: Analysis, call: Call) -> list[bool]:
-        return [True] * len(call.weight_atoms)
+    def rule(self) -> Rule:
+        """A trace for each synapse, and the loss as the learning signal of the leaf."""
+        return Rule(Traces(dtype=self.trace_dtype), Signal(self.leaf, LOSS, None, self.kappa))

@@ -1,6 +1,7 @@
 """Unbiased online recurrent optimisation: a random rank-one estimate of the influence of parameters on the state."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -9,11 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._batch_axes import axes_of, restarted
-from .._black_box import by_step, check_carry, check_linear, check_reach, joined, split
+from .._black_box import by_step, check_linear, check_reach, joined, split
+from .._engine import Carry, Engine, Loss, Model, Rule, Storage, Task, Window, cut, refuse_traces
 from .._linear import pushforward
-from .._origin import compiled, origin_of
+from .._origin import origin_of
 from .._program import is_inexact, is_key
-from .base import Carry, Learner, Window, cut
+from .base import RuleLearner
 
 TINY = 1e-7
 
@@ -29,7 +31,7 @@ class Estimate(NamedTuple):
     key: Array
 
 
-class UORO(Learner):
+class UORO(RuleLearner):
     """Unbiased online recurrent optimisation: right on average for any model, with memory of the state and parameters.
 
     `dh/dtheta ~ s (x) p`, then `g = (dL/dh_{t-1} . s) p + dL/dtheta`, and for random signs `nu`, new in each step,
@@ -63,40 +65,57 @@ class UORO(Learner):
             got = f"{self.key.dtype}{list(self.key.shape)}" if hasattr(self.key, "dtype") else repr(self.key)
             raise ValueError(f"key: expected one key, as of jax.random.key(0), got {got}.")
 
-    @property
-    def gradient(self) -> str:
-        """Unbiased."""
-        return "unbiased"
+    def rule(self) -> Rule:
+        """An estimate of rank one."""
+        return Rule(RankOne(self.key))
 
-    def init(self, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Carry:
-        """Check that every trained leaf reaches the output, and start with an estimate of zero; see `D_RTRL.init`."""
-        check_reach(model, state, x, self.train, self.allow_zero)
-        check_linear(model, state, x, self.train)
+
+@dataclass(frozen=True)
+class RankOne(Storage):
+    """A random estimate of the derivative of the state by the parameters."""
+
+    key: Any
+    gradient = "unbiased"
+
+    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> "Estimating":
+        """The model is seen from outside."""
+        return Estimating(self.key, task)
+
+    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Estimate:
+        """The part of the state, and that of the parameters where all start again; the signs go on."""
+        old = carry.traces
+        params = jax.tree.map(lambda p: jnp.where(jnp.all(where), jnp.zeros_like(p), p), old.params)
+        return Estimate(restarted(carry.state, old.state, zero), params, old.key)
+
+
+class Estimating(Engine):
+    """The estimate, step by step."""
+
+    def __init__(self, key: Any, task: Task):
+        self.key, self.task = key, task
+
+    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+        """Check that every trained leaf reaches the output, and start with an estimate of zero."""
+        check_reach(model, state, x, self.task.train, self.task.allow_zero)
+        check_linear(model, state, x, self.task.train)
         state = jax.tree.map(jnp.asarray, state)
-        estimate = self._start(split(model, self.train)[0], state, self.key)
+        estimate = self._start(split(model, self.task.train)[0], state, self.key)
         for what, tree in ("state", estimate.state), ("model", estimate.params):
             if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(tree)):
                 raise ValueError(
                     f"{what}: a complex leaf has no random sign. Split it into two, its real and its imaginary part."
                 )
-        return Carry(state, estimate, origin=origin_of(model, *axes_of(model, state, x, self.train)))
+        return Carry(state, estimate, origin=origin_of(model, *axes_of(model, state, x, self.task.train)))
 
     def _start(self, trained: PyTree[Array], state: PyTree[Array], key: Array) -> Estimate:
         live, params = jax.tree.map(jnp.zeros_like, (eqx.filter(state, is_inexact), trained))
         return Estimate(live, params, key)
 
-    def _restart_traces(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Estimate:
-        old = carry.traces
-        params = jax.tree.map(lambda p: jnp.where(jnp.all(where), jnp.zeros_like(p), p), old.params)
-        return Estimate(restarted(carry.state, old.state, zero), params, old.key)
-
-    @compiled
-    def step(self, model: Callable[..., Any], carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
-        """One step of the model and of the estimate; see `D_RTRL.step`."""
-        x = jax.tree.map(jnp.asarray, x)
-        given, (trained, fixed) = (model, carry, x), split(model, self.train)
+    def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
+        """One step of the model and of the estimate."""
+        given, (trained, fixed) = (model, carry, x), split(model, self.task.train)
         carry, held, values = jax.lax.stop_gradient((carry, x, trained))
-        check_carry(jax.eval_shape(self._start, trained, carry.state, self.key), carry.traces)
+        refuse_traces(jax.eval_shape(self._start, trained, carry.state, self.key), carry.traces)
         # Zero, with the derivative of the estimate.
         pairs = jax.tree.map(lambda p, v, c: jnp.sum(p * (v - c)), carry.traces.params, trained, values)
         moved = sum(jax.tree.leaves(pairs), jnp.zeros(()))
@@ -111,10 +130,9 @@ class UORO(Learner):
         _, pull = jax.vjp(floating, live, values)
         return cut(Carry(new, _advance(carry.traces, pull)), *given), out
 
-    def window(
-        self, model: Callable[..., Any], carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Callable[..., Any]
-    ) -> Window:
-        return Window(*by_step(self.step, self.train, model, carry, xs, ys, loss_fn))
+    def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
+        """Step by step."""
+        return Window(*by_step(self.step, self.task.train, model, carry, xs, ys, loss_fn))
 
 
 def _advance(estimate: Estimate, pull: Callable[..., Any]) -> Estimate:

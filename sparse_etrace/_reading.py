@@ -1,6 +1,5 @@
-"""From a model to what its learning needs: op calls, hidden groups, live state, and whether its rules apply."""
+"""A model, read once: its step as a program, its op calls, and who acts on whom without an op between."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
@@ -9,25 +8,27 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
-from ._filter import check_state, leaf_names, refuse_unread, refuse_zero, struct, trained_filter
+from ._filter import check_state, is_array_like, leaf_names, struct, trained_filter
 from ._linear import refuse_bent
 from ._op.base import OpCall, VmappedCall
 from ._program import Atom, Labels, Node, flatten, is_inexact, propagate, vjp_jaxpr
-from ._routes import Call, Group, Variable, make_group
+from ._routes import Call
 
 Label = tuple
+Weights = dict[int, tuple[tuple[Any, ...], tuple[Any, ...]]]
+"""Own arrays and weights of every op call."""
 
 
-class Analysis:
-    """The step of a model, taken apart at its ops.
+class Reading:
+    """The step of a model, taken apart at its ops; facts that hold under every rule and that nobody changes.
 
-    Values and leaves are numbered as the flattened model, state and input come. Groups hold numbers of state leaves.
+    Values and leaves are numbered as the flattened model, state and input come.
     """
 
     def __init__(self, model: PyTree[Any], state: PyTree[Any], x: PyTree[Any], train: PyTree[bool] | None):
-        arrays, static = eqx.partition(model, eqx.is_array)
+        arrays, static = eqx.partition(model, is_array_like)
         self.param_names = leaf_names(arrays)
         of_trained = set(leaf_names(eqx.filter(model, trained_filter(model, train))))
         self.trained = [i for i, name in enumerate(self.param_names) if name in of_trained]
@@ -50,7 +51,6 @@ class Analysis:
         self.calls = [self._read_call(i, n) for i, n in enumerate(n for n in program.nodes if n.is_boundary)]
         self._refuse_dynamic_weights()
         self._find_direct_influence()
-        self._find_groups()
 
     def _read_call(self, index: int, node: Node) -> Call:
         call = node.eqn.params["call"]
@@ -117,6 +117,16 @@ class Analysis:
         for label, sink in zip([*(s for s, _ in sources), *(("t", a) for a in taps)], found, strict=True):
             self.direct.setdefault(label, set()).update(sink)
 
+    def weights(self, params: list[Array]) -> Weights:
+        """Own arrays and weights of every op call, computed once from the parameters."""
+        calls = [c for c in self.calls if c.is_op]
+        wanted = [a for c in calls for a in (*c.op_atoms, *c.weight_atoms)]
+        values = iter(self.program.evaluate(dict(zip(self.params, params, strict=True)), wanted))
+        return {
+            c.number: (tuple(next(values) for _ in c.op_atoms), tuple(next(values) for _ in c.weight_atoms))
+            for c in calls
+        }
+
     def within_step(self, source: Label, through: Callable[[int], bool] = lambda c: True) -> set[Label]:
         """Sinks that a source reaches in the same step, through those calls that let it `through`."""
         found: set[Label] = set()
@@ -136,40 +146,6 @@ class Analysis:
         of its intermediate values are given names, is no part of the function.
         """
         return {s[1] for s in self.direct.get(("h", i), ()) if s[0] == "n"}
-
-    def _find_groups(self) -> None:
-        leaves = [i for i, a in enumerate(self.state) if is_inexact(self.program.avals[a])]
-        every = {i: self.within_step(("h", i)) for i in leaves}
-        driven = {s[1] for c in self.calls for s in self.within_step(("y", c.number)) if s[0] == "n"}
-        driven |= {s[1] for i in self.trained for s in self.within_step(("p", i)) if s[0] == "n"}
-        driven = closure(driven, {i: {s[1] for s in every[i] if s[0] == "n"} for i in leaves})
-        read = {i for i in leaves if ("out",) in every[i]}
-        back = {i: {j for j in leaves if ("n", i) in every[j]} for i in leaves}
-        candidates = driven & closure(read, back)
-
-        for i in sorted(candidates):
-            if not jax.dtypes.issubdtype(self.program.avals[self.state[i]].dtype, np.floating):
-                raise ValueError(
-                    f"state: the hidden variable {self.state_names[i]!r} is complex, traces are real. "
-                    "Split it into two leaves, its real and its imaginary part."
-                )
-        self.cluster = components(candidates, {i: self.op_free(i) & candidates for i in candidates})
-        reach = [self.within_step(("y", c.number)) for c in self.calls]
-        self.stops = [Labels(self.cluster[s[1]] for s in r if s[0] == "n" and s[1] in candidates) for r in reach]
-
-        def passes(i: int) -> Callable[[int], bool]:
-            return lambda c: self.cluster[i] not in self.stops[c]
-
-        seen = {i: self.within_step(("h", i), passes(i)) for i in candidates}
-        onward = {i: {j for j in candidates if ("n", i) in self.direct[("h", j)]} for i in candidates}
-        self.live = closure({i for i in candidates if ("out",) in seen[i]}, onward)
-        groups = components(self.live, {i: self.op_free(i) & self.live for i in self.live})
-        self._members = [tuple(sorted(i for i in self.live if groups[i] == g)) for g in sorted(set(groups.values()))]
-
-    @cached_property
-    def groups(self) -> list[Group]:
-        """The hidden groups; raises where one is mixed by anything but an op."""
-        return [self._make_group(m) for m in self._members]
 
     def weight_is_trained(self, call: Call) -> list[bool]:
         """For each weight leaf of a call, whether anything that is trained moves it."""
@@ -198,42 +174,7 @@ class Analysis:
         """Where a leaf acts by itself: neither as a weight nor by making one."""
         return {s for s in self.direct[("p", i)] if s[0] != "w" and not (s[0] == "x" and self._makes_weights(s[1]))}
 
-    def _make_group(self, members: tuple[int, ...]) -> Group:
-        inner = {c.number for c in self.calls if any(("n", i) in self.direct.get(("y", c.number), ()) for i in members)}
-        traced = [c for c in self.learning if c.number in inner and c.call.traced]
-        variables = [Variable(self.state_names[i], self.state[i], self.new[i]) for i in members]
-        return make_group(self.program, self.calls, members, variables, traced)
-
-    def check_reach(self, allow_zero: tuple[str, ...], traced: set[int] | None = None) -> None:
-        """Raise for a trained leaf without gradient; warn of a plain array that acts through hidden state.
-
-        `traced` are the op calls with a trace; None for those that are traced into groups.
-        """
-        self._check_weights()
-        read = self.program.influence({i: Labels(["x"]) for i in self.x})
-        refuse_unread(self.program.shapes(self.x), any(read[o] for o in [*self.new, *self.out] if isinstance(o, int)))
-        traced = {r.call for g in self.groups for r in g.routes} if traced is None else traced
-        for i in self.trained:
-            name, sinks = self.param_names[i], self.within_step(("p", i))
-            if ("out",) not in sinks and not any(s[0] == "w" and s[1] in traced for s in sinks):
-                refuse_zero(name, allow_zero, used=bool(sinks))
-            hidden = {s[1] for s in self.outside_ops(i) if s[0] == "n"} & self.live
-            if hidden:
-                names = ", ".join(repr(self.state_names[j]) for j in sorted(hidden))
-                if any(("n", j) in self.direct[("p", i)] for j in hidden):
-                    way_out = "Wrap it in se.ElemWiseParam (or another op) to give it a trace."
-                else:
-                    way_out = (
-                        "It acts through an op or a cut, behind which no parameter has a trace: take it in front of "
-                        "none, or use se.RTRL(), se.TBPTT or se.BPTT()."
-                    )
-                warnings.warn(
-                    f"The plain array {name!r} acts on the hidden state {names}; only its effect within the same "
-                    f"step is learned. {way_out}",
-                    stacklevel=3,
-                )
-
-    def _check_weights(self) -> None:
+    def check_weights(self) -> None:
         """Raise where the weights of an op are made of what is trained by something whose derivative is not linear."""
         program = self.program
         floating = [a for a in self.params if is_inexact(program.avals[a])]
@@ -251,22 +192,3 @@ class Analysis:
         """Sinks of a model leaf by ways that do not begin as a weight of an op."""
         sinks = self._plain_sinks(i)
         return sinks.union(*(self.within_step(("y", s[1])) for s in sinks if s[0] == "x"))
-
-
-def closure(start: set[int], edges: dict[int, set[int]]) -> set[int]:
-    found, todo = set(start), list(start)
-    while todo:
-        for j in edges.get(todo.pop(), ()):
-            if j not in found:
-                found.add(j)
-                todo.append(j)
-    return found
-
-
-def components(nodes: set[int], edges: dict[int, set[int]]) -> dict[int, int]:
-    """Connected components, each named by its smallest member."""
-    both: dict[int, set[int]] = {i: set(edges.get(i, ())) for i in nodes}
-    for i, targets in edges.items():
-        for j in targets:
-            both[j].add(i)
-    return {i: min(closure({i}, both)) for i in nodes}
