@@ -15,7 +15,7 @@ import random_oracle as ro
 from soak import few
 
 import sparse_etrace as se
-from sparse_etrace._step import Step
+from sparse_etrace._step import ByGroup
 
 pytestmark = pytest.mark.usefixtures("x64")
 VISIBLE = 1e-4
@@ -148,7 +148,7 @@ def test_wrong_rules_are_seen(wrong):
 
 def test_a_mistake_in_the_library_is_seen(monkeypatch):
     """D without what the variables of a unit say to each other, on a model whose gradient needs that."""
-    right = Step._jacobian
+    right = ByGroup._jacobian
 
     def wrong(self, group, known):
         d, f = right(self, group, known)
@@ -161,5 +161,5 @@ def test_a_mistake_in_the_library_is_seen(monkeypatch):
 
     seed = next(filter(needs, SMALL))
     assert rc.compare(rc.case(seed), "D_RTRL").error < rc.TOLERANCE
-    monkeypatch.setattr(Step, "_jacobian", wrong)
+    monkeypatch.setattr(ByGroup, "_jacobian", wrong)
     assert rc.compare(rc.case(seed), "D_RTRL").error > VISIBLE
