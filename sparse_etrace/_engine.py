@@ -195,7 +195,7 @@ class TermEngine(Engine):
 
     @abc.abstractmethod
     def absorb(
-        self, weights: Weights, carry: Carry, terms: PyTree[Array], taught: tuple, only: str | None = None
+        self, weights: Weights, traces: PyTree[Array], terms: PyTree[Array], taught: tuple, only: str | None = None
     ) -> tuple[PyTree[Array], dict[int, list[Array]]]:
         """Traces after the steps whose stacked terms these are, and for each op call the gradient of its weights.
 
@@ -226,7 +226,7 @@ class TermEngine(Engine):
             signal, *after = taught
             terms = self.terms(jacobians, signals[0], signals[1], traces)
             terms, signal = jax.tree.map(lambda s: s[None], (terms, signal))
-            return self.absorb(weights, Carry(None, traces), terms, (signal, before, *after), only)
+            return self.absorb(weights, traces, terms, (signal, before, *after), only)
 
         def forward(params: list, state: list, traces: Any, xs: list, memory: Any, matrix: Any) -> Any:
             weights = self.reading.weights(params)
@@ -283,7 +283,7 @@ class TermEngine(Engine):
         state, shape = jax.tree.flatten(carry.state)
         start = (state, zeros([*(params[i] for i in plain_leaves), *moved]), carry.memory)
         (state, added, memory), (losses, aux, terms, signal) = jax.lax.scan(one, start, (xs, ys))
-        traces, dv = self.absorb(weights, carry, terms, (signal, carry.memory, memory))
+        traces, dv = self.absorb(weights, carry.traces, terms, (signal, carry.memory, memory))
         by_param = run.by_parameter(params, dv, added[: len(plain_leaves)])
         if moved:
             by_param |= teacher.by_learned(model, learned, added[-1].astype(moved[0].dtype))

@@ -148,11 +148,11 @@ class InfluenceEngine(TermEngine):
         return said, xs, heard
 
     def absorb(
-        self, weights: Weights, carry: Carry, terms: tuple, taught: tuple, only: str | None = None
+        self, weights: Weights, traces: Influences, terms: tuple, taught: tuple, only: str | None = None
     ) -> tuple[Influences, dict[int, list[Array]]]:
         """The recursion of the influences through a window."""
         said, xs, n = terms
-        traces, before = window(carry.traces, weights_of(self.links, weights), said)
+        traces, before = window(traces, weights_of(self.links, weights), said)
         return traces, {} if only == "traces" else self._by_weights(weights, before, xs, n)
 
     def _by_weights(

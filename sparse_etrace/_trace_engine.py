@@ -138,11 +138,11 @@ class TraceEngine(TermEngine):
         return Terms(xs, n, m, d, f)
 
     def absorb(
-        self, weights: Weights, carry: Carry, terms: Terms, taught: tuple, only: str | None = None
+        self, weights: Weights, traces: dict[int, CallTrace], terms: Terms, taught: tuple, only: str | None = None
     ) -> tuple[dict[int, CallTrace], dict[int, list[Array]]]:
         """The recursion of the traces through a window."""
         terms = self.teacher.extend(terms, *taught)
-        return advance(self.grouping, weights, carry.traces, terms, self.storage.decay, only)
+        return advance(self.grouping, weights, traces, terms, self.storage.decay, only)
 
     # --- what it is, in words ---------------------------------------------------------------------------------------
 
