@@ -226,12 +226,18 @@ def swept(name, at, case_at, rules=("D-RTRL", "ES-D-RTRL")):
     return {"at": list(at), "ms": {key: [row[key] for row in rows] for key in rows[0]}}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(doc):
+    """What a benchmark is told: `out`, a folder that is there, and `quick`."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
     parser.add_argument("--quick", action="store_true", help="small networks: does it run, not how fast")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def main():
+    args = arguments(__doc__)
     part, degree = (20, 20) if args.quick else (1, 100)
     units, many, radius = 20_000 // part, 139_000 // part, 3 if args.quick else 47
 

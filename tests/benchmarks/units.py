@@ -1,15 +1,13 @@
 """Milliseconds a step of units with one, two and three hidden variables: forward, two rules, and BPTT."""
 
-import argparse
 import functools
 import json
-from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench import seconds
+from bench import arguments, seconds
 
 import sparse_etrace as se
 
@@ -101,11 +99,7 @@ def times(model, batch, shape, steps, repeats):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
-    parser.add_argument("--quick", action="store_true", help="small networks: does it run, not how fast")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    args = arguments(__doc__)
     found = {}
     for name, model, batch, shape in networks(20 if args.quick else 1):
         found[name] = times(model, batch, shape, *((16, 2) if args.quick else (64, 7)))
