@@ -4,7 +4,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import cells, datasets, surrogate
-from ._algorithm import (
+from ._files import read_graph, write_graph
+from ._graph.connectivity import Connectivity
+from ._graph.graph import Graph
+from ._graph.matrices import (
+    from_bcoo,
+    from_bcsr,
+    from_csr,
+    from_dataframe,
+    from_dense,
+    from_edges,
+    from_networkx,
+    from_scipy,
+)
+from ._graph.summary import GraphSummary, inspect_graph
+from ._graph.transforms import scale_spectral_radius, spectral_radius
+from ._learner import (
     BPTT,
     D_RTRL,
     ES_D_RTRL,
@@ -22,45 +37,19 @@ from ._algorithm import (
     ThreeFactor,
     Window,
 )
-from ._alignment import Alignment, gradient_alignment
-from ._batches import Batches
-from ._connectivity import Connectivity
-from ._convert import (
-    from_bcoo,
-    from_bcsr,
-    from_csr,
-    from_dataframe,
-    from_dense,
-    from_edges,
-    from_networkx,
-    from_scipy,
-)
-from ._costs import LearnerCosts, learner_costs
-from ._files import read_graph, write_graph
-from ._filter import trainable
-from ._fit import fit
-from ._fit_options import Checkpoint, Update, Validation
-from ._fit_result import FitResult, Progress
-from ._graph import Graph
-from ._inspect import GraphSummary, inspect_graph
-from ._memory import Plan, memory_plan
-from ._non_finite import NonFiniteError
-from ._online import online_grad
-from ._op import (
-    Bounded,
-    ConvOp,
-    ElemWiseOp,
-    ETraceOp,
-    LoraOp,
-    MatMulOp,
-    SignLock,
-    SpMatMulOp,
-    Uses,
-    check_op,
-)
-from ._param import ElemWiseParam, ETraceGrad, ETraceParam, Fixed, NonTempParam, cut
-from ._report import Report, explain
-from ._transform import scale_spectral_radius, spectral_radius
+from ._model.trained import trainable
+from ._op import Bounded, ConvOp, ElemWiseOp, ETraceOp, LoraOp, MatMulOp, SignLock, SpMatMulOp, Uses, check_op
+from ._op.param import ElemWiseParam, ETraceGrad, ETraceParam, Fixed, NonTempParam, cut
+from ._report.alignment import Alignment, gradient_alignment
+from ._report.costs import LearnerCosts, learner_costs
+from ._report.explain import Report, explain
+from ._report.memory import Plan, memory_plan
+from ._train.batches import Batches
+from ._train.fit import fit
+from ._train.fit_options import Checkpoint, Update, Validation
+from ._train.fit_result import FitResult, Progress
+from ._train.non_finite import NonFiniteError
+from ._train.online import online_grad
 
 __all__ = [
     "Alignment",

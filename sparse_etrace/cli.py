@@ -12,14 +12,14 @@ from typing import NoReturn
 
 import jax
 
-from . import _algorithm as rules, datasets, demo
-from ._columns import GUESS
-from ._costs import LearnerCosts, learner_costs
+from . import _learner as rules, datasets, demo
 from ._files import SEPARATORS, read_graph, write_graph
-from ._graph import Graph
-from ._inspect import inspect_graph
+from ._graph.columns import GUESS
+from ._graph.graph import Graph
+from ._graph.summary import inspect_graph
 from ._kernels import native
-from ._table import shown
+from ._report.costs import LearnerCosts, learner_costs
+from ._text import shown
 
 DATA_SETS: dict[str, Callable[[], Graph]] = {
     "worm": datasets.worm,

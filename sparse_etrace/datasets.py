@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._connectivity import MAX_INDEX, Connectivity, canonical_order, expand_ptr
-from ._convert import from_edges
-from ._graph import Graph
+from ._graph.connectivity import MAX_INDEX, Connectivity, canonical_order, expand_ptr
+from ._graph.graph import Graph
+from ._graph.matrices import from_edges
 
 __all__ = ["MNIST1D", "fly_eye", "mnist1d", "mushroom_body", "worm"]
 

@@ -14,16 +14,16 @@ import optax
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from ._algorithm import BPTT, D_RTRL, ES_D_RTRL, RTRL, Learner, SnAp
-from ._connectivity import Connectivity
-from ._filter import trainable
-from ._fit import fit
-from ._fit_options import Update
-from ._graph import Graph
-from ._memory import memory_plan
+from ._graph.connectivity import Connectivity
+from ._graph.graph import Graph
+from ._graph.transforms import scale_spectral_radius
+from ._learner import BPTT, D_RTRL, ES_D_RTRL, RTRL, Learner, SnAp
+from ._model.trained import trainable
 from ._op import MatMulOp, SignLock, SpMatMulOp
-from ._param import ElemWiseParam, ETraceParam, NonTempParam
-from ._transform import scale_spectral_radius
+from ._op.param import ElemWiseParam, ETraceParam, NonTempParam
+from ._report.memory import memory_plan
+from ._train.fit import fit
+from ._train.fit_options import Update
 from .datasets import MNIST1D, mnist1d, worm
 
 STEPS, READ, CHUNK, BATCH, HELD_OUT = 40, 20, 20, 50, 500

@@ -12,7 +12,7 @@ from models import run_by_step
 
 import sparse_etrace as se
 from sparse_etrace import plot
-from sparse_etrace._alignment import _compare
+from sparse_etrace._report.alignment import _compare
 
 TOLERANCE = 1e-10
 STEPS = models.STEPS

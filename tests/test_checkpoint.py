@@ -22,7 +22,7 @@ import pytest
 from soak import few
 
 import sparse_etrace as se
-from sparse_etrace._facts import facts
+from sparse_etrace._train.facts import facts
 
 UNITS, STEPS, BATCH = 5, 6, 2
 ADAM = optax.adam(0.02)
@@ -214,7 +214,7 @@ def test_a_full_disk_does_not_lose_what_was_learned(tmp_path, monkeypatch):
     def full(path, *rest):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sparse_etrace._fit_file.save", full)
+    monkeypatch.setattr("sparse_etrace._train.fit_file.save", full)
     with pytest.raises(OSError, match="No space left") as caught:
         train(sequences(2), checkpoint=tmp_path / "run")
     assert caught.value.fit.losses.shape == (2,) and caught.value.fit.stopped == "not saved"
@@ -551,7 +551,7 @@ def test_written_under_another_python(tmp_path, monkeypatch):
     """There the code of a function looks different, and what else is known of it does not."""
     call(tmp_path / "run", loss=weighed(1.0))
     monkeypatch.setattr("platform.python_version_tuple", lambda: ("3", "99", "0"))
-    monkeypatch.setattr("sparse_etrace._facts._code", lambda code: "other")
+    monkeypatch.setattr("sparse_etrace._train.facts._code", lambda code: "other")
     call(tmp_path / "run", loss=weighed(1.0))
     with pytest.raises(ValueError, match="loss_fn: 'loss_fn.much' was 1.0, here it is 2.0"):
         call(tmp_path / "run", loss=weighed(2.0))

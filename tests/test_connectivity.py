@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from quick import plain_environment
 
 import sparse_etrace as se
-from sparse_etrace._connectivity import canonical_order
+from sparse_etrace._graph.connectivity import canonical_order
 
 INTEGERS = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64]
 

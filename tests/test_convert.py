@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from jax.experimental.sparse import BCOO, BCSR, CSR, bcoo_concatenate
 
 import sparse_etrace as se
-from sparse_etrace._convert import matrix_connectivity
+from sparse_etrace._graph.matrices import matrix_connectivity
 
 FORMATS = ["bsr", "coo", "csc", "csr", "dia", "dok", "lil"]
 BIG = 2**60

@@ -27,8 +27,8 @@ import sparse_etrace as se
 from sparse_etrace import cli
 from sparse_etrace._files import text
 from sparse_etrace._files.arrow import encoded, node_positions
-from sparse_etrace._files.base import only_strings
 from sparse_etrace._files.npz import bytes_of
+from sparse_etrace._files.safe import only_strings
 
 SUFFIXES = [".npz", ".graphml", ".parquet", ".csv", ".tsv", ".mtx", ".graphml.gz", ".csv.gz", ".mtx.gz"]
 ALL = [".npz", ".graphml", ".parquet"]

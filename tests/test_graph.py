@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from soak import few
 
 import sparse_etrace as se
-from sparse_etrace import _transform
+from sparse_etrace._graph import transforms
 
 
 def dense_oracle(edges, weights, shape):
@@ -199,13 +199,13 @@ def test_transform_errors(monkeypatch):
         se.scale_spectral_radius(se.from_edges([0], [1]), 1.0)
 
     def fails(*args, **kwargs):
-        raise _transform.ArpackError(-9999)
+        raise transforms.ArpackError(-9999)
 
-    monkeypatch.setattr(_transform, "eigs", fails)
+    monkeypatch.setattr(transforms, "eigs", fails)
     graph = random_graph(500, 5, True)
     dense = np.asarray(graph.to_dense(), np.float64)
     assert se.spectral_radius(graph) == pytest.approx(np.abs(np.linalg.eigvals(dense)).max(), rel=1e-6)
-    monkeypatch.setattr(_transform, "_DENSE_FALLBACK", 400)
+    monkeypatch.setattr(transforms, "_DENSE_FALLBACK", 400)
     with pytest.raises(ValueError, match="graph: the Arnoldi iteration for a component of .* did not converge"):
         se.spectral_radius(graph)
 

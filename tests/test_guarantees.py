@@ -13,7 +13,7 @@ from models import N, run, start, total
 from soak import few
 
 import sparse_etrace as se
-from sparse_etrace._program import sub_jaxprs
+from sparse_etrace._model.program import sub_jaxprs
 
 TRACED = [se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid()]
 by_name = pytest.mark.parametrize("learner", TRACED, ids=lambda learner: type(learner).__name__)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import sparse_etrace as se
-from sparse_etrace import _costs, _table, cli
+from sparse_etrace import _text, cli
+from sparse_etrace._report import costs
 
 
 def random_graph(seed, units=30, synapses=60, loops=True):
@@ -151,12 +152,12 @@ def test_influences_are_counted(steps, synapses, monkeypatch):
     graph = random_graph(1, synapses=synapses)
     columns = np.diff(graph.connectivity.post_ptr) + 1
     right = columns @ reached(graph, steps).sum(1)
-    assert _costs.count_influences(graph, steps) == ("", right)
-    monkeypatch.setattr(_costs, "CHUNK", 7)
-    assert _costs.count_influences(graph, steps) == ("", right)
-    monkeypatch.setattr(_costs, "TRIED", 0)
-    monkeypatch.setattr(_costs, "CLOSED", 0)
-    known, bound = _costs.count_influences(graph, steps)
+    assert costs.count_influences(graph, steps) == ("", right)
+    monkeypatch.setattr(costs, "CHUNK", 7)
+    assert costs.count_influences(graph, steps) == ("", right)
+    monkeypatch.setattr(costs, "TRIED", 0)
+    monkeypatch.setattr(costs, "CLOSED", 0)
+    known, bound = costs.count_influences(graph, steps)
     assert bound >= right if known == "at most" else bound <= right if known == "at least" else bound == right
     assert bool(known) == (steps not in (1, 2))
 
@@ -165,33 +166,33 @@ def test_influences_are_counted(steps, synapses, monkeypatch):
 def test_costs_are_those_of_the_carry(cell, variables):
     graph, batch = random_graph(2), 3
     learners = [se.D_RTRL(), se.SnAp(n=3)] if variables == 1 else [se.RTRL()]
-    costs = se.learner_costs(graph, batch, learners, cell=cell)
+    table = se.learner_costs(graph, batch, learners, cell=cell)
     rec = se.ETraceParam({"weight": graph.weight, "bias": jnp.zeros(30)}, se.SpMatMulOp(graph))
     model = cell(30, None, rec)
     given = model, model.init_state(batch), None
-    for row, learner in zip(costs.rows, learners, strict=True):
+    for row, learner in zip(table.rows, learners, strict=True):
         traces = learner.init(*given).traces
         leaves = traces if isinstance(learner, se.D_RTRL) else traces.values
         assert row.traces == sum(leaf.nbytes for leaf in jax.tree.leaves(leaves))
-    row, steps = costs.rows[-1], getattr(learners[-1], "n", None)
-    count = variables * _costs.count_influences(graph, steps)[1]
+    row, steps = table.rows[-1], getattr(learners[-1], "n", None)
+    count = variables * costs.count_influences(graph, steps)[1]
     assert row.traces == 4 * batch * count and row.note == f"{count:,} influences for each batch element"
     if variables == 1:
-        assert [row.gradient for row in costs.rows] == ["diagonal", "truncated"]
-        assert costs.rows[0].total == se.memory_plan(se.D_RTRL(), *given).total
+        assert [row.gradient for row in table.rows] == ["diagonal", "truncated"]
+        assert table.rows[0].total == se.memory_plan(se.D_RTRL(), *given).total
 
 
 def test_too_much_is_said_in_words(monkeypatch):
     graph = random_graph(2)
-    count = _costs.count_influences(graph, 3)[1]
+    count = costs.count_influences(graph, 3)[1]
     small = se.SnAp(n=3, max_influences=10)
     (row,) = se.learner_costs(graph, 2, [small]).rows
     assert (row.traces, row.total) == (8 * count, None)
     assert f"{count:,} influences for each batch element" in row.note and "more than max_influences=10" in row.note
-    monkeypatch.setattr(_costs, "PLANNED", 0)
+    monkeypatch.setattr(costs, "PLANNED", 0)
     (row,) = se.learner_costs(graph, 2, [se.SnAp(n=3)]).rows
     assert (row.traces, row.total) == (8 * count, None) and "not laid out here" in row.note
-    monkeypatch.setattr(_costs, "CLOSED", 0)
+    monkeypatch.setattr(costs, "CLOSED", 0)
     (row,) = se.learner_costs(graph, 2, [se.RTRL()]).rows
     assert (row.traces, row.total) == (None, None) and row.note.startswith("at least ")
 
@@ -199,7 +200,7 @@ def test_too_much_is_said_in_words(monkeypatch):
 def test_nothing_as_large_as_a_trace_is_made(monkeypatch):
     given = []
     plan = se.memory_plan(se.BPTT(), lambda h, x: (h, h), jnp.zeros(1), None)
-    monkeypatch.setattr(_costs, "memory_plan", lambda *args: given.append(args[1:4]) or plan)
+    monkeypatch.setattr(costs, "memory_plan", lambda *args: given.append(args[1:4]) or plan)
     se.learner_costs(random_graph(0), 1000, [se.D_RTRL(), se.UORO(key=jax.random.key(0)), se.BPTT()])
     assert len(given) == 4 and all(isinstance(leaf, jax.ShapeDtypeStruct | str) for leaf in arrays(given))
     se.learner_costs(random_graph(0), 1000, [se.RTRL()])
@@ -232,8 +233,8 @@ def test_names_say_the_options():
         se.SnAp(pattern="random", paths=2, key=key),
     ]
     names = ["SnAp(n=2)", "SnAp(n=None)", "UORO", "TBPTT(steps=4)", "SnAp(pattern=random, paths=2)"]
-    assert [_costs._name(learner) for learner in learners] == names
-    assert [_costs._name(learner) for learner in _costs._choice()][:3] == ["D_RTRL", "ES_D_RTRL", "Hybrid"]
+    assert [costs._name(learner) for learner in learners] == names
+    assert [costs._name(learner) for learner in costs._choice()][:3] == ["D_RTRL", "ES_D_RTRL", "Hybrid"]
 
 
 @pytest.mark.parametrize(
@@ -277,7 +278,7 @@ def test_costs_that_take_too_much_to_find(monkeypatch):
     def refuse(*given):
         raise MemoryError("Unable to allocate 4 TiB")
 
-    monkeypatch.setattr(_costs, "memory_plan", refuse)
+    monkeypatch.setattr(costs, "memory_plan", refuse)
     (row,) = se.learner_costs(random_graph(0), learners=se.D_RTRL()).rows
     assert (row.gradient, row.note) == ("refused", "Unable to allocate 4 TiB")
 
@@ -299,11 +300,11 @@ def test_the_page_shows_all_rows():
      (999_500, "1.00 MB"), (7_290_000_000, "7.29 GB"), (6 * 10**16, "60.0 PB")],
 )  # fmt: skip
 def test_bytes_with_their_unit(count, text):
-    assert _table.in_bytes(count) == text
+    assert _text.in_bytes(count) == text
 
 
 def test_numbers_to_the_right_and_words_wrapped():
-    text = _table.as_table(("name", "n", "what"), [("a", "-1", "x " * 100), ("bb", "100", "y")])
+    text = _text.as_table(("name", "n", "what"), [("a", "-1", "x " * 100), ("bb", "100", "y")])
     lines = text.splitlines()
     assert lines[0] == "name    n  what" and lines[2].startswith("a      -1  x x") and lines[-1] == "bb    100  y"
     assert len(lines) == 5 and max(map(len, lines)) <= 120

@@ -14,8 +14,8 @@ import scipy.sparse as sp
 from test_conformance import LEARNERS
 
 import sparse_etrace as se
-from sparse_etrace._connectivity import digest_of
-from sparse_etrace._origin import check_origin
+from sparse_etrace._graph.connectivity import digest_of
+from sparse_etrace._model.origin import check_origin
 
 N, BATCH, STEPS = 4, 2, 3
 KEPT = {"BPTT"}  # whose carry is the state alone
@@ -39,7 +39,7 @@ class Mine(se.ETraceOp):
         return y * e
 
     def synapses(self, v, x):
-        from sparse_etrace._op.base import Uses
+        from sparse_etrace._op.contract import Uses
 
         return [Uses(np.asarray(self.index), np.arange(N), np.arange(N))]
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import sparse_etrace as se
-from sparse_etrace.plot import _connectivity, _in_time, base
+from sparse_etrace.plot import _connectivity, _in_time, style
 
 RNG = np.random.default_rng(0)
 WORM = se.datasets.worm()
@@ -107,7 +107,7 @@ def test_layout(name):
     """All text is 7 points or more, within the figure, and apart from other text; axes have names with units."""
     before = dict(matplotlib.rcParams)
     figure = CASES[name]()
-    assert isinstance(figure, Figure) and figure.get_size_inches()[0] in (base.SINGLE, base.DOUBLE)
+    assert isinstance(figure, Figure) and figure.get_size_inches()[0] in (style.SINGLE, style.DOUBLE)
     figure.set_dpi(100)
     figure.draw_without_rendering()
     width, height = figure.bbox.width, figure.bbox.height
@@ -153,15 +153,15 @@ def luminance(colour):
 
 def test_colours():
     """Signs stand out on white; the colour maps are as light as they are few."""
-    for colour in (base.POSITIVE, base.NEGATIVE, base.ZERO):
-        assert 1.05 / (luminance(colour) + 0.05) > 3 and colour in base.PALETTE
-    amounts = [luminance(base.AMOUNT(x)[:3]) for x in np.linspace(0, 1, 20)]
+    for colour in (style.POSITIVE, style.NEGATIVE, style.ZERO):
+        assert 1.05 / (luminance(colour) + 0.05) > 3 and colour in style.PALETTE
+    amounts = [luminance(style.AMOUNT(x)[:3]) for x in np.linspace(0, 1, 20)]
     assert np.all(np.diff(amounts) < 0)
-    values = [luminance(base.ABOUT_ZERO(x)[:3]) for x in np.linspace(0, 1, 21)]
+    values = [luminance(style.ABOUT_ZERO(x)[:3]) for x in np.linspace(0, 1, 21)]
     assert np.all(np.diff(values[:11]) > 0) and np.all(np.diff(values[10:]) < 0)
-    shares = [luminance(base.SHARE(x)[:3]) for x in np.linspace(0, 1, 20)]
+    shares = [luminance(style.SHARE(x)[:3]) for x in np.linspace(0, 1, 20)]
     assert max(shares) - min(shares) < 0.11
-    assert len(set(map(str, base.DASHES))) == len(base.DASHES)
+    assert len(set(map(str, style.DASHES))) == len(style.DASHES)
 
 
 # --- what is drawn is what was given ---------------------------------------------------------------------------------
@@ -174,14 +174,14 @@ def points(axes):
 def test_dots_of_synapses():
     axes = se.plot.connectivity(SMALL, order="given").axes[0]
     assert points(axes) == {
-        base.POSITIVE: [[1, 0], [2, 0]],
-        base.NEGATIVE: [[2, 1]],
-        base.ZERO: [[2, 2]],
+        style.POSITIVE: [[1, 0], [2, 0]],
+        style.NEGATIVE: [[2, 1]],
+        style.ZERO: [[2, 2]],
     }
     labels = [t.get_text() for t in axes.get_legend().get_texts()]
     assert labels == ["positive (2)", "negative (1)", "zero (1)"]
     assert all(c.get_rasterized() for c in axes.collections)
-    assert points(se.plot.connectivity(SMALL, [-1, 1, -1, -1], order="given").axes[0])[base.POSITIVE] == [[2, 0]]
+    assert points(se.plot.connectivity(SMALL, [-1, 1, -1, -1], order="given").axes[0])[style.POSITIVE] == [[2, 0]]
 
 
 def test_order():
@@ -208,9 +208,9 @@ def test_groups():
 
 
 def test_names_without_room_are_left_out():
-    kept = base.with_room(np.array([100, 1, 1, 100]), 100.0)
+    kept = style.with_room(np.array([100, 1, 1, 100]), 100.0)
     assert kept.tolist() == [0, 1, 3]
-    assert base.with_room(np.array([10, 0, 10]), 100.0).tolist() == [0, 2]
+    assert style.with_room(np.array([10, 0, 10]), 100.0).tolist() == [0, 2]
 
 
 def test_blocks(monkeypatch):
@@ -231,7 +231,7 @@ def test_blocks(monkeypatch):
     least, most = np.quantile(density[count > 0], (0.02, 0.998))
     depth = np.log(np.clip(density, least, most) / least) / np.log(most / least)
     depth = np.where(count > 0, 0.15 + 0.85 * depth, 0)[..., None]
-    expected = 1 - depth * (1 - base.SHARE(positive / np.maximum(count, 1))[..., :3])
+    expected = 1 - depth * (1 - style.SHARE(positive / np.maximum(count, 1))[..., :3])
     assert np.allclose(axes.images[0].get_array(), expected, atol=1e-6)
     assert axes.child_axes[0].get_xlabel() == "positive (%)"
 
@@ -371,11 +371,11 @@ def test_change_drawn():
     # Strongest last, so on top: a to b by 0.5, a to c by -2 (canonical order).
     ends = [(p._posA_posB[0].tolist(), p._posA_posB[1].tolist()) for p in drawing.patches]
     assert ends == [([0, 0], [1, 0]), ([0, 0], [1, 1])]
-    assert [to_hex(p.get_edgecolor()).upper() for p in drawing.patches] == [base.POSITIVE, base.NEGATIVE]
+    assert [to_hex(p.get_edgecolor()).upper() for p in drawing.patches] == [style.POSITIVE, style.NEGATIVE]
     assert drawing.patches[1].get_linewidth() == 2 > drawing.patches[0].get_linewidth()
     lines, nodes = drawing.collections
     assert np.array_equal(nodes.get_offsets(), places) and len(lines.get_segments()) == 4
-    assert points(scatter) == {base.POSITIVE: [[1, 1.5], [3, 3.1]], base.NEGATIVE: [[-2, -4]], base.ZERO: [[0, 0]]}
+    assert points(scatter) == {style.POSITIVE: [[1, 1.5], [3, 3.1]], style.NEGATIVE: [[-2, -4]], style.ZERO: [[0, 0]]}
     loop, _ = se.plot.weight_change(ONE, [0.0], [1.0], [[2.0, 3.0]]).axes
     assert not loop.patches and loop.collections[-1].get_offsets().tolist() == [[2, 3]]
     one, other = (se.plot.weight_change(WORM, SIGNED, SIGNED).axes[0].collections[-1].get_offsets() for _ in range(2))

@@ -12,9 +12,9 @@ from models import start
 from soak import few
 
 import sparse_etrace as se
-from sparse_etrace import _primitives
-from sparse_etrace._positions import follow
-from sparse_etrace._program import flatten, propagate
+from sparse_etrace._model import primitives
+from sparse_etrace._model.positions import follow
+from sparse_etrace._model.program import flatten, propagate
 
 
 def last(fn, *args, name):
@@ -48,7 +48,7 @@ SCANS = {
 def test_a_scan(name):
     fn, arg, expected = SCANS[name]
     _, eqn = last(fn, arg, name="scan")
-    found = _primitives.scan(eqn)
+    found = primitives.scan(eqn)
     assert (found.consts, found.carry, found.length) == expected
     assert [v.aval.shape for v in found.body.jaxpr.invars][-1] == (3,)
 

@@ -15,7 +15,7 @@ import random_oracle as ro
 from soak import few
 
 import sparse_etrace as se
-from sparse_etrace._step import ByGroup
+from sparse_etrace._model.step import ByGroup
 
 pytestmark = pytest.mark.usefixtures("x64")
 VISIBLE = 1e-4

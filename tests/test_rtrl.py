@@ -12,7 +12,7 @@ from soak import few
 from test_snap import random_wiring, wired
 
 import sparse_etrace as se
-from sparse_etrace._algorithm import rtrl
+from sparse_etrace._learner import rtrl
 
 TOLERANCE, VISIBLE = 1e-10, 1e-3
 # Not made of ops alone: taken as a whole.

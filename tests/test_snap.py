@@ -12,7 +12,7 @@ from models import N, run, start
 from soak import few
 
 import sparse_etrace as se
-from sparse_etrace._algorithm import rtrl
+from sparse_etrace._learner import rtrl
 
 TOLERANCE, VISIBLE = 1e-10, 1e-4
 float64 = pytest.mark.usefixtures("x64")

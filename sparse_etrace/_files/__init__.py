@@ -9,12 +9,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .._build import Policies, check_dtype
-from .._columns import GUESS, say_guesses
-from .._graph import Graph
+from .._graph.build import Policies, check_dtype
+from .._graph.columns import GUESS, say_guesses
+from .._graph.graph import Graph
 from . import adjacency, edge_list, feather, graphml, matrix_market, npz, parquet
-from .base import Options, Source, is_packed, written
 from .columns import usual_ends
+from .safe import Options, Source, is_packed, written
 from .text import SEPARATORS, read_table
 
 SUFFIXES = {

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .._build import build_graph
-from .._graph import Graph
-from .base import Options, Source, as_nodes, host_ends, host_weight, numbered, one_kind, refuse_attributes
+from .._graph.build import build_graph
+from .._graph.graph import Graph
+from .safe import Options, Source, as_nodes, host_ends, host_weight, numbered, one_kind, refuse_attributes
 from .text import NUMBER, Table, ids, numbers, text_of, write_rows
 
 HOLDERS = ".npz, .graphml or .parquet"

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from .._build import build_graph
-from .._columns import holds_numbers, strings, taken
-from .._graph import Graph
-from .._labels import common_ids, distinct, label_index
-from .base import Options, Source, as_nodes, numbered
+from .._graph.build import build_graph
+from .._graph.columns import holds_numbers, strings, taken
+from .._graph.graph import Graph
+from .._graph.labels import common_ids, distinct, label_index
 from .columns import WAY, ends_by_name, the_rest
+from .safe import Options, Source, as_nodes, numbered
 
 MANY = 100_000
 Encoded = tuple[np.ndarray, Any]

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .._columns import weight_name
-from .base import Options
+from .._graph.columns import weight_name
+from .safe import Options
 
 ENDS = (
     ("pre", "post"),

@@ -9,22 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .._build import build_graph
-from .._columns import GUESS
-from .._graph import Graph
+from .._graph.build import build_graph
+from .._graph.columns import GUESS
+from .._graph.graph import Graph
 from .arrow import beside, encoded, node_positions, positions_in
-from .base import (
-    Options,
-    Source,
-    as_nodes,
-    host_ends,
-    host_weight,
-    numbered,
-    one_kind,
-    only_strings,
-    refuse_attributes,
-)
 from .columns import WAY, both_or_none, ends_by_name, the_rest, usual_ends
+from .safe import Options, Source, as_nodes, host_ends, host_weight, numbered, one_kind, only_strings, refuse_attributes
 from .text import (
     INTEGER,
     NUMBER,

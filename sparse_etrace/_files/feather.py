@@ -6,9 +6,9 @@ from io import BufferedIOBase
 import pyarrow as pa
 from pyarrow import ipc
 
-from .._graph import Graph
+from .._graph.graph import Graph
 from .arrow import choose, graph_of
-from .base import Options, Source
+from .safe import Options, Source
 
 MAGIC = b"ARROW1"
 START = 8

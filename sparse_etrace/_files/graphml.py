@@ -13,10 +13,10 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
-from .._build import build_graph
-from .._columns import NO_WEIGHT, strings, text_cells, weight_name
-from .._graph import Graph
-from .base import (
+from .._graph.build import build_graph
+from .._graph.columns import NO_WEIGHT, strings, text_cells, weight_name
+from .._graph.graph import Graph
+from .safe import (
     Options,
     Source,
     as_nodes,

@@ -11,9 +11,9 @@ import numpy as np
 import scipy.io
 import scipy.sparse as sp
 
-from .._build import build_graph
-from .._graph import Graph
-from .base import CHUNK, Options, Source, as_nodes, host_ends, host_weight, refuse_attributes
+from .._graph.build import build_graph
+from .._graph.graph import Graph
+from .safe import CHUNK, Options, Source, as_nodes, host_ends, host_weight, refuse_attributes
 
 FIELDS = {"real": "[-+0-9.eE]", "integer": "[-0-9]", "unsigned-integer": "[0-9]", "pattern": ""}
 SYMMETRIES = ("general", "symmetric", "skew-symmetric")

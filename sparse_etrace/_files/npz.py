@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from .._build import build_graph
-from .._columns import strings, text_cells
-from .._convert import from_scipy
-from .._graph import Graph
-from .base import Options, Source, as_nodes, from_json, host_ends, host_weight, only_strings, to_json
+from .._graph.build import build_graph
+from .._graph.columns import strings, text_cells
+from .._graph.graph import Graph
+from .._graph.matrices import from_scipy
+from .safe import Options, Source, as_nodes, from_json, host_ends, host_weight, only_strings, to_json
 
 VERSION = 1
 SCIPY = {"bsr": 3, "csc": 3, "csr": 3, "coo": 1, "dia": 1}

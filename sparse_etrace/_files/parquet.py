@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .._columns import text_cells
-from .._graph import Graph
-from .._labels import plain_ids
+from .._graph.columns import text_cells
+from .._graph.graph import Graph
+from .._graph.labels import plain_ids
 from .arrow import Nodes, choose, graph_of
-from .base import Options, Source, as_nodes, host_ends, host_weight, is_plain, only_strings
 from .npz import arrays_of, bytes_of, unpack
+from .safe import Options, Source, as_nodes, host_ends, host_weight, is_plain, only_strings
 
 KEY = b"sparse_etrace"
 UNSOUND = (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError)

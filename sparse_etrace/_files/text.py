@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
 
-from .._columns import strings, text_cells
-from .._labels import plain_ids
-from .base import Pieces, Source, from_json, is_plain, is_shape, to_json
+from .._graph.columns import strings, text_cells
+from .._graph.labels import plain_ids
+from .safe import Pieces, Source, from_json, is_plain, is_shape, to_json
 
 SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", " ": "space"}
 MARK = "# sparse_etrace "

@@ -14,7 +14,7 @@ import numpy as np
 from jax.interpreters import ad, batching
 from jaxtyping import Array, Inexact, Shaped
 
-from .._connectivity import Connectivity
+from .._graph.connectivity import Connectivity
 from .._sums import wide
 from . import native
 

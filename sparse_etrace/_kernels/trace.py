@@ -10,7 +10,7 @@ import numpy as np
 from jax.interpreters import ad, batching
 from jaxtyping import Array, Inexact, Shaped, UInt32
 
-from .._connectivity import Connectivity
+from .._graph.connectivity import Connectivity
 from .._sums import dot, joined, mixed, rounded
 from . import native
 from .products import batch_by_loop, connectivity_of, in_front, merged, sampled_sum

@@ -1,7 +1,7 @@
 """The ops: one idea, five connectivities."""
 
-from .base import ETraceOp as ETraceOp, Uses as Uses
 from .check import check_op as check_op
+from .contract import ETraceOp as ETraceOp, Uses as Uses
 from .conv import ConvOp as ConvOp
 from .elemwise import ElemWiseOp as ElemWiseOp
 from .lora import LoraOp as LoraOp

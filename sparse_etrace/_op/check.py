@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._windows import sum_to
-from .base import ETraceOp
+from .contract import ETraceOp
+from .windows import sum_to
 
 
 def check_op(op: ETraceOp, w: PyTree[Array], x: Any) -> None:

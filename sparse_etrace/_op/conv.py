@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .._numbers import whole
-from .base import ETraceOp, Uses, check_bias, check_shape, masked, read_weights, with_bias
+from .contract import ETraceOp, Uses, check_bias, check_shape, masked, read_weights, with_bias
 
 Weights = dict[str, Array]
 Whole = Sequence[SupportsIndex] | np.ndarray

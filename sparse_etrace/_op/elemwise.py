@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._windows import window_per_unit
-from .base import ETraceOp, Uses, one_to_one
+from .contract import ETraceOp, Uses, one_to_one
+from .windows import window_per_unit
 
 
 class ElemWiseOp(ETraceOp):

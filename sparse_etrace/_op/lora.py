@@ -6,7 +6,7 @@ from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .. import _kernels
 from .._numbers import plain
-from .base import ETraceOp, Uses, all_to_all, check_bias, check_input, with_bias
+from .contract import ETraceOp, Uses, all_to_all, check_bias, check_input, with_bias
 
 Weights = dict[str, Array]
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .. import _kernels
-from .base import ETraceOp, Uses, all_to_all, check_bias, check_input, masked, read_weights, with_bias
+from .contract import ETraceOp, Uses, all_to_all, check_bias, check_input, masked, read_weights, with_bias
 
 Weights = dict[str, Array]
 

@@ -10,22 +10,13 @@ import scipy.sparse as sp
 from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .. import _kernels
-from .._connectivity import Connectivity
-from .._convert import matrix_connectivity
-from .._graph import Graph
+from .._graph.connectivity import Connectivity
+from .._graph.graph import Graph
+from .._graph.matrices import matrix_connectivity
 from .._numbers import whole
 from .._sums import widened
-from .._windows import window_per_unit
-from .base import (
-    ETraceOp,
-    Uses,
-    applied,
-    check_bias,
-    check_input,
-    check_shape,
-    read_weights,
-    with_bias,
-)
+from .contract import ETraceOp, Uses, applied, check_bias, check_input, check_shape, read_weights, with_bias
+from .windows import window_per_unit
 
 Weights = dict[str, Array]
 Traces = dict[str, Array | None]

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._param import ETraceParam
-from .base import Units, current, unit_shape
+from .._op.param import ETraceParam
+from .cell import Units, current, unit_shape
 
 
 class GRU(eqx.Module):

@@ -7,8 +7,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._param import ETraceParam
-from .base import Constant, Units, constant, current, on_units, unit_shape
+from .._op.param import ETraceParam
+from .cell import Constant, Units, constant, current, on_units, unit_shape
 
 
 class LeakyRate(eqx.Module):

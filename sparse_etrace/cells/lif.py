@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .. import surrogate
-from .._param import ETraceParam
-from .base import Constant, Units, behind_reset, constant, current, on_units, unit_shape
+from .._op.param import ETraceParam
+from .cell import Constant, Units, behind_reset, constant, current, on_units, unit_shape
 
 
 class LIFState(NamedTuple):

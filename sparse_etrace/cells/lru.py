@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array
 
 from .._numbers import real
-from .._param import ElemWiseParam, ETraceParam, Fixed
-from .base import Constant, Units, constant, current, on_units, unit_shape
+from .._op.param import ElemWiseParam, ETraceParam, Fixed
+from .cell import Constant, Units, constant, current, on_units, unit_shape
 
 
 class LRUState(NamedTuple):

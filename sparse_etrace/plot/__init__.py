@@ -8,7 +8,7 @@ from ._learning_curves import learning_curves
 from ._raster import raster
 from ._weight_change import weight_change
 from ._weights import weights
-from .base import MARKERS, PALETTE
+from .style import MARKERS, PALETTE
 
 __all__ = [
     "MARKERS",

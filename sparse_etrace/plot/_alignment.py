@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from .._alignment import Alignment
-from .base import DOUBLE, FAINT, LARGE, MARKERS, PALETTE, SMALL, new_figure, styled
+from .._report.alignment import Alignment
+from .style import DOUBLE, FAINT, LARGE, MARKERS, PALETTE, SMALL, new_figure, styled
 
 RATIO_TICKS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from .._graph import Graph
-from .base import (
+from .._graph.graph import Graph
+from .style import (
     AMOUNT,
     FAINT,
     NEGATIVE,

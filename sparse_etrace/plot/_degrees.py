@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from .base import DASHES, PALETTE, SINGLE, graph_weight, legend, nothing, panel
+from .style import DASHES, PALETTE, SINGLE, graph_weight, legend, nothing, panel
 
 MOST_BINS, HEAVY = 40, 8
 

@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .base import (
+from .style import (
     ABOUT_ZERO,
     AMOUNT,
     DASHES,

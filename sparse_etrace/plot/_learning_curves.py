@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .base import DASHES, MARKERS, PALETTE, SINGLE, legend, numbers, panel, reals
+from .style import DASHES, MARKERS, PALETTE, SINGLE, legend, numbers, panel, reals
 
 MARKS = 5
 

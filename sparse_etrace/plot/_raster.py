@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .base import DASHES, DOUBLE, FAINT, PALETTE, SMALL, group_numbers, new_figure, nothing, styled, times, with_room
+from .style import DASHES, DOUBLE, FAINT, PALETTE, SMALL, group_numbers, new_figure, nothing, styled, times, with_room
 
 BINS, HEIGHT = 150, 3.6
 

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.ticker import MaxNLocator
 
-from .._graph import Graph
-from .base import (
+from .._graph.graph import Graph
+from .style import (
     AMOUNT,
     DOUBLE,
     FAINT,

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .._graph import Graph
-from .base import (
+from .._graph.graph import Graph
+from .style import (
     DASHES,
     NEGATIVE,
     PALETTE,

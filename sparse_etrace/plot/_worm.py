@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .._graph import Graph
-from .base import ABOUT_ZERO
+from .._graph.graph import Graph
+from .style import ABOUT_ZERO
 
 COLOURS = {
     "readout only": "#999999", "ES-D-RTRL": "#E69F00", "D-RTRL": "#0072B2", "SnAp-2": "#009E73", "RTRL": "#D55E00",

@@ -1,0 +1,254 @@
+"""Graphs from edge lists, data frames and networkx.
+
+Every converter takes `duplicates`, `self_loops` and `dtype`, described at `from_edges`, and never changes its input.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping
+from numbers import Real as RealNumber
+from typing import Any
+
+import jax.numpy as jnp
+import networkx as nx
+import numpy as np
+
+from .build import Policies, build_graph
+from .columns import (
+    GUESS,
+    NO_WEIGHT,
+    first_missing,
+    holds_numbers,
+    is_real,
+    kept_names,
+    plain_column,
+    say_guesses,
+    weight_name,
+)
+from .connectivity import check_shape, index_array
+from .graph import Graph
+from .labels import as_labels, attribute_columns, common_ids, distinct, label_index, look_up, plain_ids
+
+
+def from_edges(
+    pre: Any,
+    post: Any,
+    weight: Any = None,
+    shape: Any = None,
+    labels: Iterable[Any] | None = None,
+    *,
+    node_attrs: Mapping[str, Any] | None = None,
+    edge_attrs: Mapping[str, Any] | None = None,
+    duplicates: str = "keep",
+    self_loops: str = "keep",
+    dtype: Any = jnp.float32,
+) -> Graph:
+    """Return the graph of the edges `pre[k] -> post[k]`.
+
+    Self-loops are dropped or added first, then duplicates are treated.
+
+    Args:
+        pre: sending nodes, `(num_synapses,)`: integer indices or, with `labels`, ids that are looked up in them.
+        post: receiving nodes, likewise.
+        weight: weights, `(num_synapses,)`; 1 for all unless given.
+        shape: `(num_pre, num_post)`. Equal sizes are one set of nodes, others are two. Unless given, there is one set
+            of nodes: the labels, or indices up to the largest one.
+        labels: a distinct, hashable label for each node; for two sets, `num_pre` senders, then `num_post` receivers.
+        node_attrs: attributes, the first axis aligned with the nodes.
+        edge_attrs: attributes, the first axis aligned with `pre`.
+        duplicates: "keep" leaves parallel synapses in input order, "sum" adds their weights into one synapse (their
+            attributes must agree), "error" refuses them.
+        self_loops: "keep", "drop", or "add": each node without one gets one, of weight 1.
+        dtype: floating type of the weight; float64 only where JAX has 64 bits.
+
+    Returns:
+        The graph, in canonical order.
+
+    Raises:
+        TypeError: indices are no integers, weights no real numbers, labels not hashable, or an argument is traced.
+        ValueError: lengths do not fit, an index is out of range or an id is no label, a weight is not finite in
+            `dtype`, there are too many synapses for int32, or a policy is unknown or cannot be obeyed.
+
+    Example:
+        >>> import sparse_etrace as se
+        >>> graph = se.from_edges([3, 3], [2**60, 2**60], [0.5, 1.0], labels=[3, 2**60], duplicates="sum")
+        >>> graph.nodes, graph.weight.tolist()
+        ((3, 1152921504606846976), [1.5])
+    """
+    nodes = None
+    if labels is not None:
+        nodes = as_labels(labels)
+        label_index(nodes)
+        num_pre, num_post = shape = (len(nodes), len(nodes)) if shape is None else check_shape(shape)
+        if len(nodes) != (num_pre if num_pre == num_post else num_pre + num_post):
+            raise ValueError(f"labels: {len(nodes)} labels do not fit shape {shape}; give one per node, senders first")
+        pre = look_up("pre", pre, nodes[:num_pre])
+        post = look_up("post", post, nodes[len(nodes) - num_post :])
+    elif shape is None:
+        pre, post = index_array("pre", pre), index_array("post", post)
+        size = max((int(ends.max()) + 1 for ends in (pre, post) if ends.size), default=0)
+        if size >= 2**31:
+            raise ValueError(f"pre and post: index {size - 1} is too large for int32; pass these ids with `labels`")
+        shape = (max(size, 0), max(size, 0))
+    policies = Policies(duplicates, self_loops, dtype)
+    return build_graph(pre, post, weight, shape, nodes, node_attrs, edge_attrs, policies=policies)
+
+
+def from_dataframe(
+    df: Any,
+    pre: Hashable = "pre",
+    post: Hashable = "post",
+    weight: Hashable | None = GUESS,
+    labels: Iterable[Any] | None = None,
+    *,
+    edge_attrs: Iterable[Hashable] = (),
+    duplicates: str = "keep",
+    self_loops: str = "keep",
+    dtype: Any = jnp.float32,
+) -> Graph:
+    """Return the graph of a table with one synapse per row. Integer ids keep all their 64 bits.
+
+    Args:
+        df: a data frame of pandas or polars, or an Arrow table.
+        pre: the column of sending ids: integers (nullable ones too), strings, or other hashable values.
+        post: the column of receiving ids.
+        weight: the column of weights; None for weights of 1. Unless given, it is found as in `read_graph`, and what is
+            guessed is said in a warning.
+        labels: all ids, in the order of the nodes; the sorted unique ids of both columns unless given.
+        edge_attrs: further columns to keep as edge attributes.
+        duplicates, self_loops, dtype: see `from_edges`.
+
+    Returns:
+        A square graph whose labels are the ids.
+
+    Raises:
+        TypeError: `df` is no such table, or ids are floats (which lose digits beyond 2**53), or are not sortable and
+            `labels` is not given.
+        ValueError: a column does not exist, exists twice or has missing values, several may be the weight; or as
+            `from_edges`.
+
+    Example:
+        >>> import pandas as pd, sparse_etrace as se
+        >>> df = pd.DataFrame({"pre": [7, 5], "post": [5, 9], "size": [0.5, 2.0]})
+        >>> se.from_dataframe(df, weight="size").nodes
+        (5, 7, 9)
+    """
+    names = _names_of(df)
+    guesses: list[str] = []
+    rest = [name for name in names if name not in (pre, post)]
+    weight = weight_name(weight, rest, lambda name: rest.count(name) == 1 and holds_numbers(df[name]), guesses)
+    ends = [plain_ids(_column_of(df, name, column)) for name, column in (("pre", pre), ("post", post))]
+    for name, column, ids in (("pre", pre, ends[0]), ("post", post, ends[1])):
+        if any(isinstance(value, float) for value in ids if not isinstance(ids, np.ndarray)):
+            raise TypeError(
+                f"{name}: column {column!r} holds floats, which lose digits of ids; use integers or strings"
+            )
+    if labels is None:
+        same = common_ids(*ends)
+        try:
+            labels = distinct(np.concatenate(same)) if same else sorted({value for ids in ends for value in ids})
+        except TypeError as error:
+            raise TypeError(f"pre and post: ids in {pre!r} and {post!r} cannot be sorted; pass `labels`") from error
+    graph = from_edges(
+        ends[0],
+        ends[1],
+        None if weight is None else _column_of(df, "weight", weight),
+        labels=labels,
+        edge_attrs={key: _column_of(df, "edge_attrs", key) for key in kept_names(edge_attrs, names)},
+        duplicates=duplicates,
+        self_loops=self_loops,
+        dtype=dtype,
+    )
+    say_guesses("from_dataframe", guesses)
+    return graph
+
+
+def _names_of(df: Any) -> list[Hashable]:
+    """Return the names of the columns of a data frame or an Arrow table."""
+    if hasattr(df, "columns") and hasattr(df, "shape"):
+        return list(getattr(df, "column_names", df.columns))
+    raise TypeError(
+        f"df: got {type(df).__name__}; it needs a data frame of pandas or polars, or an Arrow table "
+        "(a lazy one is collected first)"
+    )
+
+
+def _column_of(df: Any, name: str, column: Hashable) -> np.ndarray:
+    columns = _names_of(df)
+    if columns.count(column) != 1:
+        raise ValueError(f"{name}: column {column!r} occurs {columns.count(column)} times; the columns are {columns}")
+    row = first_missing(df[column])
+    if row is not None:
+        raise ValueError(f"{name}: column {column!r} has no value in row {row}; fill it or drop the row")
+    return plain_column(df[column], name)
+
+
+def from_networkx(
+    G: Any,
+    weight: Hashable | None = GUESS,
+    *,
+    edge_attrs: Iterable[Hashable] | None = None,
+    duplicates: str = "keep",
+    self_loops: str = "keep",
+    dtype: Any = jnp.float32,
+) -> Graph:
+    """Return a networkx graph with its labels and attributes, nodes in their order of insertion.
+
+    An undirected edge becomes one synapse in each direction, an undirected self-loop one; edges of a multigraph
+    become parallel synapses. Keys of a multigraph's edges and attributes of the graph itself are not kept.
+
+    Args:
+        G: a `Graph`, `DiGraph`, `MultiGraph` or `MultiDiGraph`.
+        weight: the edge attribute that is the weight; None for weights of 1. Unless given, it is found as in
+            `read_graph`, and what is guessed is said in a warning.
+        edge_attrs: the edge attributes to keep; all others unless given.
+        duplicates, self_loops, dtype: see `from_edges`.
+
+    Returns:
+        A square graph. Attributes are in `node_attrs` and `edge_attrs`: numbers, strings and arrays of one shape as
+        arrays of these, anything else as object arrays.
+
+    Raises:
+        TypeError: `G` is no networkx graph.
+        ValueError: an attribute is missing on some nodes or edges, or its values are of mixed kinds (the first
+            offender is named), several may be the weight; or as `from_edges`.
+
+    Example:
+        >>> import networkx as nx, sparse_etrace as se
+        >>> graph = se.from_networkx(nx.path_graph(["a", "b", "c"]))
+        >>> graph.nodes, graph.connectivity.num_synapses
+        (('a', 'b', 'c'), 4)
+    """
+    if not isinstance(G, nx.Graph):
+        raise TypeError(f"G: got {type(G).__name__}; it needs a networkx graph")
+    nodes, index = tuple(G), {label: k for k, label in enumerate(G)}
+    edges = list(G.edges(data=True))
+    names, rows = [(u, v) for u, v, _ in edges], [row for _, _, row in edges]
+    values = None
+    guesses: list[str] = []
+    found = list(dict.fromkeys(key for row in rows for key in row))
+
+    def is_number(key: Hashable) -> bool:
+        return all(is_real(row[key]) for row in rows if key in row)
+
+    weight = weight_name(weight if rows else None, found, is_number, guesses)
+    kept = kept_names(edge_attrs, [key for key in found if key != weight])
+    if weight is not None:
+        weights = [{weight: row[weight]} if weight in row else {} for row in rows]
+        for name, row in zip(names, weights, strict=True):
+            if row and not isinstance(row[weight], (RealNumber, np.bool_)):
+                raise ValueError(f"weight: edge {name!r} has {weight}={row[weight]!r}, which is no real number")
+        values = attribute_columns("edge", weights, names, NO_WEIGHT)[weight]  # type: ignore[index]
+    rows = [{key: row[key] for key in kept if key in row} for row in rows]
+    pre = np.array([index[u] for u, _ in names], np.int64)
+    post = np.array([index[v] for _, v in names], np.int64)
+    attrs = attribute_columns("edge", rows, names, ", or leave it out of `edge_attrs`")
+    if not G.is_directed():
+        twice = np.repeat(np.arange(pre.size), np.where(pre == post, 1, 2))
+        back = np.concatenate([[False], twice[1:] == twice[:-1]])[: twice.size]
+        pre, post = np.where(back, post[twice], pre[twice]), np.where(back, pre[twice], post[twice])
+        values = None if values is None else values[twice]
+        attrs = {key: column[twice] for key, column in attrs.items()}
+    node_attrs = attribute_columns("node", [row for _, row in G.nodes(data=True)], nodes)
+    policies = Policies(duplicates, self_loops, dtype)
+    graph = build_graph(pre, post, values, (len(nodes), len(nodes)), nodes, node_attrs, attrs, policies=policies)
+    say_guesses("from_networkx", guesses)
+    return graph

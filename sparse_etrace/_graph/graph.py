@@ -1,0 +1,291 @@
+"""A connectivity with weights, and with labels and attributes for its nodes and synapses."""
+
+import zlib
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import networkx as nx
+import numpy as np
+import scipy.sparse as sp
+from jax.experimental.sparse import BCOO
+from jaxtyping import Array, Float, Real
+
+from .columns import plain_column
+from .connectivity import Connectivity
+from .labels import as_labels, label_index
+
+
+class _Table:
+    """Labels and attributes, compared by value. Hashed once; tables that were found equal share a key."""
+
+    def __init__(self, nodes: Sequence[Hashable], index: Mapping | None, node_attrs: dict, edge_attrs: dict):
+        self.nodes, self.index = nodes, index
+        self.node_attrs, self.edge_attrs = node_attrs, edge_attrs
+        for column in (*node_attrs.values(), *edge_attrs.values()):
+            column.flags.writeable = False
+        self._hash: int | None = None
+        self._key = object()
+
+    def __reduce__(self) -> tuple:
+        # Without the hash, which is another one in the next process.
+        return _Table, (self.nodes, self.index, self.node_attrs, self.edge_attrs)
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            attrs = (self.node_attrs, self.edge_attrs)
+            self._hash = hash((self.nodes, *(tuple((k, _digest(column)) for k, column in a.items()) for a in attrs)))
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Table):
+            return NotImplemented
+        if self._key is other._key:
+            return True
+        if hash(self) != hash(other) or not _same_values(self.nodes, other.nodes):
+            return False
+        for mine, theirs in ((self.node_attrs, other.node_attrs), (self.edge_attrs, other.edge_attrs)):
+            if list(mine) != list(theirs) or not all(map(_same_columns, mine.values(), theirs.values())):
+                return False
+        other._key = self._key
+        return True
+
+
+def _digest(column: np.ndarray) -> Any:
+    return column.dtype.str, column.shape, zlib.crc32(column.tobytes()) if column.dtype != object else 0
+
+
+def _same_columns(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    # Bytes, so that a NaN is itself.
+    return _same_values(a.ravel().tolist(), b.ravel().tolist()) if a.dtype == object else a.tobytes() == b.tobytes()
+
+
+def _same_values(a: Sequence, b: Sequence) -> bool:
+    if isinstance(a, range) or isinstance(b, range):
+        return a == b
+    try:
+        return len(a) == len(b) and all(x is y or (type(x) is type(y) and bool(x == y)) for x, y in zip(a, b))
+    except ValueError:  # arrays among objects
+        return False
+
+
+class Graph(eqx.Module):
+    """A weighted connectivity whose nodes have labels, and whose nodes and synapses may have attributes.
+
+    `A[i, j]` is the summed weight of the synapses `i -> j`. A square graph has one set of nodes. In a rectangular one,
+    sending and receiving units are two sets; `nodes` holds the `num_pre` senders first, then the `num_post` receivers.
+
+    A pytree whose leaves are the connectivity and the weight. Labels and attributes stay on the host and are compared
+    by value, so that a graph and its copy are one to `jax.tree.map` and to `jit`.
+
+    Args:
+        connectivity: the synapses.
+        weight: weight of each synapse, `(num_synapses,)`, in canonical order.
+        nodes: a distinct, hashable label for each node; the node's position unless given.
+        node_attrs: arrays of any type, the first axis aligned with `nodes`; copied.
+        edge_attrs: arrays of any type, the first axis aligned with `weight`; copied.
+
+    Raises:
+        TypeError: a label is not hashable.
+        ValueError: a length does not fit, or a label appears twice.
+
+    Example:
+        >>> import sparse_etrace as se
+        >>> graph = se.from_edges(["a", "b"], ["b", "c"], labels=["a", "b", "c"])
+        >>> graph.index_of("c"), graph.connectivity.shape
+        (2, (3, 3))
+    """
+
+    connectivity: Connectivity
+    weight: Float[Array, " num_synapses"]
+    _table: _Table = eqx.field(static=True, repr=False)
+
+    def __init__(
+        self,
+        connectivity: Connectivity,
+        weight: Float[Array, " num_synapses"],
+        nodes: Iterable[Any] | None = None,
+        node_attrs: Mapping[str, Any] | None = None,
+        edge_attrs: Mapping[str, Any] | None = None,
+    ):
+        num_pre, num_post = connectivity.shape
+        num_nodes = num_pre if num_pre == num_post else num_pre + num_post
+        labels = range(num_nodes) if nodes is None else as_labels(nodes)
+        if len(labels) != num_nodes:
+            raise ValueError(
+                f"nodes: {len(labels)} labels for {num_nodes} nodes of a graph of shape {(num_pre, num_post)}"
+            )
+        self.connectivity = connectivity
+        self.weight = _fit(weight, connectivity.num_synapses)
+        self._table = _Table(
+            labels,
+            None if isinstance(labels, range) else label_index(labels),
+            _aligned("node_attrs", node_attrs, num_nodes),
+            _aligned("edge_attrs", edge_attrs, connectivity.num_synapses),
+        )
+
+    @property
+    def nodes(self) -> Sequence[Hashable]:
+        """The label of each node; senders before receivers where they are two sets."""
+        return self._table.nodes
+
+    @property
+    def pre_nodes(self) -> Sequence[Hashable]:
+        """The label of each sending unit, `(num_pre,)`."""
+        return self.nodes[: self.connectivity.num_pre]
+
+    @property
+    def post_nodes(self) -> Sequence[Hashable]:
+        """The label of each receiving unit, `(num_post,)`."""
+        return self.nodes[len(self.nodes) - self.connectivity.num_post :]
+
+    @property
+    def node_attrs(self) -> dict[str, np.ndarray]:
+        """Attributes of the nodes: read-only numpy arrays whose first axis is aligned with `nodes`."""
+        return dict(self._table.node_attrs)
+
+    @property
+    def edge_attrs(self) -> dict[str, np.ndarray]:
+        """Attributes of the synapses: read-only numpy arrays whose first axis is aligned with `weight`."""
+        return dict(self._table.edge_attrs)
+
+    def index_of(self, label: Any) -> int:
+        """Position of a label in `nodes`; in a rectangular graph, a receiving unit's index is this minus `num_pre`.
+
+        Args:
+            label: a label of one node.
+
+        Returns:
+            Its position.
+
+        Raises:
+            ValueError: no node has this label.
+
+        Example:
+            >>> import sparse_etrace as se
+            >>> se.from_edges([0], [1]).index_of(1)
+            1
+        """
+        try:
+            return self.nodes.index(label) if self._table.index is None else self._table.index[label]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"label: no node is called {label!r}; `graph.nodes` lists the {len(self.nodes)} labels"
+            ) from error
+
+    def to_networkx(self, weight: Real[Any, " num_synapses"] | None = None, weight_name: str = "weight") -> nx.DiGraph:
+        """Return a networkx `DiGraph`, or a `MultiDiGraph` if there are parallel synapses.
+
+        Args:
+            weight: weights to write instead of the graph's own, `(num_synapses,)`.
+            weight_name: the edge attribute that takes the weight.
+
+        Returns:
+            A graph with this graph's labels as nodes, in their order, and with all attributes.
+
+        Raises:
+            ValueError: an attribute is already called `weight_name`, or `weight` does not fit.
+
+        Example:
+            >>> import sparse_etrace as se
+            >>> se.from_edges([0], [1], [0.5]).to_networkx().edges[0, 1]
+            {'weight': 0.5}
+        """
+        conn, values = self.connectivity, self._values(weight)
+        if weight_name in self._table.edge_attrs:
+            raise ValueError(f"weight_name: an edge attribute is already called {weight_name!r}; choose another name")
+        pre, post = np.asarray(conn.pre), np.asarray(conn.post)
+        parallel = np.any((pre[1:] == pre[:-1]) & (post[1:] == post[:-1]))
+        result = nx.MultiDiGraph() if parallel else nx.DiGraph()
+        result.add_nodes_from(zip(self.nodes, _rows(self._table.node_attrs, len(self.nodes)), strict=True))
+        rows = _rows({weight_name: np.asarray(values)} | self._table.edge_attrs, conn.num_synapses)
+        ends = zip(pre.tolist(), post.tolist(), rows, strict=True)
+        result.add_edges_from((self.pre_nodes[i], self.post_nodes[j], row) for i, j, row in ends)
+        return result
+
+    def to_scipy(self, weight: Real[Any, " num_synapses"] | None = None) -> sp.csc_array:
+        """Return a scipy `csc_array`, whose data order is the canonical one: `data` is the weight itself.
+
+        Args:
+            weight: weights to write instead of the graph's own, `(num_synapses,)`.
+
+        Returns:
+            A matrix `(num_pre, num_post)` with an entry for each synapse, zeros and parallel ones included.
+
+        Raises:
+            ValueError: `weight` does not fit.
+
+        Example:
+            >>> import sparse_etrace as se
+            >>> se.from_edges([0, 0], [1, 1], [2.0, 3.0]).to_scipy().data.tolist()
+            [2.0, 3.0]
+        """
+        conn, values = self.connectivity, np.array(self._values(weight))
+        if values.dtype.itemsize < 4:  # scipy has no half precision
+            values = values.astype(np.float32)
+        return sp.csc_array((values, np.array(conn.pre), np.array(conn.post_ptr)), shape=conn.shape)
+
+    def to_bcoo(self, weight: Real[Any, " num_synapses"] | None = None) -> BCOO:
+        """Return a JAX `BCOO`, its data in canonical order. May be traced.
+
+        Args:
+            weight: weights to write instead of the graph's own, `(num_synapses,)`.
+
+        Returns:
+            A matrix `(num_pre, num_post)` with an entry for each synapse, zeros and parallel ones included.
+
+        Raises:
+            ValueError: `weight` does not fit.
+
+        Example:
+            >>> import sparse_etrace as se
+            >>> se.from_edges([0], [1], [2.0]).to_bcoo().indices.tolist()
+            [[0, 1]]
+        """
+        conn, values = self.connectivity, jnp.asarray(self._values(weight))
+        return BCOO((values, jnp.stack([conn.pre, conn.post], axis=-1)), shape=conn.shape)
+
+    def to_dense(self, weight: Real[Any, " num_synapses"] | None = None) -> Real[Array, "num_pre num_post"]:
+        """Return the matrix `A[i, j] = sum of the weights of the synapses i -> j`. May be traced.
+
+        Args:
+            weight: weights to write instead of the graph's own, `(num_synapses,)`.
+
+        Returns:
+            A dense array `(num_pre, num_post)`.
+
+        Raises:
+            ValueError: `weight` does not fit.
+
+        Example:
+            >>> import sparse_etrace as se
+            >>> se.from_edges([0, 0], [1, 1], [2.0, 3.0]).to_dense().tolist()
+            [[0.0, 5.0], [0.0, 0.0]]
+        """
+        conn, values = self.connectivity, jnp.asarray(self._values(weight))
+        return jnp.zeros(conn.shape, values.dtype).at[conn.pre, conn.post].add(values)
+
+    def _values(self, weight: Any) -> Any:
+        return self.weight if weight is None else _fit(weight, self.connectivity.num_synapses)
+
+
+def _fit(weight: Any, num_synapses: int) -> Any:
+    if jnp.shape(weight) != (num_synapses,):
+        raise ValueError(f"weight: got shape {jnp.shape(weight)}; it needs one entry per synapse, ({num_synapses},)")
+    return weight
+
+
+def _aligned(name: str, attrs: Mapping[str, Any] | None, size: int) -> dict[str, np.ndarray]:
+    columns = {key: np.array(plain_column(values, f"{name}: {key!r}")) for key, values in (attrs or {}).items()}
+    for key, column in columns.items():
+        if column.shape[:1] != (size,):
+            raise ValueError(f"{name}: {key!r} has shape {column.shape}; its first axis needs {size} entries")
+    return columns
+
+
+def _rows(attrs: Mapping[str, np.ndarray], size: int) -> list[dict[str, Any]]:
+    columns = {key: column.tolist() if column.ndim == 1 else list(column.copy()) for key, column in attrs.items()}
+    return [{key: column[k] for key, column in columns.items()} for k in range(size)]

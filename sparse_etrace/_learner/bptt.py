@@ -1,0 +1,87 @@
+"""Backpropagation through time, the exact and memory-hungry reference."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .._model.trained import trained_filter
+from .._rule.black_box import check_reach, joined, split
+from .._rule.engine import Carry, Engine, Loss, Model, Rule, Storage, Task, Window
+from .._sums import narrowed, widened
+from .learner import RuleLearner
+
+
+class BPTT(RuleLearner):
+    """Reverse-mode differentiation through all steps of a window; exact, with memory that grows with the window.
+
+    `online_grad(..., chunk=K)` differentiates through `K` steps and cuts the carry between windows; `chunk=None`
+    through all of them. A loss over a `jax.lax.scan` of `step` differentiates through the whole scan.
+
+    Args:
+        train, allow_zero: see `D_RTRL`.
+
+    Example:
+        >>> import sparse_etrace as se
+        >>> learner = se.BPTT()
+
+    Reference:
+        Werbos 1990, Proceedings of the IEEE 78:1550.
+    """
+
+    train: Any = None
+    allow_zero: tuple[str, ...] = ()
+
+    def rule(self) -> Rule:
+        """Nothing is kept."""
+        return Rule(Nothing())
+
+
+@dataclass(frozen=True)
+class Nothing(Storage):
+    """No traces; nothing is cut inside a call of `online_grad`."""
+
+    is_differentiable = True
+    grows = True
+
+    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> "Backward":
+        """The model is seen from outside."""
+        return Backward(task)
+
+
+class Backward(Engine):
+    """Reverse mode through a window."""
+
+    def __init__(self, task: Task):
+        self.task = task
+
+    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+        """Check that every trained leaf reaches the output."""
+        check_reach(model, state, x, self.task.train, self.task.allow_zero)
+        return Carry(jax.tree.map(jnp.asarray, state), None)
+
+    def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
+        """One step of the model, differentiable also with respect to `carry`."""
+        state, out = joined(*split(model, self.task.train))(carry.state, x)
+        return Carry(state, None), out
+
+    def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
+        """Steps differentiated together."""
+        trained, fixed = eqx.partition(model, trained_filter(model, self.task.train))
+
+        @eqx.filter_grad(has_aux=True)
+        def total(summed: PyTree[Array]) -> tuple[Array, Any]:
+            def one(state: PyTree[Array], now: tuple[Any, Any]) -> Any:
+                x, y = now
+                state, out = joined(narrowed(summed, trained), fixed)(state, x)
+                return state, loss_fn(out, y)
+
+            state, (losses, aux) = jax.lax.scan(one, carry.state, (xs, ys))
+            return jnp.sum(losses), (losses, aux, state)
+
+        grads, (losses, aux, state) = total(widened(trained))
+        grads = narrowed(eqx.filter(grads, eqx.is_array), trained)
+        return Window(losses, aux, grads, Carry(state, None))

@@ -1,0 +1,46 @@
+"""Online training through time: a filtered input is the only trace."""
+
+from typing import Any
+
+from .._numbers import number, real
+from .._rule.engine import Rule
+from .._rule.trace_engine import Traces
+from .._rule.traces import per_unit_leaves
+from .learner import RuleLearner
+
+
+class OTTT(RuleLearner):
+    """Online training through time: one trace per presynaptic unit, and the learning signal of the same step.
+
+    `xhat <- decay xhat + x`, then `dv_s += xhat[j] n[i]`, with `n` the derivative of the step's loss by the outputs of
+    ops. That is D-RTRL where every unit is linear with the leak `decay`. Biases and elementwise parameters keep their
+    exact trace, and so does an op whose input is an index.
+
+    Args:
+        decay: the leak of the units per step, at least 0 and below 1.
+        train, trace_dtype, allow_zero: see `D_RTRL`.
+
+    Raises:
+        ValueError: `decay` is out of range.
+
+    Example:
+        >>> import sparse_etrace as se
+        >>> se.OTTT(decay=0.5).decay
+        0.5
+
+    Reference:
+        Xiao et al. 2022, Advances in Neural Information Processing Systems 35 (arXiv 2210.04195).
+    """
+
+    decay: float = number(real, "decay")
+    train: Any = None
+    trace_dtype: Any = None
+    allow_zero: tuple[str, ...] = ()
+
+    def __check_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay: expected 0 <= decay < 1, got {self.decay}. It is the leak of the units.")
+
+    def rule(self) -> Rule:
+        """Filtered inputs, and the model's own learning signal."""
+        return Rule(Traces(per_unit_leaves, self.decay, only_input=True, dtype=self.trace_dtype))

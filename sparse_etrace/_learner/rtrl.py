@@ -1,0 +1,254 @@
+"""RTRL: the exact gradient, forward in time."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Inexact, PyTree
+
+from .._model.batch_axes import axes_of, restarted
+from .._model.grouping import Grouping
+from .._model.linear import pushforward
+from .._model.links import UnlinkedError
+from .._model.origin import origin_of
+from .._model.program import is_inexact
+from .._numbers import number, whole
+from .._rule.black_box import check_linear, check_reach, joined, split
+from .._rule.engine import Carry, Engine, Loss, Model, Rule, Storage, Task, Window, cut, refuse_traces
+from .._rule.influence_engine import Pattern, restart
+from .._rule.reach import Wiring
+from .._sums import is_narrow, wide
+from .learner import RuleLearner
+
+# Multiply-adds of a product of matrices in the time of one of the influences.
+PRODUCTS = 2
+
+
+class Dense(eqx.Module):
+    """Derivative of the floating state by all that is trained: for each leaf of the state `(*leaf, params)`."""
+
+    jacobian: PyTree[Array]
+
+    @property
+    def matrix(self) -> Inexact[Array, "state params"]:
+        return jnp.concatenate([leaf.reshape(_rows(leaf), leaf.shape[-1]) for leaf in jax.tree.leaves(self.jacobian)])
+
+    def with_matrix(self, matrix: Inexact[Array, "state params"]) -> "Dense":
+        """Other numbers, cut into leaves of the state."""
+        leaves, shape = jax.tree.flatten(self.jacobian)
+        parts = jnp.split(matrix, np.cumsum([_rows(leaf) for leaf in leaves])[:-1])
+        return Dense(jax.tree.unflatten(shape, [p.reshape(leaf.shape) for p, leaf in zip(parts, leaves, strict=True)]))
+
+
+class RTRL(RuleLearner):
+    """Real-time recurrent learning: the gradient of BPTT, forward in time, for any model.
+
+    `J <- dh_t/dh_{t-1} J + dh_t/dtheta`, `dtheta += dL_t/dh_{t-1} J + dL_t/dtheta`. Where all that is trained acts
+    through ops, and units act on each other through ops only, J is kept on the pairs of synapse and unit that any
+    number of steps leads to: `SnAp` without an end. Any other model (a trained array outside of ops that acts on
+    hidden state, units mixed by anything else, `se.cut`) is differentiated as a whole, with a full matrix of all state,
+    batch included, by all that is trained; so is one of dense ops, where products of matrices are faster. `explain`
+    and `memory_plan` say which.
+
+    Args:
+        max_influences: the most that are kept, for each batch element or in that matrix; more is an error before
+            anything is allocated.
+        train, allow_zero: see `D_RTRL`.
+
+    Raises:
+        ValueError: at `init`, there are too many influences; or as `BPTT.init`.
+
+    Example:
+        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> cell = se.cells.LeakyRate(3, se.ETraceParam({'weight': jnp.ones((2, 3))}, se.MatMulOp()), decay=0.9)
+        >>> learner = se.RTRL()
+        >>> carry = learner.init(cell, cell.init_state(), jnp.ones(2))
+        >>> carry, out = learner.step(cell, carry, jnp.ones(2))
+
+    Reference:
+        Williams and Zipser 1989, Neural Computation 1:270.
+    """
+
+    max_influences: int = number(whole, "max_influences", default=100_000_000)
+    train: Any = None
+    allow_zero: tuple[str, ...] = ()
+
+    def rule(self) -> Rule:
+        """All influences, or the derivative of all state."""
+        return Rule(Everything(self.max_influences))
+
+
+def _all(wiring: Wiring, limit: int) -> sp.csr_array:
+    """All neurons that any number of steps leads to.
+
+    Raises:
+        UnlinkedError: nearly all are reached by nearly all ways, so that the whole derivative takes less time.
+    """
+    reach = wiring.reach(None, None, limit)
+    a, units, batch = wiring.links.grouping.reading, wiring.num_hidden, math.prod(wiring.links.batch)
+    trained = sum(leaf.size for leaf in a.program.shapes(a.params[i] for i in a.trained))
+    kept, full = wiring.count(reach, np.arange(reach.shape[0])), trained * units
+    if 0 < full <= 2 * kept and batch * full <= limit:
+        along_edges, as_a_whole = kept * len(wiring.edges.sink), full * units * units * batch
+        if as_a_whole <= PRODUCTS * along_edges:
+            raise UnlinkedError("model: its units act on each other by nearly all ways that there are.")
+    return reach
+
+
+@dataclass(frozen=True)
+class Everything(Storage):
+    """All influences: on the pairs of synapse and unit that act on each other, or as one matrix."""
+
+    max_influences: int
+
+    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> Engine:
+        """Read a model if its influences are kept one by one, as those of the carry are, or as is less work."""
+        whole = Whole(self.max_influences, task)
+        if task.carry is not None and isinstance(task.carry.traces, Dense):
+            return whole
+        pattern = Pattern(lambda w: _all(w, self.max_influences), ("RTRL",), self.max_influences, "exact", True)
+        if task.carry is not None:
+            return pattern.read(model, state, x, task)
+        check_reach(model, state, x, task.train, task.allow_zero)
+        try:
+            engine = pattern.read(model, state, x, task)
+            if _acts_through_ops(engine.grouping):
+                engine.begin(model)
+                return engine
+        except (UnlinkedError, NotImplementedError):
+            pass  # units are mixed, or an op does not say which synapses it has
+        return whole
+
+    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Any:
+        """Influences on the units of some batch elements."""
+        if isinstance(carry.traces, Dense):
+            return Dense(restarted(carry.state, carry.traces.jacobian, zero))
+        return restart(carry.traces, where)
+
+
+class Whole(Engine):
+    """The derivative of all state by all that is trained, as one matrix."""
+
+    def __init__(self, limit: int, task: Task):
+        self.limit, self.task = limit, task
+
+    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+        """Start with a matrix of zeros.
+
+        Raises:
+            ValueError: it is too large, or a backward pass of the model is not linear.
+        """
+        check_linear(model, state, x, self.task.train)
+        shapes = eqx.filter_eval_shape(
+            lambda model, state: _zeros(split(model, self.task.train)[0], state), model, state
+        )
+        size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        if size > self.limit:
+            raise ValueError(
+                f"model: the derivative of all state by all that is trained has {size:,} entries, more than "
+                f"max_influences={self.limit:,}, and the model is not made of ops so that fewer would do. "
+                "Raise max_influences, train less, or take UORO, TBPTT or BPTT."
+            )
+        traces = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        origin = origin_of(model, *axes_of(model, state, x, self.task.train))
+        return Carry(jax.tree.map(jnp.asarray, state), traces, origin=origin)
+
+    def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
+        """Step by step, with one gradient for all."""
+        trained, fixed = split(model, self.task.train)
+        refuse_traces(jax.eval_shape(_zeros, trained, carry.state), carry.traces)
+        matrix, (values, to_values) = carry.traces.matrix, _flat(trained)
+
+        def one(before: tuple[Any, Array, Array], now: tuple[Any, Any]) -> Any:
+            state, matrix, total = before
+            x, y = now
+            live, run = _as_vectors(to_values, fixed, state, x)
+
+            def loss_of(live: Array, values: Array) -> Any:
+                new, out = run(live, values)
+                loss, aux = loss_fn(out, y)
+                return loss, (new, aux)
+
+            loss, pull, (new, aux) = jax.vjp(loss_of, live, values, has_aux=True)
+            by_state, by_values = (part.astype(matrix.dtype) for part in pull(jnp.ones_like(loss)))
+            return (new, _advance(run, live, values, matrix), total + by_state @ matrix + by_values), (loss, aux)
+
+        start = (carry.state, matrix, jnp.zeros(len(values), matrix.dtype))
+        (state, matrix, total), (losses, aux) = jax.lax.scan(one, start, (xs, ys))
+        (grads,) = jax.vjp(lambda trained: _flat(trained)[0], trained)[1](total.astype(values.dtype))
+        return Window(losses, aux, grads, Carry(state, carry.traces.with_matrix(matrix)))
+
+    def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
+        """One step of the model and of the matrix."""
+        given, (trained, fixed) = (model, carry, x), split(model, self.task.train)
+        carry, held = jax.lax.stop_gradient((carry, x))
+        refuse_traces(jax.eval_shape(_zeros, trained, carry.state), carry.traces)
+        matrix, (values, to_values) = carry.traces.matrix, _flat(trained)
+        constant = jax.lax.stop_gradient(values)
+        live, run = _as_vectors(to_values, fixed, carry.state, x)
+        # Zero, with the derivative of the old state.
+        moved = matrix @ (values - constant).astype(matrix.dtype)
+        new, out = run(live + moved.astype(live.dtype), values)
+        later = _advance(_as_vectors(to_values, fixed, carry.state, held)[1], live, constant, matrix)
+        return cut(Carry(new, carry.traces.with_matrix(later)), *given), out
+
+
+def _flat(tree: PyTree[Array]) -> tuple[Inexact[Array, " numbers"], Callable[[Array], PyTree[Array]]]:
+    """All numbers in a row, of a complex one the real and the imaginary part; and the way back."""
+    parts = jax.tree.map(lambda z: (z.real, z.imag) if jnp.iscomplexobj(z) else z, tree)
+    flat, apart = ravel_pytree(parts)
+
+    def back(flat: Array) -> PyTree[Array]:
+        return jax.tree.map(lambda z, p: jax.lax.complex(*p) if jnp.iscomplexobj(z) else p, tree, apart(flat))
+
+    return flat, back
+
+
+def _as_vectors(
+    to_values: Callable[[Array], Any], fixed: Any, state: PyTree[Array], x: Any
+) -> tuple[Inexact[Array, " state"], Callable[[Array, Array], tuple[Any, Any]]]:
+    """The floating state in a row, and a step as a function of it and of all that is trained."""
+    live, rest = eqx.partition(state, is_inexact)
+    flat, to_live = ravel_pytree(live)
+    return flat, lambda live, values: joined(to_values(values), fixed)(eqx.combine(to_live(live), rest), x)
+
+
+def _advance(run: Callable[..., Any], live: Array, values: Array, matrix: Array) -> Array:
+    """`J <- dh'/dh J + dh'/dtheta`, by the rows or by the columns, whichever are fewer."""
+
+    def floating(live: Array, values: Array) -> Array:
+        return ravel_pytree(eqx.filter(run(live, values)[0], is_inexact))[0]
+
+    new, pull = jax.vjp(floating, live, values)
+    # A sum over steps that is pushed through half precision would come to a stop.
+    if len(live) <= len(values) or is_narrow(live.dtype) or is_narrow(values.dtype):
+        by_state, by_values = (part.astype(matrix.dtype) for part in jax.vmap(pull)(jnp.eye(len(new), dtype=new.dtype)))
+        return by_state @ matrix + by_values
+    push = pushforward(lambda ct: (pull(ct),), new)
+    columns = matrix.astype(live.dtype), jnp.eye(len(values), dtype=values.dtype)
+    return jax.vmap(push, 1, 1)(columns).astype(matrix.dtype)
+
+
+def _rows(leaf: Array) -> int:
+    return math.prod(leaf.shape[:-1])
+
+
+def _zeros(trained: PyTree[Array], state: PyTree[Array]) -> Dense:
+    values = _flat(trained)[0]
+    live = eqx.filter(jax.tree.map(jnp.asarray, state), is_inexact)
+    return Dense(jax.tree.map(lambda s: jnp.zeros((*s.shape, values.size), wide(values.dtype)), live))
+
+
+def _acts_through_ops(grouping: Grouping) -> bool:
+    """Whether nothing trained acts on hidden state, and no hidden state on itself, by other ways than ops."""
+    a = grouping.reading
+    if any(not c.is_op and grouping.stops[c.number] for c in a.calls):
+        return False
+    return not any(s[0] == "n" and s[1] in grouping.cluster for i in a.plain for s in a.outside_ops(i))

@@ -1,0 +1,154 @@
+"""Truncated backpropagation through time: every loss through the last few steps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .._model.batch_axes import axes_of, restarted
+from .._model.origin import origin_of
+from .._model.program import is_inexact, is_key
+from .._numbers import number, whole
+from .._rule.black_box import by_step, check_reach, joined, split
+from .._rule.engine import Carry, Engine, Loss, Model, Rule, Storage, Task, Window, cut, refuse_traces
+from .._sums import narrowed, widened
+from .learner import RuleLearner
+
+
+class History(NamedTuple):
+    """The last `steps - 1` states and inputs, oldest first.
+
+    `count` says for each entry of the floating state through how many of them a derivative may go.
+    """
+
+    states: PyTree[Array]
+    inputs: PyTree[Array]
+    count: PyTree[Array]
+
+
+class TBPTT(RuleLearner):
+    """Truncated BPTT with a sliding window: each loss is differentiated through the last `steps` steps.
+
+    `g_t = sum over r = t - steps + 1 .. t of  dL_t/dh_r  dh_r/dtheta` with `h_(t-steps)` constant, whatever the windows
+    and calls of `online_grad`. `steps=1` is the same-step gradient, `steps` of at least the sequence's length BPTT. A
+    step of the stream costs `steps` steps of the model and their backward pass; the carry holds `steps - 1` states
+    and inputs. Where parameters change on the way, old steps are differentiated at the state that they had and at
+    the current parameters.
+
+    Args:
+        steps: how many steps each loss is differentiated through, its own included; at least 1.
+        train, allow_zero: see `D_RTRL`.
+
+    Raises:
+        TypeError: `steps` is no whole number.
+        ValueError: `steps` is below 1.
+
+    Example:
+        >>> import sparse_etrace as se
+        >>> se.TBPTT(steps=8).steps
+        8
+
+    Reference:
+        Williams and Peng 1990, Neural Computation 2:490.
+    """
+
+    steps: int = number(whole, "steps")
+    train: Any = None
+    allow_zero: tuple[str, ...] = ()
+
+    def __check_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps: expected at least 1, got {self.steps}. The step of the loss itself counts.")
+
+    def rule(self) -> Rule:
+        """The last states and inputs."""
+        return Rule(LastSteps(self.steps))
+
+
+@dataclass(frozen=True)
+class LastSteps(Storage):
+    """The last states and inputs, through which each loss is differentiated."""
+
+    steps: int
+    gradient = "truncated"
+
+    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> "Sliding":
+        """The model is seen from outside."""
+        return Sliding(self.steps, task)
+
+    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> History:
+        """No derivative goes behind a start."""
+        return carry.traces._replace(count=restarted(carry.state, carry.traces.count, zero))
+
+
+class Sliding(Engine):
+    """Reverse mode through the last steps, at each step."""
+
+    def __init__(self, steps: int, task: Task):
+        self.steps, self.task = steps, task
+
+    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+        """Check that every trained leaf reaches the output within `steps` steps."""
+        check_reach(model, state, x, self.task.train, self.task.allow_zero, self.steps)
+        state = jax.tree.map(jnp.asarray, state)
+        origin = origin_of(model, *axes_of(model, state, x, self.task.train))
+        return Carry(state, self._start(state, x), origin=origin)
+
+    def _start(self, state: PyTree[Any], x: PyTree[Any]) -> History:
+        def room(leaf: Any) -> Array:
+            leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+            shape = (self.steps - 1, *leaf.shape)
+            return jax.random.split(jax.random.key(0), shape) if is_key(leaf) else jnp.zeros(shape, leaf.dtype)
+
+        count = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.int32), eqx.filter(state, is_inexact))
+        return History(jax.tree.map(room, state), jax.tree.map(room, x), count)
+
+    def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
+        """One step of the model, whose output has a derivative through the steps before."""
+        refuse_traces(jax.eval_shape(self._start, carry.state, x), carry.traces)
+        given = model, carry, x
+        trained, fixed = split(model, self.task.train)
+        summed = widened(trained)
+        carry, held = jax.lax.stop_gradient((carry, x))
+        past, count = carry.traces, carry.traces.count
+        path, inputs = (
+            jax.tree.map(lambda old, now: jnp.concatenate([old, now[None]]), *pair)
+            for pair in ((past.states, carry.state), (past.inputs, held))
+        )
+        # Slots that were never filled stand for steps like this one, so that no model meets an input that never was.
+        ages = jnp.arange(self.steps - 1, -1, -1)
+        filled = jnp.max(jnp.stack([jnp.max(c, initial=0) for c in jax.tree.leaves(count)] or [jnp.zeros((), int)]))
+        path, inputs = (
+            jax.tree.map(lambda leaf: _where(ages > filled, leaf[-1], leaf), part) for part in (path, inputs)
+        )
+
+        def again(state: PyTree[Array], now: tuple) -> tuple[PyTree[Array], None]:
+            x, then, age = now
+            new, _ = joined(narrowed(summed, trained), fixed)(state, x)
+
+            def link(c: Array | None, then: Any, new: Any) -> Any:
+                if c is None:
+                    return then
+                return jnp.where(c >= age, then + (new - jax.lax.stop_gradient(new)), then)
+
+            return jax.tree.map(link, count, then, new, is_leaf=lambda c: c is None), None
+
+        first, after = jax.tree.map(lambda leaf: leaf[0], path), jax.tree.map(lambda leaf: leaf[1:], path)
+        state, _ = jax.lax.scan(again, first, (jax.tree.map(lambda leaf: leaf[:-1], inputs), after, ages[:-1]))
+        new, out = joined(trained, fixed)(state, x)
+        later = jax.tree.map(lambda c: jnp.minimum(c + 1, self.steps - 1), count)
+        kept = jax.tree.map(lambda leaf: leaf[1:], inputs)
+        return cut(Carry(new, History(after, kept, later)), *given), out
+
+    def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
+        """Step by step."""
+        return Window(*by_step(self.step, self.task.train, model, carry, xs, ys, loss_fn))
+
+
+def _where(chosen: Array, a: Array, b: Array) -> Array:
+    """`jnp.where` by the first axis of `b`."""
+    return jnp.where(chosen.reshape(-1, *[1] * (b.ndim - 1)), a, b)

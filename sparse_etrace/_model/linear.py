@@ -1,0 +1,183 @@
+"""Is a backward pass linear in what it pulls back? Traces multiply derivatives of single steps, and need it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.extend.source_info_util as source_info
+import jax.numpy as jnp
+import numpy as np
+
+from .primitives import CALLS, PLACED, bind, branches, called, parameter, scan
+from .program import is_inexact, is_key, vjp_jaxpr
+
+LARGE = 1 << 20
+ZERO, CONSTANT, LINEAR = "zero", "constant", "linear"
+
+# Sums of all their floating operands.
+JOINT = {"add", "sub", "add_any", "concatenate", "select_n", "pad", "dynamic_update_slice", "scatter", "scatter-add",
+         "scatter-sub", "complex", "stack", "custom_linear_solve"}  # fmt: skip
+# Linear in each operand, all others given; of others jax itself is asked, which takes longer.
+SINGLE = {"neg", "reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim", "rev", "reduce_sum", "slice",
+          "unstack", "tile", "split", "gather", "dynamic_slice", "convert_element_type", "mul", "reduce_precision",
+          "real", "imag", "conj", "dot_general", "conv_general_dilated"}  # fmt: skip
+# Sums over devices and what carries numbers from one to another, operand by operand as `PLACED`.
+ACROSS = {"psum", "psum2", "psum_invariant", "unreduced_psum", "all_gather", "all_gather_invariant", "all_to_all",
+          "ppermute", "reduce_scatter"}  # fmt: skip
+NESTED = CALLS | {"shard_map"}
+
+
+def pushforward(pull: Callable[..., Any], out: Any) -> Callable[[Any], Any]:
+    """The forward derivative of which `pull` is the vector-Jacobian product, for outputs like `out`.
+
+    A linear function is the transpose of its own vector-Jacobian product, so functions with a backward rule of their
+    own and no forward one will do.
+    """
+    _, push = jax.vjp(lambda ct: pull(ct)[0], jax.tree.map(jnp.zeros_like, out))
+    return lambda tangent: push(tangent)[0]
+
+
+class _BentError(Exception):
+    """Carries the equation that is not linear, and its line."""
+
+
+def refuse_bent(what: str, fn: Callable[..., Any], args: Any, *rest: Any) -> None:
+    """Raise where the vector-Jacobian product of `fn(args, *rest)` by `args` is not linear in its vector.
+
+    Args:
+        what: the function, in words.
+        fn, args, rest: as of `vjp_jaxpr`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    closed, out = vjp_jaxpr(fn, args, *rest)
+    first, count = len(jax.tree.leaves(args)), len(jax.tree.leaves(out))
+    check_linear(what, closed, range(first, first + count))
+
+
+def check_linear(what: str, closed: Any, vector: Sequence[int]) -> None:
+    """As `refuse_bent`, of the jaxpr of a vector-Jacobian product; `vector` are the numbers of its inputs."""
+    kinds = [LINEAR if i in vector else CONSTANT for i in range(len(closed.jaxpr.invars))]
+    try:
+        _follow(closed, kinds, "")
+    except _BentError as found:
+        name, where = found.args
+        raise ValueError(
+            f"model: the backward pass of {what} is not linear, by `{name}` at {where}: it clips, rounds or adds to "
+            "the derivative itself. A trace multiplies derivatives of single steps, which gives another gradient then. "
+            "Clip the finished gradient instead (optax.clip), or use se.BPTT() or se.TBPTT()."
+        ) from None
+
+
+def _follow(closed: Any, kinds: Sequence[str], caller: str) -> list[str]:
+    env = dict(zip(closed.jaxpr.invars, kinds, strict=True))
+    env.update((var, _kind(value)) for var, value in zip(closed.jaxpr.constvars, closed.consts, strict=True))
+
+    def get(var: Any) -> str:
+        return _kind(var.val) if isinstance(var, jex.Literal) else env[var]
+
+    for eqn in closed.jaxpr.eqns:
+        given = [get(v) for v in eqn.invars]
+        line = source_info.summarize(eqn.source_info) or caller
+        env.update(zip(eqn.outvars, _through(eqn, given, line), strict=True))
+    return [get(v) for v in closed.jaxpr.outvars]
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, jax.core.Tracer) or np.size(value) > LARGE or (hasattr(value, "dtype") and is_key(value)):
+        return CONSTANT
+    return CONSTANT if np.any(value) else ZERO
+
+
+def _stays_zero(eqn: Any, given: list[str]) -> bool:
+    name, floating = eqn.primitive.name, _floating(eqn, given) or given
+    return name in JOINT | SINGLE and (ZERO in floating if name == "mul" else set(floating) == {ZERO})
+
+
+def _floating(eqn: Any, given: list[str]) -> list[str]:
+    return [kind for kind, v in zip(given, eqn.invars, strict=True) if is_inexact(v.aval)]
+
+
+def _through(eqn: Any, given: list[str], line: str) -> list[str]:
+    name = eqn.primitive.name
+    if name == "scan":
+        first, count, _, body = scan(eqn)
+        return _loop(body, given, first, count, line)
+    if name == "while":
+        test, first = parameter(eqn, "cond_nconsts"), parameter(eqn, "body_nconsts")
+        out = _loop(parameter(eqn, "body_jaxpr"), given[test:], first, len(given) - test - first, line)
+        _follow(parameter(eqn, "cond_jaxpr"), [*given[:test], *out], line)
+        return out
+    if name == "cond":
+        if given[0] == LINEAR:
+            raise _BentError(name, line)
+        found = [_follow(branch, given[1:], line) for branch in branches(eqn)]
+        return [_joined(list(parts), name, line) for parts in zip(*found, strict=True)]
+    if name in NESTED:
+        return _follow(called(eqn), given, line)
+    if name in PLACED | ACROSS:
+        return list(given)
+    if LINEAR not in given:
+        return [ZERO if _stays_zero(eqn, given) else CONSTANT] * len(eqn.outvars)
+    if _is_test_of_finite(eqn):
+        return [CONSTANT]
+    if not _is_linear(eqn, given):
+        raise _BentError(name, line)
+    return [LINEAR] * len(eqn.outvars)
+
+
+def _loop(body: Any, given: list[str], first: int, count: int, line: str) -> list[str]:
+    """Outputs of a loop, whose carry stands behind `first` constants."""
+    given, carry = list(given), slice(first, first + count)
+    while True:
+        out = _follow(body, given, line)
+        joined = [_joined([a, b], "scan", line) for a, b in zip(given[carry], out, strict=False)]
+        if joined == given[carry]:
+            return joined + out[count:]
+        given[carry] = joined
+
+
+def _joined(parts: list[str], name: str, line: str) -> str:
+    """What is one of these, or their sum."""
+    if {CONSTANT, LINEAR} <= set(parts):
+        raise _BentError(name, line)
+    return next((kind for kind in (LINEAR, CONSTANT) if kind in parts), ZERO)
+
+
+def _is_test_of_finite(eqn: Any) -> bool:
+    """Whether something is a number says the same of all numbers."""
+    name = eqn.primitive.name
+    return name == "is_finite" or (name == "ne" and eqn.invars[0] is eqn.invars[1])
+
+
+def _is_linear(eqn: Any, given: list[str]) -> bool:
+    name, count = eqn.primitive.name, given.count(LINEAR)
+    if not all(is_inexact(v.aval) for v in eqn.outvars):
+        return not eqn.outvars
+    if name in JOINT:
+        return CONSTANT not in _floating(eqn, given)
+    if name in SINGLE:
+        return count == 1
+    return given[1] != LINEAR if name == "div" else _has_transpose(eqn, given)
+
+
+def _has_transpose(eqn: Any, given: list[str]) -> bool:
+    """Ask jax, without running anything."""
+    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+
+    def transposed(values: list[Any], out: list[Any]) -> Any:
+        def forward(*moved: Any) -> list[Any]:
+            moving = iter(moved)
+            operands = [next(moving) if k == LINEAR else v for k, v in zip(given, values, strict=True)]
+            out = bind(eqn, operands)
+            return list(out) if eqn.primitive.multiple_results else [out]
+
+        return jax.linear_transpose(forward, *(a for a, k in zip(avals, given, strict=True) if k == LINEAR))(out)
+
+    try:
+        jax.eval_shape(transposed, avals, [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.outvars])
+    except Exception:  # what jax raises differs from primitive to primitive
+        return False
+    return True

@@ -1,0 +1,107 @@
+"""What the equations of a jaxpr hold: the one place that knows how jax 0.8 to 0.12 lay it out."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core as jex
+
+from .._op.contract import CutCall, VmappedCall
+
+INLINED = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
+# Where numbers lie, on which devices, and whether these hold the same: no number is changed.
+PLACED = {"copy", "copy_p", "device_put", "layout_constraint", "mesh_cast", "name", "optimization_barrier",
+          "pbroadcast", "pcast", "preduced", "pvary", "reduced_vary_cast_p", "relayout", "reshard",
+          "sharding_constraint", "vary_unreduced_cast_p"}  # fmt: skip
+CALLS = INLINED | {"custom_jvp_call", "custom_vjp_call"}
+
+
+def varying(aval: Any) -> list[str]:
+    """Axes of a mesh along which an array differs from device to device, where a `shard_map` follows that."""
+    kind = getattr(aval, "manual_axis_type", aval)  # before jax 0.10 it is in the type itself
+    return sorted(getattr(kind, "varying", getattr(kind, "vma", ())))
+
+
+class UnknownLayoutError(NotImplementedError):
+    """An equation that this version of jax lays out in a way that is not known here."""
+
+    def __init__(self, eqn: Any, what: str):
+        super().__init__(
+            f"jax {jax.__version__}: `{eqn.primitive.name}` {what}, with the parameters {', '.join(eqn.params)}. "
+            "Its layout is known for jax 0.8 to 0.12: install one of these."
+        )
+
+
+class Scan(NamedTuple):
+    """A scan: its inputs and those of its body are constants, carry and slices, in this order; its outputs begin with
+    the carry."""
+
+    consts: int
+    carry: int
+    length: int
+    body: Any
+
+
+def parameter(eqn: Any, name: str) -> Any:
+    """A parameter of an equation.
+
+    Raises:
+        NotImplementedError: there is none of this name.
+    """
+    try:
+        return eqn.params[name]
+    except KeyError:
+        raise UnknownLayoutError(eqn, f"has no parameter {name!r}") from None
+
+
+def scan(eqn: Any) -> Scan:
+    """The parts of a scan."""
+    if "ft_in" in eqn.params:
+        consts, carry, _ = map(len, eqn.params["ft_in"].unpack())
+    else:
+        consts, carry = parameter(eqn, "num_consts"), parameter(eqn, "num_carry")
+    body = called(eqn)
+    if consts + carry > len(eqn.invars) or carry > len(eqn.outvars):
+        raise UnknownLayoutError(eqn, f"has {consts} constants and {carry} carried values")
+    return Scan(consts, carry, parameter(eqn, "length"), body)
+
+
+def branches(eqn: Any) -> list[Any]:
+    """The closed jaxprs of a cond, whose inputs are those of the equation behind the first, which chooses."""
+    return [_fitting(eqn, branch, 1) for branch in parameter(eqn, "branches")]
+
+
+def called(eqn: Any) -> Any:
+    """The closed jaxpr of an equation that is a call, or of the body of a loop."""
+    inner = eqn.params["call_jaxpr"] if "call_jaxpr" in eqn.params else parameter(eqn, "jaxpr")
+    return _fitting(eqn, inner if isinstance(inner, jex.ClosedJaxpr) else jex.ClosedJaxpr(inner, ()), 0)
+
+
+def _fitting(eqn: Any, inner: Any, skipped: int) -> Any:
+    counts = len(inner.jaxpr.invars), len(inner.jaxpr.outvars)
+    if counts != (len(eqn.invars) - skipped, len(eqn.outvars)):
+        given = f"{len(eqn.invars)} inputs and {len(eqn.outvars)} outputs"
+        raise UnknownLayoutError(eqn, f"has {given}, what is inside has {counts[0]} and {counts[1]}")
+    return inner
+
+
+def sub_jaxprs(eqn: Any) -> list[Any]:
+    """Jaxprs inside an equation, as open jaxprs, closed ones in containers included."""
+    found = []
+    for value in eqn.params.values():
+        for item in value if isinstance(value, tuple | list) else [value]:
+            item = item.call if isinstance(item, VmappedCall) else item
+            item = item.jaxpr if isinstance(item, CutCall) else item
+            if isinstance(item, jex.ClosedJaxpr):
+                found.append(item.jaxpr)
+            elif isinstance(item, jex.Jaxpr):
+                found.append(item)
+    return found
+
+
+def bind(eqn: Any, values: Sequence[Any]) -> Any:
+    """Execute an equation on other values."""
+    params = eqn.primitive.get_bind_params(eqn.params)
+    # Before jax 0.9 the functions among the parameters come apart, as the first arguments.
+    functions, params = params if isinstance(params, tuple) else ((), params)
+    return eqn.primitive.bind(*functions, *values, **params)

@@ -1,0 +1,139 @@
+"""What of a model is trained, and what its leaves are called."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from .._op.contract import ETraceOp
+from .._op.param import Fixed
+from .primitives import varying
+from .program import is_inexact
+
+
+def struct(tree: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes and types of a pytree of arrays, numbers or structs."""
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        leaf = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+        refuse_varying(leaf)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(one, tree)
+
+
+def refuse_varying(leaf: Any) -> None:
+    """Raise inside a `jax.shard_map` that follows which arrays differ from device to device."""
+    axes = varying(jax.typeof(leaf)) if isinstance(leaf, jax.core.Tracer) else []
+    if axes:
+        raise NotImplementedError(
+            f"jax.shard_map: it follows how arrays vary over {', '.join(axes)}, and derivatives here do not. Give it "
+            "check_vma=False; gradients are summed over devices by jax.lax.psum as before."
+        )
+
+
+def nbytes(tree: PyTree[Any]) -> int:
+    """Bytes of all arrays of a pytree."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def structure(tree: PyTree[Any]) -> Any:
+    return jax.tree.structure(tree)
+
+
+def check_state(old: PyTree[Any], new: PyTree[Any]) -> None:
+    """Raise for a new state of another structure, or with a leaf of another shape or type, than the old one."""
+    if structure(old) != structure(new):
+        raise ValueError(
+            f"model: expected a new state structured like the old one, {structure(old)}, got {structure(new)}. A "
+            "model returns (state, out)."
+        )
+    for name, a, b in zip(leaf_names(old), jax.tree.leaves(struct(old)), jax.tree.leaves(struct(new)), strict=True):
+        if a != b:
+            raise ValueError(
+                f"model: state leaf {name or 'state'!r} goes in as {a.dtype}{list(a.shape)} and comes out as "
+                f"{b.dtype}{list(b.shape)}. Give the initial state its final shape and type."
+            )
+
+
+def leaf_names(tree: PyTree[Any]) -> list[str]:
+    return [jax.tree_util.keystr(path).lstrip(".") for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def trainable(model: PyTree[Any]) -> PyTree[bool]:
+    """Filter specification: True on what is trained.
+
+    That is every floating array that is neither `Fixed` nor inside an op: indices, masks and the arrays of weight
+    functions never are.
+
+    Args:
+        model: a pytree.
+
+    Returns:
+        The same pytree with True and False for leaves.
+
+    Example:
+        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> param = se.ETraceParam({'weight': jnp.ones((2, 2))}, se.MatMulOp(weight_mask=jnp.ones((2, 2))))
+        >>> se.trainable(param).value, se.trainable(param).op.weight_mask
+        ({'weight': True}, False)
+    """
+
+    def is_apart(leaf: Any) -> bool:
+        return isinstance(leaf, ETraceOp | Fixed)
+
+    def one(leaf: Any) -> Any:
+        if is_apart(leaf):
+            return jax.tree.map(lambda _: False, leaf)
+        return isinstance(leaf, jax.ShapeDtypeStruct | jax.Array) and is_inexact(leaf) or eqx.is_inexact_array(leaf)
+
+    return jax.tree.map(one, model, is_leaf=is_apart)
+
+
+def trained_filter(model: PyTree[Any], train: Any) -> PyTree[bool]:
+    """Filter specification of what is trainable and, where `train` is given, allowed by it."""
+    spec = trainable(model)
+    if train is None:
+        return spec
+    allowed = jax.tree.map(lambda t, part: jax.tree.map(t if callable(t) else lambda _: t, part), train, model)
+    return jax.tree.map(lambda a, b: bool(a and b), spec, allowed)
+
+
+def check_names(allow_zero: tuple[str, ...], names: list[str]) -> None:
+    for allowed in allow_zero:
+        if not any(covers(allowed, name) for name in names):
+            raise ValueError(f"allow_zero: {allowed!r} is no leaf of the model. Its leaves are {', '.join(names)}.")
+
+
+def covers(allowed: str, name: str) -> bool:
+    """Whether a name is that of a leaf, or of a part of the model that holds it."""
+    return name == allowed or name.startswith((allowed + ".", allowed + "["))
+
+
+def refuse_unread(x: list[Any], is_read: bool) -> None:
+    """Raise for an input that no output and no new state depends on, unless it is empty."""
+    shapes = [leaf.shape for leaf in x if math.prod(leaf.shape)]
+    if shapes and not is_read:
+        raise ValueError(
+            f"x: the model does not read its input, of shape {' and '.join(map(str, shapes))}. Give it a parameter "
+            "that does (`inp` of a cell), or take None as the input, here and for the steps of xs."
+        )
+
+
+def refuse_zero(name: str, allow_zero: tuple[str, ...], used: bool) -> None:
+    """Raise for a trained leaf that can never get a gradient, unless it is allowed by name."""
+    if not any(covers(allowed, name) for allowed in allow_zero):
+        why = "it reaches `out` only by ways that the rule drops, or not at all" if used else "its value is never used"
+        raise ValueError(
+            f"model: {name!r} would never get a gradient: {why}. Remove it, leave it out with train=..., or allow it "
+            f"with allow_zero=({name!r},)."
+        )
+
+
+def is_array_like(leaf: Any) -> bool:
+    """Whether a leaf is an array, or its shape and type."""
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)

@@ -1,0 +1,313 @@
+"""The contract of an op, and the marks that ops and cuts leave in a model's jaxpr."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Inexact, PyTree, UInt32
+
+from .windows import window_by_blocks
+
+
+class Uses(NamedTuple):
+    """Where the weights of one leaf of `v` act; one entry for each use of a weight.
+
+    Attributes:
+        pre: sending unit, as a number in the flattened input without batch axes; None for a leaf that takes no input.
+        post: receiving unit, likewise in the output.
+        slot: entry of the flattened leaf.
+    """
+
+    pre: np.ndarray | None
+    post: np.ndarray
+    slot: np.ndarray
+
+
+class ETraceOp(eqx.Module):
+    """What is connected to what, and how: the abstract base of all ops.
+
+    `y[post] = sum over synapses s = (pre -> post) of v[s] * x[pre]`, with the weights on the synapses `v = phi(theta)`.
+    A subclass gives `xw_to_y` and `yw_to_w`; `check_op` says whether they fit together. `x`, `y` and a trace `e` carry
+    the same leading batch axes, `v` none; `e` has the structure of `v`, with further axes behind the batch axes where
+    one weight serves at several positions.
+
+    Attributes:
+        per_unit: keys of `v` whose slot is the target unit itself (a bias). Every learner keeps their exact trace.
+        is_diagonal: True for an op without input, one weight per unit.
+        input_ndim: rank of `x` without batch axes.
+
+    Example:
+        >>> class Gain(ETraceOp):
+        ...     def xw_to_y(self, x, w):
+        ...         return x * w
+        ...     def yw_to_w(self, y, e):
+        ...         return y * e
+    """
+
+    per_unit: ClassVar[tuple[str, ...]] = ()
+    is_diagonal: ClassVar[bool] = False
+
+    @property
+    def input_ndim(self) -> int:
+        """Rank of `x` without batch axes."""
+        return 1
+
+    def phi(self, theta: PyTree[Array]) -> PyTree[Array]:
+        """Weights on the synapses, `v = phi(theta)`; the identity unless overridden."""
+        return theta
+
+    @abc.abstractmethod
+    def xw_to_y(self, x: Any, w: PyTree[Array]) -> Array:
+        """Postsynaptic input `y` from presynaptic `x` and the weights on the synapses `w = phi(theta)`."""
+
+    @abc.abstractmethod
+    def yw_to_w(self, y: Array, e: PyTree[Array]) -> PyTree[Array]:
+        """Spread a post-shaped `y` over the slots of a trace `e`, and multiply."""
+
+    def xy_to_dw(self, x: Any, y: Array, v: PyTree[Array]) -> PyTree[Array]:
+        """Sampled product: what each slot of a trace gains from `x` and a post-shaped `y`.
+
+        `dw[s] = x[pre] * y[post]`. The default is the vector-Jacobian product of `xw_to_y` in `v`, per batch element.
+        """
+
+        def one(x: Array, y: Array) -> PyTree[Array]:
+            return jax.vjp(lambda v: self.xw_to_y(x, v), v)[1](y)[0]
+
+        for _ in range(x.ndim - self.input_ndim):
+            one = jax.vmap(one)
+        return one(x, y)
+
+    def sum_dw(self, x: Array, y: Array, v: PyTree[Array]) -> PyTree[Array]:
+        """Sum of `xy_to_dw` over a leading time axis of `x` and `y`, the batch axes kept."""
+        if len(y) == 1:
+            return self.xy_to_dw(x[0], y[0], v)
+
+        def add(total: PyTree[Array], xy: tuple[Array, Array]) -> tuple[PyTree[Array], None]:
+            return jax.tree.map(jnp.add, total, self.xy_to_dw(*xy, v)), None
+
+        return jax.lax.scan(add, self.xy_to_dw(x[0], y[0], v), (x[1:], y[1:]))[0]
+
+    def total_dw(self, x: Any, y: Array, v: PyTree[Array]) -> PyTree[Array]:
+        """Sum of `xy_to_dw` over all leading axes and positions: the vector-Jacobian product of `xw_to_y` in `v`."""
+        return jax.vjp(lambda v: self.xw_to_y(x, v), v)[1](y)[0]
+
+    def synapses(self, v: PyTree[Any], x: Any) -> list[Uses]:
+        """Where the weights act, for learners that follow influences from unit to unit through the op.
+
+        Args:
+            v: weights on the synapses, or their shapes.
+            x: shape and type of the input without batch axes.
+
+        Returns:
+            A `Uses` for each leaf of `v`, in `jax.tree` order.
+
+        Raises:
+            NotImplementedError: the op does not say.
+        """
+        raise NotImplementedError(
+            f"op: {type(self).__name__} does not say which unit each weight leads from and to. Give it a method "
+            "`synapses`, or use se.RTRL(), which does not ask."
+        )
+
+    def window(
+        self,
+        v: PyTree[Array],
+        trace: PyTree[Array],
+        carried: Inexact[Array, "vars vars *y"] | None,
+        entering: Inexact[Array, "steps vars *y"] | None,
+        signal: Inexact[Array, "vars *y"] | None,
+        direct: Inexact[Array, "steps *y"] | None,
+        x: Any,
+        noise: UInt32[Array, ""] | None = None,
+    ) -> tuple[PyTree[Array], PyTree[Array]]:
+        """Several steps of a trace and their gradient at once.
+
+        `eps'[a] = sum_b carried[a,b] eps[b] + sum_k entering[k,a] x[k]`, `dv = signal . eps + sum_k direct[k] x[k]`.
+
+        Args:
+            v: weights on the synapses.
+            trace: eligibility traces, structured like `v` with a leading axis of hidden variables; None: not traced.
+                They may be stored in a narrower type than `v`.
+            carried, entering: coefficients of the new trace on post-shaped units; None: it is not wanted.
+            signal, direct: coefficients of the gradient on post-shaped units; None: it is not wanted.
+            x: presynaptic input, with a leading time axis.
+            noise: other bits in each window, by which a trace in half precision is rounded without bias; None: to the
+                nearest.
+
+        Returns:
+            The new trace in the type of the old one, and the gradient shaped like `v`; None where not wanted.
+        """
+        return window_by_blocks(self, v, trace, carried, entering, signal, direct, x, noise)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(is_diagonal={self.is_diagonal})"
+
+
+def read_weights(theta: Any, ndim: int, what: str) -> Any:
+    """The dictionary `{'weight': ..., 'bias'?: ...}` of an op, checked."""
+    if not isinstance(theta, dict) or "weight" not in theta or not set(theta) <= {"weight", "bias"}:
+        keys = sorted(theta) if isinstance(theta, dict) else type(theta).__name__
+        raise ValueError(f"value: expected {{'weight': {what}, 'bias'?: ...}}, got {keys}. Name the arrays like that.")
+    if getattr(theta["weight"], "ndim", None) != ndim:
+        got = getattr(theta["weight"], "shape", type(theta["weight"]).__name__)
+        raise ValueError(f"value['weight']: expected one array of shape {what}, got {got}.")
+    return theta
+
+
+def check_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...], hint: str) -> None:
+    if tuple(got) != tuple(expected):
+        raise ValueError(f"{name}: expected shape {tuple(expected)}, got {tuple(got)}. {hint}")
+
+
+def masked(weight: Array, op: Any) -> Array:
+    """The weight function and mask of a dense or convolutional op, in its order."""
+    if op.weight_mask is None:
+        return applied(op.weight_fn, weight)
+    check_shape("weight_mask", op.weight_mask.shape, weight.shape, "Give it the shape of value['weight'].")
+    mask = op.weight_mask.astype(weight.dtype)
+    if op.apply_weight_fn_before_mask:
+        return applied(op.weight_fn, weight) * mask
+    return applied(op.weight_fn, weight * mask)
+
+
+def applied(weight_fn: Callable[[Array], Array] | None, weight: Array) -> Array:
+    """The weights behind the weight function."""
+    if weight_fn is None:
+        return weight
+    value = weight_fn(weight)
+    check_shape("weight_fn", jnp.shape(value), weight.shape, "It maps the weights one by one and keeps their shape.")
+    return value
+
+
+def check_bias(theta: dict[str, Array], num_post: int) -> None:
+    if "bias" in theta:
+        hint = "One value for each postsynaptic unit (for a convolution, each output channel)."
+        check_shape("value['bias']", jnp.shape(theta["bias"]), (num_post,), hint)
+
+
+def check_input(x: Any, axis: int, num_pre: int) -> None:
+    shape = jnp.shape(x)
+    if len(shape) < -axis or shape[axis] != num_pre:
+        raise ValueError(
+            f"x: expected {num_pre} presynaptic units on axis {axis}, got shape {shape}. Batch axes come in front."
+        )
+
+
+def with_bias(y: Array, w: dict[str, Array]) -> Array:
+    return y + in_front(w["bias"], y.ndim) if "bias" in w else y
+
+
+def in_front(a: Array, ndim: int) -> Array:
+    """An array with axes of one in front, up to so many in all."""
+    return jax.lax.broadcast_to_rank(a, max(ndim, a.ndim))
+
+
+def all_to_all(v: dict[str, Any], kept: np.ndarray | None = None) -> list[Uses]:
+    """`ETraceOp.synapses` of a weight matrix and a bias; `kept` is False where there is no synapse."""
+    num_pre, num_post = v["weight"].shape
+    slot = np.arange(num_pre * num_post) if kept is None else np.flatnonzero(kept)
+    uses = {"weight": Uses(slot // num_post, slot % num_post, slot), "bias": one_to_one(num_post)}
+    return [uses[key] for key in sorted(v)]
+
+
+def one_to_one(units: int) -> Uses:
+    """A leaf whose slots are the receiving units themselves."""
+    return Uses(None, np.arange(units), np.arange(units))
+
+
+class OpCall(eqx.Module):
+    """One execution of an op as a function of flat arrays: the op's own, its weights, its input."""
+
+    statics: tuple = eqx.field(static=True)
+    structure: Any = eqx.field(static=True)
+    num_op: int = eqx.field(static=True)
+    num_weights: int = eqx.field(static=True)
+    traced: bool = eqx.field(static=True)
+    grad: Any = eqx.field(static=True)
+
+    def unflatten(self, flat: list) -> tuple[ETraceOp, PyTree[Any], Any]:
+        """Op, weights and input; anything may stand in the arrays' places."""
+        arrays, v, x = jax.tree.unflatten(self.structure, flat)
+        leaves, treedef = self.statics
+        return eqx.combine(arrays, jax.tree.unflatten(treedef, leaves)), v, x
+
+    def __call__(self, *flat: Any) -> list[Array]:
+        op, v, x = self.unflatten(list(flat))
+        return [op.xw_to_y(x, v)]
+
+
+class CutCall(eqx.Module):
+    """One execution of a function that is declared a boundary."""
+
+    jaxpr: Any = eqx.field(static=True)
+
+    def __call__(self, *flat: Any) -> list[Array]:
+        return jex.jaxpr_as_fun(self.jaxpr)(*flat)
+
+
+class VmappedCall(eqx.Module):
+    """A call mapped over its weights (or, for a cut, over anything)."""
+
+    call: Callable[..., list[Array]] = eqx.field(static=True)
+    axes: tuple = eqx.field(static=True)
+
+    def __call__(self, *flat: Any) -> list[Array]:
+        return jax.vmap(self.call, in_axes=self.axes)(*flat)
+
+
+boundary_p = jex.Primitive("etrace_boundary")
+boundary_p.multiple_results = True
+
+
+def _evaluate(*flat: Any, call: Callable[..., list[Array]]) -> list[Array]:
+    return call(*flat)
+
+
+def _abstract(*flat: Any, call: Callable[..., list[Array]]) -> list[Any]:
+    structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in flat]
+    return [jax.core.ShapedArray(o.shape, o.dtype) for o in jax.eval_shape(call, *structs)]
+
+
+def _jvp(primals: tuple, tangents: tuple, call: Callable[..., list[Array]]) -> tuple[list[Array], list[Any]]:
+    moving = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
+
+    def along(*values: Any) -> list[Array]:
+        flat = list(primals)
+        for i, value in zip(moving, values, strict=True):
+            flat[i] = value
+        return call(*flat)
+
+    _, out = jax.jvp(along, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving))
+    return boundary_p.bind(*primals, call=call), list(out)
+
+
+def _batch(flat: tuple, axes: tuple, call: Callable[..., list[Array]]) -> tuple[list[Array], list[int]]:
+    if isinstance(call, OpCall) and all(axis is None for axis in axes[: call.num_op + call.num_weights]):
+        return boundary_p.bind(*flat[:-1], jnp.moveaxis(flat[-1], axes[-1], 0), call=call), [0]
+    out = boundary_p.bind(*flat, call=VmappedCall(call, tuple(axes)))
+    return out, [0] * len(out)
+
+
+boundary_p.def_impl(_evaluate)
+boundary_p.def_abstract_eval(_abstract)
+ad.primitive_jvps[boundary_p] = _jvp
+batching.primitive_batchers[boundary_p] = _batch
+mlir.register_lowering(boundary_p, mlir.lower_fun(_evaluate, multiple_results=True))
+
+
+def call_op(op: ETraceOp, theta: PyTree[Array], x: Any, traced: bool, grad: Any) -> Array:
+    """Execute an op and leave a mark that the analysis of a model finds. The op's own arrays are constants."""
+    arrays, rest = eqx.partition(op, lambda leaf: isinstance(leaf, jax.Array | np.ndarray))
+    arrays = jax.lax.stop_gradient(arrays)
+    v = eqx.combine(arrays, rest).phi(theta)
+    flat, structure = jax.tree.flatten((arrays, v, x))
+    leaves, treedef = jax.tree.flatten(rest)
+    num_op, num_weights = len(jax.tree.leaves(arrays)), len(jax.tree.leaves(v))
+    call = OpCall((tuple(leaves), treedef), structure, num_op, num_weights, traced, grad)
+    return boundary_p.bind(*flat, call=call)[0]

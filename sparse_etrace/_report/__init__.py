@@ -1,0 +1,1 @@
+"""What a rule is on a model, and what it costs."""

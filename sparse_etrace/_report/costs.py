@@ -1,0 +1,244 @@
+"""What each learner would cost on a graph, before anything is allocated."""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+from scipy.sparse.csgraph import connected_components
+
+from .._graph.graph import Graph
+from .._learner import BPTT, D_RTRL, ES_D_RTRL, RTRL, TBPTT, UORO, Hybrid, Learner, SnAp
+from .._learner.learner import RuleLearner
+from .._op import SpMatMulOp
+from .._op.param import ETraceParam
+from .._text import as_table, data_frame, in_bytes
+from ..cells import LeakyRate
+from .explain import ORDER, explain
+from .memory import memory_plan
+
+PLANNED = 20_000_000  # influences up to which their pattern is laid out to be planned
+TRIED = 300_000_000  # ways of a power of the graph up to which it is computed
+CLOSED = 1500  # strong components up to which all that any number of steps leads to is computed
+CHUNK = 4096
+COUNTABLE = 2**58  # numbers in an array, and far fewer than the bytes that 64 bits count
+
+
+class Cost(NamedTuple):
+    """What one learner would cost.
+
+    Attributes:
+        learner: its name and options.
+        gradient: the weakest rule by which a parameter of this network learns; see `explain`.
+        steps: of the window that is planned.
+        traces: bytes of traces and factors; None where they are not known exactly.
+        total: bytes of one window of `online_grad`; None where it was not planned.
+        note: what else there is to say.
+    """
+
+    learner: str
+    gradient: str
+    steps: int
+    traces: int | None
+    total: int | None
+    note: str
+
+
+class LearnerCosts(NamedTuple):
+    """What `learner_costs` returns: `rows`, one for each learner, for `batch` elements; prints as a table."""
+
+    rows: tuple[Cost, ...]
+    batch: int
+
+    def __str__(self) -> str:
+        head = ("learner", "gradient", "steps", "traces", "total", "" if any(r.note for r in self.rows) else " ")
+        shown = ["-" if size is None else in_bytes(size) for row in self.rows for size in (row.traces, row.total)]
+        rows = [
+            (r.learner, r.gradient, f"{r.steps:,}", traces, total, r.note)
+            for r, traces, total in zip(self.rows, shown[::2], shown[1::2], strict=True)
+        ]
+        return as_table(head, rows)
+
+    def to_dataframe(self) -> Any:
+        """The rows as a pandas data frame, one column for each field of `Cost`; unknown bytes are missing."""
+        return data_frame({name: [getattr(row, name) for row in self.rows] for name in Cost._fields})
+
+
+def learner_costs(
+    graph: Graph,
+    batch: int = 1,
+    learners: Learner | Iterable[Learner] | None = None,
+    cell: Callable[..., Any] = LeakyRate,
+    steps: int | Iterable[int] = (100, 1000),
+) -> LearnerCosts:
+    """Say what learners would cost on a plain recurrent network of a graph: each synapse and each bias trained.
+
+    `EProp`, `RFLO`, `ThreeFactor` and `OSTL` keep the traces of `D_RTRL`. What `SnAp` and `RTRL` would keep is counted
+    first, `sum_i (indegree(i) + 1) |reach(i)|` for each hidden variable, and where that is too much, it is only said.
+
+    Args:
+        graph: square.
+        batch: batch elements.
+        learners: a learner or several; a choice of them unless given.
+        cell: `cell(units, None, rec)` makes the model, which gets None as its input, such as `se.cells.LIF`.
+        steps: length or lengths of the sequences that `BPTT` is planned for; the other rules need no more for longer
+            ones and are planned in windows of 16.
+
+    Returns:
+        The costs, one row for each learner. One that refuses the model has its words there.
+
+    Raises:
+        TypeError: `graph` is no graph, `learners` are others, or `batch` or a number of steps is not whole.
+        ValueError: the graph is not square, or `batch` or a number of steps is below 1.
+
+    Example:
+        >>> import sparse_etrace as se
+        >>> costs = se.learner_costs(se.datasets.worm(), batch=8, learners=[se.D_RTRL(), se.SnAp(n=None)])
+        >>> [(row.learner, row.gradient, row.traces) for row in costs.rows]
+        [('D_RTRL', 'diagonal', 79136), ('SnAp(n=None)', 'exact', 19294688)]
+    """
+    if not isinstance(graph, Graph):
+        raise TypeError(f"graph: expected a Graph, got {type(graph).__name__}; `from_edges` and its kin make one")
+    conn, units = graph.connectivity, graph.connectivity.num_post
+    if conn.num_pre != units:
+        raise ValueError(f"graph: got shape {conn.shape}; units that feed each other need a square graph")
+    batch = _whole("batch", batch)
+    steps = tuple(_whole("steps", length) for length in (steps if isinstance(steps, Iterable) else (steps,)))
+    if learners is not None:
+        learners = tuple(learners) if isinstance(learners, Iterable) else (learners,)
+        for learner in learners:
+            if not isinstance(learner, Learner):
+                raise TypeError(f"learners: expected learners such as `se.D_RTRL()`, got {learner!r}")
+
+    def build(weight: Any) -> Any:
+        rec = ETraceParam({"weight": weight, "bias": jnp.zeros(units, weight.dtype)}, SpMatMulOp(graph))
+        return cell(units, None, rec)
+
+    model = eqx.filter_eval_shape(build, graph.weight)
+    state = eqx.filter_eval_shape(lambda: build(graph.weight).init_state(batch))
+    rows = []
+    for learner in _choice() if learners is None else learners:
+        storage = learner.rule().storage if isinstance(learner, RuleLearner) else None
+        for length in steps if storage and storage.grows else (16,):
+            if storage and storage.max_influences:
+                rows.append(_influences(learner, graph, build, state, batch, length))
+            else:
+                rows.append(_planned(learner, model, state, batch, length))
+    return LearnerCosts(tuple(rows), batch)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name}: expected a whole number, at least 1, got {value!r}") from error
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1, got {number}")
+    return number
+
+
+def _choice() -> list[Learner]:
+    few = [D_RTRL(), ES_D_RTRL(), Hybrid(), UORO(key=jax.random.key(0)), SnAp(n=2), SnAp(n=3), RTRL()]
+    return [*few, TBPTT(steps=16), BPTT()]
+
+
+def _name(learner: Learner) -> str:
+    given = [
+        (field.name, getattr(learner, field.name))
+        for field in dataclasses.fields(learner)
+        if field.name not in ("train", "allow_zero", "max_influences")
+    ]
+    defaults = {field.name: field.default for field in dataclasses.fields(learner)}
+    options = [
+        f"{name}={value}" for name, value in given if isinstance(value, int | float | str) and value != defaults[name]
+    ]
+    if isinstance(learner, SnAp) and learner.pattern is None:
+        options = [f"n={learner.n}"]
+    return type(learner).__name__ + (f"({', '.join(options)})" if options else "")
+
+
+def _planned(
+    learner: Learner, model: Any, state: Any, batch: int, steps: int, note: str = "", gradient: str = ""
+) -> Cost:
+    sizes = [sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(tree)) for tree in (model, state)]
+    if (batch * sizes[0] + sizes[1]) * max(steps, getattr(learner, "steps", 1)) >= COUNTABLE:
+        return Cost(_name(learner), "refused", steps, None, None, "more numbers than XLA can count")
+    try:
+        if not gradient:
+            gradient = max((row.rule for row in explain(learner, model, state, None).rows), key=ORDER.index)
+        plan = memory_plan(learner, model, state, None, steps)
+    except (ValueError, TypeError, NotImplementedError, MemoryError) as error:
+        return Cost(_name(learner), "refused", steps, None, None, str(error))
+    return Cost(_name(learner), gradient, steps, plan.traces, plan.total, note)
+
+
+def _influences(learner: Any, graph: Graph, build: Callable[..., Any], state: Any, batch: int, steps: int) -> Cost:
+    """As `_planned`, unless there are too many influences; their number is found first."""
+    if getattr(learner, "pattern", None) is not None:
+        return _planned(learner, build(graph.weight), state, batch, steps, gradient=learner.gradient)
+    known, count = count_influences(graph, getattr(learner, "n", None))
+    count *= sum(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(state))
+    said = f"{known}{' ' if known else ''}{count:,} influences for each batch element"
+    if known != "at least" and count <= min(PLANNED, learner.max_influences):
+        return _planned(learner, build(graph.weight), state, batch, steps, said, learner.gradient)
+    itemsize = graph.weight.dtype.itemsize
+    bound = f", {in_bytes(count * batch * itemsize)} in all"
+    if known != "at most" and count > learner.max_influences:
+        bound += f": more than max_influences={learner.max_influences:,}"
+    else:
+        bound += ": not laid out here; memory_plan does"
+    exact = None if known else count * batch * itemsize
+    return Cost(_name(learner), learner.gradient, steps, exact, None, said + bound)
+
+
+def count_influences(graph: Graph, steps: int | None) -> tuple[str, int]:
+    """Synapses and biases by the units that each reaches within `steps - 1` steps, or any number where that is None.
+
+    Returns:
+        `""`, `"at most"` or `"at least"`, and the number.
+    """
+    conn, units = graph.connectivity, graph.connectivity.num_post
+    indices, ptr = np.asarray(conn.post_by_pre), np.asarray(conn.pre_ptr)
+    step = sp.csr_array((np.ones(indices.size, np.float32), indices.copy(), ptr.copy()), shape=conn.shape)
+    step = (step + sp.eye_array(units, dtype=np.float32, format="csr")).tocsr()
+    step.data[:] = 1
+    columns = np.diff(np.asarray(conn.post_ptr)).astype(np.int64) + 1
+    if steps is None or steps > units:
+        return _closed(step, columns)
+    if steps == 1:
+        return "", int(columns.sum())
+    reach = np.diff(step.indptr).astype(np.int64)
+    if steps == 2:
+        return "", int(columns @ reach)
+    for _ in range(steps - 2):
+        reach = np.minimum(step.astype(np.int64) @ reach, units)
+    if reach.sum() > TRIED:
+        return "at most", int(columns @ reach)
+    total = 0
+    for begin in range(0, units, CHUNK):
+        found = step[begin : begin + CHUNK]
+        for _ in range(steps - 2):
+            found = found @ step
+            found.data[:] = 1
+        total += int(columns[begin : begin + CHUNK] @ np.diff(found.indptr))
+    return "", total
+
+
+def _closed(step: sp.csr_array, columns: np.ndarray) -> tuple[str, int]:
+    """The number for all that any number of steps leads to."""
+    count, of = connected_components(step, directed=True, connection="strong")
+    sizes, inside = np.bincount(of), np.bincount(of, columns).astype(np.int64)
+    if count > CLOSED:
+        return "at least", int(inside @ sizes)
+    entries = step.tocoo()
+    reach = np.eye(count, dtype=np.float32)
+    reach[of[entries.coords[0]], of[entries.coords[1]]] = 1
+    before = None
+    while before is None or np.any(reach != before):
+        before, reach = reach, (reach @ reach > 0).astype(np.float32)
+    return "", int(inside @ (reach > 0) @ sizes)

@@ -1,0 +1,113 @@
+"""What a learner needs on a model in bytes, before it runs."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from .._learner import Learner
+from .._model.program import is_inexact
+from .._model.trained import is_array_like, nbytes, struct, trained_filter
+from .._numbers import whole
+from .._text import as_table, data_frame, in_bytes
+
+
+class Plan(NamedTuple):
+    """What `memory_plan` returns: bytes by buffer, and their sum; prints as a table."""
+
+    buffers: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all buffers together."""
+        return sum(self.buffers.values())
+
+    @property
+    def traces(self) -> int:
+        """Bytes of all traces and factors."""
+        return sum(size for name, size in self.buffers.items() if name.startswith("trace "))
+
+    def __str__(self) -> str:
+        rows = [*((name, size) for name, size in self.buffers.items() if size), ("total", self.total)]
+        return as_table(("buffer", "bytes", "size"), [(name, f"{size:,}", in_bytes(size)) for name, size in rows])
+
+    def to_dataframe(self) -> Any:
+        """The buffers as a pandas data frame with the columns `buffer` and `bytes`."""
+        return data_frame({"buffer": list(self.buffers), "bytes": list(self.buffers.values())})
+
+
+def memory_plan(
+    learner: Learner,
+    model: Callable[..., Any],
+    state: PyTree[Any],
+    x: PyTree[Any],
+    steps: int = 16,
+    chunk: int | None = None,
+) -> Plan:
+    """Bytes per buffer of `online_grad`, before anything is allocated.
+
+    Parameters, state, traces, gradients and inputs are counted; the workspace is what XLA plans for a compiled window.
+
+    Args:
+        learner: the rule.
+        model: `state, out = model(state, x)`; its arrays may be `jax.ShapeDtypeStruct`.
+        state: its state, likewise.
+        x: one step's input, likewise.
+        steps: steps of the sequence; for `BPTT` without `chunk` those that are differentiated through.
+        chunk: steps in a window; None: as `online_grad` chooses.
+
+    Returns:
+        The plan.
+
+    Raises:
+        TypeError: `steps` or `chunk` is no whole number.
+        ValueError: `steps` or `chunk` is below 1, or as `learner.init`.
+
+    Example:
+        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> cell = se.cells.LeakyRate(3, se.ETraceParam({'weight': jnp.ones((2, 3))}, se.MatMulOp()))
+        >>> se.memory_plan(se.D_RTRL(), cell, cell.init_state(), jnp.ones(2)).traces
+        24
+    """
+    for name, number in (("steps", steps), ("chunk", chunk)):
+        if number is not None and whole(name, number) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {number}.")
+    engine = learner.prepare(model, state, x)
+    carry = engine.carry_shapes(model, state, x)
+    arrays, static = eqx.partition(model, is_array_like)
+    arrays, carry_arrays = struct(arrays), eqx.filter(carry, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+
+    def stacked(count: int) -> Any:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype), struct(x))
+
+    size = min(chunk or engine.window_steps(model, carry, stacked(1)) or steps, steps)
+    xs = stacked(size)
+
+    def window(arrays: Any, carry: Any, xs: Any) -> Any:
+        ys = None if jax.tree.leaves(xs) else jnp.zeros(size)
+
+        def loss(out: Any, y: Any) -> tuple[Any, None]:
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(out) if is_inexact(leaf)), None
+
+        result = engine.window(eqx.combine(arrays, static), carry, xs, ys, loss)
+        return result.losses, result.grads, result.carry
+
+    memory: Any = jax.jit(window).lower(arrays, carry_arrays, xs).compile().memory_analysis()
+    trained = eqx.filter(arrays, trained_filter(arrays, learner.train))
+    buffers = {
+        "parameters": nbytes(trained),
+        "indices, masks and constants": nbytes(arrays) - nbytes(trained),
+        "state": nbytes(carry.state),
+        "inputs of the window": nbytes(xs),
+        "inputs of other windows": nbytes(xs) // size * (steps - size),
+        "gradients": nbytes(trained),
+    }
+    buffers |= {name: nbytes(part) for name, part in engine.buffers(carry).items()}
+    buffers["new state and traces"] = nbytes(carry)
+    counted = sum(buffers.values()) - buffers["inputs of other windows"]
+    planned = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    buffers["workspace"] = max(planned - counted, 0)
+    return Plan(buffers)

@@ -1,0 +1,1 @@
+"""What is kept of a step, and what puts the losses onto it."""

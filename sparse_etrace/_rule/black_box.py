@@ -1,0 +1,106 @@
+"""What the rules share that see a model only from outside: no ops, no groups."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .._model.linear import refuse_bent
+from .._model.program import Labels, is_inexact, propagate, vjp_jaxpr
+from .._model.trained import check_names, check_state, leaf_names, refuse_unread, refuse_zero, struct, trained_filter
+from .._sums import narrowed, widened, zeros
+
+
+def check_reach(
+    model: Callable[..., Any],
+    state: PyTree[Any],
+    x: PyTree[Any],
+    train: Any,
+    allow_zero: tuple[str, ...],
+    steps: int | None = None,
+) -> None:
+    """Raise for a trained leaf without any way to the output, at once or through the state, within so many steps."""
+    arrays, static = eqx.partition(model, eqx.is_array)
+    names, old = leaf_names(arrays), struct(state)
+
+    def floating(tree: PyTree[Any]) -> list[Any]:
+        return [leaf for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
+
+    def step(sources: tuple, rest: tuple) -> Any:
+        model, state = (eqx.combine(a, b) for a, b in zip(sources, rest[:2], strict=True))
+        new, out = joined(model, static)(state, rest[2])
+        check_state(old, new)
+        return floating(new), floating(out)
+
+    inputs, before = jax.tree.leaves(struct(x)), len(jax.tree.leaves((arrays, old)))
+    primal = jax.make_jaxpr(lambda arrays, state, x: eqx.filter(eqx.combine(arrays, static)(state, x), eqx.is_array))
+    whole = primal(struct(arrays), old, struct(x)).jaxpr
+    refuse_unread(inputs, any(propagate(whole, [Labels()] * before + [Labels(["x"])] * len(inputs))))
+    sources, others = eqx.partition((struct(arrays), old), is_inexact)
+    jaxpr, (new, out) = vjp_jaxpr(step, sources, (*others, struct(x)))
+    count = len(jax.tree.leaves(sources))
+    sinks = [Labels([k]) for k in range(len(new))] + [Labels(["out"])] * len(out)
+    rest = len(jaxpr.jaxpr.invars) - count - len(sinks)
+    found = propagate(jaxpr.jaxpr, [Labels()] * count + sinks + [Labels()] * rest)
+    by_state = found[count - len(new) :]
+    read: set[Any] = set()
+    for _ in range(len(new) if steps is None else min(steps - 1, len(new))):
+        read = {k for k, sink in enumerate(by_state) if "out" in sink or sink & read}
+    trained = set(leaf_names(eqx.filter(model, trained_filter(model, train))))
+    inexact = [(name, leaf) for name, leaf in zip(names, jax.tree.leaves(arrays), strict=True) if is_inexact(leaf)]
+    check_names(allow_zero, names)
+    for (name, leaf), sink in zip(inexact, found[: count - len(new)], strict=True):
+        if name in trained and leaf.size and "out" not in sink and not sink & read:
+            refuse_zero(name, allow_zero, used=bool(sink))
+
+
+def check_linear(model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any], train: Any) -> None:
+    """Raise where the new state's derivative by the old one and by what is trained is not linear backward."""
+    trained, fixed = eqx.filter_eval_shape(lambda model: split(model, train), model)
+    live, rest = eqx.partition(struct(state), is_inexact)
+
+    def step(sources: tuple, *others: Any) -> PyTree[Any]:
+        trained, live = sources
+        fixed_arrays, rest, x = others
+        new, _ = eqx.combine(trained, fixed_arrays, static)(eqx.combine(live, rest), x)
+        return [leaf for leaf in jax.tree.leaves(new) if is_inexact(leaf)]
+
+    arrays, static = eqx.partition(fixed, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    refuse_bent("the new state", step, (trained, live), arrays, rest, struct(x))
+
+
+def split(model: PyTree[Any], train: Any) -> tuple[PyTree[Any], PyTree[Any]]:
+    """What is trained, and everything else as constants."""
+    trained, fixed = eqx.partition(model, trained_filter(model, train))
+    return trained, eqx.combine(jax.lax.stop_gradient(eqx.filter(fixed, eqx.is_array)), fixed)
+
+
+def joined(trained: PyTree[Any], fixed: PyTree[Any]) -> Callable[[Any, Any], Any]:
+    """A model of both its parts, whose numbers are arrays."""
+    return lambda state, x: jax.tree.map(jnp.asarray, eqx.combine(trained, fixed)(state, x))
+
+
+def by_step(
+    step: Callable[..., Any], train: Any, model: Any, carry: Any, xs: PyTree[Any], ys: PyTree[Any], loss_fn: Any
+) -> tuple[Array, PyTree[Array], PyTree[Array], Any]:
+    """Losses, aux, summed gradients and carry of several steps, each with a gradient of its own."""
+    trained, fixed = eqx.partition(model, trained_filter(model, train))
+
+    @eqx.filter_value_and_grad(has_aux=True)
+    def loss_of(trained: PyTree[Any], carry: Any, x: Any, y: Any) -> Any:
+        carry, out = step(eqx.combine(trained, fixed), carry, x)
+        loss, aux = loss_fn(out, y)
+        return loss, (aux, carry)
+
+    def one(before: tuple[Any, Any], now: tuple[Any, Any]) -> Any:
+        carry, total = before
+        (loss, (aux, carry)), grads = loss_of(trained, carry, *now)
+        return (carry, jax.tree.map(jnp.add, total, widened(grads))), (loss, aux)
+
+    start = dataclasses.replace(carry, origin=None)  # of which no step says anything
+    (carry, grads), (losses, aux) = jax.lax.scan(one, (start, zeros(trained)), (xs, ys))
+    return losses, aux, narrowed(grads, trained), carry

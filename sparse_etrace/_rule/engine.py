@@ -1,0 +1,315 @@
+"""A rule on a model that was read once: what every engine does, and the one step and the one window over its terms."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .._model.constant import constant, held
+from .._model.grouping import Grouping
+from .._model.origin import Origin
+from .._model.program import is_inexact
+from .._model.reading import Reading, Weights
+from .._model.routes import Call
+from .._model.step import Step
+from .._model.trained import struct
+from .._sums import widened, zeros
+from .signal import Signal, Teacher, leaves_of
+
+Model = Callable[..., Any]
+"""`state, out = model(state, x)`."""
+Loss = Callable[..., Any]
+"""`(out, y) -> (loss, aux)`."""
+
+
+class Carry(eqx.Module):
+    """What goes from one step to the next: the state of the model, the traces of the learner, what else it keeps.
+
+    `origin` says of which connectivity; without it nothing is checked.
+    """
+
+    state: PyTree[Array]
+    traces: PyTree[Array]
+    memory: PyTree[Array] = None
+    origin: Origin | None = None
+
+
+def cut(carry: Carry, *inputs: PyTree[Any]) -> Carry:
+    """A carry after a step, which later steps read as a constant; a loss that reads it is an error."""
+    words = (
+        "carry: a loss reads what `step` returned for the next one, which has no derivative. Let the model return in "
+        "`out` what the loss needs of its state, or read jax.lax.stop_gradient(carry)."
+    )
+    return constant(held(carry), inputs, words, late=True)
+
+
+class Window(eqx.Module):
+    """Result of several steps.
+
+    Attributes:
+        losses: one for each step.
+        aux: what `loss_fn` returned besides, stacked.
+        grads: the summed gradient, like the model with None where nothing is trained.
+        carry: after the last step.
+    """
+
+    losses: Array
+    aux: PyTree[Array]
+    grads: PyTree[Array]
+    carry: Carry
+
+
+class Use(eqx.Module):
+    """What `explain` says of one weight leaf of an op call.
+
+    Attributes:
+        rule: one of the words of `explain`.
+        traces: shapes and types of its traces or factors.
+        groups: for each group that it is traced into, the numbers of its hidden variables.
+        notes: what the rule leaves out, in words.
+    """
+
+    rule: str
+    traces: tuple[jax.ShapeDtypeStruct, ...] = ()
+    groups: tuple[tuple[int, ...], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Task(NamedTuple):
+    """What a learner asks of its storage.
+
+    Attributes:
+        train: what is trained.
+        allow_zero: names of leaves that may stay without gradient.
+        signal: what teaches.
+        carry: of a gradient that goes on; None at the start.
+    """
+
+    train: Any
+    allow_zero: tuple[str, ...]
+    signal: Signal
+    carry: Carry | None
+
+
+class Engine(abc.ABC):
+    """What a learner makes of a model by reading it once; every step and window of one gradient asks it."""
+
+    @abc.abstractmethod
+    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+        """Check the model against the rule, and start."""
+
+    @abc.abstractmethod
+    def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
+        """One step of the model and of the traces."""
+
+    @abc.abstractmethod
+    def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
+        """Several steps with their summed gradient; `loss_fn` returns `(loss, aux)`."""
+
+    def carry_shapes(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+        """Shapes and types of what `init` returns."""
+        return eqx.filter_eval_shape(self.init, model, state, x)
+
+    def window_steps(self, model: Model, carry: Carry, xs: PyTree[Array]) -> int | None:
+        """How many steps `online_grad` takes at once unless told; None for all of them."""
+        return None
+
+    @property
+    def grouping(self) -> Grouping | None:
+        """The hidden groups by which the rule goes; None where it sees the model from outside."""
+        return None
+
+    def use(self, carry: Carry, call: Call, leaf: int) -> Use | None:
+        """By which rule a weight leaf of an op call learns; None where it is the same for all leaves."""
+        return None
+
+    def notes(self) -> list[str]:
+        """What the rule leaves out on this model that no leaf says."""
+        return []
+
+    def reached(self, params: list[Any], state: list[Any], x: list[Any]) -> dict[int, int]:
+        """Of each trained leaf, how many entries a learning signal can reach; nothing where nobody asks."""
+        return {}
+
+    def buffers(self, carry: Carry) -> dict[str, PyTree[Any]]:
+        """Traces and what else the rule keeps, by names that `memory_plan` shows; traces begin with `trace of `."""
+        return {"trace of all parameters": carry.traces}
+
+
+class Storage(abc.ABC):
+    """What a rule keeps from step to step.
+
+    Attributes:
+        gradient: what `explain` calls the gradient where nothing of the model makes it less.
+        is_differentiable: whether derivatives of what `online_grad` returns are what JAX makes of them.
+        grows: whether what is needed grows with the number of steps.
+        max_influences: the most that are kept; None for a rule without influences.
+    """
+
+    gradient: str = "exact"
+    is_differentiable: bool = False
+    grows: bool = False
+    max_influences: int | None = None
+
+    @abc.abstractmethod
+    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> Engine:
+        """Read a model, once."""
+
+    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> PyTree[Array]:
+        """Traces of which some batch elements start again.
+
+        `zero(now, number, axis)` is zero where batch elements start again that a leaf of the state has.
+        """
+        return carry.traces
+
+
+class Rule(NamedTuple):
+    """A learning rule: what is kept, and what teaches it."""
+
+    storage: Storage
+    signal: Signal = Signal()
+
+
+class TermEngine(Engine):
+    """An engine whose traces are fed by terms: what one step says to them, stacked over several.
+
+    Attributes:
+        run: the step of the model with its derivatives.
+        teacher: what is put in place of learning signals.
+    """
+
+    run: Step
+    teacher: Teacher
+
+    @abc.abstractmethod
+    def check(self, carry: Carry) -> None:
+        """Refuse a carry with other traces than those of the rule on this model."""
+
+    @abc.abstractmethod
+    def terms(self, jacobians: tuple, m: list[Array], n: dict[int, Array], traces: PyTree[Array]) -> PyTree[Array]:
+        """What one step says to the traces: derivatives and inputs, and the learning signals `m` and `n`."""
+
+    @abc.abstractmethod
+    def absorb(
+        self, weights: Weights, traces: PyTree[Array], terms: PyTree[Array], taught: tuple, only: str | None = None
+    ) -> tuple[PyTree[Array], dict[int, list[Array]]]:
+        """Traces after the steps whose stacked terms these are, and for each op call the gradient of its weights.
+
+        `taught` holds the signals that were put in place, and the memory before and after. `only` is `"traces"` or
+        `"gradients"` where the other is not wanted.
+        """
+
+    @property
+    def reading(self) -> Reading:
+        """Of the model."""
+        return self.run.reading
+
+    @property
+    def grouping(self) -> Grouping:
+        """Under the rule."""
+        return self.run.grouping
+
+    def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
+        """One step, whose backward pass is the online gradient."""
+        self.check(carry)
+        run, teacher = self.run, self.teacher
+        leaves, build = leaves_of(model)
+        floating = [is_inexact(v) for v in jax.tree.leaves(x)]
+        learned = teacher.learned(model)
+
+        def absorb(jacobians: tuple, old: tuple, signals: tuple, taught: tuple, only: str) -> Any:
+            weights, traces, before = old
+            signal, *after = taught
+            terms = self.terms(jacobians, signals[0], signals[1], traces)
+            terms, signal = jax.tree.map(lambda s: s[None], (terms, signal))
+            return self.absorb(weights, traces, terms, (signal, before, *after), only)
+
+        def forward(params: list, state: list, traces: Any, xs: list, memory: Any, matrix: Any) -> Any:
+            weights = self.reading.weights(params)
+            out, new, pull, jacobians = run.run(params, state, xs, weights)
+            found, after, old = jacobians(), teacher.remember(memory, new), (weights, traces, memory)
+            later, _ = absorb(found, old, run.silence(state), (None, after), "traces")
+            return (new, later, out, after), (params, old, pull, found, after, new, matrix)
+
+        @jax.custom_vjp
+        def online(params: list, state: list, traces: Any, xs: list, memory: Any, matrix: Any) -> Any:
+            return forward(params, state, traces, xs, memory, matrix)[0]
+
+        def backward(residuals: Any, cts: Any) -> Any:
+            params, old, pull, found, after, new, matrix = residuals
+            by_out = [c for c in cts[2] if c.dtype != jax.dtypes.float0]
+            (m, n, plain, by_x), signal = teacher.pull(pull, by_out, matrix, new, None)
+            _, dv = absorb(found, old, (m, n), (signal, after), "gradients")
+            by_param = run.by_parameter(params, dv, plain)
+            if learned:
+                by_matrix = teacher.by_matrix(by_out, matrix, after, new)
+                by_param |= teacher.by_learned(build(params), learned, by_matrix)
+            moved = iter(by_x)
+            by_state = [None] * len(self.reading.state)
+            grads = [by_param.get(i) for i in range(len(params))]
+            return grads, by_state, None, [next(moved) if f else None for f in floating], None, None
+
+        online.defvjp(forward, backward)
+        state, shape = jax.tree.flatten(carry.state)
+        given = (leaves, state, carry.traces, jax.tree.leaves(x), carry.memory, teacher.matrix(model))
+        new, traces, out, memory = online(*given)
+        later = cut(Carry(jax.tree.unflatten(shape, new), traces, memory), model, carry, x)
+        return later, jax.tree.unflatten(self.reading.out_structure, out)
+
+    def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
+        """Several steps; each trace is touched once."""
+        self.check(carry)
+        run, teacher, plain_leaves = self.run, self.teacher, self.reading.plain
+        params, layout = jax.tree.flatten(eqx.filter(model, eqx.is_array))
+        weights = self.reading.weights(params)
+        matrix, learned = teacher.matrix(model), teacher.learned(model)
+        moved = [matrix] if learned and matrix is not None else []
+
+        def one(before: tuple, now: tuple[Any, Any]) -> Any:
+            state, added, memory = before
+            x, y = now
+            out, new, pull, jacobians = run.run(params, state, jax.tree.leaves(x), weights)
+            loss, aux, by_out = _differentiate(loss_fn, self.reading, out, y)
+            (m, n, plain, _), signal = teacher.pull(pull, by_out, matrix, new, loss)
+            terms, memory = self.terms(jacobians(), m, n, carry.traces), teacher.remember(memory, new)
+            by_matrix = [teacher.by_matrix(by_out, b, memory, new) for b in moved]
+            added = [a + b for a, b in zip(added, widened([*plain, *by_matrix]), strict=True)]
+            return (new, added, memory), (loss, aux, terms, signal)
+
+        state, shape = jax.tree.flatten(carry.state)
+        start = (state, zeros([*(params[i] for i in plain_leaves), *moved]), carry.memory)
+        (state, added, memory), (losses, aux, terms, signal) = jax.lax.scan(one, start, (xs, ys))
+        traces, dv = self.absorb(weights, carry.traces, terms, (signal, carry.memory, memory))
+        by_param = run.by_parameter(params, dv, added[: len(plain_leaves)])
+        if moved:
+            by_param |= teacher.by_learned(model, learned, added[-1].astype(moved[0].dtype))
+        grads = jax.tree.unflatten(layout, [by_param.get(i) for i in range(len(params))])
+        return Window(losses, aux, grads, Carry(jax.tree.unflatten(shape, state), traces, memory))
+
+
+def _differentiate(loss_fn: Loss, reading: Reading, out: list[Array], y: Any) -> tuple[Array, Any, list]:
+    """The loss, what is returned besides, and the derivative by the floating outputs."""
+
+    def loss_of(floating: list[Array]) -> tuple[Array, Any]:
+        values = iter(floating)
+        full = [next(values) if is_inexact(o) else o for o in out]
+        return loss_fn(jax.tree.unflatten(reading.out_structure, full), y)
+
+    loss, vjp, aux = jax.vjp(loss_of, [o for o in out if is_inexact(o)], has_aux=True)
+    return loss, aux, vjp(jnp.ones_like(loss))[0]
+
+
+WRONG_TRACES = (
+    "carry: its traces are not those of this learner and model. Make it with this learner's init, and again where the "
+    "model, its shapes or what is trained has changed."
+)
+
+
+def refuse_traces(expected: PyTree[Any], got: PyTree[Any]) -> None:
+    """Raise for traces of another shape or type than `expected`, arrays or shapes."""
+    if struct(got) != struct(expected):
+        raise ValueError(WRONG_TRACES)

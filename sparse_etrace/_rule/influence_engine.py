@@ -1,0 +1,196 @@
+"""Influences of synapses on a sparse pattern of hidden units as an engine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import scipy.sparse as sp
+from jaxtyping import Array, PyTree
+
+from .._model.batch_axes import axes_of
+from .._model.links import Links
+from .._model.origin import origin_of
+from .._model.program import cast
+from .._model.reading import Reading, Weights
+from .._model.routes import Call
+from .._model.step import Step
+from .._model.trained import check_names, is_array_like
+from .._sums import widened
+from .engine import WRONG_TRACES, Carry, Model, Storage, Task, TermEngine, Use
+from .influence import Influences, InfluenceTerms, sizes_of, start, terms, weights_of, window
+from .notes import cuts_behind, ends_at
+from .reach import Wiring
+from .signal import Teacher
+from .trace_engine import diagonal, without_trace
+
+Make = Callable[[], Influences]
+
+
+@dataclass(frozen=True)
+class Pattern(Storage):
+    """Influences.
+
+    Attributes:
+        reach: from the graph of a step, the neurons that each op output influences.
+        name: what says that a carry is of another rule.
+        max_influences: the most that are kept; more is an error before anything is allocated.
+        gradient: see `Storage`.
+        traces_all: whether parameters without trace have influences as well.
+    """
+
+    reach: Callable[[Wiring], sp.csr_array]
+    name: tuple
+    max_influences: int
+    gradient: str
+    traces_all: bool = False
+
+    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> "InfluenceEngine":
+        """Read a model, once."""
+        return InfluenceEngine(self, Teacher(task.signal, Reading(model, state, x, task.train)), task)
+
+    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Any:
+        """Influences on the units of some batch elements."""
+        return restart(carry.traces, where)
+
+
+def restart(traces: Influences, where: Array) -> Influences:
+    """Influences of which some batch elements start again."""
+    values = traces.values
+    if not values.size:
+        return traces
+    if values.shape[1 : 1 + where.ndim] != where.shape:
+        raise ValueError(
+            f"where: influences of this model have the batch axes {values.shape[1:]}, which all its ops share, so that "
+            f"they cannot start again for some of {where.shape} only. Give every op an input with batch axes, start "
+            "all again, or use se.D_RTRL() or se.TBPTT."
+        )
+    chosen = where.reshape(1, *where.shape, *[1] * (values.ndim - 1 - where.ndim))
+    return eqx.tree_at(lambda t: t.values, traces, jnp.where(chosen, 0, values))
+
+
+class InfluenceEngine(TermEngine):
+    """Influences on a model."""
+
+    def __init__(self, storage: Pattern, teacher: Teacher, task: Task):
+        self.storage, self.teacher, self.task = storage, teacher, task
+        self.links = Links(teacher.grouping)
+        self.run = Step(teacher.grouping, self.links, teacher.tap)
+        self._make: Make | None = None
+
+    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+        """Find the pattern, check the model against the rule, and start with influences of zero.
+
+        Raises:
+            TypeError: the model is traced, so that its synapses are not known.
+            ValueError: units act on each other by other ways than ops, or there are too many influences.
+            NotImplementedError: an op does not say which unit each weight leads from and to.
+        """
+        origin = origin_of(model, *axes_of(model, state, x, self.task.train))
+        return Carry(jax.tree.map(jnp.asarray, state), self.begin(model)(), origin=origin)
+
+    def carry_shapes(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+        """Shapes and types of what `init` returns. The model needs its arrays: they hold the synapses."""
+        make = self.begin(model)
+        return eqx.filter_eval_shape(lambda state: Carry(jax.tree.map(jnp.asarray, state), make()), state)
+
+    def begin(self, model: Model) -> Make:
+        """Check the model, and say what makes the influences; once."""
+        if self._make is None:
+            self._make = self._made(model)
+        return self._make
+
+    def _made(self, model: Model) -> Make:
+        params = jax.tree.leaves(eqx.filter(model, is_array_like))
+        if any(isinstance(p, jax.core.Tracer | jax.ShapeDtypeStruct) for p in params):
+            raise TypeError(
+                "model: its arrays are traced or have only shapes, so that its synapses are not known. Call init "
+                "outside of jit and vmap, with the arrays themselves."
+            )
+        links = self.links
+        check_names(self.task.allow_zero, self.reading.param_names)
+        weights = self.reading.weights(list(map(jnp.asarray, params)))
+        wiring = Wiring(links, weights, self.storage.traces_all)
+        reach = self.storage.reach(wiring)
+        reached = reach.sum(axis=1)
+        first = {c.number: wiring.offset[("y", c.number)] - wiring.num_hidden for c in links.carriers}
+        traced = {
+            c.number for c in links.carriers
+            if reached[first[c.number] : first[c.number] + links.size(("y", c.number))].any()
+        }  # fmt: skip
+        self.grouping.check_reach(self.task.allow_zero, traced)
+        return start(wiring, reach, self.storage.max_influences, self._name)
+
+    @property
+    def _name(self) -> tuple:
+        trained = ((c.number, *self.reading.weight_is_trained(c)) for c in self.reading.learning)
+        return (*self.storage.name, tuple(trained))
+
+    def check(self, carry: Carry) -> None:
+        """Refuse other influences."""
+        expected = self._name, sizes_of(self.links)
+        if not isinstance(carry.traces, Influences) or carry.traces.made_for != expected:
+            raise ValueError(WRONG_TRACES)
+
+    def window_steps(self, model: Model, carry: Carry, xs: PyTree[Array]) -> int:
+        """16: a block of influences is read and written once in so many steps."""
+        return 16
+
+    def terms(
+        self, jacobians: tuple, m: list[Array], n: dict[int, Array], traces: Influences
+    ) -> tuple[InfluenceTerms, dict[int, Any], dict[int, Array]]:
+        """What a step says to the influences, and inputs and learning signals of the calls that learn."""
+        inputs, along = jacobians
+        said = terms(self.links, along, inputs, m, n, traces.values.dtype)
+        xs, heard = ({c.number: part[c.number] for c in self.reading.learning} for part in (inputs, n))
+        return said, xs, heard
+
+    def absorb(
+        self, weights: Weights, traces: Influences, terms: tuple, taught: tuple, only: str | None = None
+    ) -> tuple[Influences, dict[int, list[Array]]]:
+        """The recursion of the influences through a window."""
+        said, xs, n = terms
+        traces, before = window(traces, weights_of(self.links, weights), said)
+        return traces, {} if only == "traces" else self._by_weights(weights, before, xs, n)
+
+    def _by_weights(
+        self, weights: Weights, before: Array, xs: dict[int, Any], n: dict[int, Array]
+    ) -> dict[int, list[Array]]:
+        """Gradient of the weights of each learning call: what they influenced before, and what acts at once."""
+        found, begin, total = {}, {}, 0
+        for carrier in self.links.carriers:
+            begin[carrier.number] = total
+            total += sum(leaf.size for leaf in weights[carrier.number][1])
+        for call in self.reading.learning:
+            op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
+            signal, at = widened(n[call.number]), begin.get(call.number)
+            now = [jnp.sum(signal, axis=0)] if op.is_diagonal else op.total_dw(xs[call.number], signal, widened(v))
+            leaves = []
+            for leaf, part in zip(jax.tree.leaves(v), jax.tree.leaves(now), strict=True):
+                if at is not None:
+                    part = part + before[at : at + leaf.size].reshape(leaf.shape)
+                    at += leaf.size
+                leaves.append(cast(part, leaf.dtype))
+            found[call.number] = leaves
+        return found
+
+    # --- what it is, in words ---------------------------------------------------------------------------------------
+
+    def use(self, carry: Carry, call: Call, leaf: int) -> Use:
+        """Exact, truncated or of the same step only."""
+        count = next((k for c, j, k in carry.traces.counts if (c, j) == (call.number, leaf)), 0)
+        if not count:
+            return Use(without_trace(self.grouping, call))
+        cuts, values = cuts_behind(self.grouping, call), carry.traces.values
+        rule = "truncated" if cuts else self.storage.gradient
+        if diagonal(self.grouping, call) == "exact":
+            rule = "exact"
+        shape = jax.ShapeDtypeStruct((count, *values.shape[1:]), values.dtype)
+        return Use(rule, (shape,), notes=(ends_at(cuts),) if cuts else ())
+
+    def buffers(self, carry: Carry) -> dict[str, PyTree[Any]]:
+        """The influences, and where they belong."""
+        others = eqx.tree_at(lambda t: t.values, carry.traces, None)
+        return {"trace of all parameters": carry.traces.values, "indices of the trace": others}

@@ -1,0 +1,209 @@
+"""Traces of synapses as an engine: one for each synapse or factors, leaf by leaf."""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .._model.batch_axes import as_long_as_a_batch
+from .._model.grouping import Grouping, closure
+from .._model.origin import origin_of
+from .._model.reading import Reading, Weights
+from .._model.routes import Call
+from .._model.step import Step, Terms
+from .._model.trained import check_names, nbytes
+from .engine import Carry, Model, Storage, Task, TermEngine, Use, refuse_traces
+from .notes import memory_elsewhere, one_step_only, untraced_recurrence, without_memory
+from .signal import Memory, Teacher
+from .support import reached
+from .traces import CallTrace, Factors, advance, bytes_of_step, can_filter, init_trace, routes_of
+
+WINDOW = 16
+ROOM = 2**25
+
+
+def every_synapse(grouping: Grouping, call: Call) -> list[bool]:
+    """A trace for each weight of a call."""
+    return [True] * len(call.weight_atoms)
+
+
+@dataclass(frozen=True)
+class Traces(Storage):
+    """Traces of synapses.
+
+    Attributes:
+        full: says for each weight leaf of an op call whether it has one trace per slot rather than factors.
+        decay: share of the old factor where traces are factorised.
+        only_input: whether the input is the only factor.
+        dtype: type in which traces are stored; None for that of the weights.
+    """
+
+    full: Callable[[Grouping, Call], list[bool]] = every_synapse
+    decay: float = 0.0
+    only_input: bool = False
+    dtype: Any = None
+
+    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> "TraceEngine":
+        """Read a model, once."""
+        return TraceEngine(self, Teacher(task.signal, Reading(model, state, x, task.train)), task)
+
+    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> dict[int, CallTrace]:
+        """Traces of the batch elements of the groups that they lead into."""
+
+        def one(trace: CallTrace, into: Sequence[int | None]) -> CallTrace:
+            full = tuple(jax.tree.map(lambda e, k=k: zero(e, k, 1), part) for part, k in zip(trace.full, into))
+            old, windows = trace.factors, jax.tree.map(zero, trace.windows)
+            if old is None:
+                return CallTrace(full, None, windows)
+            f = tuple(zero(part, k, 1) for part, k in zip(old.f, into))
+            return CallTrace(full, Factors(zero(old.x, into[0]), f, zero(old.steps, into[0])), windows)
+
+        alike = [(None,) * len(trace.full) for trace in carry.traces.values()]
+        into = alike if carry.origin is None else carry.origin.into
+        return {number: one(trace, k) for (number, trace), k in zip(carry.traces.items(), into, strict=True)}
+
+
+class TraceEngine(TermEngine):
+    """Traces of synapses on a model."""
+
+    def __init__(self, storage: Traces, teacher: Teacher, task: Task):
+        self.storage, self.teacher, self.task = storage, teacher, task
+        self.run = Step(teacher.grouping, None, teacher.tap)
+
+    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+        """Check the model against the rule, and start with traces of zero."""
+        grouping, reading = self.grouping, self.reading
+        check_names(self.task.allow_zero, reading.param_names)
+        learned = tuple(reading.param_names[i] for i in self.teacher.learned(model))
+        grouping.check_reach(self.task.allow_zero + learned)
+        if (calls := untraced_recurrence(grouping)) and not without_memory(grouping, calls):
+            warnings.warn(one_step_only(grouping, calls), stacklevel=3)
+        self.teacher.matrix(model)
+        first = [group.variables[0] for group in grouping.groups]
+        into = tuple(tuple(first[g] for g, _ in routes_of(grouping, c)) for c in reading.learning)
+        origin = origin_of(model, *as_long_as_a_batch(model, state, x, grouping), into)
+        return Carry(jax.tree.map(jnp.asarray, state), *self._start(), origin)
+
+    def _start(self) -> tuple[dict[int, CallTrace], Memory]:
+        def one(call: Call) -> CallTrace:
+            full, kept = self._full(call), self.storage
+            return init_trace(self.grouping, call, full, kept.dtype, self.teacher.counts, kept.only_input)
+
+        return {c.number: one(c) for c in self.reading.learning}, self.teacher.start()
+
+    def _full(self, call: Call) -> list[bool]:
+        """As `Traces.full`, and True throughout where the input is an index, which has no factor."""
+        full = self.storage.full(self.grouping, call)
+        return full if all(full) or can_filter(self.grouping, call) else [True] * len(full)
+
+    def check(self, carry: Carry) -> None:
+        """Refuse other traces."""
+        refuse_traces(jax.eval_shape(self._start), (carry.traces, carry.memory))
+
+    def window_steps(self, model: Model, carry: Carry, xs: PyTree[Array]) -> int:
+        """16, halved while they need too much room.
+
+        Too much for what K steps say to the traces are `ROOM` bytes and twice those of traces and weights. Too much for
+        the Jacobians of a group of A variables, `K A**2` numbers for each unit, are more than `4 A + 2 K` numbers for
+        each synapse and each unit at its two ends.
+        """
+        self.check(carry)
+        groups, counts = self.grouping.groups, self.teacher.counts
+
+        def fits(steps: int, number: int) -> bool:
+            group, count = groups[number], counts[number]
+            units = ends = math.prod(group.shape)
+            for route in group.routes:
+                traces = carry.traces[route.call].full
+                index = [g for g, _ in routes_of(self.grouping, self.reading.calls[route.call])].index(number)
+                ends += units + sum(leaf.size // count for leaf in jax.tree.leaves(traces[index]))
+            return steps * count**2 * units <= (4 * count + 2 * steps) * ends
+
+        said = bytes_of_step(self.grouping, counts)
+        most = max(ROOM, 2 * (nbytes(carry.traces) + nbytes(eqx.filter(model, eqx.is_array))))
+        steps = WINDOW
+        while steps > 1 and not (steps * said <= most and all(fits(steps, k) for k in range(len(groups)))):
+            steps //= 2
+        return steps
+
+    def terms(self, jacobians: tuple, m: list[Array], n: dict[int, Array], traces: PyTree[Array]) -> Terms:
+        """Inputs, learning signals, D and F."""
+        xs, d, f = jacobians
+        return Terms(xs, n, m, d, f)
+
+    def absorb(
+        self, weights: Weights, traces: dict[int, CallTrace], terms: Terms, taught: tuple, only: str | None = None
+    ) -> tuple[dict[int, CallTrace], dict[int, list[Array]]]:
+        """The recursion of the traces through a window."""
+        terms = self.teacher.extend(terms, *taught)
+        return advance(self.grouping, weights, traces, terms, self.storage.decay, only)
+
+    # --- what it is, in words ---------------------------------------------------------------------------------------
+
+    def use(self, carry: Carry, call: Call, leaf: int) -> Use:
+        """Exact, diagonal, factorised, feedback or of the same step only."""
+        routes = routes_of(self.grouping, call)
+        kept = _kept(carry.traces[call.number], leaf)
+        shapes = tuple(jax.ShapeDtypeStruct(k.shape, k.dtype) for k in kept)
+        groups = tuple(self.grouping.groups[g].variables for g, _ in routes)
+        if not routes:
+            rule = without_trace(self.grouping, call)
+        elif self.teacher.feedback.is_other:
+            rule = "feedback"
+        else:
+            rule = diagonal(self.grouping, call) if self._full(call)[leaf] else "factorised"
+        return Use(rule, shapes, groups)
+
+    def notes(self) -> list[str]:
+        """Memory that no trace follows, and recurrence that is learned from the same step only."""
+        calls = untraced_recurrence(self.grouping)
+        return memory_elsewhere(self.grouping) + ([one_step_only(self.grouping, calls)] if calls else [])
+
+    def reached(self, params: list[Any], state: list[Any], x: list[Any]) -> dict[int, int]:
+        """By the structure of the step."""
+        return reached(self.grouping, params, state, x)
+
+    def buffers(self, carry: Carry) -> dict[str, PyTree[Any]]:
+        """The traces by the leaves that they are of."""
+        a = self.reading
+        found: dict[str, PyTree[Any]] = {"memory of the rule": carry.memory}
+        for call in a.learning:
+            owners = [
+                a.param_names[i] for i in a.trained if any(s[:2] == ("w", call.number) for s in a.within_step(("p", i)))
+            ]
+            name = f"trace of {', '.join(owners)}"
+            found[name] = (found.get(name), carry.traces[call.number])
+        return found
+
+
+def without_trace(grouping: Grouping, call: Call) -> str:
+    """The rule of an op call that has none."""
+    return "same-step only" if _hit(grouping, call) else "exact"
+
+
+def diagonal(grouping: Grouping, call: Call) -> str:
+    """Whether what an op call says to hidden state passes on through each unit's own memory alone."""
+    a, hit = grouping.reading, _hit(grouping, call)
+    straight = {s[1] for s in a.direct[("y", call.number)] if s[0] == "n"}
+    later = closure(hit, {i: a.op_free(i) for i in range(len(a.state))})
+    readers = {i: [s[1] for s in a.direct.get(("h", i), ()) if s[0] == "x"] for i in later}
+    drops = any(grouping.stops[c] for calls in readers.values() for c in calls)
+    return "exact" if hit <= straight and not drops else "diagonal"
+
+
+def _hit(grouping: Grouping, call: Call) -> set[int]:
+    return {s[1] for s in grouping.reading.within_step(("y", call.number)) if s[0] == "n"} & set(grouping.cluster)
+
+
+def _kept(trace: CallTrace, leaf: int) -> list[Any]:
+    """Traces of one weight leaf of a call, or the factors that stand for them."""
+    full = [jax.tree.leaves(t, is_leaf=lambda e: e is None)[leaf] for t in trace.full]
+    if all(e is None for e in full) and trace.factors is not None:
+        return [trace.factors.x, *trace.factors.f]
+    return [e for e in full if e is not None]

@@ -1,0 +1,275 @@
+"""The two ways to keep eligibility traces, full and factorised, over a window of steps."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .._model.grouping import Grouping
+from .._model.program import cast
+from .._model.reading import Weights
+from .._model.routes import Call, Route
+from .._model.step import Terms
+from .._model.trained import nbytes
+from .._sums import dot, is_narrow, joined, matmul, matvec, mixed, rounded, wide, widened
+
+
+class Factors(eqx.Module):
+    """Low-pass filtered input and sensitivity of one op call, and the steps since its start.
+
+    Attributes:
+        x: shaped like the input.
+        f: for each group, `(variables, *y)`; empty where only the input is filtered.
+        steps: `(*y[:-1], 1)`, so that it can start again for each batch element.
+    """
+
+    x: Array
+    f: tuple[Array, ...]
+    steps: Array
+
+
+class CallTrace(NamedTuple):
+    """What is kept for one op call.
+
+    Attributes:
+        full: for each group a trace per slot (None: not kept).
+        factors: or None.
+        windows: how many there were, where anything is stored in half precision: each is rounded by other noise.
+    """
+
+    full: tuple[PyTree[Array], ...]
+    factors: Factors | None
+    windows: Array | None = None
+
+
+def routes_of(grouping: Grouping, call: Call) -> list[tuple[int, Route]]:
+    """The groups that an op call is traced into, and how its output lands on their units."""
+    return [(g, r) for g, group in enumerate(grouping.groups) for r in group.routes if r.call == call.number]
+
+
+def per_unit_leaves(grouping: Grouping, call: Call) -> list[bool]:
+    """For each weight leaf of a call, whether its slot is the target unit itself."""
+    op, v, _ = call.template(grouping.program)
+    paths = jax.tree_util.tree_flatten_with_path(v)[0]
+    return [op.is_diagonal or (bool(p) and getattr(p[0], "key", None) in op.per_unit) for p, _ in paths]
+
+
+def can_filter(grouping: Grouping, call: Call) -> bool:
+    """Whether the input of a call is a number that can be low-pass filtered, and not an index."""
+    _, _, x = call.template(grouping.program)
+    if x is None or not jax.dtypes.issubdtype(x.dtype, jnp.integer):
+        return True
+    y = call.y(grouping.program)
+    try:
+        given = jax.ShapeDtypeStruct(x.shape, y.dtype)
+        call.shapes_of(grouping.program, lambda op, v, x: op.xw_to_y(x, v), given)
+    except TypeError:
+        return False
+    return True
+
+
+def slot_shapes(grouping: Grouping, call: Call, group: int) -> list[Any]:
+    """Shapes of the trace of each weight leaf of a call, without the axis of hidden variables."""
+    op, _, x = call.template(grouping.program)
+    aval = call.y(grouping.program)
+    shape = grouping.groups[group].shape if op.is_diagonal else aval.shape
+    y = jax.ShapeDtypeStruct(shape, aval.dtype)
+    return jax.tree.leaves(call.shapes_of(grouping.program, lambda op, v, x, y: op.xy_to_dw(x, y, v), x, y))
+
+
+def init_trace(
+    grouping: Grouping, call: Call, full: Sequence[bool], dtype: Any, counts: Sequence[int], only_input: bool = False
+) -> CallTrace:
+    """Traces of zero.
+
+    Args:
+        full: for each weight leaf, whether it has a trace per slot; the others have factors.
+        dtype: type of all traces; None for that of the weights.
+        counts: for each group, how many variables have a trace.
+        only_input: the input is the only factor.
+    """
+    _, v, x = call.template(grouping.program)
+    routes = routes_of(grouping, call)
+    trained = grouping.reading.weight_is_trained(call)
+    y = call.y(grouping.program)
+    traces = []
+    for g, _ in routes:
+        leaves = [
+            jnp.zeros((counts[g], *s.shape), _stored(s.dtype, dtype)) if keep and f else None
+            for s, keep, f in zip(slot_shapes(grouping, call, g), trained, full, strict=True)
+        ]
+        traces.append(jax.tree.unflatten(jax.tree.structure(v), leaves))
+    factors = None
+    if routes and any(keep and not f for keep, f in zip(trained, full, strict=True)):
+        kept = [] if only_input else routes
+        f = tuple(jnp.zeros((counts[g], *y.shape), _stored(y.dtype, dtype)) for g, _ in kept)
+        filtered = jnp.zeros(x.shape, _stored(joined(x.dtype, y.dtype), dtype))
+        factors = Factors(filtered, f, jnp.zeros((*y.shape[:-1], 1), jnp.int32))
+    is_rounded = any(is_narrow(leaf.dtype) for leaf in jax.tree.leaves((traces, factors)))
+    return CallTrace(tuple(traces), factors, jnp.zeros((), jnp.uint32) if is_rounded else None)
+
+
+def _stored(exact: Any, wanted: Any) -> Any:
+    """The type of a trace: what is `wanted`, if anything, or for complex numbers a complex type as wide as that."""
+    if wanted is None or not jnp.issubdtype(exact, jnp.complexfloating):
+        return wanted or exact
+    return joined(wanted, jnp.complex64)
+
+
+def bytes_of_step(grouping: Grouping, counts: Sequence[int]) -> int:
+    """What a step says to the traces: inputs and signals of ops; m, D, lam, P by group; F and coefficients by route."""
+    total = 0
+    for call in grouping.reading.learning:
+        y = call.y(grouping.program)
+        per_unit = 1 + sum(2 * counts[g] + 1 for g, _ in routes_of(grouping, call))
+        total += nbytes(call.template(grouping.program)[2]) + per_unit * nbytes(y)
+    for group, count in zip(grouping.groups, counts, strict=True):
+        (state,) = grouping.program.shapes([grouping.reading.state[group.variables[0]]])
+        total += 2 * count * (1 + count) * nbytes(state)
+    return total
+
+
+def adjoint(hidden_jacobian: Array, m: Array, last: Array | None = None) -> tuple[Array, Array, Array, Array]:
+    """Backward over a window, per unit: `lam_{k-1} = m_k + D_k^T lam_k` from `last`, `P_{k-1} = P_k D_k` from 1.
+
+    Returns:
+        `lam_1 .. lam_K`, `P_1 .. P_K`, `lam_0`, `P_0`.
+    """
+
+    def back(carry: tuple[Array, Array], step: tuple[Array, Array]) -> tuple[tuple[Array, Array], Any]:
+        (lam, p), (d, m_k) = carry, step
+        new = m_k + matvec(jnp.swapaxes(d, 0, 1), lam), matmul(p, d)
+        return new, carry
+
+    count = m.shape[1]
+    one = jnp.eye(count, dtype=m.dtype).reshape(count, count, *[1] * (m.ndim - 2))
+    start = jnp.zeros_like(m[0]) if last is None else last, jnp.broadcast_to(one, hidden_jacobian.shape[1:])
+    (lam_0, p_0), (lam, p) = jax.lax.scan(back, start, (hidden_jacobian, m), reverse=True, unroll=len(m) == 1)
+    return lam, p, lam_0, p_0
+
+
+def advance(
+    grouping: Grouping,
+    weights: Weights,
+    traces: dict[int, CallTrace],
+    terms: Terms,
+    decay: float,
+    only: str | None = None,
+) -> tuple[dict[int, CallTrace], dict[int, list[Array]]]:
+    """Take every trace through the steps of a window.
+
+    Args:
+        only: `"traces"` or `"gradients"` where the other is not wanted, and not computed for full traces.
+
+    Returns:
+        The new traces, and for each op call the gradient of its weights (a list of leaves).
+    """
+    last = terms.last or [None] * len(terms.m)
+    adjoints = [adjoint(*widened(parts)) for parts in zip(terms.hidden_jacobian, terms.m, last, strict=True)]
+    new, gradients = {}, {}
+    for call in grouping.reading.learning:
+        new[call.number], gradients[call.number] = _advance_call(
+            grouping, call, weights[call.number], traces[call.number], terms, adjoints, decay, only
+        )
+    return new, gradients
+
+
+def _advance_call(
+    grouping: Grouping,
+    call: Call,
+    weights: tuple[tuple, tuple],
+    trace: CallTrace,
+    terms: Terms,
+    adjoints: list[tuple[Array, Array, Array, Array]],
+    decay: float,
+    only: str | None,
+) -> tuple[CallTrace, list[Array]]:
+    op, given, _ = call.unflatten(*weights, call.x_atoms)
+    v, x, n = widened(given), terms.x[call.number], widened(terms.n[call.number])
+    noise = None if trace.windows is None else mixed(trace.windows * jnp.uint32(0x85EBCA77), call.number)
+    trained, routes = grouping.reading.weight_is_trained(call), routes_of(grouping, call)
+    in_full = [f is not None for f in _leaves(trace.full[0])] if routes else [False] * len(trained)
+    parts: list[list[Array | None]] = []
+
+    def sampled(x: Any, y: Array, kept: Sequence[bool]) -> None:
+        if only != "traces":
+            found = [jnp.sum(y, axis=0)] if op.is_diagonal else jax.tree.leaves(op.total_dw(x, y, v))
+            parts.append([leaf if keep else None for leaf, keep in zip(found, kept, strict=True)])
+
+    if not routes or op.is_diagonal:
+        sampled(x, n, trained)
+    full = []
+    for number, (g, route) in enumerate(routes if any(in_full) else []):
+        ndim = len(grouping.groups[g].shape)
+        f = terms.output_jacobian[(g, call.number)].astype(n.dtype)
+        lam, p, lam_0, p_0 = (route.spread(part, ndim).astype(n.dtype) for part in adjoints[g])
+        entering, direct = jax.vmap(matvec)(p, f), jax.vmap(dot)(lam, f)
+        if number == 0 and not op.is_diagonal:
+            direct = direct + n
+        later: tuple = (p_0, entering) if only != "gradients" else (None, None)
+        now: tuple = (lam_0, direct) if only != "traces" else (None, None)
+        kept = {} if noise is None else {"noise": mixed(noise, number)}
+        own = route.at_units(v) if op.is_diagonal else v
+        eps, gradient = op.window(own, trace.full[number], later[0], later[1], now[0], now[1], x, **kept)
+        if only != "gradients":
+            full.append(eps)
+        if only != "traces":
+            parts.append(_leaves(route.total(gradient, v) if op.is_diagonal else gradient))
+    factors = trace.factors
+    if factors is not None:
+        factors, filtered, taught = _filter(grouping, call, routes, factors, terms, decay, noise)
+        sampled(filtered, taught, [keep and not is_full for keep, is_full in zip(trained, in_full, strict=True)])
+    total = []
+    for leaf, *found in zip(jax.tree.leaves(given), *parts, strict=True):
+        present = [part for part in found if part is not None]
+        total.append(cast(sum(present[1:], present[0]), leaf.dtype) if present else jnp.zeros_like(leaf))
+    windows = None if trace.windows is None else trace.windows + 1
+    return CallTrace(tuple(full) or trace.full, factors, windows), total
+
+
+def _leaves(tree: PyTree[Any]) -> list[Any]:
+    return jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None)
+
+
+def _filter(
+    grouping: Grouping,
+    call: Call,
+    routes: list[tuple[int, Route]],
+    factors: Factors,
+    terms: Terms,
+    decay: float,
+    noise: Array | None,
+) -> tuple[Factors, Array, Array]:
+    """Factors through a window: the filtered input and the signal that it meets, at each step."""
+    dtype = wide(terms.n[call.number].dtype)
+    stored = factors
+
+    def step(factors: Factors, now: tuple) -> tuple[Factors, tuple[Array, Array]]:
+        x, n, parts = now
+        filtered = decay * factors.x + x
+        if not stored.f:
+            return Factors(filtered, (), factors.steps + 1), (filtered, n)
+        taught = (1 - decay) * n
+        f = []
+        for (g, route), old, (d, m, f_now) in zip(routes, factors.f, parts, strict=True):
+            ndim = len(grouping.groups[g].shape)
+            d, m, f_now = (part.astype(dtype) for part in (route.spread(d, ndim), route.spread(m, ndim), f_now))
+            taught = taught + decay * dot(m, old)
+            f.append(decay * matvec(d, old) + (1 - decay) * f_now)
+        correction = 1 - jnp.power(jnp.asarray(decay, dtype), (factors.steps + 1).astype(dtype))
+        return Factors(filtered, tuple(f), factors.steps + 1), (filtered, taught / correction)
+
+    kept = routes if stored.f else []
+    parts = [(terms.hidden_jacobian[g], terms.m[g], terms.output_jacobian[(g, call.number)]) for g, _ in kept]
+    start = Factors(stored.x.astype(dtype), tuple(f.astype(dtype) for f in stored.f), stored.steps)
+    x = terms.x[call.number].astype(dtype)
+    new, (filtered, taught) = jax.lax.scan(step, start, (x, widened(terms.n[call.number]), parts), unroll=len(x) == 1)
+    leaves, layout = jax.tree.flatten(stored)
+    found = [
+        rounded(a, b.dtype, mixed(noise, len(routes) + i))
+        for i, (a, b) in enumerate(zip(jax.tree.leaves(new), leaves, strict=True))
+    ]
+    return jax.tree.unflatten(layout, found), filtered, taught

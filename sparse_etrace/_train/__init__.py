@@ -1,0 +1,1 @@
+"""Gradients of a stream, and the loop that trains."""

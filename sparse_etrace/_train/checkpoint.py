@@ -1,0 +1,278 @@
+"""One file that holds a training run: written in one piece or not at all, and read back to the same bits."""
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import sys
+import textwrap
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from .._model.program import is_key
+from .._model.trained import leaf_names, trained_filter
+from .facts import digest, facts, raw, type_name, words
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+FORMAT = "sparse_etrace checkpoint 4"
+
+
+def identity(learner: Any, model: PyTree[Any], **others: Any) -> dict[str, Any]:
+    """What of a learner, a model and others stays the same in training, so that another one can be told by name."""
+    fixed = eqx.filter(model, jax.tree.map(lambda t: not t, trained_filter(model, learner.train)))
+    arrays, rest = eqx.partition(fixed, eqx.is_array)
+    digests = [digest(leaf) for leaf in jax.tree.leaves(arrays)]
+    return {
+        "x64": jax.config.read("jax_enable_x64"),
+        "learner": words(learner),
+        "model": words(rest),
+        "constants": dict(zip(leaf_names(arrays), digests, strict=True)),
+        "facts": {name: facts(part, name) for name, part in ({"learner": learner, "model": rest} | others).items()},
+        "python": platform.python_version_tuple()[:2],
+    }
+
+
+def save(path: Path, header: dict[str, Any], content: PyTree[Any], table: np.ndarray) -> None:
+    """Write the arrays of `content`, a header and a table; a file that is there is replaced at once, by a whole one."""
+    arrays = eqx.filter(content, eqx.is_array)
+    leaves = jax.tree.leaves(arrays)
+    about = {"format": FORMAT, "names": leaf_names(arrays), "types": [type_name(leaf) for leaf in leaves]}
+    text = json.dumps(about | {"header": header})
+    partial = _beside(path, ".part")  # no longer a name than that of the lock, which is tried first
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with open(partial, "wb") as file:
+        numbers: dict[str, Any] = {f"leaf{k:06}": raw(leaf) for k, leaf in enumerate(leaves)}
+        np.savez(file, header=np.frombuffer(text.encode(), np.uint8), table=table, **numbers)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, os.path.realpath(path))
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(partial.parent, os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """A file beside another one, which is looked for behind links."""
+    return Path(os.path.realpath(path) + ending)
+
+
+@contextlib.contextmanager
+def alone(path: Path | None) -> Iterator[None]:
+    """Keep a path for one run; the system gives it free again when the process ends, however it does.
+
+    Raises:
+        ValueError: it is a folder or no file, its folder cannot be made or written, or another run has it.
+    """
+    if path is None:
+        yield
+        return
+    if os.path.isdir(path) or not path.name:
+        raise ValueError(f"checkpoint: {path} is a folder. Name a file in it.")
+    if os.path.exists(path) and not path.is_file():
+        raise ValueError(f"checkpoint: {path} is no file but a device, a pipe or a socket. Name a file.")
+    while True:
+        try:
+            lock = _beside(path, ".lock")
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = open(lock, "a+b")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"checkpoint: {str(path)!r} cannot be written, {error}. Name another file.") from error
+        with file:
+            try:
+                if sys.platform == "win32":
+                    msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+                else:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ValueError(
+                    f"checkpoint: {path} is that of another run, which goes on. Wait for its end, or name another file."
+                ) from error
+            # The run before may have removed the file just after it was opened here.
+            if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                try:
+                    yield
+                finally:
+                    with contextlib.suppress(OSError):
+                        lock.unlink()
+                return
+
+
+class Ending:
+    """While a run ends, be it by Ctrl-C, further ones are not heard: nothing may come between it and its file.
+
+    Attributes:
+        has_begun: whether it ends.
+    """
+
+    def __enter__(self) -> "Ending":
+        self.has_begun, self._before = False, signal.getsignal(signal.SIGINT)
+        self._is_asked = threading.current_thread() is threading.main_thread() and callable(self._before)
+        if self._is_asked:
+            signal.signal(signal.SIGINT, self._hear)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._is_asked:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _hear(self, number: int, frame: Any) -> None:
+        if not self.has_begun:
+            try:
+                self._before(number, frame)  # type: ignore[operator,misc]
+            except BaseException:
+                self.has_begun = True
+                raise
+
+
+class Saved:
+    """A file that `save` wrote.
+
+    Raises:
+        ValueError: it is none.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    unpacked = sum(part.file_size for part in archive.infolist())
+                if unpacked <= size:
+                    file.seek(0)
+                    self._read(file)
+            except (
+                ValueError, KeyError, TypeError, EOFError, OSError, RuntimeError, MemoryError, zipfile.BadZipFile,
+                zlib.error,
+            ) as error:  # fmt: skip
+                raise ValueError(
+                    f"checkpoint: {path} is no whole checkpoint. Name another file, or remove it."
+                ) from error
+        if unpacked > size:
+            raise ValueError(
+                f"checkpoint: {path} of {size:,} bytes unpacks to {unpacked:,}, but a checkpoint is not compressed. "
+                "Name another file, or remove it."
+            )
+        if self.format != FORMAT:
+            raise ValueError(
+                f"checkpoint: {path} is a {self.format!r}, this version reads {FORMAT!r}. "
+                "Name another file to start anew."
+            )
+
+    def _read(self, file: BinaryIO) -> None:
+        with np.load(file, allow_pickle=False) as read:
+            arrays = {name: read[name] for name in read.files}
+        about = json.loads(arrays["header"].tobytes())
+        self.format, self.header = about["format"], about["header"]
+        self.names, self.types = about["names"], about["types"]
+        self.table = arrays["table"]
+        self.leaves = [arrays[f"leaf{k:06}"] for k in range(len(self.types))]
+
+    def check(self, identity: dict[str, Any], options: dict[str, str]) -> None:
+        """Refuse, by name, a checkpoint of something else.
+
+        Raises:
+            ValueError: learner, connectivity, model or an option differs.
+        """
+        there, way_out = self.header["identity"], "Name another file to start anew."
+        if there["x64"] != identity["x64"]:
+            was, now = (("without", "with")[on] for on in (there["x64"], identity["x64"]))
+            raise ValueError(f"checkpoint: {self.path} was written {was} 64-bit JAX, this runs {now} it. {way_out}")
+        if there["learner"] != identity["learner"]:
+            was, now = (textwrap.shorten(words, 200) for words in (there["learner"], identity["learner"]))
+            raise ValueError(f"checkpoint: {self.path} is of another learner, {was}; this is {now}. {way_out}")
+        old, new = there["constants"], identity["constants"]
+        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        # Whatever is derived from a connectivity differs with it.
+        changed.sort(key=lambda name: "connectivity" not in name)
+        if changed and "connectivity" in changed[0]:
+            was, now = (found.get(changed[0], "not there") for found in (old, new))
+            raise ValueError(
+                f"checkpoint: {self.path} is of another connectivity: {changed[0]!r} was {was}, here it is {now}. "
+                f"{way_out}"
+            )
+        if there["model"] != identity["model"]:
+            raise ValueError(f"checkpoint: {self.path} is of a model that is built otherwise. {way_out}")
+        if changed:
+            raise ValueError(
+                f"checkpoint: {self.path} is of another model: {changed[0]!r}, which is not trained, differs. Make the "
+                "model with the same key and data as before, or name another file to start anew."
+            )
+        for name, value in options.items():
+            if (was := self.header["options"].get(name)) != value:
+                raise ValueError(f"checkpoint: {self.path} was written with {name}={was}, got {value}. {way_out}")
+        for name, new in identity["facts"].items():
+            old = dict(there["facts"].get(name, {}))
+            if there["python"] != list(identity["python"]):  # code looks different there
+                old, new = ({k: v for k, v in said.items() if not k.endswith(".code")} for said in (old, new))
+            odd = [k for k in {**new, **old} if old.get(k) != new.get(k)]
+            odd.sort(key=lambda k: (old | new)[k].endswith(" entries"))  # which says less than what they are
+            if odd:
+                was, now = (textwrap.shorten(found.get(odd[0], "not there"), 120) for found in (old, new))
+                what = f"was written with another {name}: {odd[0]!r}"
+                if odd[0].endswith(".code"):
+                    raise ValueError(f"checkpoint: {self.path} {what} does something else. {way_out}")
+                raise ValueError(f"checkpoint: {self.path} {what} was {was}, here it is {now}. {way_out}")
+
+    def check_data(self, first: dict[str, str] | None, last: dict[str, str] | None) -> dict[str, dict[str, str]]:
+        """Digests of the first pair and of the last one that was trained on; refuse those of others than here.
+
+        Raises:
+            ValueError: one that is known, here and there, differs.
+        """
+        there = self.header["data"]
+        for which, old, new in (("first", there["first"], first), ("last", there["last"], last)):
+            if old and new and old != new:
+                name = next(k for k in {**new, **old} if old.get(k) != new.get(k))
+                raise ValueError(
+                    f"checkpoint: {self.path} was written with other data: of the {which} sequence that it has seen, "
+                    f"{name!r} was {old.get(name)}, here it is {new.get(name)}. Name another file to start anew. Data "
+                    "that are drawn anew can come from a function data(position), which is not compared."
+                )
+        return there
+
+    def restore(self, template: PyTree[Any]) -> PyTree[Any]:
+        """The arrays, in the place of those of a pytree of the same structure.
+
+        Raises:
+            ValueError: the number of arrays, a shape or a type differs.
+        """
+        arrays, rest = eqx.partition(template, eqx.is_array)
+        names, (leaves, layout) = leaf_names(arrays), jax.tree.flatten(arrays)
+        if names != self.names:
+            odd = sorted({*names} ^ {*self.names}) or ["their order"]
+            raise ValueError(
+                f"checkpoint: {self.path} holds other arrays than this run has; they differ in {odd[0]!r}. Take the "
+                "optimizer that it was written with, or name another file to start anew."
+            )
+        found = []
+        for name, leaf, data, kind in zip(names, leaves, self.leaves, self.types, strict=True):
+            expected = raw(leaf)
+            if kind != type_name(leaf) or data.shape != expected.shape or data.dtype != expected.dtype:
+                raise ValueError(
+                    f"checkpoint: in {self.path} {name!r} is {kind}{list(data.shape)}, in this run "
+                    f"{type_name(leaf)}{list(expected.shape)}. Model, batch size and optimizer must be the same."
+                )
+            if is_key(leaf):
+                found.append(jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(leaf)))
+            else:
+                found.append(jnp.asarray(data.view(leaf.dtype)) if data.dtype != leaf.dtype else jnp.asarray(data))
+        return eqx.combine(jax.tree.unflatten(layout, found), rest)

@@ -1,0 +1,87 @@
+"""The file of a training run: what it is told by, when it is written, and how a run goes on from it."""
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .batches import Start, as_pair
+from .checkpoint import Saved, save
+from .facts import digests
+from .fit_options import Checkpoint
+from .updates import Point
+
+# Seconds between two times that it is written, unless told.
+PAUSE = 30.0
+COUNTS = ("position", "updates", "best_loss", "waited")
+
+
+class Run(NamedTuple):
+    """All that changes from sequence to sequence; replaced as a whole, so that an interruption never splits it."""
+
+    point: Point
+    best: Any
+    position: int = 0
+    updates: int = 0
+    best_loss: float = math.inf
+    waited: int = 0
+    pair: Any = None  # that of the last sequence, which is not saved
+
+
+class RunFile:
+    """A file that a run may go on from, or none.
+
+    Attributes:
+        position: sequences that the run has behind it.
+        stopped: why it ended; None if it did not.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None):
+        self.path = None if checkpoint is None else checkpoint.file
+        self.every = None if checkpoint is None else checkpoint.every
+        self._saved = None if self.path is None or not self.path.exists() else Saved(self.path)
+        self.position: int = 0 if self._saved is None else self._saved.header["position"]
+        self.stopped: str | None = None if self._saved is None else self._saved.header["stopped"]
+        self._about: dict[str, Any] = {}
+        self._last = time.monotonic()
+
+    def belongs_to(self, identity: dict[str, Any], options: dict[str, str], given: Start) -> None:
+        """Say whose it is from now on.
+
+        Raises:
+            ValueError: it is another's.
+        """
+        first = digests(as_pair(given.first))
+        self._about = {"identity": identity, "options": options, "data": {"first": first, "last": {}}}
+        if self._saved is not None:
+            self._saved.check(identity, options)
+            last = None if given.before is None else digests(as_pair(given.before))
+            self._about["data"] = self._saved.check_data(first if given.is_first else None, last)
+
+    def restored(self, run: Run) -> tuple[Run, list[list[float]]]:
+        """Where the run is by the file, and the rows of its metrics; as it is without one."""
+        if self._saved is None:
+            return run, []
+        counts = {name: self._saved.header[name] for name in COUNTS}
+        return self._saved.restore(run)._replace(**counts), self._saved.table.tolist()
+
+    def is_due(self, position: int) -> bool:
+        """Whether it is time to write it."""
+        if self.every is not None:
+            return position % self.every == 0
+        return time.monotonic() - self._last > PAUSE
+
+    def write(self, run: Run, table: np.ndarray, stopped: str | None) -> None:
+        """Replace it, if there shall be one.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self.path is None:
+            return
+        if run.pair is not None:
+            self._about["data"]["last"] = digests(run.pair)
+        counts = {name: getattr(run, name) for name in COUNTS}
+        save(self.path, self._about | counts | {"stopped": stopped}, run._replace(pair=None), table)
+        self._last = time.monotonic()

@@ -1,0 +1,53 @@
+"""What `fit` returns, and what its callbacks see."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._learner import Carry
+from .._text import data_frame
+
+
+class FitResult(NamedTuple):
+    """What `fit` returns.
+
+    Attributes:
+        model: the trained model; with a `patience`, that of the best validation so far.
+        opt_state: state of the optimizer.
+        carry: where the last sequence ended.
+        metrics: columns with one entry for each sequence: `updates` up to there, `loss` (mean per step), each metric,
+            and the same of the validation (`validation_loss`, ...; NaN where there was none).
+        stopped: why it ended: `"end of data"`, `"interrupted"`, `"patience"` or `"callback"`.
+    """
+
+    model: Any
+    opt_state: Any
+    carry: Carry
+    metrics: dict[str, np.ndarray]
+    stopped: str
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Mean loss per step of each sequence."""
+        return self.metrics["loss"]
+
+    def to_dataframe(self) -> Any:
+        """The metrics as a pandas data frame with one row for each sequence."""
+        return data_frame(self.metrics)
+
+
+class Progress(NamedTuple):
+    """What a callback of `fit` sees after each sequence.
+
+    Attributes:
+        sequences, updates: how many there were so far, those before a resumption included.
+        model, opt_state, carry: where they are now.
+        metrics: the row of this sequence.
+    """
+
+    sequences: int
+    updates: int
+    model: Any
+    opt_state: Any
+    carry: Carry
+    metrics: dict[str, float]

@@ -1,0 +1,150 @@
+"""Online gradients of a stream."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, SupportsIndex
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .._learner import Carry, Learner
+from .._model.constant import constant, held, is_traced
+from .._model.origin import check_origin, scaled
+from .._model.trained import refuse_varying, trained_filter
+from .._numbers import whole
+from .._sums import narrowed, widened, zeros
+
+NO_DERIVATIVE = (
+    "online_grad: something differentiates its results, which have no derivative. That of the summed losses is its "
+    "second result, `grads`: add to it the gradient of what else is to be learned. What is only looked at can be read "
+    "through jax.lax.stop_gradient. BPTT has derivatives of every order."
+)
+
+
+def online_grad(
+    learner: Learner,
+    loss_fn: Callable[..., Any],
+    model: Callable[..., Any],
+    carry: Carry,
+    xs: PyTree[Any],
+    ys: PyTree[Any],
+    chunk: SupportsIndex | None = None,
+    has_aux: bool = False,
+) -> tuple:
+    """Gradient of `sum_t loss_fn(out_t, y_t)`, forward in time, with memory independent of the number of steps.
+
+    Args:
+        learner: the rule.
+        loss_fn: `(out_t, y_t) -> scalar`.
+        model: `state, out = model(state, x)`.
+        carry: from `learner.init`, or from the call before; it goes on.
+        xs: inputs, time first.
+        ys: targets, time first.
+        chunk: steps in a window, for which traces are touched once; None for 16, or fewer where what a window says to
+            the traces would need more room than these. The gradients are the
+            same for each. For `BPTT` the steps that are differentiated through; None for all.
+        has_aux: `loss_fn` returns `(loss, aux)`.
+
+    Returns:
+        `losses` `(T,)`, `grads` like the model with None where nothing is trained, and `carry`; with `has_aux` also the
+        stacked `aux`.
+
+    Raises:
+        TypeError: `chunk` is no whole number; or a loss is an integer, a boolean or complex.
+        ValueError: `xs` and `ys` differ in length, there are no steps, or `chunk` is below 1; or `carry` is of another
+            connectivity. Inside a `jit` of your own losses and gradients are NaN then.
+        TypeError: a transformation of JAX differentiates the results by the model, the carry, `xs` or `ys`, which only
+            `BPTT` allows: `grads` is the gradient.
+
+    Example:
+        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> cell = se.cells.LeakyRate(3, se.ETraceParam({'weight': jnp.ones((2, 3))}, se.MatMulOp()), decay=0.9)
+        >>> xs, ys = jnp.ones((5, 2)), jnp.zeros((5, 3))
+        >>> learner = se.D_RTRL()
+        >>> carry = learner.init(cell, cell.init_state(), xs[0])
+        >>> losses, grads, carry = se.online_grad(learner, lambda o, y: jnp.sum((o - y) ** 2), cell, carry, xs, ys)
+        >>> losses.shape
+        (5,)
+    """
+    xs, ys = read_stream(xs, ys)
+    chunk = None if chunk is None else whole("chunk", chunk)
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk: expected at least 1 step, got {chunk}.")
+    factor, origin = check_origin(carry.origin, model), carry.origin
+    is_constant = is_traced(inputs := (model, carry, xs, ys)) and not learner.is_differentiable
+    model, carry, xs, ys = held(inputs) if is_constant else inputs
+    results = gradient(learner, loss_fn, model, carry, xs, ys, chunk, has_aux)
+    losses, grads, carry, aux = constant(results, inputs, NO_DERIVATIVE) if is_constant else results
+    losses, grads = scaled(losses, factor), scaled(grads, factor)
+    carry = dataclasses.replace(carry, origin=origin)
+    return (losses, grads, carry, aux) if has_aux else (losses, grads, carry)
+
+
+def read_stream(xs: PyTree[Any], ys: PyTree[Any]) -> tuple[PyTree[Array], PyTree[Array]]:
+    """Inputs and targets as arrays with one common first axis, time."""
+    xs, ys = jax.tree.map(jnp.asarray, (xs, ys))
+    jax.tree.map(refuse_varying, (xs, ys))
+    lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves((xs, ys))}
+    if len(lengths) != 1 or None in lengths or 0 in lengths:
+        raise ValueError(
+            f"xs, ys: expected one common number of steps >= 1 on the first axis, got {sorted(map(str, lengths))}. "
+            "Time comes first, then the batch."
+        )
+    return xs, ys
+
+
+@eqx.filter_jit
+def gradient(
+    learner: Learner, loss_fn: Any, model: Any, carry: Carry, xs: Any, ys: Any, chunk: int | None, has_aux: bool
+) -> tuple:
+    """`online_grad` of arrays that were checked; always with `aux` at the end."""
+    steps = jax.tree.leaves((xs, ys))[0].shape[0]
+    engine = learner.prepare(model, carry.state, jax.tree.map(lambda a: a[0], xs), carry)
+    size = min(chunk or engine.window_steps(model, carry, xs) or steps, steps)
+    count, rest = divmod(steps, size)
+
+    def paired(out: Any, y: Any) -> tuple[Array, Any]:
+        result = loss_fn(out, y)
+        loss, aux = result if has_aux else (result, None)
+        if isinstance(loss, tuple) or jnp.shape(loss) != ():
+            got = "a tuple (has_aux=True takes a pair)" if isinstance(loss, tuple) else f"shape {jnp.shape(loss)}"
+            raise ValueError(
+                f"loss_fn: expected a scalar for each step, got {got}. Sum or average over batch and units."
+            )
+        dtype = jnp.result_type(loss)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"loss_fn: expected a floating number, got {dtype}, which has no derivative to go down. A count of "
+                "right answers is no loss (return it beside one, with has_aux=True); of a complex number take the real "
+                "part or the modulus."
+            )
+        return loss, aux
+
+    def run(carry: Carry, part: tuple[Any, Any]) -> Any:
+        result = engine.window(model, carry, part[0], part[1], paired)
+        return dataclasses.replace(result.carry, origin=carry.origin), (result.losses, result.aux, result.grads)
+
+    parts = []
+    cut = jax.tree.map(lambda a: a[: count * size].reshape(count, size, *a.shape[1:]), (xs, ys))
+    if count > 1:
+
+        def add(before: tuple, part: tuple) -> Any:
+            carry, total = before
+            carry, (losses, aux, grads) = run(carry, part)
+            return (carry, jax.tree.map(jnp.add, total, widened(grads))), (losses, aux)
+
+        like = eqx.filter(model, trained_filter(model, learner.train))
+        (carry, grads), stacked = jax.lax.scan(add, (carry, zeros(like)), cut)
+        parts.append((*jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), stacked), grads))
+    else:
+        carry, out = run(carry, jax.tree.map(lambda a: a[0], cut))
+        parts.append(out)
+        like = out[2]
+    if rest:
+        carry, out = run(carry, jax.tree.map(lambda a: a[count * size :], (xs, ys)))
+        parts.append(out)
+    losses, aux = jax.tree.map(lambda *p: jnp.concatenate(p), *[p[:2] for p in parts])
+    total = jax.tree.map(lambda first, *others: sum(others, first), *(widened(p[2]) for p in parts))
+    return losses, narrowed(total, like), carry, aux

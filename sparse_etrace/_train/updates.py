@@ -1,0 +1,134 @@
+"""One sequence of training, compiled: its updates, and a validation."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PyTree
+
+from .._learner import Carry, Learner
+from .._model.program import is_inexact
+from .._sums import widened
+from .batches import Pair
+from .online import gradient
+
+
+class Task(NamedTuple):
+    """What stays the same while a model is trained; `fixed` is the part of the model that is not."""
+
+    learner: Learner
+    loss_fn: Callable[..., Any]
+    metrics: dict[str, Callable[..., Any]]
+    optimizer: optax.GradientTransformation
+    fixed: Any
+    chunk: int | None
+
+
+class Point(NamedTuple):
+    """Where training is: what is trained, the optimizer's state, the carry."""
+
+    trained: Any
+    opt_state: Any
+    carry: Carry
+
+
+def all_finite(tree: PyTree[Any]) -> Array:
+    """Whether all floating numbers of a pytree are finite; may be traced."""
+    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
+
+
+def starting(task: Task, point: Point, state: Any) -> Point:
+    """A sequence that starts from `state`; None where it goes on. What is random goes on in any case."""
+    return point if state is None else point._replace(carry=task.learner.reset(point.carry, True, state))
+
+
+def _measure(task: Task, out: Any, y: Any) -> list[Any]:
+    found = [metric(out, y) for metric in task.metrics.values()]
+    for name, value in zip(task.metrics, found, strict=True):
+        if value is None or jnp.shape(value) != ():
+            got = "None" if value is None else f"shape {jnp.shape(value)}"
+            raise ValueError(
+                f"metrics: {name!r} needs a scalar for each step, got {got}. Average over batch and units."
+            )
+    return found
+
+
+def _objective(task: Task, carry: Carry, xs: Any, ys: Any) -> Callable[[Any], Array]:
+    """The sum of the losses of these steps as a function of what is trained, with the rule's gradient as its own."""
+
+    def run(trained: Any) -> tuple[Array, Any]:
+        losses, grads, *_ = gradient(
+            task.learner, task.loss_fn, eqx.combine(trained, task.fixed), carry, xs, ys, task.chunk, False
+        )
+        return jnp.sum(losses), grads
+
+    @jax.custom_vjp
+    def objective(trained: Any) -> Array:
+        return run(trained)[0]
+
+    objective.defvjp(run, lambda grads, ct: (jax.tree.map(lambda g: (ct * g).astype(g.dtype), grads),))
+    return objective
+
+
+def one_update(task: Task, point: Point, xs: Any, ys: Any) -> tuple[Point, list[Array], Any]:
+    """An update: the point after it, the losses and metrics of its steps, and the gradient."""
+
+    def measured(out: Any, y: Any) -> tuple[Any, Any]:
+        return task.loss_fn(out, y), _measure(task, out, y)
+
+    model = eqx.combine(point.trained, task.fixed)
+    losses, grads, carry, aux = gradient(task.learner, measured, model, point.carry, xs, ys, task.chunk, True)
+    of_loss = {"value": jnp.sum(losses), "grad": grads, "value_fn": _objective(task, point.carry, xs, ys)}
+    optimizer = optax.with_extra_args_support(task.optimizer)
+    try:
+        with jax.numpy_dtype_promotion("standard"):  # optax is not written for any other
+            changes, opt_state = optimizer.update(grads, point.opt_state, point.trained, **of_loss)
+    except TypeError as error:
+        if "required keyword-only argument" not in str(error):
+            raise
+        raise TypeError(
+            f"optimizer: {error}. Of what an optimizer may ask for, fit has {', '.join(of_loss)}. Take another, or "
+            "write the loop with se.online_grad."
+        ) from error
+    return Point(eqx.apply_updates(point.trained, changes), opt_state, carry), [losses, *aux], grads
+
+
+@eqx.filter_jit
+def one_sequence(task: Task, point: Point, state: Any, xs: Any, ys: Any, size: int) -> tuple[Point, list[Array], Array]:
+    """All updates of a sequence, each after `size` steps: the point, means over steps, and whether all was finite."""
+
+    def one(point: Point, part: tuple[Any, Any]) -> tuple[Point, tuple[list[Array], Array]]:
+        point, values, grads = one_update(task, point, *part)
+        return point, ([jnp.sum(v) for v in widened(values)], all_finite((values[0], grads)))
+
+    steps = jax.tree.leaves((xs, ys))[0].shape[0]
+    count, rest = divmod(steps, size)
+    cut = jax.tree.map(lambda a: a[: count * size].reshape(count, size, *a.shape[1:]), (xs, ys))
+    point, (sums, finite) = jax.lax.scan(one, starting(task, point, state), cut)
+    sums, finite = [jnp.sum(s) for s in sums], jnp.all(finite)
+    if rest:
+        point, (more, last) = one(point, jax.tree.map(lambda a: a[count * size :], (xs, ys)))
+        sums, finite = [a + b for a, b in zip(sums, more, strict=True)], finite & last
+    return point, [total / steps for total in sums], finite & all_finite(point.trained)
+
+
+def validate(task: Task, trained: Any, state: Any, pairs: Iterable[Pair]) -> list[float]:
+    """Loss and metrics without learning: means over steps, then over pairs."""
+    found = [_run_through(task, trained, state, *pair) for pair in pairs]
+    return np.mean(np.array(found, float), axis=0).tolist()
+
+
+@eqx.filter_jit
+def _run_through(task: Task, trained: Any, state: Any, xs: Any, ys: Any) -> list[Array]:
+    model = eqx.combine(trained, task.fixed)
+
+    def one(state: Any, now: tuple[Any, Any]) -> tuple[Any, list[Any]]:
+        state, out = model(state, now[0])
+        return state, [task.loss_fn(out, now[1]), *_measure(task, out, now[1])]
+
+    return [jnp.mean(widened(values)) for values in jax.lax.scan(one, jax.tree.map(jnp.asarray, state), (xs, ys))[1]]
