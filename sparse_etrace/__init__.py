@@ -1,7 +1,8 @@
 """Sparse-first graph learning on JAX: recurrent networks trained online, forward in time."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from . import cells, datasets, surrogate
 from ._files import read_graph, write_graph
@@ -42,8 +43,8 @@ from ._op import Bounded, ConvOp, ElemWiseOp, ETraceOp, LoraOp, MatMulOp, SignLo
 from ._op.param import ElemWiseParam, ETraceGrad, ETraceParam, Fixed, NonTempParam, cut
 from ._report.alignment import Alignment, gradient_alignment
 from ._report.costs import LearnerCosts, learner_costs
-from ._report.explain import Report, explain
-from ._report.memory import Plan, memory_plan
+from ._report.explain import Explanation, explain
+from ._report.memory import MemoryPlan, memory_plan
 from ._train.batches import Batches
 from ._train.fit import fit
 from ._train.fit_options import Checkpoint, Update, Validation
@@ -68,6 +69,7 @@ __all__ = [
     "EProp",
     "ElemWiseOp",
     "ElemWiseParam",
+    "Explanation",
     "FitResult",
     "Fixed",
     "Graph",
@@ -77,15 +79,14 @@ __all__ = [
     "LearnerCosts",
     "LoraOp",
     "MatMulOp",
+    "MemoryPlan",
     "NonFiniteError",
     "NonTempParam",
     "OSTL",
     "OTTT",
-    "Plan",
     "Progress",
     "RFLO",
     "RTRL",
-    "Report",
     "SignLock",
     "SnAp",
     "SpMatMulOp",
@@ -128,8 +129,12 @@ if TYPE_CHECKING:
     from . import plot
 
 
-def __getattr__(name: str) -> Any:
+_RENAMED = {"Plan": "MemoryPlan", "Report": "Explanation"}
+
+
+def __getattr__(name: str) -> ModuleType:
     # Matplotlib takes as long to import as half the rest.
     if name == "plot":
         return importlib.import_module(".plot", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    now = f"; it is {_RENAMED[name]!r} now" if name in _RENAMED else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{now}")

@@ -144,6 +144,8 @@ def test_nothing_global():
 def test_unknown_attribute():
     with pytest.raises(AttributeError, match="module 'sparse_etrace' has no attribute 'plots'"):
         getattr(se, "plots")  # noqa: B009
+    with pytest.raises(AttributeError, match="no attribute 'Report'; it is 'Explanation' now"):
+        getattr(se, "Report")  # noqa: B009
 
 
 def luminance(colour):

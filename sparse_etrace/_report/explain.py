@@ -50,7 +50,7 @@ class Row(NamedTuple):
     size: int
 
 
-class Report(NamedTuple):
+class Explanation(NamedTuple):
     """What `explain` returns; prints as a table with the notes below.
 
     Attributes:
@@ -83,7 +83,7 @@ class Report(NamedTuple):
         return data_frame({name: [getattr(row, name) for row in self.rows] for name in Row._fields})
 
 
-def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Report:
+def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Explanation:
     """Say for each trained leaf by which rule it learns, what its traces cost, and how much of it can learn at all.
 
     Args:
@@ -93,7 +93,7 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
         x: one step's input, likewise.
 
     Returns:
-        The report.
+        The explanation.
 
     Raises:
         ValueError, NotImplementedError: as `learner.init`.
@@ -142,7 +142,7 @@ def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: 
                 math.prod(shapes[i].shape),
             )
         )
-    return Report(tuple(rows), tuple(dict.fromkeys(notes)))
+    return Explanation(tuple(rows), tuple(dict.fromkeys(notes)))
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -15,7 +15,7 @@ from .._numbers import whole
 from .._text import as_table, data_frame, in_bytes
 
 
-class Plan(NamedTuple):
+class MemoryPlan(NamedTuple):
     """What `memory_plan` returns: bytes by buffer, and their sum; prints as a table."""
 
     buffers: dict[str, int]
@@ -46,7 +46,7 @@ def memory_plan(
     x: PyTree[Any],
     steps: int = 16,
     chunk: int | None = None,
-) -> Plan:
+) -> MemoryPlan:
     """Bytes per buffer of `online_grad`, before anything is allocated.
 
     Parameters, state, traces, gradients and inputs are counted; the workspace is what XLA plans for a compiled window.
@@ -110,4 +110,4 @@ def memory_plan(
     counted = sum(buffers.values()) - buffers["inputs of other windows"]
     planned = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     buffers["workspace"] = max(planned - counted, 0)
-    return Plan(buffers)
+    return MemoryPlan(buffers)
