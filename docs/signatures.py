@@ -26,7 +26,7 @@ class Signatures(griffe.Extension):
 
 
 def _default(field: griffe.Attribute) -> Any:
-    """The value that stands behind a field, also where `eqx.field` holds it."""
+    """The default of a field, also where `eqx.field` holds it."""
     value = None if field.value is None else str(field.value)
     if value is None or "field(" not in value:
         return value

@@ -41,7 +41,7 @@ T* data(ffi::AnyBuffer buffer) {
   return buffer.element_count() ? static_cast<T*>(buffer.untyped_data()) : nullptr;
 }
 
-// Asks for large pages behind a large array that this call is the first to write: they are handed out and found faster.
+// Asks for large pages for a large array that this call is the first to write: they are handed out and found faster.
 void expect_large(ffi::AnyBuffer buffer) {
 #ifdef __linux__
   const uintptr_t page = 1 << 21, start = reinterpret_cast<uintptr_t>(buffer.untyped_data());

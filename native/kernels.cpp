@@ -277,7 +277,7 @@ INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int6
       for (int l = 0; l < n; ++l) now[l] = x[pre[l]];
       for (int a = 0; a <= A; ++a) sum[a] += q[a * padded] * now;
     } else {
-      // What the next synapses will gather is fetched early, but not from behind the last of them.
+      // What the next synapses will gather is fetched early, but not from after the last of them.
       const int32_t* soon = s + 2 * n <= synapses.count ? synapses.pre + s + n : pre;
       V part[A + 1][n];
 #pragma GCC unroll 16
@@ -341,7 +341,7 @@ struct InfluenceBlock {
   V *const fresh;         // (hidden, group)
   V *const gradient, *const coefficient, *const edge;
 
-  // `count` lanes of a number of each batch element from lane `l` on; the lanes behind may hold anything.
+  // `count` lanes of a number of each batch element from lane `l` on; the lanes after them may hold anything.
   INLINE V value(const T* from, int64_t size, int64_t i, int64_t l, int64_t count) const {
     if (!Batched) return V{} + from[i];
     const int64_t at = i * work.batch + l;

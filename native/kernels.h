@@ -47,7 +47,7 @@ struct Window {
 };
 
 // A window of steps of the influence of columns on rows, as in sparse_etrace/_kernels/influence.py. Numbers of units
-// have the steps in front and the batch behind; `next` may be `influence`.
+// have the steps in front and the batch last; `next` may be `influence`.
 template <class T>
 struct Influence {
   const int32_t *hidden, *row_ptr, *rows, *out_ptr, *term_ptr, *term_row, *term_edge;

@@ -120,7 +120,7 @@ def _column(text: str) -> str | int:
 
 
 def _say(text: str) -> None:
-    """Print, letters that the terminal lacks escaped; where nobody reads on, as behind `| head`, end silently."""
+    """Print, letters that the terminal lacks escaped; where nobody reads on, as with `| head`, end silently."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)

@@ -63,7 +63,7 @@ def pytest_collection_finish():
 def pytest_runtest_protocol(item, nextitem):
     """Without most optimizations but where they matter; around fixtures too, also those of a module.
 
-    The tests of a module share programs, which are dropped behind it.
+    The tests of a module share programs, which are dropped after it.
     """
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimized") is None)

@@ -599,7 +599,7 @@ def damaged(name, rng, files):
         with zipfile.ZipFile(buffer, "w", rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as archive:
             for member, content in members.items():
                 if member == chosen and rng.random() < 0.5 and len(content) > 128:
-                    content = bytearray(content)  # behind the header
+                    content = bytearray(content)  # after the header
                     content[rng.randrange(128, len(content))] ^= 1 << rng.randrange(8)
                     content = bytes(content)
                 elif member == chosen:

@@ -53,7 +53,7 @@ class CellNet(eqx.Module):
 
 
 class Wrapped(eqx.Module):
-    """A model behind a transformation of its step."""
+    """A model under a transformation of its step."""
 
     model: Any
     how: Callable = eqx.field(static=True)

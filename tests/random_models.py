@@ -1,7 +1,7 @@
 """Random models: a list of nodes, drawn from a seed, and what the library makes of it.
 
 `draw(seed)` gives a `Drawing`; `Net` runs it on the ops of the library, `random_oracle` in NumPy. Values are
-`(*batch, *space, width)`; every node acts on the axes behind the batch, so that vmap may take the batch away.
+`(*batch, *space, width)`; every node acts on the axes after the batch, so that vmap may take the batch away.
 """
 
 import functools

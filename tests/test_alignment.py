@@ -149,7 +149,7 @@ def test_data_frame():
 
 
 def test_callback_of_fit():
-    """It sees the model behind each sequence, and the number of updates; every k updates it may measure."""
+    """It sees the model after each sequence, and the number of updates; every k updates it may measure."""
     case = models.build("rate")
     seen, found = [], {}
 

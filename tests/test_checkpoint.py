@@ -620,7 +620,7 @@ def test_that_unpacks_to_too_much(tmp_path):
 
 
 def test_one_run_at_a_time(tmp_path):
-    """A second run is refused by name, also behind a link, and the first is not harmed; afterwards the path is free."""
+    """A second run is refused by name, also through a link, and the first is not harmed; afterwards the path is free."""
     (tmp_path / "link").symlink_to("run")
 
     def second(now):
@@ -637,7 +637,7 @@ def test_one_run_at_a_time(tmp_path):
 
 
 def test_a_lock_that_was_removed_under_it(tmp_path, monkeypatch):
-    """The run before ends between the opening of its lock and the locking: the one behind makes a new one."""
+    """The run before ends between the opening of its lock and the locking: the next one makes a new one."""
     real, opened = fcntl.flock, []
 
     def late(file, how):

@@ -158,7 +158,7 @@ def test_influences_through_a_complex_op_are_refused():
 
 
 def test_alignment_sees_both_parts():
-    """The cosine of a complex leaf is that of its real and imaginary parts, one behind the other."""
+    """The cosine of a complex leaf is that of its real and imaginary parts, one after the other."""
     case = models.in_float64("recurrent_lru")
     fixed = {"model": case.model, "state": case.twin.state, "xs": case.xs, "ys": case.ys}
     found = se.gradient_alignment(se.D_RTRL(), oracles.loss_fn, **fixed)

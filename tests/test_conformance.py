@@ -127,7 +127,7 @@ class Stream(NamedTuple):
         return losses, jax.tree.leaves(grads), carry
 
     def steps(self, carry, first=0, last=STEPS, weight=1.0):
-        """Step by step, in a call for each: losses, gradients `(steps, ...)`, and the carry behind each step."""
+        """Step by step, in a call for each: losses, gradients `(steps, ...)`, and the carry after each step."""
         losses, grads, carries = [], [], []
         for t in range(first, last):
             loss, grad, carry = self.run(carry, slice(t, t + 1), weight=weight)
@@ -312,8 +312,8 @@ def test_batch_axes_and_dense_weights(name):
         eqx.tree_at(lambda m: m.model.params["rec"], stream.model, dense),
         *jax.tree.map(fold, (stream.state, stream.xs, stream.ys)),
     ).start()
-    found, (*others, weight), behind = twin.steps(twin.fresh, 0, 3)
-    assert close(found, losses[:3]) and close(behind[-1].state, jax.tree.map(fold, carries[2].state))
+    found, (*others, weight), after = twin.steps(twin.fresh, 0, 3)
+    assert close(found, losses[:3]) and close(after[-1].state, jax.tree.map(fold, carries[2].state))
     assert close([*others, weight[:, synapses[0], synapses[1]]], [g[:3] for g in expected])
     assert not np.any(weight[:, np.asarray(mask) == 0])
 

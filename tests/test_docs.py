@@ -26,7 +26,7 @@ def _name(path):
 def pieces(text):
     """Our code on a page, in order: `(line, source, what it prints or None)`.
 
-    That are the blocks marked `python`, each with the block marked `text` behind it, if there is one, as what it
+    That are the blocks marked `python`, each with the block marked `text` after it, if there is one, as what it
     prints; and the code in the last column of tables with our name at the head. Blocks with another mark do not run.
     """
     found, block, mark, begin, is_ours, last_end = [], None, "", 0, None, -2

@@ -381,7 +381,7 @@ def test_batch_axes(batch):
 @pytest.mark.parametrize("kappa", [None, KAPPA])
 @float64
 def test_learned_feedback(kappa):
-    """B gets the gradient of the readout, transposed, also behind a function of the model."""
+    """B gets the gradient of the readout, transposed, also through a function of the model."""
     case, leaf, own = build("lif", learned=True)
     learner = se.EProp(leaf, lambda model: jnp.sin(model.params["B"]), kappa=kappa)
     b = case.twin.values["B"]

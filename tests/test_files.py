@@ -324,7 +324,7 @@ ROWS = 200
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
 @pytest.mark.filterwarnings("ignore:read_graph")
 def test_what_comes_late_in_a_long_table(tmp_path, monkeypatch, tail, said, suffix):
-    """Far behind the first piece that is looked at; over several of the blocks that pyarrow splits."""
+    """Far after the first piece that is looked at; over several of the blocks that pyarrow splits."""
     monkeypatch.setattr(text, "HEAD", 100)
     monkeypatch.setattr(text, "BLOCK", 500)
     path = tmp_path / f"edges{suffix}"

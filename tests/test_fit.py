@@ -401,7 +401,7 @@ def test_an_optimizer_that_searches_along_a_line(x64, search):
 
 
 def test_the_gradient_of_the_rule_at_other_parameters(x64):
-    """Also behind the first update, where there are traces."""
+    """Also after the first update, where there are traces."""
 
     def update(grads, state, params=None, *, value_fn, **others):
         value, by = jax.value_and_grad(value_fn)(jax.tree.map(lambda p: 1.1 * p, params))

@@ -225,7 +225,7 @@ def test_vmap_is_a_loop(x64, name, mapped):
     several = mapped == "connectivity"
     conn = jax.tree.map(lambda *leaves: jnp.stack(leaves), *conns) if several else conns[0]
     got = jax.vmap(fn, in_axes=(0 if several else None, *axes))(conn, *args)
-    # Twice, the second time behind an axis that is not mapped.
+    # Twice, the second time after an axis that is not mapped.
     twice = jax.vmap(
         lambda scale: jax.vmap(fn, in_axes=(0 if several else None, *axes))(conn, args[0] * scale, *args[1:])
     )

@@ -98,7 +98,7 @@ def test_a_call_leaves_one_mark():
     (call,) = marks(param(is_etrace=False, grad=se.ETraceGrad.approx), x)
     assert not call.traced and call.grad is se.ETraceGrad.approx
     assert len(marks(jax.vmap(param()), jnp.ones((5, 2)))) == 1
-    # Linear algebra behind a derivative leaves none of its own.
+    # Linear algebra after a derivative leaves none of its own.
     assert len(marks(jax.grad(lambda x: param()(x).sum()), x)) == 1
 
 

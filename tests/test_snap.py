@@ -69,7 +69,7 @@ def ring(units):
 
 
 def within(conn, steps):
-    """`[i, k]`: whether k is at most so many synapses behind i, by dense powers."""
+    """`[i, k]`: whether k is at most so many synapses after i, by dense powers."""
     one = np.eye(conn.num_pre, dtype=bool)
     one[conn.pre, conn.post] = True
     found = np.eye(conn.num_pre, dtype=bool)

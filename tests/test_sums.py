@@ -28,7 +28,7 @@ def test_few_variables_are_summed_like_many(count, x64):
 
 
 class Adaptive(eqx.Module):
-    """A unit of several variables, each driven by the one before, behind any parameter."""
+    """A unit of several variables, each driven by the one before, after any parameter."""
 
     p: se.ETraceParam
     variables: int = eqx.field(static=True)

@@ -16,7 +16,7 @@ from . import native
 from .products import batch_by_loop, connectivity_of, in_front, merged, sampled_sum
 
 MOST_VARIABLES = 3
-UNITS = 4  # coefficients among the operands of a window; behind them come x, the noise and the trace
+UNITS = 4  # coefficients among the operands of a window; after them come x, the noise and the trace
 
 
 def window(

@@ -24,7 +24,7 @@ class Alignment(NamedTuple):
 
     Attributes:
         names: the trained leaves, and `all leaves`.
-        steps: first step of each stretch, and the first behind it, `(rows, 2)`.
+        steps: first step of each stretch, and the first after it, `(rows, 2)`.
         cosine: of the angle between the rule's gradient and the exact one, `(rows, columns)`. 1 where both are zero, 0
             where one of them is.
         norm_ratio: length of the rule's gradient by that of the exact one, likewise. 1 where both are zero, infinite

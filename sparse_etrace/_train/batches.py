@@ -144,7 +144,7 @@ def start_at(data: Any, position: int) -> Start:
             rest = itertools.chain([first], rest)
     if position and before is None:
         raise ValueError(
-            f"data: got fewer sequences than the {position} that the checkpoint has behind it. Go on with the same "
+            f"data: got fewer sequences than the {position} that the checkpoint has seen. Go on with the same "
             "data, or name another checkpoint."
         )
     return Start(first, True, before, rest)

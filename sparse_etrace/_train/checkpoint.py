@@ -70,7 +70,7 @@ def save(path: Path, header: dict[str, Any], content: PyTree[Any], table: np.nda
 
 
 def _beside(path: Path, ending: str) -> Path:
-    """A file beside another one, which is looked for behind links."""
+    """A file beside the one that links lead to."""
     return Path(os.path.realpath(path) + ending)
 
 

@@ -33,7 +33,7 @@ class RunFile:
     """A file that a run may go on from, or none.
 
     Attributes:
-        position: sequences that the run has behind it.
+        position: sequences that the run has seen.
         stopped: why it ended; None if it did not.
     """
 

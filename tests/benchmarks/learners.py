@@ -48,7 +48,7 @@ class Net(eqx.Module):
 
 
 class GatedUnits(eqx.Module):
-    """A gated recurrent unit whose reset gate acts behind the recurrent product, so that no op acts through another."""
+    """A gated recurrent unit whose reset gate acts after the recurrent product, so that no op acts through another."""
 
     inp: list[se.ETraceParam]
     rec: list[se.ETraceParam]
