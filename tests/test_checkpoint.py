@@ -620,7 +620,7 @@ def test_that_unpacks_to_too_much(tmp_path):
 
 
 def test_one_run_at_a_time(tmp_path):
-    """A second run is refused by name, also through a link, and the first is not harmed; afterwards the path is free."""
+    """A second run is refused by name, also through a link, and the first is not harmed; then the path is free."""
     (tmp_path / "link").symlink_to("run")
 
     def second(now):
