@@ -31,8 +31,8 @@ def as_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
             parts = [cell[k] if k < len(cell) else "" for cell in cells]
             aligned = (p.rjust(w) if n else p.ljust(w) for p, w, n in zip(parts, widths, numbers, strict=True))
             lines.append("  ".join(aligned).rstrip())
-    head = max(len(cell.split("\n")) for cell in rows[0])
-    return "\n".join([*lines[:head], "-" * max(map(len, lines)), *lines[head:]])
+    height = max(len(cell.split("\n")) for cell in rows[0])
+    return "\n".join([*lines[:height], "-" * max(map(len, lines)), *lines[height:]])
 
 
 def shown(value: Any) -> str:
