@@ -1,140 +1,82 @@
 """Sparse-first graph learning on JAX: recurrent networks trained online, forward in time."""
 
-import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING, Any as _Any
 
-from . import cells, datasets, surrogate
-from ._files import read_graph, write_graph
-from ._graph.connectivity import Connectivity
-from ._graph.graph import Graph
+from . import cells as cells, datasets as datasets, surrogate as surrogate
+from ._files import read_graph as read_graph, write_graph as write_graph
+from ._graph.connectivity import Connectivity as Connectivity
+from ._graph.graph import Graph as Graph
 from ._graph.matrices import (
-    from_bcoo,
-    from_bcsr,
-    from_csr,
-    from_dataframe,
-    from_dense,
-    from_edges,
-    from_networkx,
-    from_scipy,
+    from_bcoo as from_bcoo,
+    from_bcsr as from_bcsr,
+    from_csr as from_csr,
+    from_dataframe as from_dataframe,
+    from_dense as from_dense,
+    from_edges as from_edges,
+    from_networkx as from_networkx,
+    from_scipy as from_scipy,
 )
-from ._graph.summary import GraphSummary, inspect_graph
-from ._graph.transforms import scale_spectral_radius, spectral_radius
+from ._graph.summary import GraphSummary as GraphSummary, inspect_graph as inspect_graph
+from ._graph.transforms import scale_spectral_radius as scale_spectral_radius, spectral_radius as spectral_radius
 from ._learner import (
-    BPTT,
-    D_RTRL,
-    ES_D_RTRL,
-    OSTL,
-    OTTT,
-    RFLO,
-    RTRL,
-    TBPTT,
-    UORO,
-    Carry,
-    EProp,
-    Hybrid,
-    Learner,
-    SnAp,
-    ThreeFactor,
-    Window,
+    BPTT as BPTT,
+    D_RTRL as D_RTRL,
+    ES_D_RTRL as ES_D_RTRL,
+    OSTL as OSTL,
+    OTTT as OTTT,
+    RFLO as RFLO,
+    RTRL as RTRL,
+    TBPTT as TBPTT,
+    UORO as UORO,
+    Carry as Carry,
+    EProp as EProp,
+    Hybrid as Hybrid,
+    Learner as Learner,
+    SnAp as SnAp,
+    ThreeFactor as ThreeFactor,
+    Window as Window,
 )
-from ._model.trained import trainable
-from ._op import Bounded, ConvOp, ElemWiseOp, ETraceOp, LoraOp, MatMulOp, SignLock, SpMatMulOp, Uses, check_op
-from ._op.param import ElemWiseParam, ETraceGrad, ETraceParam, Fixed, NonTempParam, cut
-from ._report.alignment import Alignment, gradient_alignment
-from ._report.costs import LearnerCosts, learner_costs
-from ._report.explain import Explanation, explain
-from ._report.memory import MemoryPlan, memory_plan
-from ._train.batches import Batches
-from ._train.fit import fit
-from ._train.fit_options import Checkpoint, Update, Validation
-from ._train.fit_result import FitResult, Progress
-from ._train.non_finite import NonFiniteError
-from ._train.online import online_grad
+from ._model.trained import trainable as trainable
+from ._op import (
+    Bounded as Bounded,
+    ConvOp as ConvOp,
+    ElemWiseOp as ElemWiseOp,
+    ETraceOp as ETraceOp,
+    LoraOp as LoraOp,
+    MatMulOp as MatMulOp,
+    SignLock as SignLock,
+    SpMatMulOp as SpMatMulOp,
+    Uses as Uses,
+    check_op as check_op,
+)
+from ._op.param import (
+    ElemWiseParam as ElemWiseParam,
+    ETraceGrad as ETraceGrad,
+    ETraceParam as ETraceParam,
+    Fixed as Fixed,
+    NonTempParam as NonTempParam,
+    cut as cut,
+)
+from ._report.alignment import Alignment as Alignment, gradient_alignment as gradient_alignment
+from ._report.costs import LearnerCosts as LearnerCosts, learner_costs as learner_costs
+from ._report.explain import Explanation as Explanation, explain as explain
+from ._report.memory import MemoryPlan as MemoryPlan, memory_plan as memory_plan
+from ._train.batches import Batches as Batches
+from ._train.fit import fit as fit
+from ._train.fit_options import Checkpoint as Checkpoint, Update as Update, Validation as Validation
+from ._train.fit_result import FitResult as FitResult, Progress as Progress
+from ._train.non_finite import NonFiniteError as NonFiniteError
+from ._train.online import online_grad as online_grad
 
-__all__ = [
-    "Alignment",
-    "BPTT",
-    "Batches",
-    "Bounded",
-    "Carry",
-    "Checkpoint",
-    "Connectivity",
-    "ConvOp",
-    "D_RTRL",
-    "ES_D_RTRL",
-    "ETraceGrad",
-    "ETraceOp",
-    "ETraceParam",
-    "EProp",
-    "ElemWiseOp",
-    "ElemWiseParam",
-    "Explanation",
-    "FitResult",
-    "Fixed",
-    "Graph",
-    "GraphSummary",
-    "Hybrid",
-    "Learner",
-    "LearnerCosts",
-    "LoraOp",
-    "MatMulOp",
-    "MemoryPlan",
-    "NonFiniteError",
-    "NonTempParam",
-    "OSTL",
-    "OTTT",
-    "Progress",
-    "RFLO",
-    "RTRL",
-    "SignLock",
-    "SnAp",
-    "SpMatMulOp",
-    "TBPTT",
-    "ThreeFactor",
-    "UORO",
-    "Update",
-    "Uses",
-    "Validation",
-    "Window",
-    "cells",
-    "check_op",
-    "cut",
-    "datasets",
-    "explain",
-    "fit",
-    "from_bcoo",
-    "from_bcsr",
-    "from_csr",
-    "from_dataframe",
-    "from_dense",
-    "from_edges",
-    "from_networkx",
-    "from_scipy",
-    "gradient_alignment",
-    "inspect_graph",
-    "learner_costs",
-    "memory_plan",
-    "online_grad",
-    "plot",
-    "read_graph",
-    "scale_spectral_radius",
-    "spectral_radius",
-    "surrogate",
-    "trainable",
-    "write_graph",
-]
+if _TYPE_CHECKING:
+    from . import plot as plot
 
-if TYPE_CHECKING:
-    from . import plot
+__all__ = sorted({"plot", *(name for name in dir() if not name.startswith("_"))})
 
 
-_RENAMED = {"Plan": "MemoryPlan", "Report": "Explanation"}
-
-
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> _Any:
     # Matplotlib takes as long to import as half the rest.
     if name == "plot":
-        return importlib.import_module(".plot", __name__)
-    now = f"; it is {_RENAMED[name]!r} now" if name in _RENAMED else ""
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{now}")
+        return _import_module(".plot", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
