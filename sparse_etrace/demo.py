@@ -1,5 +1,6 @@
 """The main job: a real nervous system learns a real task online, on the synapses that it has."""
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from ._op.param import ElemWiseParam, ETraceParam, NonTempParam
 from ._report.memory import memory_plan
 from ._train.fit import fit
 from ._train.fit_options import Update
+from ._train.fit_result import Progress
 from .datasets import MNIST1D, mnist1d, worm
 
 STEPS, READ, CHUNK, BATCH, HELD_OUT = 40, 20, 20, 50, 500
@@ -135,19 +137,20 @@ def train(rule: Rule, model: WormNet, data: MNIST1D, updates: int, seed: int) ->
         rule.rate / 10, rule.rate, min(100, updates // 10), updates, rule.rate / 50
     )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
-    stream = batches(data.x_train[HELD_OUT:], data.y_train[HELD_OUT:], seed)
+    stream = itertools.islice(batches(data.x_train[HELD_OUT:], data.y_train[HELD_OUT:], seed), updates)
     held_out = data.x_train[:HELD_OUT], data.y_train[:HELD_OUT]
-    curve, opt_state, start = [(0, accuracy(model, *held_out))], None, time.perf_counter()
-    with tqdm(total=updates, desc=rule.name.ljust(12), unit="update") as bar:
-        while bar.n < updates:
-            part = [next(stream) for _ in range(min(every, updates - bar.n))]
-            update = Update(chunk=None if isinstance(rule.learner, BPTT) else CHUNK, opt_state=opt_state)
-            state = model.init_state(BATCH)
-            result = fit(rule.learner, loss_fn, optimizer, model, part, state=state, update=update, progress=False)
-            model, opt_state = result.model, result.opt_state
-            bar.update(len(part))
-            curve.append((bar.n, accuracy(model, *held_out)))
+    curve, start = [(0, accuracy(model, *held_out))], time.perf_counter()
+
+    def look(now: Progress) -> None:
+        bar.update()
+        if now.updates % every == 0 or now.updates == updates:
+            curve.append((now.updates, accuracy(now.model, *held_out)))
             bar.set_postfix(held_out=f"{100 * curve[-1][1]:.1f} %")
+
+    update = Update(chunk=None if isinstance(rule.learner, BPTT) else CHUNK)
+    options: dict[str, Any] = {"state": model.init_state(BATCH), "update": update, "callbacks": look}
+    with tqdm(total=updates, desc=rule.name.ljust(12), unit="update") as bar:
+        model = fit(rule.learner, loss_fn, optimizer, model, stream, progress=False, **options).model
     return model, {
         "test_accuracy": accuracy(model, data.x_test, data.y_test),
         "held_out_accuracy": curve[-1][1],
@@ -191,8 +194,6 @@ def run(out: Path, quick: bool = False, seed: int = 0, exact: bool = False) -> d
     Returns:
         The content of `worm.json`.
     """
-    from .plot import _worm
-
     updates = QUICK_UPDATES if quick else UPDATES
     graph, data = worm(), mnist1d()
     mean, std = data.x_train.mean(), data.x_train.std()
@@ -214,12 +215,41 @@ def run(out: Path, quick: bool = False, seed: int = 0, exact: bool = False) -> d
     out.mkdir(parents=True, exist_ok=True)
     (out / "worm.json").write_text(json.dumps(results, indent=2) + "\n")
     learned, example = trained["D-RTRL"], data.x_test[0]
-    traces = trace_in_time(learned, example)
-    figure = _worm.worm(results, graph, _weights(model), _weights(learned), example, traces)
-    figure.savefig(out / "worm.png")
+    draw(results, graph, _weights(learned), trace_in_time(learned, example)).savefig(out / "worm.png")
     print(summary(results))
     print(f"Saved {out / 'worm.json'} and {out / 'worm.png'}.")
     return results
+
+
+def draw(results: dict[str, Any], graph: Graph, weight: np.ndarray, traces: np.ndarray) -> Any:
+    """Learning, memory, the connectome and some of its traces as one figure.
+
+    Args:
+        results: the numbers of `run`.
+        graph: the connectome.
+        weight: what was learned, `(num_synapses,)`.
+        traces: eligibility traces while one sequence passes, `(steps, num_synapses)`.
+    """
+    from matplotlib.figure import Figure
+
+    from . import plot
+
+    figure = Figure(figsize=(12, 9), dpi=120, layout="constrained")
+    ((learning, bytes_), (wiring, traced)) = figure.subplots(2, 2)
+    curves = {name: np.array(results[name]["curve"]) for name in COMPARED if name in results}
+    updates = next(iter(curves.values()))[:, 0]
+    accuracies = {name: 100 * curve[:, 1] for name, curve in curves.items()}
+    plot.learning_curves(accuracies, updates, ylabel="accuracy on held-out sequences (%)", ax=learning)
+    used = results["memory"]
+    lengths = list(used["bptt_total_bytes"])
+    sizes = {"BPTT": list(used["bptt_total_bytes"].values())}
+    sizes |= {name: [size] * len(lengths) for name, size in used["total_bytes"].items()}
+    megabytes = {name: np.array(values) / 1e6 for name, values in sizes.items()}
+    plot.learning_curves(megabytes, lengths, "steps in a sequence", "memory of one gradient (MB)", log=True, ax=bytes_)
+    bytes_.set_xscale("log")
+    plot.connectivity(graph, weight, group="role", ax=wiring)
+    plot.traces(traces, graph, ax=traced)
+    return figure
 
 
 def _weights(model: WormNet) -> np.ndarray:

@@ -12,7 +12,6 @@ from soak import ONLY
 
 import sparse_etrace as se
 from sparse_etrace import demo
-from sparse_etrace.plot import _worm
 
 RULES = {"readout only", "ES-D-RTRL", "D-RTRL", "SnAp-2", "BPTT"}
 SYNAPSES = 2194
@@ -23,13 +22,13 @@ def short(tmp_path_factory):
     """Four updates: the numbers, the folder, what was drawn, and what was printed."""
     drawn = {}
 
-    def keep(results, graph, before, after, pixels, traces):
-        drawn.update(graph=graph, before=before, after=after, pixels=pixels, traces=traces)
-        return figure(results, graph, before, after, pixels, traces)
+    def keep(results, graph, weight, traces):
+        drawn.update(graph=graph, weight=weight, traces=traces, figure=draw(results, graph, weight, traces))
+        return drawn["figure"]
 
-    figure, out = _worm.worm, tmp_path_factory.mktemp("demo") / "below"
+    draw, out = demo.draw, tmp_path_factory.mktemp("demo") / "below"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_worm, "worm", keep)
+        patch.setattr(demo, "draw", keep)
         patch.setattr(demo, "QUICK_UPDATES", 4)
         results = demo.run(out, quick=True, seed=1)
     return results, out, drawn
@@ -75,12 +74,26 @@ def test_memory(short):
 
 def test_every_synapse_keeps_its_sign(short):
     _, _, drawn = short
-    conn, before, after = drawn["graph"].connectivity, drawn["before"], drawn["after"]
+    conn, after = drawn["graph"].connectivity, drawn["weight"]
+    before = demo._weights(demo.WormNet(drawn["graph"], jax.random.key(1)))
     sign = drawn["graph"].node_attrs["sign"][np.asarray(conn.pre)]
     assert before.shape == after.shape == (SYNAPSES,) and (sign == -1).sum() == 76
     assert np.all(before * sign >= 0) and np.all(after * sign >= 0)
     assert np.mean(before != after) > 0.9
     assert drawn["traces"].shape == (40, SYNAPSES) and np.abs(drawn["traces"]).max() > 0
+
+
+def test_the_figure_holds_the_numbers(short):
+    results, _, drawn = short
+    learning, memory, wiring, traced = drawn["figure"].axes
+    heights = [tuple(line.get_ydata()) for line in learning.lines]
+    assert heights == [tuple(100 * y for _, y in results[name]["curve"]) for name in demo.COMPARED if name in results]
+    assert list(learning.lines[0].get_xdata()) == [0, 1, 2, 3, 4]
+    bptt = results["memory"]["bptt_total_bytes"]
+    assert list(memory.lines[0].get_xdata()) == list(bptt) and memory.get_xscale() == memory.get_yscale() == "log"
+    assert np.allclose(memory.lines[0].get_ydata(), [size / 1e6 for size in bptt.values()])
+    assert sum(len(dots.get_offsets()) for dots in wiring.collections) == SYNAPSES
+    assert len(traced.lines) == 5 and all(len(line.get_xdata()) == 40 for line in traced.lines)
 
 
 def test_the_gradient_is_that_of_the_stop_gradient_twin(x64):
