@@ -28,8 +28,8 @@ HOUSE = {
     "_kernels": "native products *",
     "_op": "windows contract elemwise param *",
     "cells": "cell *",
-    "_model": "primitives program linear constant positions trained routes origin reading grouping "
-    "batch_axes step links",
+    "_model": "primitives program linear constant positions trained call links origin reading "
+    "groups grouping batch_axes step unit_links",
     "_rule": "reach influence traces support notes signal engine trace_engine influence_engine black_box",
     "_learner": "learner *",
     "_train": "online batches updates non_finite facts checkpoint fit_options fit_result fit_file fit_loop fit",

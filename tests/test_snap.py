@@ -13,6 +13,7 @@ from soak import few
 
 import sparse_etrace as se
 from sparse_etrace._learner import rtrl
+from sparse_etrace._model.program import sub_jaxprs
 
 TOLERANCE, VISIBLE = 1e-10, 1e-4
 float64 = pytest.mark.usefixtures("x64")
@@ -349,7 +350,7 @@ def test_no_dense_array():
     def sizes(jaxpr):
         for eqn in jaxpr.eqns:
             yield from (v.aval.size for v in eqn.outvars if hasattr(v.aval, "size"))
-            for inner in se._program.sub_jaxprs(eqn):
+            for inner in sub_jaxprs(eqn):
                 yield from sizes(inner)
 
     arrays, static = eqx.partition((case.model, carry), eqx.is_array)

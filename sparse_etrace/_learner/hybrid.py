@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
+from .._model.call import Call
 from .._model.grouping import Grouping
-from .._model.routes import Call
 from .._numbers import number, real
 from .._op.param import ETraceGrad
 from .._rule.engine import Rule

@@ -16,9 +16,9 @@ from jaxtyping import Array, Inexact, PyTree
 from .._model.batch_axes import axes_of, restarted
 from .._model.grouping import Grouping
 from .._model.linear import pushforward
-from .._model.links import UnlinkedError
 from .._model.origin import origin_of
 from .._model.program import is_inexact
+from .._model.unit_links import UnlinkedError
 from .._numbers import number, whole
 from .._rule.black_box import check_linear, check_reach, joined, split
 from .._rule.engine import Carry, Engine, Loss, Model, Rule, Storage, Task, Window, cut, refuse_traces

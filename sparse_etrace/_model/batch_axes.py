@@ -8,9 +8,9 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
+from .call import Call
 from .grouping import Grouping, group
 from .reading import Reading
-from .routes import Call
 from .trained import struct
 
 # A model that fits no other batch would be tried with every choice of leaves.

@@ -8,9 +8,9 @@ from functools import cached_property
 import jax
 import numpy as np
 
+from .groups import Group, Variable, make_group
 from .program import Labels, Program, is_inexact
 from .reading import Reading
-from .routes import Group, Variable, make_group
 from .trained import refuse_unread, refuse_zero
 
 OTHER = "anything but old state"
@@ -52,7 +52,7 @@ class Grouping:
         inner = {c.number for c in a.calls if any(("n", i) in a.direct.get(("y", c.number), ()) for i in members)}
         traced = [c for c in a.learning if c.number in inner and c.call.traced]
         variables = [Variable(a.state_names[i], a.state[i], a.new[i]) for i in members]
-        return make_group(a.program, a.calls, members, variables, traced)
+        return make_group(a.between, members, variables, traced)
 
     @cached_property
     def depends(self) -> list[Labels]:

@@ -1,246 +1,94 @@
-"""One step as a graph: units of hidden variables, op inputs and op outputs that act on one another without an op."""
+"""What acts on what in a step without an op between: which entries on which, and the derivatives along these links.
 
-import math
-from functools import cached_property
-from typing import Any, NamedTuple
+    old state     ---+---> new state         The outputs of ops are given, so that where a model is made of units the
+    outputs of ops --+---> inputs of ops     rest acts on each unit by itself: one entry of a source on one of a sink.
+
+D is the derivative along a link from old state to new, F along one from the output of an op to new state.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .grouping import Grouping
-from .linear import check_linear, refuse_bent
-from .positions import Mixed, follow
-from .program import is_inexact, vjp_jaxpr
-from .routes import derivative_forward, jacobian_forward, op_free_map
-
-Node = tuple[str, int]
-"""`("h", leaf)` old or new state, `("x", call)` input and `("y", call)` output of an op call."""
+from .call import Call
+from .linear import check_linear, pushforward, refuse_bent
+from .positions import follow
+from .program import Atom, Program, vjp_jaxpr
 
 
-class UnlinkedError(ValueError):
-    """A model whose units act on each other by other ways than ops."""
+class Between:
+    """A step between its ops. Sources and sinks go by the numbers of their values in the program."""
 
+    def __init__(self, program: Program, calls: Sequence[Call]):
+        self.program, self.calls = program, calls
 
-class Link(NamedTuple):
-    """Which unit of `sink` each unit of `source` acts on within a step, -1 for none; no op between.
+    def _function(self, sources: list[int], sinks: Sequence[Atom]) -> tuple[Callable[..., list[Any]], list[int]]:
+        """The sinks as a function of the sources, and what else it needs: inputs and the outputs of all calls."""
+        given = [*self.program.inputs, *(o for c in self.calls for o in c.node.outputs)]
+        rest = [a for a in given if a not in sources]
 
-    Where `forward`, the ids are those of the source's units, one for each unit of the sink.
-    """
+        def fn(values: list[Any], *others: Any) -> list[Any]:
+            known = dict(zip(sources, values, strict=True)) | dict(zip(rest, others, strict=True))
+            return self.program.evaluate(known, sinks)
 
-    source: Node
-    sink: Node
-    ids: np.ndarray
-    forward: bool
+        return fn, rest
 
-    @property
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Source unit, sink unit and place among the values of each pair of units."""
-        place = np.flatnonzero(self.ids >= 0)
-        ends = self.ids[place], place
-        return (*ends, place) if self.forward else (*ends[::-1], place)
-
-
-class Links:
-    """The links of a grouped model. All hidden state is cut into batch axes, in front, and units."""
-
-    def __init__(self, grouping: Grouping):
-        self.grouping = grouping
-        self.program = grouping.program
-        self.leaves = sorted(grouping.cluster)
-        self.carriers = [c for c in grouping.reading.calls if c.is_op and grouping.stops[c.number]]
-        mine = {c.number: c for c in [*self.carriers, *grouping.reading.learning]}
-        self.watched = [mine[number] for number in sorted(mine)]
-        self.batch = self._batch()
-
-    def _batch(self) -> tuple[int, ...]:
-        found = {}
-        for call in self.carriers:
-            op, _, x = call.template(self.program)
-            if not op.is_diagonal:
-                found[x.shape[: x.ndim - op.input_ndim]] = call
-        shortest = min(found, key=len, default=())
-        odd = next((b for b in found if b[: len(shortest)] != shortest), None)
-        if odd is not None:
-            first, second = ((b, found[b]) for b in (shortest, odd))
-            raise UnlinkedError(
-                f"model: the ops called at {first[1].node.where} and {second[1].node.where} have batch axes {first[0]} "
-                f"and {second[0]}. Influences are kept for each batch element: give both the same, or use se.RTRL()."
-            )
-        batch = shortest
-        if not found:
-            # Elementwise parameters only: what is in front of their axes.
-            own = max((len(c.y(self.program).shape) for c in self.carriers), default=0)
-            hidden = [self.program.avals[self.grouping.reading.state[i]].shape for i in self.leaves[:1]]
-            batch = hidden[0][: len(hidden[0]) - own] if hidden and own else ()
-        if 0 in batch:
-            raise UnlinkedError(f"state: expected at least one batch element, got batch axes {batch}.")
-        for i in self.leaves:
-            shape = self.program.avals[self.grouping.reading.state[i]].shape
-            if shape[: len(batch)] != batch:
-                raise UnlinkedError(
-                    f"state: {self.grouping.reading.state_names[i]!r} of shape {shape} has the batch axes {batch} "
-                    "elsewhere than in front. Put them first, or use se.RTRL()."
-                )
-        return batch
-
-    def size(self, node: Node) -> int:
-        """Units of a node, without batch axes."""
-        kind, number = node
-        if kind == "h":
-            shape = self.program.avals[self.grouping.reading.state[number]].shape
-        else:
-            call = self.grouping.reading.calls[number]
-            op, _, x = call.template(self.program)
-            if op.is_diagonal:
-                return math.prod(call.y(self.program).shape)
-            shape = x.shape if kind == "x" else call.y(self.program).shape
-        return math.prod(shape[len(self.batch) :])
-
-    def _sinks(self) -> list[tuple[Node, int, list[Node]]]:
-        """Each sink with its value, and the nodes that act on it, diagonal calls apart."""
-        a = self.grouping.reading
-        sinks = [(("h", i), a.new[i], ("n", i)) for i in self.leaves]
-        sinks += [(("x", c.number), x, ("x", c.number)) for c in self.carriers for x in c.x_atoms]
-        sources: list[Node] = [*(("h", i) for i in self.leaves), *(("y", c.number) for c in self.carriers)]
-        return [
-            (node, value, [s for s in sources if label in a.direct.get(s, ())])
-            for node, value, label in sinks
-            if isinstance(value, int) and is_inexact(self.program.avals[value])
-        ]
-
-    def _value(self, node: Node) -> int:
-        kind, number = node
-        return (
-            self.grouping.reading.state[number] if kind == "h" else self.grouping.reading.calls[number].node.outputs[0]
-        )
-
-    def _is_diagonal(self, node: Node) -> bool:
-        return node[0] == "y" and self.grouping.reading.calls[node[1]].template(self.program)[0].is_diagonal
-
-    @cached_property
-    def all(self) -> list[Link]:
-        """All links, in the order of `values`.
+    def origins(self, what: str, sources: list[int], sinks: Sequence[Atom]) -> Callable[..., list[Any]]:
+        """For each entry of the sources, the one of the sinks that it acts on: `follow` of these sinks alone.
 
         Raises:
-            ValueError: units are mixed without an op between, or batch elements act on one another.
+            ValueError: the backward pass of the sinks, `what` in words, is not linear.
         """
-        return [link for _, links in self._into for link in links]
+        fn, rest = self._function(sources, sinks)
+        closed, out = vjp_jaxpr(fn, self.program.shapes(sources), *self.program.shapes(rest))
+        check_linear(what, closed, range(len(sources), len(sources) + len(out)))
 
-    @cached_property
-    def _into(self) -> list[tuple[int, list[Link]]]:
-        """The value of each sink and the links into it; those that are not `forward` come first."""
-        found = []
-        for sink, value, sources in self._sinks():
-            if sink[0] == "x" and sources:
-                self._refuse_complex(sink)
-            dense = [s for s in sources if not self._is_diagonal(s)]
-            pulled, pushed = [], []
-            for source, ids in zip(dense, self._origins(dense, sink, value), strict=True):
-                if isinstance(ids, Mixed):
-                    ids = self._landing(source, sink, value)
-                    pushed.append(Link(source, sink, self._by_unit(source, sink, ids, True), True))
-                else:
-                    pulled.append(Link(source, sink, self._by_unit(source, sink, ids, False), False))
-            for source in sources:
-                if source not in dense:
-                    ids = self._landing(source, sink, value)
-                    pushed.append(Link(source, sink, self._by_unit(source, sink, ids, True), True))
-            found.append((value, pulled + pushed))
-        return found
+        def of(*read: int) -> list[Any]:
+            numbers = [_numbers(sink.shape) if k in read else None for k, sink in enumerate(out)]
+            return follow(closed.jaxpr, closed.consts, [None] * len(sources) + numbers + [None] * len(rest))
 
-    def _origins(self, sources: list[Node], sink: Node, value: int) -> list[Any]:
-        """For each entry of the sources, the one of the sink that it acts on."""
-        if not sources:
-            return []
-        shape = self.program.avals[value].shape
-        numbers = np.arange(math.prod(shape)).reshape(shape)
-        values = [self._value(s) for s in sources]
-        fn, rest = op_free_map(self.program, self.grouping.reading.calls, values, [value])
-        closed, _ = vjp_jaxpr(fn, self.program.shapes(values), *self.program.shapes(rest))
-        check_linear(self.name(sink), closed, [len(sources)])
-        return follow(closed.jaxpr, closed.consts, [None] * len(sources) + [numbers] + [None] * len(rest))
+        return of
 
-    def _refuse_complex(self, sink: Node) -> None:
-        """An influence is one number, and what a complex op makes of it would be two."""
-        call = self.grouping.reading.calls[sink[1]]
-        _, _, x = call.template(self.program)
-        if any(jax.dtypes.issubdtype(a.dtype, np.complexfloating) for a in (x, call.y(self.program))):
-            raise UnlinkedError(
-                f"model: {self.name(sink)} is driven by hidden state or another op, and input or output of that op are "
-                "complex. Influences pass through real ops: split it into two, its real and its imaginary part, or use "
-                "se.RTRL()."
-            )
+    def landings(self, what: str, source: int, sinks: Sequence[Atom]) -> list[Any]:
+        """For each entry of each sink, the one of the source that acts on it; raises as `origins`."""
+        fn, rest = self._function([source], sinks)
+        (aval,) = self.program.shapes([source])
+        refuse_bent(what, fn, [aval], *self.program.shapes(rest))
 
-    def _landing(self, source: Node, sink: Node, value: int) -> Any:
-        """For each entry of the sink, the one of the source that acts on it."""
-        y = self._value(source)
-        fn, rest = op_free_map(self.program, self.grouping.reading.calls, [y], [value])
-        aval = self.program.avals[y]
-        refuse_bent(self.name(sink), fn, self.program.shapes([y]), *self.program.shapes(rest))
+        def push(tangent: Any, *others: Any) -> list[Any]:
+            return _forward(fn, jnp.zeros(aval.shape, aval.dtype), others)(tangent)
 
-        def push(tangent: Any, *others: Any) -> Any:
-            return jacobian_forward(fn, jnp.zeros(aval.shape, aval.dtype), others)(tangent)
+        closed = jax.make_jaxpr(push)(aval, *self.program.shapes(rest))
+        return follow(closed.jaxpr, closed.consts, [_numbers(aval.shape)] + [None] * len(rest))
 
-        closed = jax.make_jaxpr(push)(*self.program.shapes([y]), *self.program.shapes(rest))
-        numbers = np.arange(math.prod(aval.shape)).reshape(aval.shape)
-        return follow(closed.jaxpr, closed.consts, [numbers] + [None] * len(rest))[0]
+    def derivatives(self, known: dict[int, Any], sources: list[int], sinks: Sequence[Atom]) -> list[list[Array]]:
+        """For each sink the derivatives by the sources, whose entries act on no more than one of its entries each."""
+        fn, rest = self._function(sources, sinks)
+        others = [known[i] for i in rest]
+        out, pull = jax.vjp(lambda v: fn(v, *others), [known[i] for i in sources])
+        return [pull([jnp.full_like(o, float(i == k)) for i, o in enumerate(out)])[0] for k in range(len(out))]
 
-    def _by_unit(self, source: Node, sink: Node, ids: Any, is_forward: bool) -> np.ndarray:
-        """Ids without batch axes, which have to be the same for every batch element."""
-        here, there = (sink, source) if is_forward else (source, sink)
-        count = math.prod(self.batch)
-        if ids is None:
-            return np.full(self.size(here), -1)
-        if isinstance(ids, Mixed):
-            raise UnlinkedError(
-                f"model: {self.name(source)} acts on several units of {self.name(sink)} that others of it act on as "
-                f"well, or across batch elements {ids.words}. Influences pass from unit to unit through ops: make the "
-                "mixing an op (ETraceParam), declare it a boundary with se.cut, or use se.RTRL()."
-            )
-        ids = np.asarray(ids).reshape(count, self.size(here))
-        offset = 0 if self._is_diagonal(source) else self.size(there) * np.arange(count)[:, None]
-        by_unit = np.where(ids >= 0, ids - offset, -1)
-        if np.any(by_unit != by_unit[:1]):
-            raise UnlinkedError(
-                f"model: {self.name(source)} acts on {self.name(sink)} across batch elements {self.batch}. Influences "
-                "are kept for each of them: put the batch axes first in all hidden state, declare the exchange a "
-                "boundary with se.cut, or use se.RTRL()."
-            )
-        return by_unit[0]
+    def derivatives_forward(self, known: dict[int, Any], source: int, sinks: Sequence[Atom]) -> list[Array]:
+        """For each sink the derivatives by the source, of which no more than one entry acts on each of its entries.
 
-    def name(self, node: Node) -> str:
-        """A node in words."""
-        kind, number = node
-        if kind == "h":
-            return f"the hidden state {self.grouping.reading.state_names[number]!r}"
-        what = "the input" if kind == "x" else "the output"
-        return f"{what} of the op called at {self.grouping.reading.calls[number].node.where}"
+        By a complex source they are those of reverse mode: the change is the real part of `derivative * dy`.
+        """
+        fn, rest = self._function([source], sinks)
+        push, one = _forward(fn, known[source], tuple(known[i] for i in rest)), jnp.ones_like(known[source])
+        if not jnp.iscomplexobj(one):
+            return push(one)
+        return [real - 1j * imaginary for real, imaginary in zip(push(one), push(1j * one), strict=True)]
 
-    def together(self, by_leaf: dict[int, Array]) -> list[Array]:
-        """What there is by each state leaf, in their order."""
-        return [by_leaf[i] for i in self.leaves]
 
-    def jacobians(self, known: dict[int, Any]) -> tuple[list[Array]]:
-        """The values of all links."""
-        return (self.values(known),)
+def _forward(fn: Callable[..., list[Any]], y: Any, others: tuple[Any, ...]) -> Callable[[Any], list[Any]]:
+    """Forward derivative of `fn([y], *others)`, which custom VJPs allow as well."""
+    out, pull = jax.vjp(lambda y: fn([y], *others), y)
+    return pushforward(pull, out)
 
-    def values(self, known: dict[int, Any]) -> list[Array]:
-        """Derivatives along each link, `(batch, places)`, at known inputs and op outputs."""
-        found = []
-        count = math.prod(self.batch)
-        for value, links in self._into:
-            values = [self._value(link.source) for link in links if not link.forward]
-            if values:
-                fn, rest = op_free_map(self.program, self.grouping.reading.calls, values, [value])
-                others = [known[i] for i in rest]
-                out, pull = jax.vjp(lambda v, fn=fn, others=others: fn(v, *others), [known[i] for i in values])
-                found += [d.reshape(count, -1) for d in pull([jnp.ones_like(o) for o in out])[0]]
-            for link in links:
-                if link.forward:
-                    y = self._value(link.source)
-                    fn, rest = op_free_map(self.program, self.grouping.reading.calls, [y], [value])
-                    (along,) = derivative_forward(fn, known[y], tuple(known[i] for i in rest))
-                    found.append(along.reshape(count, -1))
-        return found
+
+def _numbers(shape: tuple[int, ...]) -> np.ndarray:
+    return np.arange(int(np.prod(shape))).reshape(shape)

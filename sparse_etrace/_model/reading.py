@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._op.contract import OpCall, VmappedCall
+from .call import Call
 from .linear import refuse_bent
+from .links import Between
 from .program import Atom, Labels, Node, flatten, is_inexact, propagate, vjp_jaxpr
-from .routes import Call
 from .trained import check_state, is_array_like, leaf_names, struct, trained_filter
 
 Label = tuple
@@ -49,6 +50,7 @@ class Reading:
         self.params, self.state, self.x = (part.tolist() for part in (self.params, self.state, self.x))
         self.new, self.out = program.outputs[: sizes[1]], program.outputs[sizes[1] :]
         self.calls = [self._read_call(i, n) for i, n in enumerate(n for n in program.nodes if n.is_boundary)]
+        self.between = Between(program, self.calls)
         self._refuse_dynamic_weights()
         self._find_direct_influence()
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._sums import widened
+from .call import Call
 from .grouping import Grouping
+from .groups import Group
 from .program import Atom, Labels, Node, constant, is_inexact
 from .reading import Weights
-from .routes import Call, Group, derivative_forward, op_free_map
 
 TAP = -1
 
@@ -98,18 +99,12 @@ class ByGroup:
         dense = [c for c in calls if not c.template(self.program)[0].is_diagonal]
         sources = [a.state[i] for i in group.variables] + [c.node.outputs[0] for c in dense]
         new = [a.new[i] for i in group.variables]
-        fn, rest = op_free_map(self.program, a.calls, sources, new)
-        others = [known[i] for i in rest]
-        out, vjp = jax.vjp(lambda v: fn(v, *others), [known[i] for i in sources])
-        count = len(out)
-        found = [vjp([jnp.full_like(o, float(i == k)) for i, o in enumerate(out)])[0] for k in range(count)]
+        found, count = a.between.derivatives(known, sources, new), len(new)
         hidden = jnp.stack([jnp.stack(row[:count]) for row in found])
         output = {c.number: jnp.stack([row[count + k] for row in found]) for k, c in enumerate(dense)}
         for c in calls:
             if c not in dense:
-                y = c.node.outputs[0]
-                fn_y, rest_y = op_free_map(self.program, a.calls, [y], new)
-                output[c.number] = jnp.stack(derivative_forward(fn_y, known[y], tuple(known[i] for i in rest_y)))
+                output[c.number] = jnp.stack(a.between.derivatives_forward(known, c.node.outputs[0], new))
         return hidden, output
 
 

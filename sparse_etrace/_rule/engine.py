@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from .._model.call import Call
 from .._model.constant import constant, held
 from .._model.grouping import Grouping
 from .._model.origin import Origin
 from .._model.program import is_inexact
 from .._model.reading import Reading, Weights
-from .._model.routes import Call
 from .._model.step import Step
 from .._model.trained import struct
 from .._sums import widened, zeros

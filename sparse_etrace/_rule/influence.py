@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from jaxtyping import Array
 
 from .._kernels.influence import INDICES, MOST_COLUMNS, Blocks, advance
-from .._model.links import Links
+from .._model.unit_links import UnitLinks
 from .._sums import joined, wide
 from .reach import Wiring, spread
 
@@ -176,14 +176,14 @@ def start(wiring: Wiring, reach: sp.csr_array, limit: int, rule: tuple) -> Calla
     return lambda: Influences(jnp.zeros(shape, dtype), blocks, edge_weight, column_weight, tuple(counts), made_for)
 
 
-def sizes_of(links: Links) -> tuple[int, ...]:
+def sizes_of(links: UnitLinks) -> tuple[int, ...]:
     """What the numbers of an `Influences` have to fit."""
     weights = [sum(math.prod(s.shape) for s in jax.tree.leaves(c.template(links.program)[1])) for c in links.carriers]
     outputs = [links.size(("y", c.number)) for c in links.carriers]
     return (*(links.size(("h", i)) for i in links.leaves), *outputs, *weights, *links.batch)
 
 
-def weights_of(links: Links, weights: dict[int, tuple[tuple, tuple]]) -> Array:
+def weights_of(links: UnitLinks, weights: dict[int, tuple[tuple, tuple]]) -> Array:
     """All weights of the carriers, and a one."""
     leaves = [jnp.ravel(leaf) for c in links.carriers for leaf in weights[c.number][1]]
     one = jnp.ones(1, jnp.result_type(*leaves) if leaves else float)
@@ -205,7 +205,7 @@ class InfluenceTerms(NamedTuple):
 
 
 def terms(
-    links: Links, values: list[Array], xs: dict[int, Any], m: list[Array], n: dict[int, Array], dtype: Any
+    links: UnitLinks, values: list[Array], xs: dict[int, Any], m: list[Array], n: dict[int, Array], dtype: Any
 ) -> InfluenceTerms:
     """Signals of a step from the derivatives along its links, the inputs of ops, and the learning signals."""
     batch = math.prod(links.batch)

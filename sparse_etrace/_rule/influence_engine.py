@@ -11,13 +11,13 @@ import scipy.sparse as sp
 from jaxtyping import Array, PyTree
 
 from .._model.batch_axes import axes_of
-from .._model.links import Links
+from .._model.call import Call
 from .._model.origin import origin_of
 from .._model.program import cast
 from .._model.reading import Reading, Weights
-from .._model.routes import Call
 from .._model.step import Step
 from .._model.trained import check_names, is_array_like
+from .._model.unit_links import UnitLinks
 from .._sums import widened
 from .engine import WRONG_TRACES, Carry, Model, Storage, Task, TermEngine, Use
 from .influence import Influences, InfluenceTerms, sizes_of, start, terms, weights_of, window
@@ -76,7 +76,7 @@ class InfluenceEngine(TermEngine):
 
     def __init__(self, storage: Pattern, teacher: Teacher, task: Task):
         self.storage, self.teacher, self.task = storage, teacher, task
-        self.links = Links(teacher.grouping)
+        self.links = UnitLinks(teacher.grouping)
         self.run = Step(teacher.grouping, self.links, teacher.tap)
         self._make: Make | None = None
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
+from .._model.call import Call
 from .._model.grouping import Grouping, closure
-from .._model.routes import Call
 
 
 def untraced_recurrence(grouping: Grouping) -> list[Call]:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import scipy.sparse as sp
 
-from .._model.links import Links
+from .._model.unit_links import UnitLinks
 from .._op.contract import Uses
 
 CHUNK = 4096
@@ -63,7 +63,7 @@ class Wiring:
         ends: hidden units by op outputs that read them along cut edges and drive no neuron, by no way.
     """
 
-    def __init__(self, links: Links, weights: dict[int, tuple[tuple, tuple]], every: bool = False):
+    def __init__(self, links: UnitLinks, weights: dict[int, tuple[tuple, tuple]], every: bool = False):
         self.links = links
         self.offset: dict[Any, int] = {}
         total = 0

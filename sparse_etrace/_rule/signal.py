@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Array
 
 from .._model.grouping import group
+from .._model.groups import Group
 from .._model.program import Labels, flatten, is_inexact
 from .._model.reading import Reading
-from .._model.routes import Group
 from .._model.step import TAP, Tap, Terms
 from .._sums import wide, widened
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._model.batch_axes import as_long_as_a_batch
+from .._model.call import Call
 from .._model.grouping import Grouping, closure
 from .._model.origin import origin_of
 from .._model.reading import Reading, Weights
-from .._model.routes import Call
 from .._model.step import Step, Terms
 from .._model.trained import check_names, nbytes
 from .engine import Carry, Model, Storage, Task, TermEngine, Use, refuse_traces

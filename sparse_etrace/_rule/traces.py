@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from .._model.call import Call
 from .._model.grouping import Grouping
+from .._model.groups import Route
 from .._model.program import cast
 from .._model.reading import Weights
-from .._model.routes import Call, Route
 from .._model.step import Terms
 from .._model.trained import nbytes
 from .._sums import dot, is_narrow, joined, matmul, matvec, mixed, rounded, wide, widened

@@ -1,62 +1,17 @@
-"""How the outputs of op calls land on the units of a hidden group, and the check that nothing mixes these units."""
+"""Hidden groups: units on which the step between ops acts one by one, and how the outputs of ops land on them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._op.contract import ETraceOp, OpCall
 from .._op.windows import sum_to
-from .linear import check_linear, pushforward, refuse_bent
-from .positions import Mixed, follow
-from .program import Atom, Node, Program, vjp_jaxpr
-
-
-class Call(NamedTuple):
-    """One execution of an op (or of a cut, then without weights) inside a step."""
-
-    number: int
-    node: Node
-    op_atoms: tuple[Atom, ...]
-    weight_atoms: tuple[Atom, ...]
-    x_atoms: tuple[Atom, ...]
-
-    @property
-    def call(self) -> Any:
-        return self.node.eqn.params["call"]
-
-    @property
-    def is_op(self) -> bool:
-        return isinstance(self.call, OpCall)
-
-    def unflatten(self, op: Iterable[Any], weights: Iterable[Any], x: Iterable[Any]) -> tuple[ETraceOp, Any, Any]:
-        """Op, weights and input, from the arrays of each."""
-        return self.call.unflatten([*op, *weights, *x])
-
-    def template(self, program: Program) -> tuple[ETraceOp, Any, Any]:
-        """Op, weights and input, with shapes in place of arrays."""
-        return self.call.unflatten([program.shapes([a])[0] if isinstance(a, int) else a.val for a in self.node.inputs])
-
-    def shapes_of(self, program: Program, fn: Callable[..., Any], *args: Any) -> Any:
-        """Shapes of `fn(op, v, *args)`; what the op's own arrays hold is as unknown as in a step under `jit`."""
-        flat = [program.shapes([a])[0] if isinstance(a, int) else a.val for a in self.node.inputs]
-        return jax.eval_shape(lambda flat, *args: fn(*self.call.unflatten(flat)[:2], *args), flat, *args)
-
-    @property
-    def op_name(self) -> str:
-        """Name of the op's class; of a cut, `cut`."""
-        if not self.is_op:
-            return "cut"
-        nothing = [None] * len(self.node.inputs)
-        return type(self.call.unflatten(nothing)[0]).__name__
-
-    def weight_sizes(self, program: Program) -> list[int]:
-        return [a.size for a in program.shapes(a for a in self.weight_atoms if isinstance(a, int))]
-
-    def y(self, program: Program) -> jax.ShapeDtypeStruct:
-        return program.shapes(self.node.outputs)[0]
+from .call import Call
+from .links import Between
+from .positions import Mixed
+from .program import Atom
 
 
 class Route(NamedTuple):
@@ -95,36 +50,6 @@ class Group(NamedTuple):
     routes: tuple[Route, ...]
 
 
-def op_free_map(
-    program: Program, calls: Sequence[Call], sources: list[int], wanted: list[Atom]
-) -> tuple[Callable[..., list[Any]], list[int]]:
-    """The step as a function of `sources`, with the outputs of all calls given, and what else it needs."""
-    rest = [a for a in [*program.inputs, *(o for c in calls for o in c.node.outputs)] if a not in sources]
-
-    def fn(values: list[Any], *others: Any) -> list[Any]:
-        known = dict(zip(sources, values, strict=True)) | dict(zip(rest, others, strict=True))
-        return program.evaluate(known, wanted)
-
-    return fn, rest
-
-
-def jacobian_forward(fn: Callable[..., list[Any]], y: Any, others: tuple) -> Callable[[Any], list[Any]]:
-    """Forward derivative of `fn([y], *others)`, which custom VJPs allow as well."""
-    out, pull = jax.vjp(lambda y: fn([y], *others), y)
-    return pushforward(pull, out)
-
-
-def derivative_forward(fn: Callable[..., list[Any]], y: Any, others: tuple) -> list[Any]:
-    """Derivatives of real `fn([y], *others)` that add to no more than one entry of `y` each.
-
-    By a complex `y` they are those of reverse mode: the change is the real part of `derivative * dy`.
-    """
-    push, one = jacobian_forward(fn, y, others), jnp.ones_like(y)
-    if not jnp.iscomplexobj(y):
-        return push(one)
-    return [real - 1j * imaginary for real, imaginary in zip(push(one), push(1j * one), strict=True)]
-
-
 class Variable(NamedTuple):
     """One hidden variable: its name, its old and its new value."""
 
@@ -134,17 +59,14 @@ class Variable(NamedTuple):
 
 
 def make_group(
-    program: Program,
-    calls: Sequence[Call],
-    members: tuple[int, ...],
-    variables: Sequence[Variable],
-    traced: Sequence[Call],
+    between: Between, members: tuple[int, ...], variables: Sequence[Variable], traced: Sequence[Call]
 ) -> Group:
-    """Check that the op-free map acts on each unit by itself, and find how the `traced` calls reach the units.
+    """Check that the step between ops acts on each unit by itself, and find how the `traced` calls reach the units.
 
     Raises:
         ValueError: units are mixed, variables differ in shape, or one output of an op drives several units.
     """
+    program = between.program
     shape = program.avals[variables[0].old].shape
     for other in variables:
         if program.avals[other.old].shape != shape:
@@ -154,30 +76,20 @@ def make_group(
                 "match one by one as they lie. Store both in one shape and order, or put an op or se.cut between them."
             )
     dense = [c for c in traced if not c.template(program)[0].is_diagonal]
-    sources = [v.old for v in variables] + [c.node.outputs[0] for c in dense]
+    sources, new = [v.old for v in variables] + [c.node.outputs[0] for c in dense], [v.new for v in variables]
     numbers = np.arange(int(np.prod(shape))).reshape(shape)
-    fn, rest = op_free_map(program, calls, sources, [v.new for v in variables])
-    closed, out = vjp_jaxpr(fn, program.shapes(sources), *program.shapes(rest))
-    check_linear(
-        f"the hidden state {', '.join(repr(v.name) for v in variables)}",
-        closed,
-        range(len(sources), len(sources) + len(out)),
-    )
-
-    def origins(*read: int) -> list[Any]:
-        """The units of these new variables that old ones and op outputs act on."""
-        given = [numbers if k in read else None for k in range(len(out))]
-        return follow(closed.jaxpr, closed.consts, [None] * len(sources) + given + [None] * len(rest))
+    what = f"the hidden state {', '.join(repr(v.name) for v in variables)}"
+    origins = between.origins(what, sources, new)
 
     def strays(ids: Any) -> bool:
         return isinstance(ids, Mixed) or (ids is not None and bool(np.any((ids != numbers) & (ids >= 0))))
 
-    found = origins(*range(len(out)))
+    found = origins(*range(len(new)))
     for number, (variable, ids) in enumerate(zip(variables, found)):
         if strays(ids):
             mixed = ids if isinstance(ids, Mixed) else getattr(ids, "moved", None)
             how = mixed.words if mixed else "by a permutation of the units"
-            alone = [origins(k)[number] for k in range(len(out))]
+            alone = [origins(k)[number] for k in range(len(new))]
             others = [repr(v.name) for v, part in zip(variables, alone, strict=True) if strays(part)]
             if not strays(alone[number]) and not any(isinstance(part, Mixed) for part in alone):
                 how = f"as {', '.join(others)} lies in another order (if these are the same units, store both in one)"
@@ -188,7 +100,7 @@ def make_group(
             )
     name = variables[0].name
     routes = [_route(c, ids, numbers, name) for c, ids in zip(dense, found[len(variables) :], strict=True)]
-    routes += [_route_diagonal(program, calls, c, variables, shape) for c in traced if c not in dense]
+    routes += [_route_diagonal(between, c, variables, shape) for c in traced if c not in dense]
     return Group(members, shape, tuple(routes))
 
 
@@ -208,20 +120,12 @@ def _route(call: Call, ids: Any, numbers: np.ndarray, name: str) -> Route:
     return Route(call.number, None, ids)
 
 
-def _route_diagonal(
-    program: Program, calls: Sequence[Call], call: Call, variables: Sequence[Variable], shape: tuple[int, ...]
-) -> Route:
+def _route_diagonal(between: Between, call: Call, variables: Sequence[Variable], shape: tuple[int, ...]) -> Route:
     """An elementwise value may serve every batch element, so its derivative is followed forward."""
-    y, source = call.y(program), call.node.outputs[0]
-    fn, rest = op_free_map(program, calls, [source], [v.new for v in variables])
-    refuse_bent(f"the hidden state {variables[0].name!r}", fn, [y], *program.shapes(rest))
-
-    def push(tangent: Any, *others: Any) -> Any:
-        return jacobian_forward(fn, jnp.zeros(y.shape, y.dtype), others)(tangent)
-
-    closed = jax.make_jaxpr(push)(y, *program.shapes(rest))
+    y = call.y(between.program)
+    what = f"the hidden state {variables[0].name!r}"
+    landed = between.landings(what, call.node.outputs[0], [v.new for v in variables])
     numbers = np.arange(int(np.prod(y.shape))).reshape(y.shape)
-    landed = follow(closed.jaxpr, closed.consts, [numbers] + [None] * len(rest))
     value = np.full(shape, -1)
     for variable, ids in zip(variables, landed, strict=True):
         if isinstance(ids, Mixed) or (ids is not None and np.any((ids != value) & (ids >= 0) & (value >= 0))):

@@ -1,0 +1,54 @@
+"""One execution of an op, or of a cut, inside a step."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+
+from .._op.contract import ETraceOp, OpCall
+from .program import Atom, Node, Program
+
+
+class Call(NamedTuple):
+    """One execution of an op (or of a cut, then without weights) inside a step."""
+
+    number: int
+    node: Node
+    op_atoms: tuple[Atom, ...]
+    weight_atoms: tuple[Atom, ...]
+    x_atoms: tuple[Atom, ...]
+
+    @property
+    def call(self) -> Any:
+        return self.node.eqn.params["call"]
+
+    @property
+    def is_op(self) -> bool:
+        return isinstance(self.call, OpCall)
+
+    def unflatten(self, op: Iterable[Any], weights: Iterable[Any], x: Iterable[Any]) -> tuple[ETraceOp, Any, Any]:
+        """Op, weights and input, from the arrays of each."""
+        return self.call.unflatten([*op, *weights, *x])
+
+    def template(self, program: Program) -> tuple[ETraceOp, Any, Any]:
+        """Op, weights and input, with shapes in place of arrays."""
+        return self.call.unflatten([program.shapes([a])[0] if isinstance(a, int) else a.val for a in self.node.inputs])
+
+    def shapes_of(self, program: Program, fn: Callable[..., Any], *args: Any) -> Any:
+        """Shapes of `fn(op, v, *args)`; what the op's own arrays hold is as unknown as in a step under `jit`."""
+        flat = [program.shapes([a])[0] if isinstance(a, int) else a.val for a in self.node.inputs]
+        return jax.eval_shape(lambda flat, *args: fn(*self.call.unflatten(flat)[:2], *args), flat, *args)
+
+    @property
+    def op_name(self) -> str:
+        """Name of the op's class; of a cut, `cut`."""
+        if not self.is_op:
+            return "cut"
+        nothing = [None] * len(self.node.inputs)
+        return type(self.call.unflatten(nothing)[0]).__name__
+
+    def weight_sizes(self, program: Program) -> list[int]:
+        return [a.size for a in program.shapes(a for a in self.weight_atoms if isinstance(a, int))]
+
+    def y(self, program: Program) -> jax.ShapeDtypeStruct:
+        return program.shapes(self.node.outputs)[0]
