@@ -35,6 +35,19 @@ def whole(name: str, value: Any) -> int:
     return int(_checked(name, plain(value), Integral, "a whole number"))
 
 
+def positive(name: str, value: Any) -> int:
+    """A whole number of Python, at least 1.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: it is smaller.
+    """
+    number = whole(name, value)
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1, got {number}.")
+    return number
+
+
 def _checked(name: str, value: Any, kind: type, what: str) -> Any:
     if isinstance(value, jax.core.Tracer):
         raise TypeError(f"{name}: expected {what}, got one that jit, vmap or grad traces. Make it outside of them.")

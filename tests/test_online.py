@@ -103,7 +103,7 @@ def test_lengths_that_do_not_fit(xs, ys):
 
 @pytest.mark.parametrize("chunk", [0, -3])
 def test_chunk_out_of_range(chunk):
-    with pytest.raises(ValueError, match=f"chunk: expected at least 1 step, got {chunk}"):
+    with pytest.raises(ValueError, match=f"chunk: expected at least 1, got {chunk}"):
         gradient(se.D_RTRL(), net(), *stream(), chunk=chunk)
 
 

@@ -1,7 +1,6 @@
 """What each learner would cost on a graph, before anything is allocated."""
 
 import dataclasses
-import operator
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -15,8 +14,10 @@ from scipy.sparse.csgraph import connected_components
 from .._graph.graph import Graph
 from .._learner import BPTT, D_RTRL, ES_D_RTRL, RTRL, TBPTT, UORO, Hybrid, Learner, SnAp
 from .._learner.learner import RuleLearner
+from .._numbers import positive
 from .._op import SpMatMulOp
 from .._op.param import ETraceParam
+from .._rule.reach import CHUNK, grown, pattern
 from .._text import as_table, data_frame, in_bytes
 from ..cells import LeakyRate
 from .explain import ORDER, explain
@@ -25,7 +26,6 @@ from .memory import memory_plan
 PLANNED = 20_000_000  # influences up to which their pattern is laid out to be planned
 TRIED = 300_000_000  # ways of a power of the graph up to which it is computed
 CLOSED = 1500  # strong components up to which all that any number of steps leads to is computed
-CHUNK = 4096
 COUNTABLE = 2**58  # numbers in an array, and far fewer than the bytes that 64 bits count
 
 
@@ -107,8 +107,8 @@ def learner_costs(
     conn, units = graph.connectivity, graph.connectivity.num_post
     if conn.num_pre != units:
         raise ValueError(f"graph: got shape {conn.shape}; units that feed each other need a square graph")
-    batch = _whole("batch", batch)
-    steps = tuple(_whole("steps", length) for length in (steps if isinstance(steps, Iterable) else (steps,)))
+    batch = positive("batch", batch)
+    steps = tuple(positive("steps", length) for length in (steps if isinstance(steps, Iterable) else (steps,)))
     if learners is not None:
         learners = tuple(learners) if isinstance(learners, Iterable) else (learners,)
         for learner in learners:
@@ -130,16 +130,6 @@ def learner_costs(
             else:
                 rows.append(_planned(learner, model, state, batch, length))
     return LearnerCosts(tuple(rows), batch)
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"{name}: expected a whole number, at least 1, got {value!r}") from error
-    if number < 1:
-        raise ValueError(f"{name}: expected at least 1, got {number}")
-    return number
 
 
 def _choice() -> list[Learner]:
@@ -203,42 +193,26 @@ def count_influences(graph: Graph, steps: int | None) -> tuple[str, int]:
         `""`, `"at most"` or `"at least"`, and the number.
     """
     conn, units = graph.connectivity, graph.connectivity.num_post
-    indices, ptr = np.asarray(conn.post_by_pre), np.asarray(conn.pre_ptr)
-    step = sp.csr_array((np.ones(indices.size, np.float32), indices.copy(), ptr.copy()), shape=conn.shape)
-    step = (step + sp.eye_array(units, dtype=np.float32, format="csr")).tocsr()
-    step.data[:] = 1
-    columns = np.diff(np.asarray(conn.post_ptr)).astype(np.int64) + 1
+    post, columns = np.asarray(conn.post), np.diff(np.asarray(conn.post_ptr)).astype(np.int64) + 1
+    step, sizes = pattern(np.asarray(conn.pre), post, conn.shape), np.ones(units, np.int64)
+    step = (step + sp.eye_array(units, dtype=bool, format="csr")).tocsr()
     if steps is None or steps > units:
-        return _closed(step, columns)
-    if steps == 1:
-        return "", int(columns.sum())
-    reach = np.diff(step.indptr).astype(np.int64)
-    if steps == 2:
-        return "", int(columns @ reach)
-    for _ in range(steps - 2):
-        reach = np.minimum(step.astype(np.int64) @ reach, units)
-    if reach.sum() > TRIED:
-        return "at most", int(columns @ reach)
-    total = 0
-    for begin in range(0, units, CHUNK):
-        found = step[begin : begin + CHUNK]
+        # Units that reach each other reach the same ones.
+        count, of = connected_components(step, connection="strong")
+        sizes, columns = np.bincount(of), np.bincount(of, columns).astype(np.int64)
+        if count > CLOSED:
+            return "at least", int(columns @ sizes)
+        member = pattern(np.arange(units), of, (units, count))
+        step, steps = (member.T.tocsr() @ step @ member).tocsr(), None
+    elif steps > 2:
+        most = np.diff(step.indptr).astype(np.int64)
         for _ in range(steps - 2):
-            found = found @ step
-            found.data[:] = 1
-        total += int(columns[begin : begin + CHUNK] @ np.diff(found.indptr))
+            most = np.minimum(step.astype(np.int64) @ most, units)
+        if most.sum() > TRIED:
+            return "at most", int(columns @ most)
+    start = sp.eye_array(units, dtype=bool, format="csr") if steps == 1 else step
+    total = 0
+    for begin in range(0, len(sizes), CHUNK):
+        found = grown(start[begin : begin + CHUNK], step, None if steps is None else max(steps - 2, 0))
+        total += int(np.repeat(columns[begin : begin + CHUNK], np.diff(found.indptr)) @ sizes[found.indices])
     return "", total
-
-
-def _closed(step: sp.csr_array, columns: np.ndarray) -> tuple[str, int]:
-    """The number for all that any number of steps leads to."""
-    count, of = connected_components(step, directed=True, connection="strong")
-    sizes, inside = np.bincount(of), np.bincount(of, columns).astype(np.int64)
-    if count > CLOSED:
-        return "at least", int(inside @ sizes)
-    entries = step.tocoo()
-    reach = np.eye(count, dtype=np.float32)
-    reach[of[entries.coords[0]], of[entries.coords[1]]] = 1
-    before = None
-    while before is None or np.any(reach != before):
-        before, reach = reach, (reach @ reach > 0).astype(np.float32)
-    return "", int(inside @ (reach > 0) @ sizes)

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from .._learner import Learner
 from .._model.program import is_inexact
 from .._model.trained import is_array_like, nbytes, struct, trained_filter
-from .._numbers import whole
+from .._numbers import positive
 from .._text import as_table, data_frame, in_bytes
 
 
@@ -72,9 +72,7 @@ def memory_plan(
         >>> se.memory_plan(se.D_RTRL(), cell, cell.init_state(), jnp.ones(2)).traces
         24
     """
-    for name, number in (("steps", steps), ("chunk", chunk)):
-        if number is not None and whole(name, number) < 1:
-            raise ValueError(f"{name}: expected at least 1, got {number}.")
+    steps, chunk = positive("steps", steps), None if chunk is None else positive("chunk", chunk)
     engine = learner.prepare(model, state, x)
     carry = engine.carry_shapes(model, state, x)
     arrays, static = eqx.partition(model, is_array_like)

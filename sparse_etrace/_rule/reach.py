@@ -146,7 +146,7 @@ class Wiring:
     def _find_neurons(self) -> np.ndarray:
         """Hidden units that act on each other without an op between, in either direction, numbered as they come."""
         pairs = (self.edges.source < self.num_hidden) & (self.edges.sink < self.num_hidden)
-        joined = _matrix(self.edges.source[pairs], self.edges.sink[pairs], (self.num_hidden,) * 2)
+        joined = pattern(self.edges.source[pairs], self.edges.sink[pairs], (self.num_hidden,) * 2)
         labels = sp.csgraph.connected_components(joined, directed=False)[1]
         _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
         return np.argsort(np.argsort(first))[inverse]
@@ -157,14 +157,14 @@ class Wiring:
 
     def _find_reach(self) -> None:
         h = self.num_hidden
-        whole = _matrix(self.edges.source, self.edges.sink, (self.num_rows,) * 2)
+        whole = pattern(self.edges.source, self.edges.sink, (self.num_rows,) * 2)
         self.within = {"hh": whole[:h, :h], "hy": whole[:h, h:], "yh": whole[h:, :h], "yy": whole[h:, h:]}
         through, longer = self.within["yy"], self.within["yy"]
         while longer.nnz:
             longer = longer @ self.within["yy"]
             through = through + longer
         units = np.arange(h)
-        member = _matrix(units, self.neuron, (h, self.num_neurons))
+        member = pattern(units, self.neuron, (h, self.num_neurons))
         direct = self.within["yh"] @ member
         later = through @ direct
         from_old = self.within["hh"] @ member + self.within["hy"] @ (direct + later)
@@ -172,7 +172,7 @@ class Wiring:
         self.member = member
         source, sink = self.edges.source[: self.edges.num_cut], self.edges.sink[: self.edges.num_cut] - h
         at_end = np.diff((direct + later).tocsr().indptr)[sink] == 0
-        self.ends = _matrix(source[at_end], sink[at_end], (h, self.num_rows - h))
+        self.ends = pattern(source[at_end], sink[at_end], (h, self.num_rows - h))
 
     def keep_random_paths(self, paths: int, rng: np.random.Generator) -> None:
         """Let influence pass into each neuron from so many others only, chosen at random."""
@@ -182,7 +182,7 @@ class Wiring:
         source, sink = source[order], sink[order]
         chosen = np.arange(len(sink)) - np.searchsorted(sink, sink) < paths
         own = np.arange(self.num_neurons)
-        allowed = _matrix(np.concatenate([source[chosen], own]), np.concatenate([sink[chosen], own]), self.graph.shape)
+        allowed = pattern(np.concatenate([source[chosen], own]), np.concatenate([sink[chosen], own]), self.graph.shape)
         e, h = self.edges, self.num_hidden
         through_op = (e.source < h) & (e.sink >= h)
         reached = (self.member @ allowed @ self.seeds.T + self.ends).tocsr()
@@ -209,7 +209,10 @@ class Wiring:
             if given is not None:
                 found = (self.seeds[chunk] + self.seeds[chunk] @ given).tocsr()
             else:
-                found = self._grow(chunk, steps)
+                found = self.seeds[chunk]
+                if steps != 0:
+                    found = found + found @ self.graph + self.through[chunk]
+                    found = grown(found, self.graph, None if steps is None else steps - 1)
             total += self.count(found, chunk)
             if total > limit:
                 share = (begin + len(chunk)) / len(rows)
@@ -220,25 +223,23 @@ class Wiring:
                 )
             parts.append(found)
         kept = sp.vstack(parts, format="csr") if parts else sp.csr_array((0, self.num_neurons), dtype=bool)
-        at = _matrix(rows, np.arange(len(rows)), (self.num_rows - self.num_hidden, len(rows)))
+        at = pattern(rows, np.arange(len(rows)), (self.num_rows - self.num_hidden, len(rows)))
         return (at @ kept).tocsr()
-
-    def _grow(self, chunk: np.ndarray, steps: int | None) -> sp.csr_array:
-        found = self.seeds[chunk]
-        step, size = 0, -1
-        while step != steps and found.nnz > size:
-            step, size = step + 1, found.nnz
-            found = found + found @ self.graph
-            if step == 1:
-                found = found + self.through[chunk]
-                size = -1
-        return found.tocsr()
 
     def count(self, reach: sp.csr_array, rows: np.ndarray) -> int:
         """Stored influences of the columns at some op outputs."""
         columns = np.bincount(self.columns.row - self.num_hidden, minlength=self.num_rows - self.num_hidden)
         units = np.bincount(self.neuron, minlength=self.num_neurons)
         return int(columns[rows] @ (reach.astype(np.int64) @ units))
+
+
+def grown(found: sp.csr_array, graph: sp.csr_array, steps: int | None) -> sp.csr_array:
+    """A pattern, and all that a graph leads to from it within so many steps; None: any number."""
+    size = -1
+    while steps != 0 and found.nnz > size:
+        size, steps = found.nnz, None if steps is None else steps - 1
+        found = found + found @ graph
+    return found.tocsr()
 
 
 def _at_positions(uses: Uses, count: int, pre: int, post: int) -> Uses:
@@ -254,7 +255,8 @@ def _joined(parts: list[tuple[np.ndarray, ...]], count: int) -> list[np.ndarray]
     return [np.concatenate(arrays).astype(np.int64) for arrays in zip(empty, *parts, strict=True)]
 
 
-def _matrix(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, ...]) -> sp.csr_array:
+def pattern(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, ...]) -> sp.csr_array:
+    """A matrix that is True at some entries."""
     return sp.csr_array((np.ones(len(rows), bool), (rows, columns)), shape=shape)
 
 

@@ -13,7 +13,7 @@ from .._learner import Carry, Learner
 from .._model.constant import constant, held, is_traced
 from .._model.origin import check_origin, scaled
 from .._model.trained import refuse_varying, trained_filter
-from .._numbers import whole
+from .._numbers import positive
 from .._sums import narrowed, widened, zeros
 
 NO_DERIVATIVE = (
@@ -69,9 +69,7 @@ def online_grad(
         (5,)
     """
     xs, ys = read_stream(xs, ys)
-    chunk = None if chunk is None else whole("chunk", chunk)
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 step, got {chunk}.")
+    chunk = None if chunk is None else positive("chunk", chunk)
     factor, origin = check_origin(carry.origin, model), carry.origin
     is_constant = is_traced(inputs := (model, carry, xs, ys)) and not learner.is_differentiable
     model, carry, xs, ys = held(inputs) if is_constant else inputs
