@@ -35,6 +35,8 @@ from ._learner import (
     Learner as Learner,
     SnAp as SnAp,
     ThreeFactor as ThreeFactor,
+    TraceLearner as TraceLearner,
+    TraceTerms as TraceTerms,
     Window as Window,
 )
 from ._model.trained import trainable as trainable

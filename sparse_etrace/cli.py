@@ -12,12 +12,13 @@ from typing import NoReturn
 
 import jax
 
-from . import _learner as rules, datasets, demo
+from . import datasets, demo
 from ._files import SEPARATORS, read_graph, write_graph
 from ._graph.columns import GUESS
 from ._graph.graph import Graph
 from ._graph.summary import inspect_graph
 from ._kernels import native
+from ._learner import LEARNERS, Learner
 from ._report.costs import LearnerCosts, learner_costs
 from ._text import shown
 
@@ -25,22 +26,6 @@ DATA_SETS: dict[str, Callable[[], Graph]] = {
     "worm": datasets.worm,
     "fly_eye": datasets.fly_eye,
     "mushroom_body": datasets.mushroom_body,
-}
-# What each learner needs beside a number; the state of the network that is planned has one leaf, `state`.
-LEARNERS: dict[str, Callable[..., rules.Learner]] = {
-    "D_RTRL": rules.D_RTRL,
-    "ES_D_RTRL": rules.ES_D_RTRL,
-    "Hybrid": rules.Hybrid,
-    "EProp": lambda: rules.EProp(leaf="state"),
-    "RFLO": lambda: rules.RFLO(leaf="state", key=jax.random.key(0)),
-    "ThreeFactor": lambda: rules.ThreeFactor(leaf="state"),
-    "OSTL": rules.OSTL,
-    "OTTT": lambda: rules.OTTT(decay=0.9),
-    "UORO": lambda: rules.UORO(key=jax.random.key(0)),
-    "SnAp": lambda n=2: rules.SnAp(n=n),
-    "RTRL": rules.RTRL,
-    "TBPTT": lambda steps=16: rules.TBPTT(steps=steps),
-    "BPTT": lambda steps=100: rules.BPTT(),
 }
 NUMBERED = ("SnAp", "TBPTT", "BPTT")
 MOST = 2**31 - 1
@@ -70,14 +55,15 @@ def _whole(text: str, least: int, most: int = MOST) -> int:
     return int(text)
 
 
-def _learner(text: str) -> tuple[rules.Learner, tuple[int, ...]]:
+def _learner(text: str) -> tuple[Learner, tuple[int, ...]]:
     """A learner by its name, and steps to plan for: `SnAp-3`, `BPTT-1000`."""
     name, dash, number = text.partition("-")
     if name not in LEARNERS or (dash and name not in NUMBERED):
         numbered = ", ".join(f"{name}-NUMBER" for name in NUMBERED)
         raise argparse.ArgumentTypeError(f"got {text!r}; known are {', '.join(LEARNERS)}, {numbered}")
     given = [_whole(number, 1)] if dash else []
-    return LEARNERS[name](*given), (*given, 100)[:1] if name == "BPTT" else (16,)
+    own = [] if name == "BPTT" else given
+    return LEARNERS[name]("state", *own), (*given, 100)[:1] if name == "BPTT" else (16,)
 
 
 def _parser() -> argparse.ArgumentParser:

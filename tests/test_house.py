@@ -30,7 +30,8 @@ HOUSE = {
     "cells": "cell *",
     "_model": "primitives program linear constant positions trained call links origin reading "
     "groups grouping batch_axes step unit_links",
-    "_rule": "reach influence traces support notes signal engine trace_engine influence_engine black_box",
+    "_rule": "reach influence traces support notes signal engine trace_engine kept_traces own_traces "
+    "influence_engine black_box",
     "_learner": "learner *",
     "_train": "online batches updates non_finite facts checkpoint fit_options fit_result fit_file fit_loop fit",
     "_report": "explain memory alignment costs",

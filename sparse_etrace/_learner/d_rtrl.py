@@ -3,7 +3,7 @@
 from typing import Any
 
 from .._rule.engine import Rule
-from .._rule.trace_engine import Traces
+from .._rule.kept_traces import Traces
 from .learner import RuleLearner
 
 

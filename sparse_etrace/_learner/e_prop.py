@@ -4,8 +4,8 @@ from typing import Any
 
 from .._numbers import number, real
 from .._rule.engine import Rule
+from .._rule.kept_traces import kept
 from .._rule.signal import Signal
-from .._rule.trace_engine import Traces
 from .learner import RuleLearner
 
 
@@ -36,9 +36,12 @@ class EProp(RuleLearner):
         rate_strength, rate_target: of the regulariser, the target per step in the units of the leaf.
         rate_leaf: the leaf whose rate is regularised; None for `leaf`.
         train, trace_dtype, allow_zero: see `D_RTRL`.
+        factor_decay: None for a trace of each synapse; otherwise traces are factorised as those of `ES_D_RTRL`, with
+            this decay: memory of the order of units.
 
     Raises:
-        ValueError: `feedback`, `key`, `kappa` or a rate is out of range; at `init`, a leaf has another name or no way
+        ValueError: `feedback`, `key`, `kappa`, `factor_decay` or a rate is out of range, or the regulariser is to go
+            with factors; at `init`, a leaf has another name or no way
             to `out`, or `feedback` another shape.
 
     Example:
@@ -62,12 +65,18 @@ class EProp(RuleLearner):
     train: Any = None
     trace_dtype: Any = None
     allow_zero: tuple[str, ...] = ()
+    factor_decay: float | None = number(real, "factor_decay", optional=True, default=None)
 
     def __check_init__(self) -> None:
         self.rule()
+        if self.rate_strength and self.factor_decay is not None:
+            raise ValueError(
+                f"factor_decay: expected None with rate_strength={self.rate_strength}, got {self.factor_decay}. The "
+                "regulariser needs the sum of each synapse's trace over all steps, which factors cannot hold."
+            )
 
     def rule(self) -> Rule:
-        """A trace for each synapse, and feedback onto the leaf."""
+        """Traces or factors, and feedback onto the leaf."""
         rate = (self.rate_leaf, self.rate_strength, self.rate_target)
         signal = Signal(self.leaf, self.feedback, self.key, self.kappa, *rate)
-        return Rule(Traces(dtype=self.trace_dtype), signal)
+        return Rule(kept(self.factor_decay, self.trace_dtype), signal)

@@ -8,7 +8,7 @@ from .._model.grouping import Grouping
 from .._numbers import number, real
 from .._op.param import ETraceGrad
 from .._rule.engine import Rule
-from .._rule.trace_engine import Traces
+from .._rule.kept_traces import Traces
 from .._rule.traces import per_unit_leaves, routes_of, slot_shapes
 from .learner import RuleLearner
 

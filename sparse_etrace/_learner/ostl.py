@@ -3,8 +3,8 @@
 from typing import Any
 
 from .._rule.engine import Rule
+from .._rule.kept_traces import Traces
 from .._rule.signal import Signal
-from .._rule.trace_engine import Traces
 from .learner import RuleLearner
 
 

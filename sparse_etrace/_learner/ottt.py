@@ -4,7 +4,7 @@ from typing import Any
 
 from .._numbers import number, real
 from .._rule.engine import Rule
-from .._rule.trace_engine import Traces
+from .._rule.kept_traces import Traces
 from .._rule.traces import per_unit_leaves
 from .learner import RuleLearner
 

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from .._numbers import number, real
 from .._rule.engine import Rule
+from .._rule.kept_traces import kept
 from .._rule.signal import Signal
-from .._rule.trace_engine import Traces
 from .learner import RuleLearner
 
 
@@ -19,9 +20,12 @@ class RFLO(RuleLearner):
         feedback: `"random"`, or an array of shape `(*out, *hidden)` without batch axes.
         key: draws random feedback, normal with variance 1 / units, the same at every call.
         train, trace_dtype, allow_zero: see `D_RTRL`.
+        factor_decay: None for a trace of each synapse; otherwise traces are factorised as those of `ES_D_RTRL`, with
+            this decay: memory of the order of units.
 
     Raises:
-        ValueError: `feedback` is something else, or `key` is missing; at `init`, as `EProp`.
+        ValueError: `feedback` is something else, `key` is missing, or `factor_decay` is out of range; at `init`, as
+            `EProp`.
 
     Example:
         >>> import jax, jax.numpy as jnp, sparse_etrace as se
@@ -40,6 +44,7 @@ class RFLO(RuleLearner):
     train: Any = None
     trace_dtype: Any = None
     allow_zero: tuple[str, ...] = ()
+    factor_decay: float | None = number(real, "factor_decay", optional=True, default=None)
 
     def __check_init__(self) -> None:
         if self.feedback != "random" if isinstance(self.feedback, str) else not hasattr(self.feedback, "shape"):
@@ -50,5 +55,5 @@ class RFLO(RuleLearner):
         self.rule()
 
     def rule(self) -> Rule:
-        """A trace for each synapse, and feedback onto the leaf."""
-        return Rule(Traces(dtype=self.trace_dtype), Signal(self.leaf, self.feedback, self.key))
+        """Traces or factors, and feedback onto the leaf."""
+        return Rule(kept(self.factor_decay, self.trace_dtype), Signal(self.leaf, self.feedback, self.key))

@@ -4,8 +4,8 @@ from typing import Any
 
 from .._numbers import number, real
 from .._rule.engine import Rule
+from .._rule.kept_traces import kept
 from .._rule.signal import LOSS, Signal
-from .._rule.trace_engine import Traces
 from .learner import RuleLearner
 
 
@@ -21,9 +21,11 @@ class ThreeFactor(RuleLearner):
             `out` where the reward depends on it in no smooth way).
         kappa: decay of the filter on the trace, from 0 to 1; None for no filter.
         train, trace_dtype, allow_zero: see `D_RTRL`.
+        factor_decay: None for a trace of each synapse; otherwise traces are factorised as those of `ES_D_RTRL`, with
+            this decay: memory of the order of units.
 
     Raises:
-        ValueError: `kappa` is out of range; at `init`, a leaf has another name or no way to `out`.
+        ValueError: `kappa` or `factor_decay` is out of range; at `init`, a leaf has another name or no way to `out`.
         NotImplementedError: the gradient of `step` is taken.
 
     Example:
@@ -43,10 +45,11 @@ class ThreeFactor(RuleLearner):
     train: Any = None
     trace_dtype: Any = None
     allow_zero: tuple[str, ...] = ()
+    factor_decay: float | None = number(real, "factor_decay", optional=True, default=None)
 
     def __check_init__(self) -> None:
         self.rule()
 
     def rule(self) -> Rule:
-        """A trace for each synapse, and the loss as the learning signal of the leaf."""
-        return Rule(Traces(dtype=self.trace_dtype), Signal(self.leaf, LOSS, None, self.kappa))
+        """Traces or factors, and the loss as the learning signal of the leaf."""
+        return Rule(kept(self.factor_decay, self.trace_dtype), Signal(self.leaf, LOSS, None, self.kappa))

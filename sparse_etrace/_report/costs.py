@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
 from .._graph.graph import Graph
-from .._learner import BPTT, D_RTRL, ES_D_RTRL, RTRL, TBPTT, UORO, Hybrid, Learner, SnAp
+from .._learner import LEARNERS, Learner, SnAp
 from .._learner.learner import RuleLearner
 from .._numbers import positive
 from .._op import SpMatMulOp
@@ -133,8 +133,11 @@ def learner_costs(
 
 
 def _choice() -> list[Learner]:
-    few = [D_RTRL(), ES_D_RTRL(), Hybrid(), UORO(key=jax.random.key(0)), SnAp(n=2), SnAp(n=3), RTRL()]
-    return [*few, TBPTT(steps=16), BPTT()]
+    """Those that keep other things than the ones before them."""
+    made = [make("state") for make in LEARNERS.values()]
+    kept = [learner.rule().storage for learner in made if isinstance(learner, RuleLearner)]
+    chosen = [learner for i, learner in enumerate(made) if kept[i] not in kept[:i]]
+    return [*chosen[:-3], SnAp(n=3), *chosen[-3:]]
 
 
 def _name(learner: Learner) -> str:

@@ -1,9 +1,9 @@
-"""Traces of synapses as an engine: one for each synapse or factors, leaf by leaf."""
+"""Traces of op calls as an engine: x, m, n, D and F of each step go to what a rule keeps of each call."""
 
+import abc
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -22,57 +22,51 @@ from .engine import Carry, Model, Storage, Task, TermEngine, Use, refuse_traces
 from .notes import memory_elsewhere, one_step_only, untraced_recurrence, without_memory
 from .signal import Memory, Teacher
 from .support import reached
-from .traces import CallTrace, Factors, advance, bytes_of_step, can_filter, init_trace, routes_of
+from .traces import bytes_of_step, routes_of
 
 WINDOW = 16
 ROOM = 2**25
 
 
-def every_synapse(grouping: Grouping, call: Call) -> list[bool]:
-    """A trace for each weight of a call."""
-    return [True] * len(call.weight_atoms)
-
-
-@dataclass(frozen=True)
-class Traces(Storage):
-    """Traces of synapses.
-
-    Attributes:
-        full: says for each weight leaf of an op call whether it has one trace per slot rather than factors.
-        decay: share of the old factor where traces are factorised.
-        only_input: whether the input is the only factor.
-        dtype: type in which traces are stored; None for that of the weights.
-    """
-
-    full: Callable[[Grouping, Call], list[bool]] = every_synapse
-    decay: float = 0.0
-    only_input: bool = False
-    dtype: Any = None
+class ByCall(Storage):
+    """What is kept of each op call by itself, fed with x, m, n, D and F."""
 
     def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> "TraceEngine":
         """Read a model, once."""
         return TraceEngine(self, Teacher(task.signal, Reading(model, state, x, task.train)), task)
 
-    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> dict[int, CallTrace]:
-        """Traces of the batch elements of the groups that they lead into."""
+    @abc.abstractmethod
+    def begin(self, grouping: Grouping, call: Call, counts: Sequence[int]) -> PyTree[Array]:
+        """Traces of zero of an op call; of each group so many variables have one."""
 
-        def one(trace: CallTrace, into: Sequence[int | None]) -> CallTrace:
-            full = tuple(jax.tree.map(lambda e, k=k: zero(e, k, 1), part) for part, k in zip(trace.full, into))
-            old, windows = trace.factors, jax.tree.map(zero, trace.windows)
-            if old is None:
-                return CallTrace(full, None, windows)
-            f = tuple(zero(part, k, 1) for part, k in zip(old.f, into))
-            return CallTrace(full, Factors(zero(old.x, into[0]), f, zero(old.steps, into[0])), windows)
+    @abc.abstractmethod
+    def advance(
+        self,
+        grouping: Grouping,
+        weights: Weights,
+        traces: dict[int, PyTree[Array]],
+        terms: Terms,
+        only: str | None = None,
+    ) -> tuple[dict[int, PyTree[Array]], dict[int, list[Array]]]:
+        """See `TermEngine.absorb`."""
 
-        alike = [(None,) * len(trace.full) for trace in carry.traces.values()]
-        into = alike if carry.origin is None else carry.origin.into
-        return {number: one(trace, k) for (number, trace), k in zip(carry.traces.items(), into, strict=True)}
+    @abc.abstractmethod
+    def word(self, grouping: Grouping, call: Call, leaf: int) -> str:
+        """The rule of a weight leaf that is traced into a group; see `Use`."""
+
+    @abc.abstractmethod
+    def kept(self, trace: PyTree[Array], leaf: int) -> list[Array]:
+        """What is kept of a weight leaf."""
+
+    @abc.abstractmethod
+    def entries(self, trace: PyTree[Array], into: int) -> int:
+        """How many numbers are kept of a call for the group that is so many among those that it leads into."""
 
 
 class TraceEngine(TermEngine):
     """Traces of synapses on a model."""
 
-    def __init__(self, storage: Traces, teacher: Teacher, task: Task):
+    def __init__(self, storage: ByCall, teacher: Teacher, task: Task):
         self.storage, self.teacher, self.task = storage, teacher, task
         self.run = Step(teacher.grouping, None, teacher.tap)
 
@@ -90,17 +84,10 @@ class TraceEngine(TermEngine):
         origin = origin_of(model, *as_long_as_a_batch(model, state, x, grouping), into)
         return Carry(jax.tree.map(jnp.asarray, state), *self._start(), origin)
 
-    def _start(self) -> tuple[dict[int, CallTrace], Memory]:
-        def one(call: Call) -> CallTrace:
-            full, kept = self._full(call), self.storage
-            return init_trace(self.grouping, call, full, kept.dtype, self.teacher.counts, kept.only_input)
-
-        return {c.number: one(c) for c in self.reading.learning}, self.teacher.start()
-
-    def _full(self, call: Call) -> list[bool]:
-        """As `Traces.full`, and True throughout where the input is an index, which has no factor."""
-        full = self.storage.full(self.grouping, call)
-        return full if all(full) or can_filter(self.grouping, call) else [True] * len(full)
+    def _start(self) -> tuple[dict[int, PyTree[Array]], Memory]:
+        counts = self.teacher.counts
+        traces = {c.number: self.storage.begin(self.grouping, c, counts) for c in self.reading.learning}
+        return traces, self.teacher.start()
 
     def check(self, carry: Carry) -> None:
         """Refuse other traces."""
@@ -120,9 +107,8 @@ class TraceEngine(TermEngine):
             group, count = groups[number], counts[number]
             units = ends = math.prod(group.shape)
             for route in group.routes:
-                traces = carry.traces[route.call].full
-                index = [g for g, _ in routes_of(self.grouping, self.reading.calls[route.call])].index(number)
-                ends += units + sum(leaf.size // count for leaf in jax.tree.leaves(traces[index]))
+                into = [g for g, _ in routes_of(self.grouping, self.reading.calls[route.call])].index(number)
+                ends += units + self.storage.entries(carry.traces[route.call], into) // count
             return steps * count**2 * units <= (4 * count + 2 * steps) * ends
 
         said = bytes_of_step(self.grouping, counts)
@@ -138,18 +124,17 @@ class TraceEngine(TermEngine):
         return Terms(xs, n, m, d, f)
 
     def absorb(
-        self, weights: Weights, traces: dict[int, CallTrace], terms: Terms, taught: tuple, only: str | None = None
-    ) -> tuple[dict[int, CallTrace], dict[int, list[Array]]]:
+        self, weights: Weights, traces: PyTree[Array], terms: Terms, taught: tuple, only: str | None = None
+    ) -> tuple[dict[int, PyTree[Array]], dict[int, list[Array]]]:
         """The recursion of the traces through a window."""
-        terms = self.teacher.extend(terms, *taught)
-        return advance(self.grouping, weights, traces, terms, self.storage.decay, only)
+        return self.storage.advance(self.grouping, weights, traces, self.teacher.extend(terms, *taught), only)
 
     # --- what it is, in words ---------------------------------------------------------------------------------------
 
     def use(self, carry: Carry, call: Call, leaf: int) -> Use:
         """Exact, diagonal, factorised, feedback or of the same step only."""
         routes = routes_of(self.grouping, call)
-        kept = _kept(carry.traces[call.number], leaf)
+        kept = self.storage.kept(carry.traces[call.number], leaf)
         shapes = tuple(jax.ShapeDtypeStruct(k.shape, k.dtype) for k in kept)
         groups = tuple(self.grouping.groups[g].variables for g, _ in routes)
         if not routes:
@@ -157,7 +142,7 @@ class TraceEngine(TermEngine):
         elif self.teacher.feedback.is_other:
             rule = "feedback"
         else:
-            rule = diagonal(self.grouping, call) if self._full(call)[leaf] else "factorised"
+            rule = self.storage.word(self.grouping, call, leaf)
         return Use(rule, shapes, groups)
 
     def notes(self) -> list[str]:
@@ -199,11 +184,3 @@ def diagonal(grouping: Grouping, call: Call) -> str:
 
 def _hit(grouping: Grouping, call: Call) -> set[int]:
     return {s[1] for s in grouping.reading.within_step(("y", call.number)) if s[0] == "n"} & set(grouping.cluster)
-
-
-def _kept(trace: CallTrace, leaf: int) -> list[Any]:
-    """Traces of one weight leaf of a call, or the factors that stand for them."""
-    full = [jax.tree.leaves(t, is_leaf=lambda e: e is None)[leaf] for t in trace.full]
-    if all(e is None for e in full) and trace.factors is not None:
-        return [trace.factors.x, *trace.factors.f]
-    return [e for e in full if e is not None]
