@@ -4,11 +4,10 @@ U. Brandes, M. Eiglsperger, I. Herman, M. Himsolt, M. S. Marshall (2002), GraphM
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from io import BufferedIOBase
-from typing import Any
-from xml.parsers import expat
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
@@ -45,98 +44,27 @@ INSIDE = {
 }
 
 
-@dataclass
-class _Key:
+class _Key(NamedTuple):
     name: str
     kind: str
     owner: str
-    default: str | None = None
+    default: str | None
 
 
-@dataclass
-class _Document:
-    """What the parser has seen."""
+class _Document(NamedTuple):
+    """What a file says: keys, nodes and edges with their data, data of the graph."""
 
-    keys: dict[str, _Key] = field(default_factory=dict)
-    nodes: dict[str, dict[str, str]] = field(default_factory=dict)
-    edges: list[tuple[str, str, bool, dict[str, str]]] = field(default_factory=list)
-    data: dict[str, str] = field(default_factory=dict)
-    graphs: int = 0
-    directed: bool = True
-    path: list[str] = field(default_factory=list)
-    text: list[str] | None = None
-    owner: dict[str, str] = field(default_factory=dict)
-    key: str = ""
+    keys: dict[str, _Key]
+    nodes: dict[str, dict[str, str]]
+    edges: list[tuple[str, str, bool, dict[str, str]]]
+    data: dict[str, str]
 
-    def start(self, tag: str, attributes: dict[str, str]) -> None:
-        """Take the start of an element."""
-        name = tag.rpartition(" ")[2]
-        above = self.path[-1] if self.path else ""
-        if name not in INSIDE.get(above, ()):
-            raise ValueError(f"has <{name}> in <{above or 'document'}>, which a graph of this library has not")
-        self.path.append(name)
-        if name == "key":
-            self._add_key(attributes)
-        elif name == "graph":
-            self.graphs, self.owner = self.graphs + 1, self.data
-            kind = attributes.get("edgedefault")
-            if self.graphs > 1 or kind not in ("directed", "undirected"):
-                raise ValueError("needs one <graph> with edgedefault='directed' or 'undirected'")
-            self.directed = kind == "directed"
-        elif name == "node":
-            label = self._attribute(attributes, name, "id")
-            if label in self.nodes:
-                raise ValueError(f"has the node {label!r} twice")
-            self.owner = self.nodes[label] = {}
-        elif name == "edge":
-            ends = [self._attribute(attributes, name, end) for end in ("source", "target")]
-            directed = attributes.get("directed", "true" if self.directed else "false")
-            if directed not in ("true", "false"):
-                raise ValueError(f"has an edge with directed={directed!r}; it is 'true' or 'false'")
-            self.owner = {}
-            self.edges.append((ends[0], ends[1], directed == "true", self.owner))
-        elif name == "data":
-            if above in ("graphml", "graph"):
-                self.owner = self.data
-            self.key, self.text = self._attribute(attributes, name, "key"), []
-            if self.key in self.owner:
-                raise ValueError(f"has two values of key {self.key!r} for one {above}")
-        elif name == "default":
-            self.text = []
 
-    def end(self, tag: str) -> None:
-        """Take the end of an element."""
-        name = self.path.pop()
-        if name == "data":
-            self.owner[self.key] = "".join(self.text or ())
-        elif name == "default":
-            self.keys[self.key].default = "".join(self.text or ())
-        self.text = None if name in ("data", "default") else self.text
+class _Builder(ElementTree.TreeBuilder):
+    """Refuses document types, without which there are no entities."""
 
-    def characters(self, text: str) -> None:
-        """Take text, which only data and defaults have."""
-        if self.text is not None:
-            self.text.append(text)
-        elif text.strip() and self.path[-1:] != ["desc"]:
-            raise ValueError(f"has the text {text.strip()[:40]!r} in <{self.path[-1]}>")
-
-    def _add_key(self, attributes: dict[str, str]) -> None:
-        self.key = self._attribute(attributes, "key", "id")
-        kind, owner = attributes.get("attr.type", "string"), attributes.get("for", "all")
-        if "attr.name" not in attributes or kind not in (*KINDS, "boolean", "string"):
-            raise ValueError(
-                f"has the key {self.key!r} without attr.name or of a type that is none of "
-                f"{', '.join((*KINDS, 'boolean', 'string'))}; save it as plain GraphML"
-            )
-        if self.key in self.keys or owner not in ("node", "edge", "graph", "graphml", "all"):
-            raise ValueError(f"has the key {self.key!r} twice, or for {owner!r}")
-        self.keys[self.key] = _Key(attributes["attr.name"], kind, owner)
-
-    @staticmethod
-    def _attribute(attributes: dict[str, str], element: str, name: str) -> str:
-        if name not in attributes:
-            raise ValueError(f"has a <{element}> without {name}")
-        return attributes[name]
+    def doctype(self, *_: Any) -> None:
+        raise ValueError("declares a document type or entities, which are not read; remove its <!DOCTYPE ...>")
 
 
 def read(source: Source, options: Options) -> Graph:
@@ -203,22 +131,76 @@ def write(target: BufferedIOBase, graph: Graph) -> None:
 
 
 def _parse(data: bytes) -> _Document:
-    document, parser = _Document(), expat.ParserCreate(namespace_separator=" ")
-
-    def refuse(*_: Any) -> None:
-        raise ValueError("declares a document type or entities, which are not read; remove its <!DOCTYPE ...>")
-
-    parser.buffer_text = True
-    parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
-    parser.StartElementHandler, parser.EndElementHandler = document.start, document.end
-    parser.CharacterDataHandler = document.characters
     try:
-        parser.Parse(data, True)
-    except (expat.ExpatError, LookupError) as error:
+        root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_Builder()))
+    except (ElementTree.ParseError, LookupError) as error:
         raise ValueError(f"is no sound XML: {error}") from error
-    if not document.graphs:
+    _check_inside("", [root])
+    graphs = root.findall("graph")
+    if not graphs:
         raise ValueError("has no <graph>")
-    return document
+    kind = graphs[0].get("edgedefault")
+    if len(graphs) > 1 or kind not in ("directed", "undirected"):
+        raise ValueError("needs one <graph> with edgedefault='directed' or 'undirected'")
+    keys: dict[str, _Key] = {}
+    for element in root.iterfind("key"):
+        _add_key(keys, element)
+    nodes: dict[str, dict[str, str]] = {}
+    for node in graphs[0].iterfind("node"):
+        label = _attribute(node, "id")
+        if label in nodes:
+            raise ValueError(f"has the node {label!r} twice")
+        nodes[label] = _data_of(node)
+    edges = []
+    for edge in graphs[0].iterfind("edge"):
+        directed = edge.get("directed", "true" if kind == "directed" else "false")
+        if directed not in ("true", "false"):
+            raise ValueError(f"has an edge with directed={directed!r}; it is 'true' or 'false'")
+        edges.append((_attribute(edge, "source"), _attribute(edge, "target"), directed == "true", _data_of(edge)))
+    return _Document(keys, nodes, edges, _data_of(root, graphs[0]))
+
+
+def _check_inside(above: str, elements: Iterable[ElementTree.Element]) -> None:
+    """Refuse what a graph of this library has not, and drop the namespaces."""
+    for element in elements:
+        name = element.tag = element.tag.rpartition("}")[2]
+        if name not in INSIDE.get(above, ()):
+            raise ValueError(f"has <{name}> in <{above or 'document'}>, which a graph of this library has not")
+        if name not in ("data", "default", "desc"):
+            text = "".join(filter(None, [element.text, *(inner.tail for inner in element)])).strip()
+            if text:
+                raise ValueError(f"has the text {text[:40]!r} in <{name}>")
+        _check_inside(name, element)
+
+
+def _add_key(keys: dict[str, _Key], element: ElementTree.Element) -> None:
+    id_, name = _attribute(element, "id"), element.get("attr.name")
+    kind, owner = element.get("attr.type", "string"), element.get("for", "all")
+    if name is None or kind not in (*KINDS, "boolean", "string"):
+        raise ValueError(
+            f"has the key {id_!r} without attr.name or of a type that is none of "
+            f"{', '.join((*KINDS, 'boolean', 'string'))}; save it as plain GraphML"
+        )
+    if id_ in keys or owner not in ("node", "edge", "graph", "graphml", "all"):
+        raise ValueError(f"has the key {id_!r} twice, or for {owner!r}")
+    keys[id_] = _Key(name, kind, owner, element.findtext("default"))
+
+
+def _data_of(*elements: ElementTree.Element) -> dict[str, str]:
+    """The text of each key."""
+    found: dict[str, str] = {}
+    for datum in (datum for element in elements for datum in element.iterfind("data")):
+        key = _attribute(datum, "key")
+        if key in found:
+            raise ValueError(f"has two values of key {key!r} for one {elements[-1].tag}")
+        found[key] = datum.text or ""
+    return found
+
+
+def _attribute(element: ElementTree.Element, name: str) -> str:
+    if name not in element.attrib:
+        raise ValueError(f"has a <{element.tag}> without {name}")
+    return element.attrib[name]
 
 
 def _nodes(document: _Document) -> tuple[Any, tuple[int, int]]:
