@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,21 @@ class Policies:
             raise ValueError(f"self_loops: got {self.self_loops!r}; choose 'keep', 'drop' or 'add'")
 
 
+class _Edges(NamedTuple):
+    """Edges with their weights and attributes, and how errors call one."""
+
+    pre: np.ndarray
+    post: np.ndarray
+    weight: np.ndarray
+    attrs: dict[str, np.ndarray]
+    name_of: Callable[[int, int], str]
+
+    def at(self, chosen: np.ndarray) -> "_Edges":
+        """Some of them, in this order."""
+        attrs = {key: column[chosen] for key, column in self.attrs.items()}
+        return _Edges(self.pre[chosen], self.post[chosen], taken(self.weight, chosen), attrs, self.name_of)
+
+
 def build_graph(
     pre: Any,
     post: Any,
@@ -40,64 +55,79 @@ def build_graph(
     policies: Policies,
 ) -> Graph:
     """Build a graph from edges in any order. `pre` and `post` are indices; `edge_attrs` is aligned with them."""
-    duplicates, self_loops, dtype = policies.duplicates, policies.self_loops, check_dtype(policies.dtype)
+    dtype = check_dtype(policies.dtype)
     pre, post, (num_pre, num_post) = edge_arrays(pre, post, shape)
-    size = pre.size
     attrs = {key: plain_column(column, f"edge_attrs: {key!r}") for key, column in (edge_attrs or {}).items()}
     for key, column in attrs.items():
-        if column.shape[:1] != (size,):
-            raise ValueError(f"edge_attrs: {key!r} has shape {column.shape}; its first axis needs {size} entries")
+        if column.shape[:1] != (pre.size,):
+            raise ValueError(f"edge_attrs: {key!r} has shape {column.shape}; its first axis needs {pre.size} entries")
 
     def name_of(i: int, j: int) -> str:
         offset = 0 if num_pre == num_post else num_pre
         ends = (i, j + offset) if nodes is None else (nodes[i], nodes[j + offset])
         return f"synapse {ends[0]!r} -> {ends[1]!r}"
 
-    weight = check_weight(weight, size, dtype, lambda k: f"{name_of(int(pre[k]), int(post[k]))} (entry {k})")
-    if self_loops != "keep":
-        if num_pre != num_post:
+    weight = check_weight(weight, pre.size, dtype, lambda k: f"{name_of(int(pre[k]), int(post[k]))} (entry {k})")
+    edges = _Edges(pre, post, weight, attrs, name_of)
+    if policies.self_loops != "keep":
+        edges = _with_self_loops(edges, policies.self_loops, (num_pre, num_post))
+    order, connectivity = canonical_order(edges.pre, edges.post, (num_pre, num_post))
+    attrs = {key: column[order] for key, column in edges.attrs.items()}
+    ends = np.asarray(connectivity.pre), np.asarray(connectivity.post)
+    edges = _Edges(*ends, taken(edges.weight, order), attrs, name_of)
+    if policies.duplicates != "keep":
+        first = _first_of_parallel(edges, policies.duplicates)
+        if first.size < edges.pre.size:
+            edges = _summed(edges, first)
+            connectivity = Connectivity.from_edges(edges.pre, edges.post, shape=(num_pre, num_post))
+    return Graph(connectivity, jnp.array(edges.weight), nodes, node_attrs, edges.attrs)
+
+
+def _with_self_loops(edges: _Edges, policy: str, shape: tuple[int, int]) -> _Edges:
+    """Without the self-loops, or with one of weight 1 at each node that has none."""
+    if shape[0] != shape[1]:
+        raise ValueError(f"self_loops: {policy!r} needs a square graph, got shape {shape}; use 'keep'")
+    pre, post, weight, attrs, name_of = edges
+    if policy == "drop":
+        return edges.at(np.flatnonzero(pre != post))
+    missing = np.setdiff1d(np.arange(shape[0], dtype=np.int32), pre[pre == post])
+    if missing.size and attrs:
+        raise ValueError(
+            f"self_loops: 'add' has no value of edge attribute {next(iter(attrs))!r} for the new "
+            f"{name_of(int(missing[0]), int(missing[0]))}; leave it out of `edge_attrs`, or give the self-loops"
+        )
+    weight = np.concatenate([weight, np.ones(missing.size, weight.dtype)])
+    return _Edges(np.concatenate([pre, missing]), np.concatenate([post, missing]), weight, attrs, name_of)
+
+
+def _first_of_parallel(edges: _Edges, policy: str) -> np.ndarray:
+    """Of edges in canonical order, the first one of each pair of nodes."""
+    pre, post, name_of = edges.pre, edges.post, edges.name_of
+    start = np.concatenate([[True], (pre[1:] != pre[:-1]) | (post[1:] != post[:-1])])[: pre.size]
+    if policy == "error" and not start.all():
+        k = int(np.argmin(start))
+        raise ValueError(f"duplicates: {name_of(int(pre[k]), int(post[k]))} exists twice; use 'keep' or 'sum'")
+    return np.flatnonzero(start)
+
+
+def _summed(edges: _Edges, first: np.ndarray) -> _Edges:
+    """One edge for each pair of nodes, its weight the sum of those of all."""
+    one = edges.at(first)
+
+    def name(k: int) -> str:
+        return edges.name_of(int(one.pre[k]), int(one.post[k]))
+
+    run = np.repeat(np.arange(first.size), np.diff(first, append=edges.pre.size))
+    for key, column in edges.attrs.items():
+        differs = column != column[first][run]
+        if differs.any():
             raise ValueError(
-                f"self_loops: {self_loops!r} needs a square graph, got shape {(num_pre, num_post)}; use 'keep'"
+                f"duplicates: 'sum' merges {name(int(run[np.argwhere(differs)[0][0]]))}, but edge attribute {key!r} "
+                "differs between the parallel synapses; use 'keep', or leave it out of `edge_attrs`"
             )
-        loop = pre == post
-        if self_loops == "drop":
-            pre, post, weight = pre[~loop], post[~loop], weight[~loop]
-            attrs = {key: column[~loop] for key, column in attrs.items()}
-        else:
-            missing = np.setdiff1d(np.arange(num_pre, dtype=np.int32), pre[loop])
-            if missing.size and attrs:
-                raise ValueError(
-                    f"self_loops: 'add' has no value of edge attribute {next(iter(attrs))!r} for the new "
-                    f"{name_of(int(missing[0]), int(missing[0]))}; leave it out of `edge_attrs`, or give the self-loops"
-                )
-            pre, post = np.concatenate([pre, missing]), np.concatenate([post, missing])
-            weight = np.concatenate([weight, np.ones(missing.size, dtype)])
-    order, connectivity = canonical_order(pre, post, (num_pre, num_post))
-    weight, attrs = taken(weight, order), {key: column[order] for key, column in attrs.items()}
-    if duplicates != "keep" and order.size:
-        pre, post = pre[order], post[order]
-        start = np.concatenate([[True], (pre[1:] != pre[:-1]) | (post[1:] != post[:-1])])
-        if not start.all():
-            k = int(np.argmin(start))
-            if duplicates == "error":
-                raise ValueError(f"duplicates: {name_of(int(pre[k]), int(post[k]))} exists twice; use 'keep' or 'sum'")
-            first, run = np.flatnonzero(start), np.cumsum(start) - 1
-            for key, column in attrs.items():
-                differs = column != column[first][run]
-                if differs.any():
-                    k = int(np.argwhere(differs)[0][0])
-                    raise ValueError(
-                        f"duplicates: 'sum' merges {name_of(int(pre[k]), int(post[k]))}, but edge attribute {key!r} "
-                        "differs between the parallel synapses; use 'keep', or leave it out of `edge_attrs`"
-                    )
-            pre, post = pre[first], post[first]
-            attrs = {key: column[first] for key, column in attrs.items()}
-            weight = np.add.reduceat(weight.astype(np.float64), first)
-            weight = check_weight(
-                weight, pre.size, dtype, lambda k: f"the sum over {name_of(int(pre[k]), int(post[k]))}"
-            )
-            connectivity = Connectivity.from_edges(pre, post, shape=(num_pre, num_post))
-    return Graph(connectivity, jnp.array(weight), nodes, node_attrs, attrs)
+    weight = np.add.reduceat(edges.weight.astype(np.float64), first)
+    weight = check_weight(weight, first.size, edges.weight.dtype, lambda k: f"the sum over {name(k)}")
+    return one._replace(weight=weight)
 
 
 def check_dtype(dtype: Any) -> np.dtype:
