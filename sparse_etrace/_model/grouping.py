@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import jax
+import networkx as nx
 import numpy as np
 
 from .groups import Group, Variable, make_group
@@ -196,19 +197,12 @@ def dependence(
 
 
 def closure(start: set[int], edges: dict[int, set[int]]) -> set[int]:
-    found, todo = set(start), list(start)
-    while todo:
-        for j in edges.get(todo.pop(), ()):
-            if j not in found:
-                found.add(j)
-                todo.append(j)
-    return found
+    """What edges lead to from these, and they themselves."""
+    graph = nx.from_dict_of_lists(dict.fromkeys(start, ()) | edges, nx.DiGraph)
+    return start.union(*(nx.descendants(graph, i) for i in start))
 
 
 def components(nodes: set[int], edges: dict[int, set[int]]) -> dict[int, int]:
     """Connected components, each named by its smallest member."""
-    both: dict[int, set[int]] = {i: set(edges.get(i, ())) for i in nodes}
-    for i, targets in edges.items():
-        for j in targets:
-            both[j].add(i)
-    return {i: min(closure({i}, both)) for i in nodes}
+    graph = nx.from_dict_of_lists(dict.fromkeys(nodes, ()) | edges)
+    return {i: min(part) for part in nx.connected_components(graph) for i in part}
