@@ -17,7 +17,7 @@ from .._learner.learner import RuleLearner
 from .._numbers import positive
 from .._op import SpMatMulOp
 from .._op.param import ETraceParam
-from .._rule.reach import CHUNK, grown, pattern
+from .._rule.reach import CHUNK, entries, grown
 from .._text import as_table, data_frame, in_bytes
 from ..cells import LeakyRate
 from .explain import ORDER, explain
@@ -197,7 +197,7 @@ def count_influences(graph: Graph, steps: int | None) -> tuple[str, int]:
     """
     conn, units = graph.connectivity, graph.connectivity.num_post
     post, columns = np.asarray(conn.post), np.diff(np.asarray(conn.post_ptr)).astype(np.int64) + 1
-    step, sizes = pattern(np.asarray(conn.pre), post, conn.shape), np.ones(units, np.int64)
+    step, sizes = entries(np.asarray(conn.pre), post, conn.shape), np.ones(units, np.int64)
     step = (step + sp.eye_array(units, dtype=bool, format="csr")).tocsr()
     if steps is None or steps > units:
         # Units that reach each other reach the same ones.
@@ -205,7 +205,7 @@ def count_influences(graph: Graph, steps: int | None) -> tuple[str, int]:
         sizes, columns = np.bincount(of), np.bincount(of, columns).astype(np.int64)
         if count > CLOSED:
             return "at least", int(columns @ sizes)
-        member = pattern(np.arange(units), of, (units, count))
+        member = entries(np.arange(units), of, (units, count))
         step, steps = (member.T.tocsr() @ step @ member).tocsr(), None
     elif steps > 2:
         most = np.diff(step.indptr).astype(np.int64)

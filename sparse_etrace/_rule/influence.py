@@ -14,7 +14,7 @@ from jaxtyping import Array
 from .._kernels.influence import INDICES, MOST_COLUMNS, Blocks, advance
 from .._model.unit_links import UnitLinks
 from .._sums import joined, wide
-from .reach import Wiring, spread
+from .reach import Wiring, both, entries, grown, spread
 
 MAX_INDEX = np.iinfo(np.int32).max
 
@@ -54,7 +54,7 @@ def lay_out(wiring: Wiring, reach: sp.csr_array, limit: int) -> tuple[Blocks, np
         pattern_of[y] = number.setdefault(key, len(number))
     used = np.flatnonzero(pattern_of >= 0)
     _, first = np.unique(pattern_of[used], return_index=True)
-    rows = _rows(wiring, reach[used[first]], _bool(pattern_of[used], used, (len(first), count - h)))
+    rows = _rows(wiring, reach[used[first]], entries(pattern_of[used], used, (len(first), count - h)))
     hidden = np.bincount(_run(rows)[rows.indices < h], minlength=rows.shape[0])
 
     order = np.argsort(pattern_of[outputs[columns]], kind="stable")
@@ -95,29 +95,12 @@ def _rows(wiring: Wiring, reach: sp.csr_array, entering: sp.csr_array) -> sp.csr
     within = wiring.within
     kept = reach @ wiring.member.T
     needed = kept @ within["yh"].T
-    needed = _close(needed, within["yy"].T, None)
-    on_the_way = _and(kept @ within["hy"] + entering, needed)
-    on_the_way = _close(on_the_way, within["yy"], needed) + (kept @ wiring.ends).astype(bool)
+    needed = grown(needed, within["yy"].T)
+    on_the_way = both(kept @ within["hy"] + entering, needed)
+    on_the_way = grown(on_the_way, within["yy"], inside=needed) + (kept @ wiring.ends).astype(bool)
     rows = sp.hstack([kept, on_the_way], format="csr")
     rows.sort_indices()
     return rows
-
-
-def _close(found: sp.csr_array, edges: Any, inside: sp.csr_array | None) -> sp.csr_array:
-    size = -1
-    while found.nnz > size:
-        size = found.nnz
-        more = found @ edges
-        found = (found + (more if inside is None else _and(more, inside))).tocsr()
-    return found
-
-
-def _and(a: Any, b: Any) -> sp.csr_array:
-    return a.tocsr().multiply(b.tocsr()).tocsr().astype(bool)
-
-
-def _bool(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sp.csr_array:
-    return sp.csr_array((np.ones(len(rows), bool), (rows, columns)), shape=shape)
 
 
 def _run(rows: sp.csr_array) -> np.ndarray:

@@ -146,7 +146,7 @@ class Wiring:
     def _find_neurons(self) -> np.ndarray:
         """Hidden units that act on each other without an op between, in either direction, numbered as they come."""
         pairs = (self.edges.source < self.num_hidden) & (self.edges.sink < self.num_hidden)
-        joined = pattern(self.edges.source[pairs], self.edges.sink[pairs], (self.num_hidden,) * 2)
+        joined = entries(self.edges.source[pairs], self.edges.sink[pairs], (self.num_hidden,) * 2)
         labels = sp.csgraph.connected_components(joined, directed=False)[1]
         _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
         return np.argsort(np.argsort(first))[inverse]
@@ -157,14 +157,14 @@ class Wiring:
 
     def _find_reach(self) -> None:
         h = self.num_hidden
-        whole = pattern(self.edges.source, self.edges.sink, (self.num_rows,) * 2)
+        whole = entries(self.edges.source, self.edges.sink, (self.num_rows,) * 2)
         self.within = {"hh": whole[:h, :h], "hy": whole[:h, h:], "yh": whole[h:, :h], "yy": whole[h:, h:]}
         through, longer = self.within["yy"], self.within["yy"]
         while longer.nnz:
             longer = longer @ self.within["yy"]
             through = through + longer
         units = np.arange(h)
-        member = pattern(units, self.neuron, (h, self.num_neurons))
+        member = entries(units, self.neuron, (h, self.num_neurons))
         direct = self.within["yh"] @ member
         later = through @ direct
         from_old = self.within["hh"] @ member + self.within["hy"] @ (direct + later)
@@ -172,7 +172,7 @@ class Wiring:
         self.member = member
         source, sink = self.edges.source[: self.edges.num_cut], self.edges.sink[: self.edges.num_cut] - h
         at_end = np.diff((direct + later).tocsr().indptr)[sink] == 0
-        self.ends = pattern(source[at_end], sink[at_end], (h, self.num_rows - h))
+        self.ends = entries(source[at_end], sink[at_end], (h, self.num_rows - h))
 
     def keep_random_paths(self, paths: int, rng: np.random.Generator) -> None:
         """Let influence pass into each neuron from so many others only, chosen at random."""
@@ -182,7 +182,7 @@ class Wiring:
         source, sink = source[order], sink[order]
         chosen = np.arange(len(sink)) - np.searchsorted(sink, sink) < paths
         own = np.arange(self.num_neurons)
-        allowed = pattern(np.concatenate([source[chosen], own]), np.concatenate([sink[chosen], own]), self.graph.shape)
+        allowed = entries(np.concatenate([source[chosen], own]), np.concatenate([sink[chosen], own]), self.graph.shape)
         e, h = self.edges, self.num_hidden
         through_op = (e.source < h) & (e.sink >= h)
         reached = (self.member @ allowed @ self.seeds.T + self.ends).tocsr()
@@ -223,7 +223,7 @@ class Wiring:
                 )
             parts.append(found)
         kept = sp.vstack(parts, format="csr") if parts else sp.csr_array((0, self.num_neurons), dtype=bool)
-        at = pattern(rows, np.arange(len(rows)), (self.num_rows - self.num_hidden, len(rows)))
+        at = entries(rows, np.arange(len(rows)), (self.num_rows - self.num_hidden, len(rows)))
         return (at @ kept).tocsr()
 
     def count(self, reach: sp.csr_array, rows: np.ndarray) -> int:
@@ -233,13 +233,21 @@ class Wiring:
         return int(columns[rows] @ (reach.astype(np.int64) @ units))
 
 
-def grown(found: sp.csr_array, graph: sp.csr_array, steps: int | None) -> sp.csr_array:
-    """A pattern, and all that a graph leads to from it within so many steps; None: any number."""
+def grown(
+    found: sp.csr_array, graph: sp.csr_array, steps: int | None = None, inside: sp.csr_array | None = None
+) -> sp.csr_array:
+    """A pattern, and all that a graph leads to from it, `inside` another, within so many steps; None: any number."""
     size = -1
     while steps != 0 and found.nnz > size:
         size, steps = found.nnz, None if steps is None else steps - 1
-        found = found + found @ graph
+        more = found @ graph
+        found = found + (more if inside is None else both(more, inside))
     return found.tocsr()
+
+
+def both(a: sp.csr_array, b: sp.csr_array) -> sp.csr_array:
+    """What is in two patterns."""
+    return a.tocsr().multiply(b.tocsr()).tocsr().astype(bool)
 
 
 def _at_positions(uses: Uses, count: int, pre: int, post: int) -> Uses:
@@ -255,7 +263,7 @@ def _joined(parts: list[tuple[np.ndarray, ...]], count: int) -> list[np.ndarray]
     return [np.concatenate(arrays).astype(np.int64) for arrays in zip(empty, *parts, strict=True)]
 
 
-def pattern(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, ...]) -> sp.csr_array:
+def entries(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, ...]) -> sp.csr_array:
     """A matrix that is True at some entries."""
     return sp.csr_array((np.ones(len(rows), bool), (rows, columns)), shape=shape)
 
