@@ -65,6 +65,7 @@ from ._report.costs import LearnerCosts as LearnerCosts, learner_costs as learne
 from ._report.explain import Explanation as Explanation, explain as explain
 from ._report.memory import MemoryPlan as MemoryPlan, memory_plan as memory_plan
 from ._train.batches import Batches as Batches
+from ._train.check_learner import check_learner as check_learner
 from ._train.fit import fit as fit
 from ._train.fit_options import Checkpoint as Checkpoint, Update as Update, Validation as Validation
 from ._train.fit_result import FitResult as FitResult, Progress as Progress

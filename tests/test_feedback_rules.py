@@ -719,6 +719,87 @@ def test_reset_of_ottt():
     assert oracles.relative_error(grads, total(expected[1])) < TOLERANCE
 
 
+# --- factors ----------------------------------------------------------------------------------------------------------
+
+ALPHA = 0.8
+
+
+def by_hand(case, signal, kappa, wrong=False):
+    """Gradients of the weights of `inp` and `rec` at each step, by the formula of factors."""
+    ops, kappa = case.model.params, 0.0 if kappa is None else kappa
+    conn, state, found = ops["rec"].op.connectivity, case.twin.state, []
+    xs_hat, f_h, f_b = [0.0, 0.0], 0.0, 0.0
+    for t, (x, y) in enumerate(zip(case.xs, case.ys, strict=True)):
+        h = np.asarray(state["h"])
+        state, out = case.model(state, x)
+        slope = (1 - A) * (1 - ((np.asarray(state["h"]) - A * h) / (1 - A)) ** 2)  # F of a leaky tanh unit
+        taught = signal(np.asarray(out), np.asarray(y))
+        n, m_h, m_b = (1 - kappa) * taught * slope, (1 - kappa) * taught * A, kappa * taught
+        if wrong:
+            m_b = taught
+        xs_hat = [ALPHA * kept + np.asarray(now) for kept, now in zip(xs_hat, (x, h), strict=True)]
+        total = (ALPHA * (m_h * f_h + m_b * f_b) + (1 - ALPHA) * n) / (1 - ALPHA ** (t + 1))
+        f_b = ALPHA * (kappa * f_b + (1 - kappa) * A * f_h) + (1 - ALPHA) * (1 - kappa) * slope
+        f_h = ALPHA * A * f_h + (1 - ALPHA) * slope
+        by_rec = np.einsum("bi,bj->ij", xs_hat[1], total)[np.asarray(conn.pre), np.asarray(conn.post)]
+        found.append((np.einsum("bi,bj->ij", xs_hat[0], total), by_rec))
+    return [np.stack(parts) for parts in zip(*found, strict=True)]
+
+
+def matrix():
+    return np.random.default_rng(2).normal(size=(OUTPUTS, N))
+
+
+def errors(out, y):
+    return (out - y + 0.1 * np.cos(out)) @ matrix()
+
+
+def losses(out, y):
+    return np.full((2, N), oracles.loss_fn(out, y))
+
+
+FACTORS = {
+    "e-prop": (lambda: se.EProp("h", matrix(), factor_decay=ALPHA), errors, None),
+    "e-prop with a filter": (lambda: se.EProp("h", matrix(), kappa=KAPPA, factor_decay=ALPHA), errors, KAPPA),
+    "RFLO": (lambda: se.RFLO("h", matrix(), factor_decay=ALPHA), errors, None),
+    "three factors": (lambda: se.ThreeFactor("h", kappa=KAPPA, factor_decay=ALPHA), losses, KAPPA),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+@float64
+def test_feedback_onto_factors(name):
+    """Step by step; and windows of three steps give the same."""
+    make, signal, kappa = FACTORS[name]
+    case, _, _ = build("rate")
+    expected = by_hand(case, signal, kappa)
+    _, grads = run_by_step(make(), case)
+    got = [grads[key]["weight"] for key in ("inp", "rec")]
+    assert oracles.relative_error_by_step(got, expected) < TOLERANCE
+    _, sums, _ = run(make(), case, 3)
+    assert oracles.relative_error([sums[key]["weight"] for key in ("inp", "rec")], total(expected)) < TOLERANCE
+    if kappa is not None:
+        assert oracles.relative_error(got, by_hand(case, signal, kappa, wrong=True)) > 0.01
+
+
+@float64
+def test_symmetric_feedback_onto_factors_is_es_d_rtrl():
+    case, _ = reference("rate")
+    learners = se.EProp("h", factor_decay=ALPHA), se.ES_D_RTRL(decay=ALPHA)
+    got, expected = (run_by_step(learner, case)[1] for learner in learners)
+    assert oracles.relative_error_by_step(got, expected) < TOLERANCE
+
+
+def test_factors_take_the_memory_of_units():
+    case, leaf, _ = build("lif_cell")
+    full, factors = (
+        se.explain(se.EProp(leaf, factor_decay=decay), case.model, case.twin.state, case.xs[0]) for decay in (None, 0.9)
+    )
+    rows = [{row.name: row.trace_bytes for row in report.rows} for report in (full, factors)]
+    weights = [name for name in rows[0] if "weight" in name and "out" not in name]
+    assert weights and all(rows[1][name] < rows[0][name] for name in weights)
+
+
 # --- what they refuse -------------------------------------------------------------------------------------------------
 
 
@@ -735,6 +816,11 @@ def test_reset_of_ottt():
         (lambda: se.RFLO("h", "symmetric"), "feedback: expected 'random' or an array .* got 'symmetric'"),
         (lambda: se.RFLO("h"), "key: expected one for feedback='random'"),
         (lambda: se.ThreeFactor("z", kappa=-0.1), "kappa: expected 0 <= kappa < 1, got -0.1"),
+        (lambda: se.RFLO("h", key=jax.random.key(0), factor_decay=1.0), "factor_decay: expected 0 <= factor_decay < 1"),
+        (
+            lambda: se.EProp("z", rate_strength=1.0, factor_decay=0.9),
+            "factor_decay: expected None with rate_strength=1.0, got 0.9. .* factors cannot hold",
+        ),
         (lambda: se.OTTT(1.0), "decay: expected 0 <= decay < 1, got 1.0"),
     ],
 )

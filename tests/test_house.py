@@ -33,7 +33,8 @@ HOUSE = {
     "_rule": "reach influence traces support notes signal engine trace_engine kept_traces own_traces "
     "influence_engine black_box",
     "_learner": "learner *",
-    "_train": "online batches updates non_finite facts checkpoint fit_options fit_result fit_file fit_loop fit",
+    "_train": "online check_learner batches updates non_finite facts checkpoint fit_options fit_result fit_file "
+    "fit_loop fit",
     "_report": "explain memory alignment costs",
     "plot": "style *",
     "demo": "",
