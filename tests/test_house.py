@@ -4,8 +4,10 @@ import ast
 import doctest
 import importlib
 import inspect
+import io
 import pkgutil
 import re
+import tokenize
 from pathlib import Path
 
 import jax
@@ -40,7 +42,7 @@ HOUSE = {
     "demo": "",
     "cli": "",
 }
-MAX_LINES = 400
+MAX_LINES, MAX_CODE = 350, 60  # of a file, and of code in a function
 
 PYTHON_FILES = sorted(PACKAGE.rglob("*.py"))
 PROJECT_FILES = sorted(
@@ -173,6 +175,32 @@ def test_source(path):
     assert not asserts, f"assert in the library, lines {asserts}"
     stars = [node.lineno for node in nodes if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"]
     assert not stars, f"import *, lines {stars}"
+    assert not [*_long_functions(text)]
+
+
+NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+
+
+def _long_functions(text):
+    """Functions of more than `MAX_CODE` lines of code: docstrings, comments and blank lines are none."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    code = {line for t in tokens if t.type not in NO_CODE for line in range(t.start[0], t.end[0] + 1)}
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    for node in functions:
+        if ast.get_docstring(node):
+            code -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    for node in functions:
+        size = len(code.intersection(range(node.lineno, node.end_lineno + 1)))
+        if size > MAX_CODE:
+            yield f"{node.name}, line {node.lineno}: {size} lines of code"
+
+
+@pytest.mark.parametrize("size, is_seen", [(MAX_CODE, False), (MAX_CODE + 1, True)])
+def test_the_check_of_functions_sees(size, is_seen):
+    text = 'def f():\n    """One.\n\n    Two.\n    """\n    # three\n\n' + "    x = 1\n" * (size - 1)
+    assert bool([*_long_functions(text)]) == is_seen
+    inside = "class A:\n" + "".join(f"    {line}\n" for line in text.splitlines())
+    assert bool([*_long_functions(inside)]) == is_seen
 
 
 FORBIDDEN = {
