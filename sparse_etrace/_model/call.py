@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from .._op.contract import ETraceOp, OpCall
+from .._op.boundary import OpCall
+from .._op.contract import ETraceOp
 from .program import Atom, Node, Program
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core as jex
 
-from .._op.contract import CutCall, VmappedCall
+from .._op.boundary import CutCall, VmappedCall
 
 INLINED = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
 # Where numbers lie, on which devices, and whether these hold the same: no number is changed.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 
-from .._op.contract import boundary_p
+from .._op.boundary import boundary_p
 from .primitives import INLINED, bind, branches, called, scan, sub_jaxprs
 
 for _module in (os.path.dirname(__file__), eqx.__file__, jaxtyping.__file__):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._op.contract import OpCall, VmappedCall
+from .._op.boundary import OpCall, VmappedCall
 from .call import Call
 from .linear import refuse_bent
 from .links import Between

@@ -1,4 +1,4 @@
-"""The contract of an op, and the marks that ops and cuts leave in a model's jaxpr."""
+"""The contract of an op, and what ops share."""
 
 import abc
 from collections.abc import Callable
@@ -6,10 +6,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Inexact, PyTree, UInt32
 
 from .windows import window_by_blocks
@@ -219,95 +217,3 @@ def all_to_all(v: dict[str, Any], kept: np.ndarray | None = None) -> list[Uses]:
 def one_to_one(units: int) -> Uses:
     """A leaf whose slots are the receiving units themselves."""
     return Uses(None, np.arange(units), np.arange(units))
-
-
-class OpCall(eqx.Module):
-    """One execution of an op as a function of flat arrays: the op's own, its weights, its input."""
-
-    statics: tuple = eqx.field(static=True)
-    structure: Any = eqx.field(static=True)
-    num_op: int = eqx.field(static=True)
-    num_weights: int = eqx.field(static=True)
-    traced: bool = eqx.field(static=True)
-    grad: Any = eqx.field(static=True)
-
-    def unflatten(self, flat: list) -> tuple[ETraceOp, PyTree[Any], Any]:
-        """Op, weights and input; anything may stand in the arrays' places."""
-        arrays, v, x = jax.tree.unflatten(self.structure, flat)
-        leaves, treedef = self.statics
-        return eqx.combine(arrays, jax.tree.unflatten(treedef, leaves)), v, x
-
-    def __call__(self, *flat: Any) -> list[Array]:
-        op, v, x = self.unflatten(list(flat))
-        return [op.xw_to_y(x, v)]
-
-
-class CutCall(eqx.Module):
-    """One execution of a function that is declared a boundary."""
-
-    jaxpr: Any = eqx.field(static=True)
-
-    def __call__(self, *flat: Any) -> list[Array]:
-        return jex.jaxpr_as_fun(self.jaxpr)(*flat)
-
-
-class VmappedCall(eqx.Module):
-    """A call mapped over its weights (or, for a cut, over anything)."""
-
-    call: Callable[..., list[Array]] = eqx.field(static=True)
-    axes: tuple = eqx.field(static=True)
-
-    def __call__(self, *flat: Any) -> list[Array]:
-        return jax.vmap(self.call, in_axes=self.axes)(*flat)
-
-
-boundary_p = jex.Primitive("etrace_boundary")
-boundary_p.multiple_results = True
-
-
-def _evaluate(*flat: Any, call: Callable[..., list[Array]]) -> list[Array]:
-    return call(*flat)
-
-
-def _abstract(*flat: Any, call: Callable[..., list[Array]]) -> list[Any]:
-    structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in flat]
-    return [jax.core.ShapedArray(o.shape, o.dtype) for o in jax.eval_shape(call, *structs)]
-
-
-def _jvp(primals: tuple, tangents: tuple, call: Callable[..., list[Array]]) -> tuple[list[Array], list[Any]]:
-    moving = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
-
-    def along(*values: Any) -> list[Array]:
-        flat = list(primals)
-        for i, value in zip(moving, values, strict=True):
-            flat[i] = value
-        return call(*flat)
-
-    _, out = jax.jvp(along, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving))
-    return boundary_p.bind(*primals, call=call), list(out)
-
-
-def _batch(flat: tuple, axes: tuple, call: Callable[..., list[Array]]) -> tuple[list[Array], list[int]]:
-    if isinstance(call, OpCall) and all(axis is None for axis in axes[: call.num_op + call.num_weights]):
-        return boundary_p.bind(*flat[:-1], jnp.moveaxis(flat[-1], axes[-1], 0), call=call), [0]
-    out = boundary_p.bind(*flat, call=VmappedCall(call, tuple(axes)))
-    return out, [0] * len(out)
-
-
-boundary_p.def_impl(_evaluate)
-boundary_p.def_abstract_eval(_abstract)
-ad.primitive_jvps[boundary_p] = _jvp
-batching.primitive_batchers[boundary_p] = _batch
-mlir.register_lowering(boundary_p, mlir.lower_fun(_evaluate, multiple_results=True))
-
-
-def call_op(op: ETraceOp, theta: PyTree[Array], x: Any, traced: bool, grad: Any) -> Array:
-    """Execute an op and leave a mark that the analysis of a model finds. The op's own arrays are constants."""
-    arrays, rest = eqx.partition(op, lambda leaf: isinstance(leaf, jax.Array | np.ndarray))
-    arrays = jax.lax.stop_gradient(arrays)
-    v = eqx.combine(arrays, rest).phi(theta)
-    flat, structure = jax.tree.flatten((arrays, v, x))
-    leaves, treedef = jax.tree.flatten(rest)
-    num_op, num_weights = len(jax.tree.leaves(arrays)), len(jax.tree.leaves(v))
-    call = OpCall((tuple(leaves), treedef), structure, num_op, num_weights, traced, grad)
-    return boundary_p.bind(*flat, call=call)[0]

@@ -11,7 +11,8 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .contract import CutCall, ETraceOp, boundary_p, call_op
+from .boundary import CutCall, boundary_p, call_op
+from .contract import ETraceOp
 from .elemwise import ElemWiseOp
 
 
