@@ -24,7 +24,7 @@ HOUSE = {
     "_sums": "",
     "_text": "",
     "surrogate": "",
-    "_graph": "columns connectivity labels graph build edges matrices transforms summary",
+    "_graph": "columns connectivity labels table graph build edges matrices transforms summary",
     "_files": "safe columns text arrow npz *",
     "datasets": "",
     "_kernels": "native products *",

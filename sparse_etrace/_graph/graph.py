@@ -1,6 +1,5 @@
 """A connectivity with weights, and with labels and attributes for its nodes and synapses."""
 
-import zlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,61 +14,7 @@ from jaxtyping import Array, Float, Real
 from .columns import plain_column
 from .connectivity import Connectivity
 from .labels import as_labels, label_index
-
-
-class _Table:
-    """Labels and attributes, compared by value. Hashed once; tables that were found equal share a key."""
-
-    def __init__(self, nodes: Sequence[Hashable], index: Mapping | None, node_attrs: dict, edge_attrs: dict):
-        self.nodes, self.index = nodes, index
-        self.node_attrs, self.edge_attrs = node_attrs, edge_attrs
-        for column in (*node_attrs.values(), *edge_attrs.values()):
-            column.flags.writeable = False
-        self._hash: int | None = None
-        self._key = object()
-
-    def __reduce__(self) -> tuple:
-        # Without the hash, which is another one in the next process.
-        return _Table, (self.nodes, self.index, self.node_attrs, self.edge_attrs)
-
-    def __hash__(self) -> int:
-        if self._hash is None:
-            attrs = (self.node_attrs, self.edge_attrs)
-            self._hash = hash((self.nodes, *(tuple((k, _digest(column)) for k, column in a.items()) for a in attrs)))
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Table):
-            return NotImplemented
-        if self._key is other._key:
-            return True
-        if hash(self) != hash(other) or not _same_values(self.nodes, other.nodes):
-            return False
-        for mine, theirs in ((self.node_attrs, other.node_attrs), (self.edge_attrs, other.edge_attrs)):
-            if list(mine) != list(theirs) or not all(map(_same_columns, mine.values(), theirs.values())):
-                return False
-        other._key = self._key
-        return True
-
-
-def _digest(column: np.ndarray) -> Any:
-    return column.dtype.str, column.shape, zlib.crc32(column.tobytes()) if column.dtype != object else 0
-
-
-def _same_columns(a: np.ndarray, b: np.ndarray) -> bool:
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    # Bytes, so that a NaN is itself.
-    return _same_values(a.ravel().tolist(), b.ravel().tolist()) if a.dtype == object else a.tobytes() == b.tobytes()
-
-
-def _same_values(a: Sequence, b: Sequence) -> bool:
-    if isinstance(a, range) or isinstance(b, range):
-        return a == b
-    try:
-        return len(a) == len(b) and all(x is y or (type(x) is type(y) and bool(x == y)) for x, y in zip(a, b))
-    except ValueError:  # arrays among objects
-        return False
+from .table import Table
 
 
 class Graph(eqx.Module):
@@ -101,7 +46,7 @@ class Graph(eqx.Module):
 
     connectivity: Connectivity
     weight: Float[Array, " num_synapses"]
-    _table: _Table = eqx.field(static=True, repr=False)
+    _table: Table = eqx.field(static=True, repr=False)
 
     def __init__(
         self,
@@ -120,7 +65,7 @@ class Graph(eqx.Module):
             )
         self.connectivity = connectivity
         self.weight = _fit(weight, connectivity.num_synapses)
-        self._table = _Table(
+        self._table = Table(
             labels,
             None if isinstance(labels, range) else label_index(labels),
             _aligned("node_attrs", node_attrs, num_nodes),
