@@ -48,6 +48,19 @@ def positive(name: str, value: Any) -> int:
     return number
 
 
+def share(name: str, value: Any) -> float:
+    """A number of Python, at least 0 and below 1.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: it is out of range.
+    """
+    found = real(name, value)
+    if not 0 <= found < 1:
+        raise ValueError(f"{name}: expected 0 <= {name} < 1, got {found}. It is the share of the old value in the new.")
+    return found
+
+
 def _checked(name: str, value: Any, kind: type, what: str) -> Any:
     if isinstance(value, jax.core.Tracer):
         raise TypeError(f"{name}: expected {what}, got one that jit, vmap or grad traces. Make it outside of them.")

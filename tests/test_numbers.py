@@ -21,10 +21,11 @@ LRU_INP = se.ETraceParam({"weight": jnp.ones((3, 3), complex)}, se.MatMulOp())
 
 # Each public constructor, with a value for each of its numbers; what is left out takes none.
 NUMBERS = {
-    se.D_RTRL: {}, se.BPTT: {}, se.OSTL: {}, se.UORO: {"key": KEY}, se.RFLO: {"leaf": "h", "key": KEY},
+    se.D_RTRL: {}, se.BPTT: {}, se.OSTL: {}, se.UORO: {"key": KEY},
+    se.RFLO: {"leaf": "h", "key": KEY, "factor_decay": 0.5},
     se.ES_D_RTRL: {"decay": 0.5}, se.Hybrid: {"decay": 0.5}, se.OTTT: {"decay": 0.5}, se.TBPTT: {"steps": 4},
-    se.EProp: {"leaf": "h", "kappa": 0.5, "rate_strength": 2.0, "rate_target": 0.25},
-    se.ThreeFactor: {"leaf": "h", "kappa": 0.5},
+    se.EProp: {"leaf": "h", "kappa": 0.5, "rate_strength": 0.0, "rate_target": 0.25, "factor_decay": 0.5},
+    se.ThreeFactor: {"leaf": "h", "kappa": 0.5, "factor_decay": 0.5},
     se.SnAp: {"n": 2, "paths": 1, "max_influences": 500, "pattern": "random", "key": KEY},
     se.RTRL: {"max_influences": 500},
     se.MatMulOp: {"apply_weight_fn_before_mask": True},

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .._numbers import number, real
+from .._numbers import number, share
 from .._rule.engine import Rule
 from .._rule.kept_traces import Traces
 from .._rule.traces import per_unit_leaves
@@ -32,14 +32,10 @@ class ES_D_RTRL(RuleLearner):
         Wang et al. 2024, bioRxiv 10.1101/2024.09.24.614728 (pp-prop).
     """
 
-    decay: float = number(real, "decay", default=0.9)
+    decay: float = number(share, "decay", default=0.9)
     train: Any = None
     trace_dtype: Any = None
     allow_zero: tuple[str, ...] = ()
-
-    def __check_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay: expected 0 <= decay < 1, got {self.decay}. It is the share of the old factor.")
 
     def rule(self) -> Rule:
         """Factors, and the model's own learning signal."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from .._model.call import Call
 from .._model.grouping import Grouping
-from .._numbers import number, real
+from .._numbers import number, share
 from .._op.param import ETraceGrad
 from .._rule.engine import Rule
 from .._rule.kept_traces import Traces
@@ -33,14 +33,10 @@ class Hybrid(RuleLearner):
         Wang et al. 2024, bioRxiv 10.1101/2024.09.24.614728.
     """
 
-    decay: float = number(real, "decay", default=0.9)
+    decay: float = number(share, "decay", default=0.9)
     train: Any = None
     trace_dtype: Any = None
     allow_zero: tuple[str, ...] = ()
-
-    def __check_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay: expected 0 <= decay < 1, got {self.decay}. It is the share of the old factor.")
 
     def rule(self) -> Rule:
         """Traces or factors, and the model's own learning signal."""

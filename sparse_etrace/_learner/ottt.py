@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .._numbers import number, real
+from .._numbers import number, share
 from .._rule.engine import Rule
 from .._rule.kept_traces import Traces
 from .._rule.traces import per_unit_leaves
@@ -32,14 +32,10 @@ class OTTT(RuleLearner):
         Xiao et al. 2022, Advances in Neural Information Processing Systems 35 (arXiv 2210.04195).
     """
 
-    decay: float = number(real, "decay")
+    decay: float = number(share, "decay")
     train: Any = None
     trace_dtype: Any = None
     allow_zero: tuple[str, ...] = ()
-
-    def __check_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay: expected 0 <= decay < 1, got {self.decay}. It is the leak of the units.")
 
     def rule(self) -> Rule:
         """Filtered inputs, and the model's own learning signal."""
