@@ -1,6 +1,5 @@
 """Backpropagation through time, the exact and memory-hungry reference."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -9,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._model.trained import trained_filter
-from .._rule.black_box import check_reach, joined, split
-from .._rule.engine import Carry, Engine, Loss, Model, Rule, Storage, Task, Window
+from .._rule.black_box import FromOutside, check_reach, joined, split
+from .._rule.engine import Carry, Engine, Loss, Model, Rule, Task, Window
 from .._sums import narrowed, widened
 from .learner import RuleLearner
 
@@ -37,19 +36,7 @@ class BPTT(RuleLearner):
 
     def rule(self) -> Rule:
         """Nothing is kept."""
-        return Rule(Nothing())
-
-
-@dataclass(frozen=True)
-class Nothing(Storage):
-    """No traces; nothing is cut inside a call of `online_grad`."""
-
-    is_differentiable = True
-    grows = True
-
-    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> "Backward":
-        """The model is seen from outside."""
-        return Backward(task)
+        return Rule(FromOutside(Backward, is_differentiable=True, grows=True))
 
 
 class Backward(Engine):

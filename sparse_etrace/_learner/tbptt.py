@@ -1,7 +1,7 @@
 """Truncated backpropagation through time: every loss through the last few steps."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -13,8 +13,8 @@ from .._model.batch_axes import axes_of, restarted
 from .._model.origin import origin_of
 from .._model.program import is_inexact, is_key
 from .._numbers import number, whole
-from .._rule.black_box import by_step, check_reach, joined, split
-from .._rule.engine import Carry, Engine, Loss, Model, Rule, Storage, Task, Window, cut, refuse_traces
+from .._rule.black_box import FromOutside, by_step, check_reach, joined, split
+from .._rule.engine import Carry, Engine, Loss, Model, Rule, Task, Window, cut, refuse_traces
 from .._sums import narrowed, widened
 from .learner import RuleLearner
 
@@ -66,23 +66,12 @@ class TBPTT(RuleLearner):
 
     def rule(self) -> Rule:
         """The last states and inputs."""
-        return Rule(LastSteps(self.steps))
+        return Rule(FromOutside(partial(Sliding, self.steps), "truncated", again=_again))
 
 
-@dataclass(frozen=True)
-class LastSteps(Storage):
-    """The last states and inputs, through which each loss is differentiated."""
-
-    steps: int
-    gradient = "truncated"
-
-    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> "Sliding":
-        """The model is seen from outside."""
-        return Sliding(self.steps, task)
-
-    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> History:
-        """No derivative goes behind a start."""
-        return carry.traces._replace(count=restarted(carry.state, carry.traces.count, zero))
+def _again(carry: Carry, where: Array, zero: Callable[..., Array]) -> History:
+    """No derivative goes back past a start."""
+    return carry.traces._replace(count=restarted(carry.state, carry.traces.count, zero))
 
 
 class Sliding(Engine):

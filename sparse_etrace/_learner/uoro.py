@@ -1,7 +1,7 @@
 """Unbiased online recurrent optimisation: a random rank-one estimate of the influence of parameters on the state."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -13,8 +13,8 @@ from .._model.batch_axes import axes_of, restarted
 from .._model.linear import pushforward
 from .._model.origin import origin_of
 from .._model.program import is_inexact, is_key
-from .._rule.black_box import by_step, check_linear, check_reach, joined, split
-from .._rule.engine import Carry, Engine, Loss, Model, Rule, Storage, Task, Window, cut, refuse_traces
+from .._rule.black_box import FromOutside, by_step, check_linear, check_reach, joined, split
+from .._rule.engine import Carry, Engine, Loss, Model, Rule, Task, Window, cut, refuse_traces
 from .learner import RuleLearner
 
 TINY = 1e-7
@@ -67,25 +67,14 @@ class UORO(RuleLearner):
 
     def rule(self) -> Rule:
         """An estimate of rank one."""
-        return Rule(RankOne(self.key))
+        return Rule(FromOutside(partial(Estimating, self.key), "unbiased", again=_again))
 
 
-@dataclass(frozen=True)
-class RankOne(Storage):
-    """A random estimate of the derivative of the state by the parameters."""
-
-    key: Any
-    gradient = "unbiased"
-
-    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> "Estimating":
-        """The model is seen from outside."""
-        return Estimating(self.key, task)
-
-    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Estimate:
-        """The part of the state, and that of the parameters where all start again; the signs go on."""
-        old = carry.traces
-        params = jax.tree.map(lambda p: jnp.where(jnp.all(where), jnp.zeros_like(p), p), old.params)
-        return Estimate(restarted(carry.state, old.state, zero), params, old.key)
+def _again(carry: Carry, where: Array, zero: Callable[..., Array]) -> Estimate:
+    """The part of the state, and that of the parameters where all start again; the signs go on."""
+    old = carry.traces
+    params = jax.tree.map(lambda p: jnp.where(jnp.all(where), jnp.zeros_like(p), p), old.params)
+    return Estimate(restarted(carry.state, old.state, zero), params, old.key)
 
 
 class Estimating(Engine):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +14,32 @@ from .._model.linear import refuse_bent
 from .._model.program import Labels, is_inexact, propagate, vjp_jaxpr
 from .._model.trained import check_names, check_state, leaf_names, refuse_unread, refuse_zero, struct, trained_filter
 from .._sums import narrowed, widened, zeros
+from .engine import Carry, Engine, Model, Storage, Task
+
+
+@dataclass(frozen=True)
+class FromOutside(Storage):
+    """What is kept of a model that is seen from outside.
+
+    Attributes:
+        engine: what steps the model.
+        gradient, is_differentiable, grows: see `Storage`.
+        again: the traces of which some batch elements start again, as `restart`; None: they stay.
+    """
+
+    engine: Callable[[Task], Engine]
+    gradient: str = "exact"
+    is_differentiable: bool = False
+    grows: bool = False
+    again: Callable[[Carry, Array, Callable[..., Array]], PyTree[Array]] | None = None
+
+    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> Engine:
+        """Nothing is read."""
+        return self.engine(task)
+
+    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> PyTree[Array]:
+        """As `again` says."""
+        return carry.traces if self.again is None else self.again(carry, where, zero)
 
 
 def check_reach(
