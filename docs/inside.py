@@ -36,23 +36,68 @@ def row(y, title, how_often):
     axes.plot([0.05, 15.05], [y + HEIGHT + 0.35] * 2, color="#bbbbbb", lw=0.8)
 
 
-COLUMNS = [0.15, 4.05, 7.95, 11.85]
-Y = [6.85, 3.55, 0.25]
-row(Y[0], "Read", "once for a gradient, however many windows it has")
-room(COLUMNS[0], Y[0], "_train", "online_grad", "asks the learner for an\nengine, and the engine\nfor each window", TRAIN)
-room(COLUMNS[1], Y[0], "_model", "Reading", "the step as a program:\nop calls, and who acts\non whom between them", MODEL)
-room(COLUMNS[2], Y[0], "_model", "Grouping", "hidden groups; the old\nstate that each op reads\nas a constant", MODEL)
-room(COLUMNS[3], Y[0], "_rule", "Engine", "storage × signal:\nwhat is kept, and what\nteaches it", RULE)
-row(Y[1], "Step", "at each step, inside a scan")
-room(COLUMNS[0], Y[1], "_model", "Step.forward", "runs the model, each op\nwith its constants; output\nand new state", MODEL)
-room(COLUMNS[1], Y[1], "_model", "Step pull", "from $dL/dout$ back to\n$m = dL/dh_{t-1}$ and\n$n = dL/dy$ of each op", MODEL)
-room(COLUMNS[2], Y[1], "_model", "Between", "derivatives between ops:\n$D = dh_t/dh_{t-1}$,\n$F = dh_t/dy$, per unit", MODEL)
-room(COLUMNS[3], Y[1], "_rule", "terms", "$x,\\ n,\\ m,\\ D,\\ F$ of the\nstep; a signal may be\nput in place of $m, n$", RULE)
-row(Y[2], "Absorb", "once in a window of K steps")
-room(COLUMNS[0], Y[2], "_rule", "absorb", "K steps of terms become\ncoefficients of units:\n$\\lambda, b$ back, $C, a$ forth", RULE)
-room(COLUMNS[1], Y[2], "_op", "ETraceOp.window", "lays coefficients on\nsynapses, by the contract\nof the op", OP)
-room(COLUMNS[2], Y[2], "_kernels", "trace.window", "$\\varepsilon \\leftarrow C\\varepsilon + \\sum a\\,x$\n$dv\\ +\\!= \\lambda\\varepsilon + \\sum b\\,x$\neach synapse once", OP)
-room(COLUMNS[3], Y[2], "_model", "by_parameter", "$d\\theta$: $dv$ pulled back\nthrough $v = \\varphi(\\theta)$,\nmasks and ties included", MODEL)
+COLUMNS, Y = [0.15, 4.05, 7.95, 11.85], [6.85, 3.55, 0.25]
+# Each row, how often it is gone through, and its rooms: wing, name, what happens there.
+ROWS = [
+    ("Read", "once for a gradient, however many windows it has", [
+        ("_train", "online_grad", TRAIN,
+         "asks the learner for an\n"
+         "engine, and the engine\n"
+         "for each window"),
+        ("_model", "Reading", MODEL,
+         "the step as a program:\n"
+         "op calls, and who acts\n"
+         "on whom between them"),
+        ("_model", "Grouping", MODEL,
+         "hidden groups; the old\n"
+         "state that each op reads\n"
+         "as a constant"),
+        ("_rule", "Engine", RULE,
+         "storage × signal:\n"
+         "what is kept, and what\n"
+         "teaches it"),
+    ]),
+    ("Step", "at each step, inside a scan", [
+        ("_model", "Step.forward", MODEL,
+         "runs the model, each op\n"
+         "with its constants; output\n"
+         "and new state"),
+        ("_model", "Step pull", MODEL,
+         "from $dL/dout$ back to\n"
+         "$m = dL/dh_{t-1}$ and\n"
+         "$n = dL/dy$ of each op"),
+        ("_model", "Between", MODEL,
+         "derivatives between ops:\n"
+         "$D = dh_t/dh_{t-1}$,\n"
+         "$F = dh_t/dy$, per unit"),
+        ("_rule", "terms", RULE,
+         "$x,\\ n,\\ m,\\ D,\\ F$ of the\n"
+         "step; a signal may be\n"
+         "put in place of $m, n$"),
+    ]),
+    ("Absorb", "once in a window of K steps", [
+        ("_rule", "absorb", RULE,
+         "K steps of terms become\n"
+         "coefficients of units:\n"
+         "$\\lambda, b$ back, $C, a$ forth"),
+        ("_op", "ETraceOp.window", OP,
+         "lays coefficients on\n"
+         "synapses, by the contract\n"
+         "of the op"),
+        ("_kernels", "trace.window", OP,
+         "$\\varepsilon \\leftarrow C\\varepsilon + \\sum a\\,x$\n"
+         "$dv\\ +\\!= \\lambda\\varepsilon + \\sum b\\,x$\n"
+         "each synapse once"),
+        ("_model", "by_parameter", MODEL,
+         "$d\\theta$: $dv$ pulled back\n"
+         "through $v = \\varphi(\\theta)$,\n"
+         "masks and ties included"),
+    ]),
+]  # fmt: skip
+for y, (title, how_often, rooms) in zip(Y, ROWS, strict=True):
+    row(y, title, how_often)
+    for x, (wing, name, colour, text) in zip(COLUMNS, rooms, strict=True):
+        room(x, y, wing, name, text, colour)
 for y in Y:
     for left, right in zip(COLUMNS, COLUMNS[1:], strict=False):
         arrow((left + WIDTH + 0.08, y + HEIGHT / 2), (right - 0.08, y + HEIGHT / 2))
