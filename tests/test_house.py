@@ -30,7 +30,7 @@ HOUSE = {
     "_kernels": "native products *",
     "_op": "windows contract boundary elemwise param *",
     "cells": "cell *",
-    "_model": "primitives program linear constant positions trained call links origin reading "
+    "_model": "primitives program linear constant positions trained refusals call links origin reading "
     "groups grouping batch_axes step unit_links",
     "_rule": "reach influence traces support notes signal engine trace_engine kept_traces own_traces "
     "influence_engine black_box",

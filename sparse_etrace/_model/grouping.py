@@ -12,7 +12,7 @@ import numpy as np
 from .groups import Group, Variable, make_group
 from .program import Labels, Program, is_inexact
 from .reading import Reading
-from .trained import refuse_unread, refuse_zero
+from .refusals import refuse_unread, refuse_zero
 
 OTHER = "anything but old state"
 

@@ -12,7 +12,8 @@ from jaxtyping import Array, PyTree
 
 from .._model.linear import refuse_bent
 from .._model.program import Labels, is_inexact, propagate, vjp_jaxpr
-from .._model.trained import check_names, check_state, leaf_names, refuse_unread, refuse_zero, struct, trained_filter
+from .._model.refusals import check_names, refuse_unread, refuse_zero
+from .._model.trained import check_state, leaf_names, struct, trained_filter
 from .._sums import narrowed, widened, zeros
 from .engine import Carry, Engine, Model, Storage, Task
 

@@ -15,8 +15,9 @@ from .._model.call import Call
 from .._model.origin import origin_of
 from .._model.program import cast
 from .._model.reading import Reading, Weights
+from .._model.refusals import check_names
 from .._model.step import Step
-from .._model.trained import check_names, is_array_like
+from .._model.trained import is_array_like
 from .._model.unit_links import UnitLinks
 from .._sums import widened
 from .engine import WRONG_TRACES, Carry, Model, Storage, Task, TermEngine, Use

@@ -16,8 +16,9 @@ from .._model.call import Call
 from .._model.grouping import Grouping, closure
 from .._model.origin import origin_of
 from .._model.reading import Reading, Weights
+from .._model.refusals import check_names
 from .._model.step import Step, Terms
-from .._model.trained import check_names, nbytes
+from .._model.trained import nbytes
 from .engine import Carry, Model, Storage, Task, TermEngine, Use, refuse_traces
 from .notes import memory_elsewhere, one_step_only, untraced_recurrence, without_memory
 from .signal import Memory, Teacher

@@ -1,0 +1,35 @@
+"""Models whose parameters or input would do nothing: refused, unless that is allowed by name."""
+
+import math
+from typing import Any
+
+
+def check_names(allow_zero: tuple[str, ...], names: list[str]) -> None:
+    for allowed in allow_zero:
+        if not any(covers(allowed, name) for name in names):
+            raise ValueError(f"allow_zero: {allowed!r} is no leaf of the model. Its leaves are {', '.join(names)}.")
+
+
+def covers(allowed: str, name: str) -> bool:
+    """Whether a name is that of a leaf, or of a part of the model that holds it."""
+    return name == allowed or name.startswith((allowed + ".", allowed + "["))
+
+
+def refuse_unread(x: list[Any], is_read: bool) -> None:
+    """Raise for an input that no output and no new state depends on, unless it is empty."""
+    shapes = [leaf.shape for leaf in x if math.prod(leaf.shape)]
+    if shapes and not is_read:
+        raise ValueError(
+            f"x: the model does not read its input, of shape {' and '.join(map(str, shapes))}. Give it a parameter "
+            "that does (`inp` of a cell), or take None as the input, here and for the steps of xs."
+        )
+
+
+def refuse_zero(name: str, allow_zero: tuple[str, ...], used: bool) -> None:
+    """Raise for a trained leaf that can never get a gradient, unless it is allowed by name."""
+    if not any(covers(allowed, name) for allowed in allow_zero):
+        why = "it reaches `out` only by ways that the rule drops, or not at all" if used else "its value is never used"
+        raise ValueError(
+            f"model: {name!r} would never get a gradient: {why}. Remove it, leave it out with train=..., or allow it "
+            f"with allow_zero=({name!r},)."
+        )
