@@ -1,8 +1,9 @@
 VENV := .venv
+PYTHON := python3
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml README.md $(shell find sparse_etrace native datasets -name __pycache__ -prune -o -print)
 
-.PHONY: demo test soak docs figures bench study bench-peers lint format clean
+.PHONY: demo test short soak docs figures bench study bench-peers lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sparse-etrace demo worm --out results
@@ -10,6 +11,11 @@ demo: $(VENV)/installed
 # The tests import the installed package: `pytest` puts no checkout on the path, `python -m pytest` would.
 test: $(VENV)/installed-test
 	$(BIN)/pytest -n 2 --dist worksteal
+
+# What every rule owes, and the kernels: `make short PYTHON=python3.13 VENV=.venv-newest` is for another Python.
+short: $(VENV)/made
+	$(BIN)/python -m pip install . beartype hypothesis pandas pytest pytest-xdist
+	$(BIN)/pytest -n 2 tests/test_conformance.py tests/test_kernels.py tests/test_origin.py -k "laws or products or other"
 
 # The tests whose counts are small above, with their full ones.
 soak: $(VENV)/installed-test
@@ -50,9 +56,9 @@ clean:
 	rm -rf $(VENV) $(VENV)-peers results dist site
 
 $(VENV)/made:
-	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo 'Python 3.11 or later is needed; this is' "$$(python3 --version)" >&2; exit 1; }
-	@python3 -m venv $(VENV) || { rm -rf $(VENV); \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or later is needed; this is' "$$($(PYTHON) --version)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo 'Could not make a virtual environment. On Debian its module is a package of its own: apt install python3-venv' >&2; \
 		exit 1; }
 	@touch $@

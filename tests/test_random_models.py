@@ -46,8 +46,8 @@ def judge(name, seeds):
 
 @pytest.mark.parametrize("block, name", few([(k, n) for k in range(BLOCKS) for n in RULES], [(0, n) for n in RULES]))
 def test_gradients(block, name, amount):
-    """Sixty models, each under one rule; in full, two thousand under every rule."""
-    count = judge(name, amount(SMALL[RULES[name]], range(block * BLOCK, (block + 1) * BLOCK)))
+    """Thirty models, each under one rule; in full, two thousand under every rule."""
+    count = judge(name, amount(SMALL[RULES[name]][::2], range(block * BLOCK, (block + 1) * BLOCK)))
     print(name, block, dict(count))
     assert count["taken"] >= (0.4 if name == "SnAp" else 0.85) * count.total()
 
