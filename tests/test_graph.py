@@ -111,6 +111,22 @@ def test_is_a_pytree_and_inputs_stay_the_callers():
     assert graph.weight.tolist() == [1.0, 1.0]
 
 
+def test_with_weight_keeps_all_else():
+    graph = se.from_edges(["a", "c"], ["b", "a"], [1.0, 2.0], labels="abc", edge_attrs={"delay": [3, 5]})
+    other = graph.with_weight(np.array([0.25, 0.5]))
+    assert other.weight.tolist() == [0.25, 0.5] and graph.weight.tolist() == [2.0, 1.0]
+    assert other.nodes == graph.nodes and other.index_of("c") == 2 and other.edge_attrs["delay"].tolist() == [5, 3]
+    assert jax.tree.structure(other) == jax.tree.structure(graph) and other.connectivity.pre is graph.connectivity.pre
+    assert other.to_networkx().edges["c", "a"] == {"weight": 0.25, "delay": 5}
+    assert graph.with_weight([7, 8]).weight.dtype == graph.weight.dtype
+    assert graph.with_weight(jnp.ones(2, jnp.bfloat16)).weight.dtype == jnp.bfloat16
+    assert jax.grad(lambda w: graph.with_weight(w).to_dense()[0, 1])(graph.weight).tolist() == [0.0, 1.0]
+    with pytest.raises(ValueError, match=r"weight: got shape \(3,\); it needs one entry per synapse, \(2,\)"):
+        graph.with_weight(jnp.ones(3))
+    with pytest.raises(TypeError, match="weight: got complex64; weights are real numbers"):
+        graph.with_weight(jnp.ones(2, complex))
+
+
 def test_half_precision_is_widened_for_scipy():
     graph = se.from_edges([0], [0], [0.5], dtype=jnp.bfloat16)
     assert graph.weight.dtype == jnp.bfloat16 and graph.to_scipy().dtype == np.float32

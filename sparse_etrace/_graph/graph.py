@@ -121,6 +121,31 @@ class Graph(eqx.Module):
                 f"label: no node is called {label!r}; `graph.nodes` lists the {len(self.nodes)} labels"
             ) from error
 
+    def with_weight(self, weight: Any) -> "Graph":
+        """Return this graph with other weights; synapses, labels and attributes stay. May be traced.
+
+        Args:
+            weight: weight of each synapse, `(num_synapses,)`, in canonical order; integers get the old type.
+
+        Returns:
+            A new graph.
+
+        Raises:
+            TypeError: `weight` is no array of real numbers.
+            ValueError: `weight` does not fit.
+
+        Example:
+            >>> import sparse_etrace as se
+            >>> se.from_edges(["a"], ["b"], labels=["a", "b"]).with_weight([0.5]).to_networkx().edges["a", "b"]
+            {'weight': 0.5}
+        """
+        weight = _fit(jnp.asarray(weight), self.connectivity.num_synapses)
+        if jnp.issubdtype(weight.dtype, jnp.complexfloating):
+            raise TypeError(f"weight: got {weight.dtype}; weights are real numbers")
+        if not jnp.issubdtype(weight.dtype, jnp.floating):
+            weight = weight.astype(self.weight.dtype)
+        return eqx.tree_at(lambda graph: graph.weight, self, weight)
+
     def to_networkx(self, weight: Real[Any, " num_synapses"] | None = None, weight_name: str = "weight") -> nx.DiGraph:
         """Return a networkx `DiGraph`, or a `MultiDiGraph` if there are parallel synapses.
 
