@@ -44,6 +44,7 @@ from ._op import (
     Bounded as Bounded,
     ConvOp as ConvOp,
     ElemWiseOp as ElemWiseOp,
+    ElemWiseParam as ElemWiseParam,
     ETraceOp as ETraceOp,
     LoraOp as LoraOp,
     MatMulOp as MatMulOp,
@@ -53,7 +54,6 @@ from ._op import (
     check_op as check_op,
 )
 from ._op.param import (
-    ElemWiseParam as ElemWiseParam,
     ETraceGrad as ETraceGrad,
     ETraceParam as ETraceParam,
     Fixed as Fixed,

@@ -20,8 +20,8 @@ from ._graph.graph import Graph
 from ._graph.transforms import scale_spectral_radius
 from ._learner import BPTT, D_RTRL, ES_D_RTRL, RTRL, Learner, SnAp
 from ._model.trained import trainable
-from ._op import MatMulOp, SignLock, SpMatMulOp
-from ._op.param import ElemWiseParam, ETraceParam, NonTempParam
+from ._op import ElemWiseParam, MatMulOp, SignLock, SpMatMulOp
+from ._op.param import ETraceParam, NonTempParam
 from ._report.memory import memory_plan
 from ._train.fit import fit
 from ._train.fit_options import Update

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse as sp
+import scipy.stats
 
 import sparse_etrace as se
 
@@ -161,3 +163,196 @@ def test_cut_under_vmap():
     nested = jax.vmap(jax.vmap(bounded, in_axes=(None, 0)), in_axes=(0, None))(hs, gains)
     assert nested["out"].shape == (4, 4, 3) and nested["out"][1, 2].tolist() == mixing(hs[1], gains[2])["out"].tolist()
     assert len(marks(jax.vmap(bounded), hs, gains)) == 1
+
+
+# --- values to start from --------------------------------------------------------------------------------------------
+
+KEY = jax.random.key(7)
+DEGREES = np.repeat([1, 4, 25, 100], [4000, 1000, 160, 40])  # 4,000 synapses onto units of each in-degree
+
+
+def uneven(rng=0):
+    """Units of very different in-degree, whose senders have other out-degrees."""
+    post = np.repeat(np.arange(DEGREES.size), DEGREES)
+    pre = np.random.default_rng(rng).integers(0, 300, post.size)
+    return se.from_edges(pre, post, shape=(300, DEGREES.size))
+
+
+def is_normal(values, scale=1.0):
+    """Whether 1,000 numbers and more are as if drawn with this standard deviation."""
+    return scipy.stats.kstest(np.ravel(values) / scale, "norm").pvalue > 1e-3
+
+
+def test_a_sparse_weight_is_scaled_by_the_in_degree_of_its_own_target():
+    graph = uneven()
+    param = se.SpMatMulOp(graph, bias=True).param(KEY)
+    assert isinstance(param, se.ETraceParam) and not param.value["bias"].any()
+    degree = DEGREES[graph.connectivity.post]
+    weight = np.asarray(param.value["weight"])
+    for fan_in in np.unique(DEGREES):
+        assert is_normal(weight[degree == fan_in], fan_in**-0.5)
+    y = np.random.default_rng(1).normal(size=(400, 300)) @ graph.to_scipy(param.value["weight"])
+    assert all(abs(np.var(y[:, DEGREES == fan_in]) - 1) < 0.1 for fan_in in np.unique(DEGREES)[1:])
+
+
+def test_a_dense_weight_is_scaled_by_the_inputs_that_a_mask_leaves():
+    assert is_normal(se.MatMulOp().param(KEY, 16, 300).value["weight"], 0.25)
+    mask = np.arange(100)[:, None] < np.repeat([4, 25, 100], 100)
+    weight = se.MatMulOp(mask).param(KEY, 100, 300).value["weight"]
+    for fan_in, part in zip((4, 25, 100), np.split(np.asarray(weight), 3, axis=1), strict=True):
+        assert is_normal(part, fan_in**-0.5)
+    assert is_normal(se.MatMulOp(jnp.full((9, 300), 2.0)).param(KEY, 9, 300).value["weight"], 1 / 6)
+
+
+def test_a_kernel_is_scaled_by_its_taps():
+    image = jax.ShapeDtypeStruct((8, 8, 6), jnp.float32)
+    op = se.ConvOp(image, [1, 1], "SAME", feature_group_count=2, bias=True)
+    param = op.param(KEY, 3, 60)
+    assert param.value["weight"].shape == (3, 3, 3, 60) and param.value["bias"].shape == (60,)
+    assert is_normal(param.value["weight"], 27**-0.5)
+    assert jax.eval_shape(param, jnp.ones((2, 8, 8, 6))).shape == (2, 8, 8, 60)
+    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]])[..., None, None] * np.ones((3, 3, 3, 60))
+    masked = se.ConvOp(image, [1, 1], "SAME", feature_group_count=2, weight_mask=cross)
+    assert is_normal(masked.param(KEY, (3, 3), 60).value["weight"], 15**-0.5)
+
+
+def test_low_rank_starts_without_effect_and_units_with_one_each():
+    lora = se.LoraOp(bias=True).param(KEY, 25, 7, rank=60)
+    assert is_normal(lora.value["B"], 0.2) and lora.value["A"].shape == (60, 7)
+    assert lora(jnp.ones(25)).tolist() == [0.0] * 7 and sorted(lora.value) == ["A", "B", "bias"]
+    units = se.ElemWiseOp().param(KEY, (20, 60))
+    assert is_normal(units()) and units.grad is se.ETraceGrad.full
+
+
+def test_a_tied_weight_has_the_mean_variance_of_its_synapses():
+    graph, dead = uneven(), 100
+    weight = np.asarray(se.SpMatMulOp(graph, tie=np.arange(16000) % 8000 + dead).param(KEY).value["weight"])
+    assert np.isfinite(weight).all()  # nothing uses the first ones
+    assert is_normal(weight[dead : dead + 4000], ((1 + 1 / 25) / 2) ** 0.5)
+    assert is_normal(weight[dead + 4000 :], ((1 / 4 + 1 / 100) / 2) ** 0.5)
+
+
+def test_a_raw_matrix_keeps_the_order_of_its_data():
+    matrix = sp.csr_array(uneven().to_scipy())
+    weight = np.asarray(se.SpMatMulOp(matrix).param(KEY).value["weight"])
+    degree = DEGREES[matrix.indices]
+    assert all(is_normal(weight[degree == fan_in], fan_in**-0.5) for fan_in in np.unique(DEGREES))
+    given = se.SpMatMulOp(matrix).param(init=matrix.data * 3)
+    assert np.array_equal(given.value["weight"], matrix.data * 3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_weight_functions_start_within_their_range(dtype):
+    graph = uneven()
+    sign = np.where(np.arange(300) % 3, 1, -1)[graph.connectivity.pre]
+    lock = se.SpMatMulOp(graph, se.SignLock(sign), bias=True).param(KEY, dtype=dtype)
+    assert lock.value["weight"].dtype == lock.value["bias"].dtype == dtype
+    v, degree = np.asarray(lock.op.phi(lock.value)["weight"], float), DEGREES[graph.connectivity.post]
+    assert (np.sign(v) == sign).all() and (np.sign(np.asarray(lock.value["weight"], float)) == sign).all()
+    if dtype != jnp.bfloat16:
+        for fan_in in np.unique(DEGREES):
+            size = np.abs(v[degree == fan_in]) * fan_in**0.5
+            assert scipy.stats.kstest(size, "halfnorm").pvalue > 1e-3
+    for lo, hi in ((0.0, 0.5), (-0.25, 1.0), (5.0, 6.0), (-9.0, 9.0)):
+        box = se.SpMatMulOp(graph, se.Bounded(lo, hi)).param(KEY, dtype=dtype)
+        v = np.asarray(box.op.phi(box.value)["weight"], float)
+        assert np.isfinite(np.asarray(box.value["weight"], float)).all() and (v >= lo).all() and (v <= hi).all()
+        if dtype != jnp.bfloat16 and hi != 6:
+            inside = scipy.stats.truncnorm(lo * 5, hi * 5, scale=0.2)
+            assert scipy.stats.kstest(v[degree == 25], inside.cdf).pvalue > 1e-3
+
+
+def test_a_sign_of_each_sender_and_a_dense_op():
+    sign = np.where(np.arange(40)[:, None] < 30, 1, -1)
+    lock = se.MatMulOp(weight_fn=se.SignLock(sign)).param(KEY, 40, 50)
+    assert (np.sign(np.asarray(lock.value["weight"])) == sign).all()
+
+
+def test_given_weights_are_those_of_the_synapses():
+    worm = se.datasets.worm()
+    op = se.SpMatMulOp(worm, bias=True)
+    assert np.array_equal(op.param(init=worm).value["weight"], worm.weight)
+    sign = np.asarray(worm.node_attrs["sign"])[worm.connectivity.pre]
+    locked = se.SpMatMulOp(worm, se.SignLock(sign)).param(init=worm)
+    assert np.array_equal(locked.op.phi(locked.value)["weight"], sign * np.abs(worm.weight))
+    bounded = se.SpMatMulOp(worm, se.Bounded(0, 100)).param(init=worm)
+    np.testing.assert_allclose(bounded.op.phi(bounded.value)["weight"], worm.weight, rtol=1e-4)
+    copy = se.from_networkx(worm.to_networkx())
+    assert copy.connectivity is not worm.connectivity
+    assert np.array_equal(op.param(init=copy).value["weight"], worm.weight)
+    ones = se.MatMulOp(weight_fn=jnp.exp).param(KEY, 2, 3, init=jax.nn.initializers.ones)
+    assert ones.value["weight"].tolist() == [[1.0] * 3] * 2
+    assert se.ElemWiseOp().param(None, 3, init=[1, 2, 3])().tolist() == [1.0, 2.0, 3.0]
+
+
+def test_the_key_decides_and_jit_and_vmap_change_nothing():
+    op = se.SpMatMulOp(uneven())
+    one, same, other = (np.asarray(op.param(key).value["weight"]) for key in (KEY, KEY, jax.random.key(8)))
+    assert np.array_equal(one, same) and not np.any(one == other)
+    old = jax.random.PRNGKey(7)
+    assert np.array_equal(op.param(old).value["weight"], one)
+    make = lambda key: se.SpMatMulOp(RING, se.Bounded(-1, 1)).param(key).value["weight"]
+    within, alone = jax.jit(jax.vmap(make))(jax.random.split(KEY)), [make(key) for key in jax.random.split(KEY)]
+    np.testing.assert_allclose(within, alone, rtol=1e-4)
+    assert not np.any(np.asarray(alone[0]) == np.asarray(alone[1]))
+
+
+def test_types_and_options(x64):
+    assert se.MatMulOp(bias=True).param(KEY, 2, 3).value["bias"].dtype == jnp.float64
+    param = se.MatMulOp().param(KEY, 2, 3, dtype="float32", grad=se.ETraceGrad.full, is_etrace=False)
+    assert (param.value["weight"].dtype, param.grad, param.is_etrace) == (jnp.float32, se.ETraceGrad.full, False)
+    weight = np.asarray(se.MatMulOp().param(KEY, 25, 100, dtype=complex).value["weight"])
+    assert weight.dtype == complex and is_normal(weight.real, 50**-0.5) and is_normal(weight.imag, 50**-0.5)
+
+
+class Plain(se.ETraceOp):
+    def xw_to_y(self, x, w):
+        return x * w
+
+    def yw_to_w(self, y, e):
+        return y * e
+
+
+RING = se.from_edges([0, 1, 2], [1, 2, 0], [1.0, 2.0, 3.0])
+LINE = se.ConvOp(jax.ShapeDtypeStruct((8, 4), jnp.float32), [1], "SAME", feature_group_count=2)
+REFUSED = [
+    (lambda: se.MatMulOp().param(None, 3, 4), TypeError, "key: expected one key to draw from, .* got None"),
+    (lambda: se.MatMulOp().param(0, 3, 4), TypeError, "key: .* as of jax.random.key.0., got 0"),
+    (lambda: se.MatMulOp().param(jax.random.split(KEY), 3, 4), TypeError, r"key: .*got key<fry>\[2\]"),
+    (lambda: se.MatMulOp().param(KEY, True, 4), TypeError, "num_pre: expected a whole number, got True"),
+    (lambda: se.MatMulOp().param(KEY, 3, -4), ValueError, "num_post: expected a number of units, got -4"),
+    (lambda: se.MatMulOp(np.ones((3, 5))).param(KEY, 3, 4), ValueError, r"weight_mask: expected shape \(3, 4\)"),
+    (lambda: se.MatMulOp().param(KEY, 3, 4, init="glorot"), ValueError, "init: expected 'fan_in', .* got 'glorot'"),
+    (lambda: se.MatMulOp().param(KEY, 3, 3, init=RING), ValueError, "init: .* a graph is for the SpMatMulOp that is"),
+    (lambda: se.MatMulOp().param(KEY, 3, 4, init=np.ones(3)), ValueError, r"init: expected shape \(3, 4\), got \(3,\)"),
+    (lambda: se.MatMulOp().param(KEY, 3, 4, dtype=int), ValueError, "dtype: expected floating numbers, got int"),
+    (lambda: se.MatMulOp().param(KEY, 3, 4, dtype="float64"), ValueError, "dtype: .* got float64. Call .*x64"),
+    (lambda: se.SpMatMulOp(RING).param(), TypeError, "key: .* got None"),
+    (
+        lambda: se.SpMatMulOp(RING).param(init=uneven()),
+        ValueError,
+        r"init: expected the graph that the op is on, .*300",
+    ),
+    (lambda: se.SpMatMulOp(RING, tie=[0, 1, 1]).param(init=RING), ValueError, "init: .* without ties"),
+    (lambda: se.SpMatMulOp(RING.to_scipy().tocsr()).param(init=RING), ValueError, "init: .* in the order of the op's"),
+    (lambda: se.SpMatMulOp(RING, jnp.exp).param(init=RING), ValueError, "init: expected a weight .* method `inverse`"),
+    (
+        lambda: se.SpMatMulOp(RING, se.Bounded(0, 2)).param(init=RING),
+        ValueError,
+        "v: expected weights from 0 to 2, got 3",
+    ),
+    (lambda: LINE.param(KEY, (3, 3), 4), ValueError, r"window: expected shape \(1,\), got \(2,\). One size for each"),
+    (lambda: LINE.param(KEY, 3, 5), ValueError, "value..weight..: .* with c_out a multiple of 2"),
+    (lambda: Plain().param(KEY, 3), NotImplementedError, "op: Plain does not say what its parameter starts from. Give"),
+    (
+        lambda: se.ETraceParam({"weight": jnp.ones((2, 3))}, se.MatMulOp(bias=True))(jnp.ones(2)),
+        ValueError,
+        "value: expected a 'bias' too, as the op has bias=True, got .'weight'.",
+    ),
+]
+
+
+@pytest.mark.parametrize("make, error, message", REFUSED, ids=range(len(REFUSED)))
+def test_what_no_parameter_can_start_from(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

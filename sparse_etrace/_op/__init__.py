@@ -3,7 +3,7 @@
 from .check import check_op as check_op
 from .contract import ETraceOp as ETraceOp, Uses as Uses
 from .conv import ConvOp as ConvOp
-from .elemwise import ElemWiseOp as ElemWiseOp
+from .elemwise import ElemWiseOp as ElemWiseOp, ElemWiseParam as ElemWiseParam
 from .lora import LoraOp as LoraOp
 from .matmul import MatMulOp as MatMulOp
 from .spmatmul import SpMatMulOp as SpMatMulOp

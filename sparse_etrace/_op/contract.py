@@ -60,6 +60,17 @@ class ETraceOp(eqx.Module):
         """Weights on the synapses, `v = phi(theta)`; the identity unless overridden."""
         return theta
 
+    def param(self, key: Any, *args: Any, **kwargs: Any) -> Any:
+        """An `ETraceParam` of this op, with values to start from; each op of the library has its own.
+
+        Raises:
+            NotImplementedError: the op does not say.
+        """
+        raise NotImplementedError(
+            f"op: {type(self).__name__} does not say what its parameter starts from. Give it a method `param`, or "
+            "write ETraceParam(value, op)."
+        )
+
     @abc.abstractmethod
     def xw_to_y(self, x: Any, w: PyTree[Array]) -> Array:
         """Postsynaptic input `y` from presynaptic `x` and the weights on the synapses `w = phi(theta)`."""
@@ -183,7 +194,11 @@ def applied(weight_fn: Callable[[Array], Array] | None, weight: Array) -> Array:
     return value
 
 
-def check_bias(theta: dict[str, Array], num_post: int) -> None:
+def check_bias(theta: dict[str, Array], num_post: int, wanted: bool) -> None:
+    if wanted and "bias" not in theta:
+        raise ValueError(
+            f"value: expected a 'bias' too, as the op has bias=True, got {sorted(theta)}. Let op.param(key) make them."
+        )
     if "bias" in theta:
         hint = "One value for each postsynaptic unit (for a convolution, each output channel)."
         check_shape("value['bias']", jnp.shape(theta["bias"]), (num_post,), hint)

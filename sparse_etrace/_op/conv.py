@@ -12,6 +12,8 @@ from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .._numbers import whole
 from .contract import ETraceOp, Uses, check_bias, check_shape, masked, read_weights, with_bias
+from .initial import masked_fan_in, parameter, size
+from .param import ETraceParam
 
 Weights = dict[str, Array]
 Whole = Sequence[SupportsIndex] | np.ndarray
@@ -32,10 +34,12 @@ class ConvOp(ETraceOp):
         feature_group_count: number of groups of channels.
         weight_mask: shaped like the weight, or None.
         weight_fn: elementwise function `f` of the weights; it never touches the bias.
+        bias: whether a `'bias'` is needed, and made by `param`; False takes values with and without.
 
     Raises:
         TypeError: `xinfo` has no shape and type.
-        ValueError: an argument does not fit `xinfo`; or, on execution, the kernel, mask, bias or `x` has another shape.
+        ValueError: an argument does not fit `xinfo`; or, on execution, the kernel, mask, bias or `x` has another shape,
+            or the bias is missing.
 
     Example:
         >>> import jax, jax.numpy as jnp, sparse_etrace as se
@@ -52,6 +56,7 @@ class ConvOp(ETraceOp):
     feature_group_count: int = eqx.field(static=True)
     weight_mask: Array | None
     weight_fn: Callable[[Array], Array] | None
+    bias: bool = eqx.field(static=True)
     apply_weight_fn_before_mask: ClassVar[bool] = False
     per_unit: ClassVar[tuple[str, ...]] = ("bias",)
 
@@ -65,6 +70,8 @@ class ConvOp(ETraceOp):
         feature_group_count: SupportsIndex = 1,
         weight_mask: Any = None,
         weight_fn: Callable[[Array], Array] | None = None,
+        *,
+        bias: Any = False,
     ):
         if not hasattr(xinfo, "shape") or not hasattr(xinfo, "dtype"):
             raise TypeError(
@@ -101,6 +108,45 @@ class ConvOp(ETraceOp):
         self.lhs_dilation, self.rhs_dilation, self.feature_group_count = lhs, rhs, groups
         self.weight_mask = None if weight_mask is None else jnp.array(weight_mask)
         self.weight_fn = weight_fn
+        self.bias = bool(bias)
+
+    def param(
+        self,
+        key: Any,
+        window: SupportsIndex | Whole,
+        c_out: SupportsIndex,
+        *,
+        init: Any = "fan_in",
+        dtype: Any = None,
+        **options: Any,
+    ) -> ETraceParam:
+        """A parameter with a kernel to start from, and a bias of zeros where the op has one.
+
+        Args:
+            key: where the weights are drawn from; None if `init` gives them.
+            window: positions that the kernel sees along each spatial axis, or one number for all.
+            c_out: number of channels of the output.
+            init: `'fan_in'` draws normal weights with a variance of one by the number of taps into a channel of the
+                output that the mask leaves; otherwise as for `MatMulOp.param`.
+            dtype: floating type; the default one, or that of given weights.
+            **options: `grad` and `is_etrace` of `ETraceParam`.
+
+        Raises:
+            TypeError: `key` is no key.
+            ValueError: a size, `init` or `dtype` cannot be used.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, sparse_etrace as se
+            >>> op = se.ConvOp(jax.ShapeDtypeStruct((8, 3), jnp.float32), window_strides=[1], padding='SAME')
+            >>> op.param(jax.random.key(0), 5, 16).value["weight"].shape
+            (5, 3, 16)
+        """
+        spatial = self.input_ndim - 1
+        sizes = tuple(window) if isinstance(window, Sequence | np.ndarray) else (window,) * spatial
+        check_shape("window", (len(sizes),), (spatial,), "One size for each spatial axis, or one number for all.")
+        c_in = self.xinfo.shape[-1] // self.feature_group_count
+        shape = (*(size("window", each) for each in sizes), c_in, size("c_out", c_out))
+        return parameter(self, shape[-1], key, shape, masked_fan_in(self.weight_mask, shape), init, dtype, options)
 
     @property
     def input_ndim(self) -> int:
@@ -117,7 +163,7 @@ class ConvOp(ETraceOp):
                 f"value['weight']: expected shape {what} with c_out a multiple of {groups}, got {weight.shape}. "
                 "The channels are those of xinfo, divided by feature_group_count."
             )
-        check_bias(theta, weight.shape[-1])
+        check_bias(theta, weight.shape[-1], self.bias)
         return {**theta, "weight": weight}
 
     def xw_to_y(self, x: Shaped[Array, "*batch_space c_in"], w: Weights) -> Inexact[Array, "*batch_position c_out"]:

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .contract import ETraceOp, Uses, one_to_one
+from .initial import size, weights
+from .param import ETraceGrad, ETraceParam
 from .windows import window_per_unit
 
 
@@ -31,6 +33,38 @@ class ElemWiseOp(ETraceOp):
 
     fn: Callable[[Any], Array] | None = None
     is_diagonal: ClassVar[bool] = True
+
+    def param(
+        self,
+        key: Any,
+        units: SupportsIndex | tuple[SupportsIndex, ...],
+        *,
+        init: Any = "fan_in",
+        dtype: Any = None,
+        **options: Any,
+    ) -> ETraceParam:
+        """A parameter of one array to start from; `ElemWiseParam` makes one of any pytree.
+
+        Args:
+            key: where the values are drawn from; None if `init` gives them.
+            units: number of units, or their shape.
+            init: `'fan_in'` draws normal values with a variance of one, as a unit has one; a function
+                `init(key, shape, dtype)`, as of `jax.nn.initializers`; or the values. They are those that `fn` gets.
+            dtype: floating type; the default one, or that of given values.
+            **options: `grad` (`ETraceGrad.full` unless given) and `is_etrace` of `ETraceParam`.
+
+        Raises:
+            TypeError: `key` is no key.
+            ValueError: a size, `init` or `dtype` cannot be used.
+
+        Example:
+            >>> import jax, sparse_etrace as se
+            >>> se.ElemWiseOp(jax.nn.sigmoid).param(jax.random.key(0), 3, init=jax.nn.initializers.zeros)().tolist()
+            [0.5, 0.5, 0.5]
+        """
+        shape = tuple(size("units", n) for n in (units if isinstance(units, tuple) else (units,)))
+        value = weights(key, shape, 1, init, dtype, None)
+        return ETraceParam(value, self, **{"grad": ETraceGrad.full, **options})
 
     def phi(self, theta: PyTree[Array]) -> Array:
         value = theta if self.fn is None else self.fn(theta)
@@ -59,3 +93,21 @@ class ElemWiseOp(ETraceOp):
     def synapses(self, v: Any, x: Any) -> list[Uses]:
         """Each value acts on its own unit."""
         return [one_to_one(math.prod(v.shape))]
+
+
+def ElemWiseParam(w: PyTree[Any], fn: Callable[[Any], Array] | None = None) -> ETraceParam:
+    """A parameter of the units themselves, `y = fn(w)`, traced exactly under every learner.
+
+    Args:
+        w: any pytree of arrays.
+        fn: makes of it an array of the hidden shape, or a number for all units; None for the identity.
+
+    Returns:
+        A parameter that is called without input.
+
+    Example:
+        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> se.ElemWiseParam(jnp.zeros(2), jnp.exp)().tolist()
+        [1.0, 1.0]
+    """
+    return ETraceParam(w, ElemWiseOp(fn), grad=ETraceGrad.full)

@@ -1,12 +1,16 @@
 """All-to-all connectivity of low rank."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
+import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .. import _kernels
 from .._numbers import plain
 from .contract import ETraceOp, Uses, all_to_all, check_bias, check_input, with_bias
+from .initial import size, weights
+from .param import ETraceParam
 
 Weights = dict[str, Array]
 
@@ -19,9 +23,10 @@ class LoraOp(ETraceOp):
 
     Args:
         alpha: scale; None for 1.
+        bias: whether a `'bias'` is needed, and made by `param`; False takes values with and without.
 
     Raises:
-        ValueError: the keys are others, or the shapes do not fit.
+        ValueError: the keys are others, the bias is missing, or the shapes do not fit.
 
     Example:
         >>> import jax.numpy as jnp, sparse_etrace as se
@@ -34,10 +39,45 @@ class LoraOp(ETraceOp):
     """
 
     alpha: Any
+    bias: bool = eqx.field(static=True)
     per_unit: ClassVar[tuple[str, ...]] = ("bias",)
 
-    def __init__(self, alpha: Any = None):
+    def __init__(self, alpha: Any = None, *, bias: Any = False):
         self.alpha = 1.0 if alpha is None else plain(alpha)
+        self.bias = bool(bias)
+
+    def param(
+        self,
+        key: Any,
+        num_pre: SupportsIndex,
+        num_post: SupportsIndex,
+        rank: SupportsIndex,
+        *,
+        dtype: Any = None,
+        **options: Any,
+    ) -> ETraceParam:
+        """A parameter that starts without effect: `A` is zero, and `B` normal with a variance of `1 / num_pre`.
+
+        Args:
+            key: where `B` is drawn from.
+            num_pre, num_post: numbers of units.
+            rank: of the weights.
+            dtype: floating type; the default one unless given.
+            **options: `grad` and `is_etrace` of `ETraceParam`.
+
+        Raises:
+            TypeError: `key` is no key.
+            ValueError: a size or `dtype` cannot be used.
+
+        Example:
+            >>> import jax, sparse_etrace as se
+            >>> se.LoraOp().param(jax.random.key(0), 30, 20, rank=2).value["A"].shape
+            (2, 20)
+        """
+        num_pre, num_post, rank = size("num_pre", num_pre), size("num_post", num_post), size("rank", rank)
+        b = weights(key, (num_pre, rank), num_pre, "fan_in", dtype, None)
+        bias = {"bias": jnp.zeros(num_post, b.dtype)} if self.bias else {}
+        return ETraceParam({"B": b, "A": jnp.zeros((rank, num_post), b.dtype), **bias}, self, **options)
 
     def phi(self, theta: PyTree[Array]) -> Weights:
         if not isinstance(theta, dict) or not {"A", "B"} <= set(theta) <= {"A", "B", "bias"}:
@@ -49,7 +89,7 @@ class LoraOp(ETraceOp):
                 f"value['B'], value['A']: expected (num_pre, rank) and (rank, num_post), got {b.shape} and {a.shape}. "
                 "Give both the same rank."
             )
-        check_bias(theta, a.shape[1])
+        check_bias(theta, a.shape[1], self.bias)
         rest = {key: leaf for key, leaf in theta.items() if key == "bias"}
         return {"weight": (self.alpha * (b @ a)).astype(b.dtype), **rest}
 

@@ -1,7 +1,7 @@
 """All-to-all connectivity."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .. import _kernels
 from .contract import ETraceOp, Uses, all_to_all, check_bias, check_input, masked, read_weights, with_bias
+from .initial import masked_fan_in, parameter, size
+from .param import ETraceParam
 
 Weights = dict[str, Array]
 
@@ -23,9 +25,10 @@ class MatMulOp(ETraceOp):
         weight_mask: `(num_pre, num_post)`, boolean or numbers; None for all ones.
         weight_fn: elementwise function `f` of the weights; it never touches the bias.
         apply_weight_fn_before_mask: `f(w) * mask` instead of `f(w * mask)`.
+        bias: whether a `'bias'` is needed, and made by `param`; False takes values with and without.
 
     Raises:
-        ValueError: `weight`, `weight_mask`, `bias` or `x` has another shape.
+        ValueError: `weight`, `weight_mask`, `bias` or `x` has another shape, or the bias is missing.
 
     Example:
         >>> import jax.numpy as jnp, sparse_etrace as se
@@ -36,6 +39,7 @@ class MatMulOp(ETraceOp):
     weight_mask: Array | None
     weight_fn: Callable[[Array], Array] | None
     apply_weight_fn_before_mask: bool = eqx.field(static=True)
+    bias: bool = eqx.field(static=True)
     per_unit: ClassVar[tuple[str, ...]] = ("bias",)
 
     def __init__(
@@ -43,14 +47,50 @@ class MatMulOp(ETraceOp):
         weight_mask: Any = None,
         weight_fn: Callable[[Array], Array] | None = None,
         apply_weight_fn_before_mask: Any = False,
+        *,
+        bias: Any = False,
     ):
         self.weight_mask = None if weight_mask is None else jnp.array(weight_mask)
         self.weight_fn = weight_fn
         self.apply_weight_fn_before_mask = bool(apply_weight_fn_before_mask)
+        self.bias = bool(bias)
+
+    def param(
+        self,
+        key: Any,
+        num_pre: SupportsIndex,
+        num_post: SupportsIndex,
+        *,
+        init: Any = "fan_in",
+        dtype: Any = None,
+        **options: Any,
+    ) -> ETraceParam:
+        """A parameter with weights to start from, and a bias of zeros where the op has one.
+
+        Args:
+            key: where the weights are drawn from; None if `init` gives them.
+            num_pre, num_post: numbers of units.
+            init: `'fan_in'` draws normal weights with a variance of one by the number of inputs of a unit that the
+                mask leaves; a function `init(key, shape, dtype)`, as of `jax.nn.initializers`; or the weights.
+                A weight function with an `inverse` makes these weights, any other what it makes of them.
+            dtype: floating type; the default one, or that of given weights.
+            **options: `grad` and `is_etrace` of `ETraceParam`.
+
+        Raises:
+            TypeError: `key` is no key.
+            ValueError: a size, `init` or `dtype` cannot be used.
+
+        Example:
+            >>> import jax, sparse_etrace as se
+            >>> se.MatMulOp(bias=True).param(jax.random.key(0), 3, 100).value["weight"].shape
+            (3, 100)
+        """
+        shape = (size("num_pre", num_pre), size("num_post", num_post))
+        return parameter(self, shape[1], key, shape, masked_fan_in(self.weight_mask, shape), init, dtype, options)
 
     def phi(self, theta: PyTree[Array]) -> Weights:
         weight = masked(read_weights(theta, 2, "(num_pre, num_post)")["weight"], self)
-        check_bias(theta, weight.shape[1])
+        check_bias(theta, weight.shape[1], self.bias)
         return {**theta, "weight": weight}
 
     def xw_to_y(self, x: Shaped[Array, "*batch pre"], w: Weights) -> Inexact[Array, "*batch post"]:

@@ -13,7 +13,6 @@ from jaxtyping import Array, PyTree
 
 from .boundary import CutCall, boundary_p, call_op
 from .contract import ETraceOp
-from .elemwise import ElemWiseOp
 
 
 class ETraceGrad(enum.Enum):
@@ -131,24 +130,6 @@ class Fixed(eqx.Module):
 
 def _is_fixed(leaf: Any) -> bool:
     return isinstance(leaf, Fixed)
-
-
-def ElemWiseParam(w: PyTree[Any], fn: Callable[[Any], Array] | None = None) -> ETraceParam:
-    """A parameter of the units themselves, `y = fn(w)`, traced exactly under every learner.
-
-    Args:
-        w: any pytree of arrays.
-        fn: makes of it an array of the hidden shape, or a number for all units; None for the identity.
-
-    Returns:
-        A parameter that is called without input.
-
-    Example:
-        >>> import jax.numpy as jnp, sparse_etrace as se
-        >>> se.ElemWiseParam(jnp.zeros(2), jnp.exp)().tolist()
-        [1.0, 1.0]
-    """
-    return ETraceParam(w, ElemWiseOp(fn), grad=ETraceGrad.full)
 
 
 def NonTempParam(w: PyTree[Any], op: ETraceOp) -> ETraceParam:

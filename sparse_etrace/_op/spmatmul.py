@@ -16,6 +16,8 @@ from .._graph.matrices import matrix_connectivity
 from .._numbers import whole
 from .._sums import widened
 from .contract import ETraceOp, Uses, applied, check_bias, check_input, check_shape, read_weights, with_bias
+from .initial import parameter
+from .param import ETraceParam
 from .windows import window_per_unit
 
 Weights = dict[str, Array]
@@ -35,10 +37,12 @@ class SpMatMulOp(ETraceOp):
         tie: `(num_synapses,)`, the entry of `weight` that each synapse uses; None for one weight each.
         axis: axis of `x` that holds the presynaptic units: -1, or -2 for `x` of shape `(..., num_pre, features)`, where
             every feature passes through the same synapses and has a trace of its own.
+        bias: whether a `'bias'` is needed, and made by `param`; False takes values with and without.
 
     Raises:
         TypeError: `connectivity` is nothing that can be read as one.
-        ValueError: `tie`, `axis`, `weight`, `bias` or `x` has another shape, or `tie` is out of range.
+        ValueError: `tie`, `axis`, `weight`, `bias` or `x` has another shape, `tie` is out of range, or
+            the bias is missing.
 
     Example:
         >>> import jax.numpy as jnp, sparse_etrace as se
@@ -52,6 +56,7 @@ class SpMatMulOp(ETraceOp):
     slot: Array | None
     num_weights: int = eqx.field(static=True)
     axis: int = eqx.field(static=True)
+    bias: bool = eqx.field(static=True)
     per_unit: ClassVar[tuple[str, ...]] = ("bias",)
 
     def __init__(
@@ -60,6 +65,8 @@ class SpMatMulOp(ETraceOp):
         weight_fn: Callable[[Array], Array] | None = None,
         tie: Any = None,
         axis: SupportsIndex = -1,
+        *,
+        bias: Any = False,
     ):
         axis = whole("axis", axis)
         if axis not in (-1, -2):
@@ -84,6 +91,49 @@ class SpMatMulOp(ETraceOp):
             slot = tie if slot is None else tie[np.asarray(slot)]
         self.connectivity, self.weight_fn, self.num_weights, self.axis = connectivity, weight_fn, num_weights, axis
         self.slot = None if slot is None else jnp.array(slot, jnp.int32)
+        self.bias = bool(bias)
+
+    def param(self, key: Any = None, *, init: Any = "fan_in", dtype: Any = None, **options: Any) -> ETraceParam:
+        """A parameter with weights to start from, and a bias of zeros where the op has one.
+
+        Args:
+            key: where the weights are drawn from; None if `init` gives them.
+            init: `'fan_in'` draws normal weights with a variance of one by the number of synapses onto the target of
+                each (the mean of it over the synapses of a tied weight); a function `init(key, shape, dtype)`, as of
+                `jax.nn.initializers`; the graph that the op is on, whose weights are taken; or the weights. A weight
+                function with an `inverse` makes these weights, any other what it makes of them.
+            dtype: floating type; the default one, or that of given weights.
+            **options: `grad` and `is_etrace` of `ETraceParam`.
+
+        Raises:
+            TypeError: `key` is no key.
+            ValueError: `init` or `dtype` cannot be used.
+
+        Example:
+            >>> import jax, sparse_etrace as se
+            >>> graph = se.from_edges([0, 1], [1, 0], [3.0, 5.0])
+            >>> op = se.SpMatMulOp(graph, bias=True)
+            >>> op.param(jax.random.key(0)).value["weight"].shape
+            (2,)
+            >>> op.param(init=graph).value["weight"].tolist()
+            [5.0, 3.0]
+        """
+        conn = self.connectivity
+        if isinstance(init, Graph):
+            given = init.connectivity
+            same = (given.pre is conn.pre and given.post is conn.post) or eqx.tree_equal(given, conn)
+            if not same or self.slot is not None:
+                raise ValueError(
+                    f"init: expected the graph that the op is on, without ties, got another of shape "
+                    f"{given.shape}. Give the weights, ({self.num_weights},), in the order of the op's."
+                )
+            init = init.weight
+        each = 1 / jnp.diff(conn.post_ptr)[conn.post]
+        if self.slot is not None:
+            count = jnp.bincount(self.slot, length=self.num_weights)
+            total = jnp.bincount(self.slot, each, length=self.num_weights)
+            each = jnp.where(count == 0, 1, total / jnp.maximum(count, 1))
+        return parameter(self, conn.num_post, key, (self.num_weights,), 1 / each, init, dtype, options)
 
     @property
     def input_ndim(self) -> int:
@@ -94,7 +144,7 @@ class SpMatMulOp(ETraceOp):
         weight = read_weights(theta, 1, f"({self.num_weights},)")["weight"]
         hint = "One for each synapse of the op's connectivity, or for each index in tie."
         check_shape("value['weight']", weight.shape, (self.num_weights,), hint)
-        check_bias(theta, self.connectivity.num_post)
+        check_bias(theta, self.connectivity.num_post, self.bias)
         weight = applied(self.weight_fn, weight)
         return {**theta, "weight": weight if self.slot is None else self._tied(weight)}
 

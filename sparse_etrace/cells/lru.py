@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Array
 
 from .._numbers import real
-from .._op.param import ElemWiseParam, ETraceParam, Fixed
-from .cell import Constant, Units, constant, current, on_units, unit_shape
+from .._op import ElemWiseParam
+from .._op.initial import check_key, size
+from .._op.param import ETraceParam, Fixed
+from .cell import Constant, Units, constant, current, on_units, onto, unit_shape
 
 
 class LRUState(NamedTuple):
@@ -57,6 +59,43 @@ class LRU(eqx.Module):
         self.shape, self.inp = unit_shape(units), inp
         self.eigenvalue = _eigenvalue(eigenvalue)
         self.scale = None if scale is None else constant(scale, "scale", -math.inf, math.inf)
+
+    @classmethod
+    def of(
+        cls,
+        units: Any,
+        inputs: Any,
+        *,
+        key: Any,
+        bias: Any = False,
+        dtype: Any = complex,
+        eigenvalue: Any = None,
+        scale: Any = None,
+    ) -> "LRU":
+        """A cell with parameters to start from.
+
+        Args:
+            units: number of units.
+            inputs: number of inputs, each connected to all units; or a `Graph` or `Connectivity` from inputs to units.
+            key: where the weights, and the eigenvalues unless given, are drawn from.
+            bias: whether the input parameter has a bias, of zeros.
+            dtype: type of the input parameter, whose weights have a variance of one by the inputs of a unit.
+            eigenvalue: `lambda`; `LRU.ring(key, units)` unless given.
+            scale: `gamma`.
+
+        Raises:
+            TypeError: an argument is of another kind.
+            ValueError: `inputs` leads to other units, or `eigenvalue` is out of range.
+
+        Example:
+            >>> import jax, sparse_etrace as se
+            >>> se.cells.LRU.of(4, inputs=3, key=jax.random.key(0)).inp.value["weight"].dtype.name
+            'complex64'
+        """
+        units = size("units", units)
+        for_inp, for_ring = jax.random.split(check_key(key))
+        inp = onto(units, "inputs", inputs, for_inp, bias=bias, dtype=dtype)
+        return cls(units, inp, cls.ring(for_ring, units) if eigenvalue is None else eigenvalue, scale)
 
     @staticmethod
     def ring(
