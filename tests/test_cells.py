@@ -357,3 +357,103 @@ def test_a_model_that_does_not_read_its_input(learner):
         learner.init(model, state, (jnp.ones(7), 1.0))
     for nothing in (None, (), jnp.ones((0,))):
         learner.init(model, state, nothing)
+
+
+# --- cells that make their parameters --------------------------------------------------------------------------------
+
+KEY = jax.random.key(3)
+WORM = se.datasets.worm()
+MADE = [cells.GRU, cells.MGU, cells.LIF, cells.ALIF, cells.LeakyRate]
+CONSTANTS = {
+    "LIF": {"threshold": 0.1, "decay": 0.5},
+    "ALIF": {"threshold": 0.1, "reset": 0.2},
+    "LeakyRate": {"decay": 0.3},
+}
+
+
+def parts(cell, start):
+    return [getattr(cell, name) for name in vars(cell) if name.startswith(start)]
+
+
+@pytest.mark.parametrize("make", MADE)
+def test_a_cell_on_a_graph_is_the_one_of_its_parameters(make):
+    constants = CONSTANTS.get(make.__name__, {})
+    cell = make.of(WORM, inputs=INPUTS, key=KEY, **constants)
+    inp, rec = parts(cell, "inp"), parts(cell, "rec")
+    units = WORM.connectivity.num_post
+    assert {type(p.op) for p in inp} == {se.MatMulOp} and {type(p.op) for p in rec} == {se.SpMatMulOp}
+    assert all(sorted(p.value) == ["weight"] and p.value["weight"].shape == (INPUTS, units) for p in inp)
+    assert all(p.value["bias"].shape == (units,) and not np.any(p.value["bias"]) for p in rec)
+    drawn = [np.asarray(p.value["weight"]).ravel()[:10] for p in (*inp, *rec)]
+    assert len(np.unique(drawn)) == 10 * len(drawn)
+    by_hand = make(units, *inp, *rec, **constants)
+    assert jax.tree.structure(cell) == jax.tree.structure(by_hand)
+    assert all(map(np.array_equal, jax.tree.leaves(cell), jax.tree.leaves(by_hand)))
+
+
+@pytest.mark.parametrize("make", MADE)
+def test_of_takes_units_graphs_and_options(make):
+    dense = make.of(np.int32(5), INPUTS, key=KEY, bias=False, dtype=jnp.float32, init=jax.nn.initializers.ones)
+    for p in parts(dense, "rec"):
+        assert p.value["weight"].tolist() == [[1.0] * 5] * 5 and sorted(p.value) == ["weight"]
+    assert {leaf.dtype for p in parts(dense, "inp") for leaf in jax.tree.leaves(p.value)} == {np.dtype(np.float32)}
+    sign = np.asarray(WORM.node_attrs["sign"])[WORM.connectivity.pre]
+    senses = se.Connectivity.from_edges([0, 1, 1], [5, 6, 7], shape=(2, 279))
+    cell = make.of(WORM, senses, key=KEY, weight_fn=se.SignLock(sign), init=WORM)
+    for p in parts(cell, "rec"):
+        assert np.array_equal(p.value["weight"], sign * WORM.weight)
+    assert all(p.value["weight"].shape == (3,) and np.std(p.value["weight"]) > 0 for p in parts(cell, "inp"))
+    assert jax.eval_shape(cell, cell.init_state(), jnp.ones(2))[1].shape == (279,)
+
+
+@pytest.mark.parametrize("make", [cells.LIF, cells.ALIF, cells.LeakyRate])
+def test_of_without_input(make):
+    cell = make.of(4, None, key=KEY)
+    assert cell.inp is None and jax.eval_shape(lambda: cell(cell.init_state(), None))[1].shape == (4,)
+
+
+def test_linear_units_make_their_input_and_eigenvalues():
+    cell = cells.LRU.of(200, INPUTS, key=KEY)
+    weight = np.asarray(cell.inp.value["weight"])
+    assert weight.dtype == complex and 0.8 < np.var(weight) * INPUTS < 1.2 and sorted(cell.inp.value) == ["weight"]
+    assert cell.eigenvalue().shape == (200,) and isinstance(cell.eigenvalue, se.ETraceParam)
+    graph = se.from_edges([0, 1], [1, 2], shape=(2, 3))
+    given = cells.LRU.of(3, graph, key=KEY, bias=True, dtype=jnp.float32, eigenvalue=0.5, scale=2.0)
+    assert given.inp.value["bias"].dtype == jnp.float32 and given.scale() == 2
+    assert jax.eval_shape(given, given.init_state(), jnp.ones(2))[1].shape == (6,)
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (
+            lambda: cells.GRU.of(WORM, None, key=KEY),
+            TypeError,
+            "inputs: expected a Graph, .* got NoneType. se.from_net",
+        ),
+        (lambda: cells.GRU.of(3.0, 2, key=KEY), TypeError, "graph: expected a Graph, .* got float"),
+        (lambda: cells.LIF.of(WORM.to_scipy(), 2, key=KEY), TypeError, "graph: .* got csc_array"),
+        (lambda: cells.LIF.of(-3, 2, key=KEY), ValueError, "graph: expected a number of units, got -3"),
+        (lambda: cells.LIF.of(3, True, key=KEY), TypeError, "inputs: expected a whole number, got True"),
+        (lambda: cells.LIF.of(3, 2, key=1), TypeError, "key: expected one key to draw from, .* got 1"),
+        (lambda: cells.LIF.of(3, 2, key=KEY, tau=1.0), TypeError, "tau: expected one of .'decay', .* of LIF, or"),
+        (lambda: cells.LIF.of(3, 2, key=KEY, rec=None), TypeError, "rec: .* call the cell itself"),
+        (lambda: cells.LIF.of(3, 2, key=KEY, decay=2.0), ValueError, "decay: expected values from 0 to 1"),
+        (
+            lambda: cells.LIF.of(3, WORM, key=KEY),
+            ValueError,
+            r"inputs: expected synapses onto the 3 units, .*\(279, 279",
+        ),
+        (
+            lambda: cells.MGU.of(se.from_edges([0], [1], shape=(2, 3)), 2, key=KEY),
+            ValueError,
+            r"graph: expected synapses onto the 2 units, got shape \(2, 3\). A cell's own graph leads",
+        ),
+        (lambda: cells.LRU.of(WORM, 2, key=KEY), TypeError, "units: expected a whole number"),
+        (lambda: cells.LRU.of(3, None, key=KEY), TypeError, "inputs: expected a Graph"),
+        (lambda: cells.LRU.of(3, 2, key=None), TypeError, "key: expected one key"),
+    ],
+)
+def test_of_refuses_in_words(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

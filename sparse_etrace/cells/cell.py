@@ -1,5 +1,6 @@
 """What the cells share."""
 
+import inspect
 import operator
 from typing import Any, SupportsIndex
 
@@ -8,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._graph.connectivity import Connectivity
+from .._graph.graph import Graph
+from .._op import MatMulOp, SpMatMulOp
 from .._op.contract import in_front
+from .._op.initial import check_key, size
 from .._op.param import ETraceParam, Fixed
 
 Constant = ETraceParam | Fixed
@@ -17,6 +22,99 @@ Units = SupportsIndex | tuple[SupportsIndex, ...]
 
 def unit_shape(units: Units) -> tuple[int, ...]:
     return tuple(map(operator.index, units if isinstance(units, tuple) else (units,)))
+
+
+def cell_of(
+    cls: Any,
+    graph: Any,
+    inputs: Any,
+    *,
+    key: Any,
+    bias: Any = True,
+    weight_fn: Any = None,
+    init: Any = "fan_in",
+    dtype: Any = None,
+    **constants: Any,
+) -> Any:
+    """A cell whose units are connected by a graph, with parameters to start from.
+
+    Args:
+        graph: a square `Graph` or `Connectivity`, or the number of units that are connected all to all.
+        inputs: number of inputs, each connected to all units; a `Graph` or `Connectivity` from inputs to units; None
+            for a cell without input.
+        key: where the weights are drawn from, others for each parameter.
+        bias: whether the recurrent parameters have a bias, of zeros.
+        weight_fn: weight function of the recurrent parameters.
+        init: what these start from: `'fan_in'`, `graph` for its own weights, or as in `SpMatMulOp.param`. Input weights
+            are always drawn by fan-in.
+        dtype: floating type of the parameters.
+        **constants: the cell's other arguments.
+
+    Raises:
+        TypeError: an argument is of another kind, or the cell does not take it.
+        ValueError: the graph has other units.
+
+    Example:
+        >>> import jax, sparse_etrace as se
+        >>> graph = se.from_edges([0, 1, 2], [1, 2, 0])
+        >>> se.cells.GRU.of(graph, inputs=3, key=jax.random.key(0)).init_state(5).shape
+        (5, 3)
+    """
+    arguments = inspect.signature(cls).parameters
+    made = [name for name in arguments if name.startswith(("inp", "rec"))]
+    others = [name for name in arguments if name not in (*made, "units")]
+    for name in constants:
+        if name not in others:
+            raise TypeError(
+                f"{name}: expected one of {others} of {cls.__name__}, or an argument of `of`, got another name. "
+                "Parameters are made here; to give your own, call the cell itself."
+            )
+    units = _senders("graph", graph)
+    params: dict[str, ETraceParam | None] = {}
+    for name, one in zip(made, jax.random.split(check_key(key), len(made)), strict=True):
+        if name.startswith("rec"):
+            params[name] = onto(units, "graph", graph, one, bias=bias, weight_fn=weight_fn, init=init, dtype=dtype)
+        elif inputs is None and arguments[name].annotation is not ETraceParam:
+            params[name] = None
+        else:
+            params[name] = onto(units, "inputs", inputs, one, dtype=dtype)
+    return cls(units, **params, **constants)
+
+
+def onto(
+    units: int,
+    name: str,
+    given: Any,
+    key: Any,
+    bias: Any = False,
+    weight_fn: Any = None,
+    init: Any = "fan_in",
+    dtype: Any = None,
+) -> ETraceParam:
+    """A parameter into so many units: all to all from a number of others, or on a graph."""
+    senders = _senders(name, given)
+    if not isinstance(given, Graph | Connectivity):
+        dense = MatMulOp(weight_fn=weight_fn, bias=bias)
+        return dense.param(key, senders, units, init=init, dtype=dtype)
+    sparse = SpMatMulOp(given, weight_fn, bias=bias)
+    if sparse.connectivity.num_post != units:
+        raise ValueError(
+            f"{name}: expected synapses onto the {units} units, got shape {sparse.connectivity.shape}. "
+            "A cell's own graph leads from its units to its units, one of inputs from these to the units."
+        )
+    return sparse.param(key, init=init, dtype=dtype)
+
+
+def _senders(name: str, given: Any) -> int:
+    """How many units there are at the sending end."""
+    if isinstance(given, Graph | Connectivity):
+        return (given.connectivity if isinstance(given, Graph) else given).num_pre
+    if not hasattr(given, "__index__"):
+        raise TypeError(
+            f"{name}: expected a Graph, a Connectivity or a number of units, got {type(given).__name__}. "
+            "se.from_networkx, se.from_scipy and their like make graphs."
+        )
+    return size(name, given)
 
 
 def constant(value: Any, name: str, low: float | int, high: float | int) -> Constant:

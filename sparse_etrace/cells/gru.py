@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._op.param import ETraceParam
-from .cell import Units, current, unit_shape
+from .cell import Units, cell_of, current, unit_shape
 
 
 class GRU(eqx.Module):
@@ -55,6 +55,8 @@ class GRU(eqx.Module):
         self.shape = unit_shape(units)
         self.inp_r, self.inp_u, self.inp_c = inp_r, inp_u, inp_c
         self.rec_r, self.rec_u, self.rec_c = rec_r, rec_u, rec_c
+
+    of = classmethod(cell_of)
 
     def init_state(self, *batch: SupportsIndex) -> Float[Array, "*batch units"]:
         """Zero activity; `batch` are the sizes of the leading batch axes."""

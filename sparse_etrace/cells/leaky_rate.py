@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._op.param import ETraceParam
-from .cell import Constant, Units, constant, current, on_units, unit_shape
+from .cell import Constant, Units, cell_of, constant, current, on_units, unit_shape
 
 
 class LeakyRate(eqx.Module):
@@ -52,6 +52,8 @@ class LeakyRate(eqx.Module):
     ):
         self.shape, self.inp, self.rec, self.activation = unit_shape(units), inp, rec, activation
         self.decay = constant(decay, "decay", 0, 1)
+
+    of = classmethod(cell_of)
 
     def init_state(self, *batch: SupportsIndex) -> Float[Array, "*batch units"]:
         """Zero activity; `batch` are the sizes of the leading batch axes."""

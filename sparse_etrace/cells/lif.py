@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from .. import surrogate
 from .._op.param import ETraceParam
-from .cell import Constant, Units, behind_reset, constant, current, on_units, unit_shape
+from .cell import Constant, Units, behind_reset, cell_of, constant, current, on_units, unit_shape
 
 
 class LIFState(NamedTuple):
@@ -75,6 +75,8 @@ class LIF(eqx.Module):
         self.spike = surrogate.triangle() if spike is None else spike
         self.reset = None if reset is None else constant(reset, "reset", 0, jnp.inf)
         self.reset_gradient = bool(reset_gradient)
+
+    of = classmethod(cell_of)
 
     def init_state(self, *batch: SupportsIndex) -> LIFState:
         """Rest, no spikes; `batch` are the sizes of the leading batch axes."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._op.param import ETraceParam
-from .cell import Units, current, unit_shape
+from .cell import Units, cell_of, current, unit_shape
 
 
 class MGU(eqx.Module):
@@ -49,6 +49,8 @@ class MGU(eqx.Module):
     ):
         self.shape = unit_shape(units)
         self.inp_f, self.inp_c, self.rec_f, self.rec_c = inp_f, inp_c, rec_f, rec_c
+
+    of = classmethod(cell_of)
 
     def init_state(self, *batch: SupportsIndex) -> Float[Array, "*batch units"]:
         """Zero activity; `batch` are the sizes of the leading batch axes."""
