@@ -29,13 +29,11 @@ class Net(eqx.Module):
     readout: se.ETraceParam
 
     def __init__(self, graph, key):
-        for_input, for_readout = jax.random.split(key)
-        inp = se.ETraceParam({"weight": jax.random.normal(for_input, (1, UNITS))}, se.MatMulOp())
-        rec = se.ETraceParam({"weight": graph.weight, "bias": jnp.zeros(UNITS)}, se.SpMatMulOp(graph))
-        out = {"weight": 0.1 * jax.random.normal(for_readout, (UNITS, 1)), "bias": jnp.zeros(1)}
+        for_cell, for_readout = jax.random.split(key)
         # Units from fast to slow: the trace of a synapse is as long as the memory of the unit that it drives.
-        self.cell = se.cells.LeakyRate(UNITS, inp, rec, decay=jnp.linspace(0.0, 0.8, UNITS))
-        self.readout = se.ETraceParam(out, se.MatMulOp())
+        decay = jnp.linspace(0.0, 0.8, UNITS)
+        self.cell = se.cells.LeakyRate.of(graph, inputs=1, key=for_cell, init=graph, decay=decay)
+        self.readout = se.MatMulOp(bias=True).param(for_readout, UNITS, 1)
 
     def init_state(self, *batch):
         return self.cell.init_state(*batch)
@@ -63,7 +61,7 @@ def cosine(a, b):
 
 graph = se.from_networkx(nx.gnp_random_graph(UNITS, 0.1, seed=1, directed=True))
 signs = jax.random.rademacher(jax.random.key(1), graph.weight.shape, jnp.float32)
-graph = se.scale_spectral_radius(eqx.tree_at(lambda g: g.weight, graph, signs), 1.0)
+graph = se.scale_spectral_radius(graph.with_weight(signs), 1.0)
 model = Net(graph, jax.random.key(0))
 xs, ys = sequences(jax.random.key(2))
 

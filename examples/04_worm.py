@@ -37,7 +37,7 @@ class Worm(eqx.Module):
         conn, units, keys = graph.connectivity, graph.connectivity.num_post, jax.random.split(key, 6)
         # With SignLock no step of learning turns an excitatory neuron into an inhibitory one.
         sign = jnp.asarray(graph.node_attrs["sign"], jnp.float32)[conn.pre]
-        signed = eqx.tree_at(lambda g: g.weight, graph, sign * jax.random.uniform(keys[0], sign.shape))
+        signed = graph.with_weight(sign * jax.random.uniform(keys[0], sign.shape))
         weight = jnp.abs(se.scale_spectral_radius(signed, 1.0).weight)
         bias = 0.3 * jax.random.normal(keys[1], (units,))
         self.synapses = se.ETraceParam({"weight": weight}, se.SpMatMulOp(graph, weight_fn=se.SignLock(sign)))

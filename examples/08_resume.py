@@ -35,7 +35,7 @@ class Net(eqx.Module):
     def __init__(self, rewired):
         graph = se.from_networkx(nx.watts_strogatz_graph(UNITS, 6, rewired, seed=0))
         keys = jax.random.split(jax.random.key(0), 3)
-        graph = eqx.tree_at(lambda g: g.weight, graph, jax.random.normal(keys[0], graph.weight.shape))
+        graph = graph.with_weight(jax.random.normal(keys[0], graph.weight.shape))
         graph = se.scale_spectral_radius(graph, 1.1)
         inp = se.ETraceParam({"weight": jax.random.normal(keys[1], (2, UNITS))}, se.MatMulOp())
         rec = se.ETraceParam({"weight": graph.weight, "bias": jnp.zeros(UNITS)}, se.SpMatMulOp(graph))

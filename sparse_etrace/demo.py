@@ -59,7 +59,7 @@ class WormNet(eqx.Module):
         inputs = Connectivity.from_edges(np.zeros(len(sensory), int), sensory, shape=(1, count))
         keys = jax.random.split(key, 6)
         sign = jnp.asarray(graph.node_attrs["sign"], jnp.float32)[conn.pre]
-        drawn = eqx.tree_at(lambda g: g.weight, graph, sign * jax.random.uniform(keys[0], (conn.num_synapses,)))
+        drawn = graph.with_weight(sign * jax.random.uniform(keys[0], (conn.num_synapses,)))
         weight = jnp.abs(scale_spectral_radius(drawn, 1.0).weight)
         self.synapses = ETraceParam({"weight": weight}, SpMatMulOp(graph, weight_fn=SignLock(sign)))
         self.drive = ETraceParam({"weight": jax.random.normal(keys[1], (len(sensory),))}, SpMatMulOp(inputs))

@@ -23,10 +23,9 @@ class Net(eqx.Module):
     readout: se.ETraceParam
 
     def __init__(self, key):
-        inp = se.ETraceParam({"weight": jax.random.normal(key, (1, units))}, se.MatMulOp())
-        rec = se.ETraceParam({"weight": graph.weight, "bias": jnp.zeros(units)}, se.SpMatMulOp(graph))
-        self.cell = se.cells.LeakyRate(units, inp, rec, decay=0.7)
-        self.readout = se.ETraceParam({"weight": jnp.zeros((units, 1))}, se.MatMulOp())
+        for_cell, for_readout = jax.random.split(key)
+        self.cell = se.cells.LeakyRate.of(graph, inputs=1, key=for_cell, init=graph, decay=0.7)
+        self.readout = se.MatMulOp().param(for_readout, units, 1)
 
     def __call__(self, state, x):
         state, activity = self.cell(state, x)
@@ -50,4 +49,4 @@ print(f"loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f} after {len(result
 learned = result.model.cell.rec.value["weight"]
 se.plot.weight_change(graph, graph.weight, learned).savefig("weights.png")
 se.plot.learning_curves({"D-RTRL": result.losses[None]}).savefig("learning.png")
-se.write_graph("learned.csv", eqx.tree_at(lambda g: g.weight, graph, learned))
+se.write_graph("learned.csv", graph.with_weight(learned))

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import equinox as eqx
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Real
@@ -82,7 +81,7 @@ def scale_spectral_radius(graph: Graph, rho: float) -> Graph:
     radius = spectral_radius(graph)
     if radius == 0:
         raise ValueError("graph: its spectral radius is 0 (no cycle of non-zero weights), so no factor can change it")
-    return eqx.tree_at(lambda g: g.weight, graph, graph.weight * (rho / radius))
+    return graph.with_weight(graph.weight * (rho / radius))
 
 
 def _largest_radius(matrix: sp.coo_array) -> float:

@@ -23,10 +23,8 @@ class GRU(eqx.Module):
         rec_r, rec_u, rec_c: their recurrent parameters.
 
     Example:
-        >>> import jax.numpy as jnp, sparse_etrace as se
-        >>> inp = [se.ETraceParam({'weight': jnp.ones((2, 3))}, se.MatMulOp()) for _ in range(3)]
-        >>> rec = [se.ETraceParam({'weight': jnp.ones((3, 3))}, se.MatMulOp()) for _ in range(3)]
-        >>> cell = se.cells.GRU(3, *inp, *rec)
+        >>> import jax, jax.numpy as jnp, sparse_etrace as se
+        >>> cell = se.cells.GRU.of(3, inputs=2, key=jax.random.key(0))
         >>> cell(cell.init_state(5), jnp.ones((5, 2)))[1].shape
         (5, 3)
 

@@ -22,10 +22,8 @@ class MGU(eqx.Module):
         rec_f, rec_c: their recurrent parameters.
 
     Example:
-        >>> import jax.numpy as jnp, sparse_etrace as se
-        >>> inp = [se.ETraceParam({'weight': jnp.ones((2, 3))}, se.MatMulOp()) for _ in range(2)]
-        >>> rec = [se.ETraceParam({'weight': jnp.ones((3, 3))}, se.MatMulOp()) for _ in range(2)]
-        >>> cell = se.cells.MGU(3, *inp, *rec)
+        >>> import jax, jax.numpy as jnp, sparse_etrace as se
+        >>> cell = se.cells.MGU.of(3, inputs=2, key=jax.random.key(0))
         >>> cell(cell.init_state(), jnp.ones(2))[1].shape
         (3,)
 
