@@ -25,7 +25,7 @@ class Net(eqx.Module):
     def __init__(self, key):
         for_cell, for_readout = jax.random.split(key)
         self.cell = se.cells.LeakyRate.of(graph, inputs=1, key=for_cell, init=graph, decay=0.7)
-        self.readout = se.MatMulOp().param(for_readout, units, 1)
+        self.readout = se.MatMulOp().param(for_readout, units, 1, init=jax.nn.initializers.zeros)
 
     def __call__(self, state, x):
         state, activity = self.cell(state, x)
