@@ -275,6 +275,9 @@ def test_given_weights_are_those_of_the_synapses():
     sign = np.asarray(worm.node_attrs["sign"])[worm.connectivity.pre]
     locked = se.SpMatMulOp(worm, se.SignLock(sign)).param(init=worm)
     assert np.array_equal(locked.op.phi(locked.value)["weight"], sign * np.abs(worm.weight))
+    ends = se.SpMatMulOp(RING, se.Bounded(1, 3)).param(init=RING)
+    assert np.isfinite(ends.value["weight"]).all()
+    np.testing.assert_allclose(ends.op.phi(ends.value)["weight"], RING.weight, rtol=1e-6)
     bounded = se.SpMatMulOp(worm, se.Bounded(0, 100)).param(init=worm)
     np.testing.assert_allclose(bounded.op.phi(bounded.value)["weight"], worm.weight, rtol=1e-4)
     copy = se.from_networkx(worm.to_networkx())
