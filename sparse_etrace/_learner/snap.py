@@ -67,10 +67,9 @@ class SnAp(RuleLearner):
             given without `"random"` or not with it; or as `init`.
 
     Example:
-        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> import jax, jax.numpy as jnp, sparse_etrace as se
         >>> conn = se.Connectivity.from_edges([0, 1, 2], [1, 2, 0], shape=(3, 3))
-        >>> inp = se.ETraceParam({'weight': jnp.ones((2, 3))}, se.MatMulOp())
-        >>> cell = se.cells.LeakyRate(3, inp, se.ETraceParam({'weight': jnp.ones(3)}, se.SpMatMulOp(conn)))
+        >>> cell = se.cells.LeakyRate.of(conn, inputs=2, key=jax.random.key(0), bias=False)
         >>> [se.SnAp(n=n).init(cell, cell.init_state(), jnp.ones(2)).traces.blocks.size for n in (1, 2, 3, 4)]
         [9, 18, 27, 27]
 

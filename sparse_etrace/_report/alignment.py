@@ -120,9 +120,7 @@ def gradient_alignment(
     Example:
         >>> import jax, jax.numpy as jnp, optax, sparse_etrace as se
         >>> conn = se.Connectivity.from_edges([0, 1, 2], [1, 2, 0], shape=(3, 3))
-        >>> inp = se.ETraceParam({'weight': jnp.ones((2, 3))}, se.MatMulOp())
-        >>> rec = se.ETraceParam({'weight': jnp.ones(3)}, se.SpMatMulOp(conn))
-        >>> cell = se.cells.LeakyRate(3, inp, rec, decay=0.5)
+        >>> cell = se.cells.LeakyRate.of(conn, inputs=2, key=jax.random.key(0), bias=False, decay=0.5)
         >>> xs, ys = jax.random.normal(jax.random.key(0), (20, 8, 2)), jnp.zeros((20, 8, 3))
         >>> loss = lambda out, y: jnp.mean((out - y) ** 2)
         >>> few = (cell.init_state(2), xs[:, :2], ys[:, :2])

@@ -85,7 +85,7 @@ def fit(
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, sparse_etrace as se
-        >>> cell = se.cells.LeakyRate(3, se.ETraceParam({'weight': jnp.ones((2, 3))}, se.MatMulOp()), decay=0.9)
+        >>> cell = se.cells.LeakyRate.of(3, inputs=2, key=jax.random.key(0), decay=0.9)
         >>> batches = se.Batches(jnp.ones((5, 8, 2)), jnp.zeros((5, 8, 3)), size=4, key=jax.random.key(0), epochs=3)
         >>> loss = lambda out, y: jnp.mean((out - y) ** 2)
         >>> options = dict(state=cell.init_state(4), progress=False)
