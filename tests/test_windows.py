@@ -7,8 +7,8 @@ import models
 import numpy as np
 import oracles
 import pytest
-from soak import few
 from models import reference, run, total
+from soak import few
 
 import sparse_etrace as se
 

@@ -42,9 +42,10 @@ def online_grad(
         carry: from `learner.init`, or from the call before; it goes on.
         xs: inputs, time first.
         ys: targets, time first.
-        chunk: steps in a window, for which traces are touched once; None for 16, or fewer where what a window says to
-            the traces would need more room than these. The gradients are the
-            same for each. For `BPTT` the steps that are differentiated through; None for all.
+        chunk: at most so many steps in a window, for which traces are touched once; None for about 16, or fewer where
+            what a window says to the traces would need more room than these. Where windows can be of one length they
+            are. The gradients are the same for each. For `BPTT` exactly the steps that are differentiated through;
+            None for all.
         has_aux: `loss_fn` returns `(loss, aux)`.
 
     Returns:
@@ -93,6 +94,12 @@ def read_stream(xs: PyTree[Any], ys: PyTree[Any]) -> tuple[PyTree[Array], PyTree
     return xs, ys
 
 
+def _even(steps: int, size: int, most: int) -> int:
+    """A length near `size` that parts the steps evenly, if there is one: a window of another length at the end would
+    be compiled for itself, which takes longer than a window does."""
+    return next((k for k in range(most, size - 2 * size // 5 - 1, -1) if steps % k == 0), size)
+
+
 @eqx.filter_jit
 def gradient(
     learner: Learner, loss_fn: Any, model: Any, carry: Carry, xs: Any, ys: Any, chunk: int | None, has_aux: bool
@@ -100,7 +107,10 @@ def gradient(
     """`online_grad` of arrays that were checked; always with `aux` at the end."""
     steps = jax.tree.leaves((xs, ys))[0].shape[0]
     engine = learner.prepare(model, carry.state, jax.tree.map(lambda a: a[0], xs), carry)
-    size = min(chunk or engine.window_steps(model, carry, xs) or steps, steps)
+    own = engine.window_steps(model, carry, xs)
+    size = min(chunk or own or steps, steps)
+    if own is not None:
+        size = _even(steps, size, size if chunk else size + size // 4)
     count, rest = divmod(steps, size)
 
     def paired(out: Any, y: Any) -> tuple[Array, Any]:
