@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from .call import Call
 from .grouping import Grouping, group
 from .reading import Reading
-from .trained import struct
+from .trained import is_array_like, struct
 
 # A model that fits no other batch would be tried with every choice of leaves.
 TRIES = 64
@@ -57,7 +57,7 @@ def as_long_as_a_batch(
     given, layout = jax.tree.flatten(struct((state, x)))
     count = len(jax.tree.leaves(state))
     fits = [k for k, leaf in enumerate(given) if batch and leaf.shape[: len(batch)] == batch]
-    arrays, static = eqx.partition(model, lambda leaf: eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct))
+    arrays, static = eqx.partition(model, is_array_like)
 
     def works(*kept: int) -> bool:
         more = tuple(size + 1 for size in batch)

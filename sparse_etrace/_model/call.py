@@ -48,8 +48,5 @@ class Call(NamedTuple):
         nothing = [None] * len(self.node.inputs)
         return type(self.call.unflatten(nothing)[0]).__name__
 
-    def weight_sizes(self, program: Program) -> list[int]:
-        return [a.size for a in program.shapes(a for a in self.weight_atoms if isinstance(a, int))]
-
     def y(self, program: Program) -> jax.ShapeDtypeStruct:
         return program.shapes(self.node.outputs)[0]
