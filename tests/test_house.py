@@ -28,7 +28,7 @@ HOUSE = {
     "_files": "safe columns text arrow npz *",
     "datasets": "",
     "_kernels": "native products *",
-    "_op": "windows contract boundary param initial *",
+    "_op": "windows contract weights boundary param initial *",
     "cells": "cell *",
     "_model": "primitives program linear constant positions trained refusals call links origin reading "
     "groups grouping batch_axes step unit_links",

@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .._numbers import whole
-from .contract import ETraceOp, Uses, check_bias, check_shape, masked, read_weights, with_bias
+from .contract import ETraceOp, Uses
 from .initial import masked_fan_in, parameter, size
 from .param import ETraceParam
+from .weights import check_bias, check_shape, masked, read_weights, with_bias
 
 Weights = dict[str, Array]
 Whole = Sequence[SupportsIndex] | np.ndarray

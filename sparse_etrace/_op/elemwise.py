@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .contract import ETraceOp, Uses, one_to_one
+from .contract import ETraceOp, Uses
 from .initial import size, weights
 from .param import ETraceGrad, ETraceParam
+from .weights import one_to_one
 from .windows import window_per_unit
 
 

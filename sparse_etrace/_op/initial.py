@@ -10,8 +10,8 @@ from jaxtyping import Array
 
 from .._graph.graph import Graph
 from .._numbers import whole
-from .contract import check_shape
 from .param import ETraceParam
+from .weights import check_shape
 
 
 def parameter(

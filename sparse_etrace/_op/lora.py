@@ -8,9 +8,10 @@ from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .. import _kernels
 from .._numbers import plain
-from .contract import ETraceOp, Uses, all_to_all, check_bias, check_input, with_bias
+from .contract import ETraceOp, Uses
 from .initial import size, weights
 from .param import ETraceParam
+from .weights import all_to_all, check_bias, check_input, with_bias
 
 Weights = dict[str, Array]
 

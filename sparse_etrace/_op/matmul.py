@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .. import _kernels
-from .contract import ETraceOp, Uses, all_to_all, check_bias, check_input, masked, read_weights, with_bias
+from .contract import ETraceOp, Uses
 from .initial import masked_fan_in, parameter, size
 from .param import ETraceParam
+from .weights import all_to_all, check_bias, check_input, masked, read_weights, with_bias
 
 Weights = dict[str, Array]
 

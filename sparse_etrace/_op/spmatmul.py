@@ -15,9 +15,10 @@ from .._graph.graph import Graph
 from .._graph.matrices import matrix_connectivity
 from .._numbers import whole
 from .._sums import widened
-from .contract import ETraceOp, Uses, applied, check_bias, check_input, check_shape, read_weights, with_bias
+from .contract import ETraceOp, Uses
 from .initial import parameter
 from .param import ETraceParam
+from .weights import applied, check_bias, check_input, check_shape, read_weights, with_bias
 from .windows import window_per_unit
 
 Weights = dict[str, Array]

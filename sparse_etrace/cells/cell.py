@@ -12,9 +12,9 @@ from jaxtyping import Array
 from .._graph.connectivity import Connectivity
 from .._graph.graph import Graph
 from .._op import MatMulOp, SpMatMulOp
-from .._op.contract import in_front
 from .._op.initial import check_key, size
 from .._op.param import ETraceParam, Fixed
+from .._op.weights import in_front
 
 Constant = ETraceParam | Fixed
 Units = SupportsIndex | tuple[SupportsIndex, ...]

@@ -1,0 +1,87 @@
+"""What ops share: weights and biases in a dictionary, their checks, and where they act."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .contract import Uses
+
+
+def read_weights(theta: Any, ndim: int, what: str) -> Any:
+    """The dictionary `{'weight': ..., 'bias'?: ...}` of an op, checked."""
+    if not isinstance(theta, dict) or "weight" not in theta or not set(theta) <= {"weight", "bias"}:
+        keys = sorted(theta) if isinstance(theta, dict) else type(theta).__name__
+        raise ValueError(f"value: expected {{'weight': {what}, 'bias'?: ...}}, got {keys}. Name the arrays like that.")
+    if getattr(theta["weight"], "ndim", None) != ndim:
+        got = getattr(theta["weight"], "shape", type(theta["weight"]).__name__)
+        raise ValueError(f"value['weight']: expected one array of shape {what}, got {got}.")
+    return theta
+
+
+def check_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...], hint: str) -> None:
+    if tuple(got) != tuple(expected):
+        raise ValueError(f"{name}: expected shape {tuple(expected)}, got {tuple(got)}. {hint}")
+
+
+def masked(weight: Array, op: Any) -> Array:
+    """The weight function and mask of a dense or convolutional op, in its order."""
+    if op.weight_mask is None:
+        return applied(op.weight_fn, weight)
+    check_shape("weight_mask", op.weight_mask.shape, weight.shape, "Give it the shape of value['weight'].")
+    mask = op.weight_mask.astype(weight.dtype)
+    if op.apply_weight_fn_before_mask:
+        return applied(op.weight_fn, weight) * mask
+    return applied(op.weight_fn, weight * mask)
+
+
+def applied(weight_fn: Callable[[Array], Array] | None, weight: Array) -> Array:
+    """The weights behind the weight function."""
+    if weight_fn is None:
+        return weight
+    value = weight_fn(weight)
+    check_shape("weight_fn", jnp.shape(value), weight.shape, "It maps the weights one by one and keeps their shape.")
+    return value
+
+
+def check_bias(theta: dict[str, Array], num_post: int, wanted: bool) -> None:
+    if wanted and "bias" not in theta:
+        raise ValueError(
+            f"value: expected a 'bias' too, as the op has bias=True, got {sorted(theta)}. Let op.param(key) make them."
+        )
+    if "bias" in theta:
+        hint = "One value for each postsynaptic unit (for a convolution, each output channel)."
+        check_shape("value['bias']", jnp.shape(theta["bias"]), (num_post,), hint)
+
+
+def check_input(x: Any, axis: int, num_pre: int) -> None:
+    shape = jnp.shape(x)
+    if len(shape) < -axis or shape[axis] != num_pre:
+        raise ValueError(
+            f"x: expected {num_pre} presynaptic units on axis {axis}, got shape {shape}. Batch axes come in front."
+        )
+
+
+def with_bias(y: Array, w: dict[str, Array]) -> Array:
+    return y + in_front(w["bias"], y.ndim) if "bias" in w else y
+
+
+def in_front(a: Array, ndim: int) -> Array:
+    """An array with axes of one in front, up to so many in all."""
+    return jax.lax.broadcast_to_rank(a, max(ndim, a.ndim))
+
+
+def all_to_all(v: dict[str, Any], kept: np.ndarray | None = None) -> list[Uses]:
+    """`ETraceOp.synapses` of a weight matrix and a bias; `kept` is False where there is no synapse."""
+    num_pre, num_post = v["weight"].shape
+    slot = np.arange(num_pre * num_post) if kept is None else np.flatnonzero(kept)
+    uses = {"weight": Uses(slot // num_post, slot % num_post, slot), "bias": one_to_one(num_post)}
+    return [uses[key] for key in sorted(v)]
+
+
+def one_to_one(units: int) -> Uses:
+    """A leaf whose slots are the receiving units themselves."""
+    return Uses(None, np.arange(units), np.arange(units))
