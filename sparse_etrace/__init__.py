@@ -1,7 +1,8 @@
 """Sparse-first graph learning on JAX: recurrent networks trained online, forward in time."""
 
 from importlib import import_module as _import_module
-from typing import TYPE_CHECKING as _TYPE_CHECKING, Any as _Any
+from types import ModuleType as _ModuleType
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from . import cells as cells, datasets as datasets, surrogate as surrogate
 from ._files import read_graph as read_graph, write_graph as write_graph
@@ -78,8 +79,12 @@ if _TYPE_CHECKING:
 __all__ = sorted({"plot", *(name for name in dir() if not name.startswith("_"))})
 
 
-def __getattr__(name: str) -> _Any:
+_RENAMED = {"Plan": "MemoryPlan", "Report": "Explanation"}
+
+
+def __getattr__(name: str) -> _ModuleType:
     # Matplotlib takes as long to import as half the rest.
     if name == "plot":
         return _import_module(".plot", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    now = f"; it is {_RENAMED[name]!r} now" if name in _RENAMED else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{now}")

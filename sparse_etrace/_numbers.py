@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """A number of NumPy or jax, or an array without axes, as a number of Python; anything else as it is."""
     if isinstance(value, np.generic | np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer):
         if not value.shape and any(jax.dtypes.issubdtype(value.dtype, kind) for kind in (np.number, np.bool_)):
@@ -17,7 +17,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def real(name: str, value: Any) -> float:
+def real(name: str, value: object) -> float:
     """A number of Python.
 
     Raises:
@@ -26,7 +26,7 @@ def real(name: str, value: Any) -> float:
     return float(_checked(name, plain(value), Real, "a number"))
 
 
-def whole(name: str, value: Any) -> int:
+def whole(name: str, value: object) -> int:
     """A whole number of Python.
 
     Raises:
@@ -35,7 +35,7 @@ def whole(name: str, value: Any) -> int:
     return int(_checked(name, plain(value), Integral, "a whole number"))
 
 
-def positive(name: str, value: Any) -> int:
+def positive(name: str, value: object) -> int:
     """A whole number of Python, at least 1.
 
     Raises:
@@ -48,7 +48,7 @@ def positive(name: str, value: Any) -> int:
     return number
 
 
-def share(name: str, value: Any) -> float:
+def share(name: str, value: object) -> float:
     """A number of Python, at least 0 and below 1.
 
     Raises:
@@ -61,7 +61,7 @@ def share(name: str, value: Any) -> float:
     return found
 
 
-def _checked(name: str, value: Any, kind: type, what: str) -> Any:
+def _checked(name: str, value: object, kind: type, what: str) -> Any:
     if isinstance(value, jax.core.Tracer):
         raise TypeError(f"{name}: expected {what}, got one that jit, vmap or grad traces. Make it outside of them.")
     if isinstance(value, bool) or not isinstance(value, kind):

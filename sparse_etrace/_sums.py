@@ -2,11 +2,12 @@
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact, UInt32
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Inexact, PyTree, UInt32
 
 # XLA makes a slow loop of a sum over an axis of so few; term by term it becomes part of whatever reads it.
 FEW = 4
@@ -38,18 +39,18 @@ def matmul(
     return jnp.stack([matvec(jnp.swapaxes(b, 0, 1), row) for row in a])
 
 
-def wide(dtype: Any) -> Any:
+def wide(dtype: DTypeLike) -> np.dtype:
     """The type in which numbers of a type are summed: at least float32."""
     return joined(dtype, jnp.float32)
 
 
-def joined(*dtypes: Any) -> Any:
+def joined(*dtypes: DTypeLike) -> np.dtype:
     """The type that holds numbers of all these, of our choosing: also where JAX promotes no types of a user's."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*dtypes)
 
 
-def widened(tree: Any) -> Any:
+def widened(tree: PyTree[Array]) -> PyTree[Array]:
     """A pytree whose floating numbers have at least float32."""
 
     def one(leaf: Array) -> Array:
@@ -58,23 +59,23 @@ def widened(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def narrowed(tree: Any, like: Any) -> Any:
+def narrowed(tree: PyTree[Array], like: PyTree[Array]) -> PyTree[Array]:
     """A pytree in the types of another."""
     return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, like)
 
 
-def zeros(tree: Any) -> Any:
+def zeros(tree: PyTree) -> PyTree[Array]:
     """Where sums of a pytree of arrays, or of their shapes and types, begin."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide(leaf.dtype)), tree)
 
 
-def is_narrow(dtype: Any) -> bool:
+def is_narrow(dtype: DTypeLike) -> bool:
     """Whether a sum that is kept in this type between its terms would come to a stop."""
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def rounded(value: Array, dtype: Any, noise: UInt32[Array, ""] | None) -> Array:
+def rounded(value: Array, dtype: DTypeLike, noise: UInt32[Array, ""] | None) -> Array:
     """A value in the type in which it is stored: rounded to the nearest, or right on average where there is `noise`.
 
     Up or down with the probability that leaves no bias, by a hash of the noise and the place in the array.
@@ -95,7 +96,7 @@ def rounded(value: Array, dtype: Any, noise: UInt32[Array, ""] | None) -> Array:
 
 
 @rounded.defjvp
-def _(dtype: Any, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _(dtype: DTypeLike, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     return rounded(primals[0], dtype, primals[1]), tangents[0].astype(dtype)
 
 
@@ -108,6 +109,6 @@ def hashed(noise: UInt32[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, ".
     return h ^ (h >> 16)
 
 
-def mixed(noise: UInt32[Array, ""] | None, part: Any) -> UInt32[Array, ""] | None:
+def mixed(noise: UInt32[Array, ""] | None, part: ArrayLike) -> UInt32[Array, ""] | None:
     """Other bits for each part of what is rounded."""
     return None if noise is None else noise + jnp.asarray(part, jnp.uint32) * jnp.uint32(0x27D4EB2F)

@@ -3,7 +3,12 @@
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas
 
 WIDTH = 120
 NARROW = 16
@@ -35,7 +40,7 @@ def as_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines[:height], "-" * max(map(len, lines)), *lines[height:]])
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Return a value as text on one line, whatever moves a terminal's cursor or colours it escaped."""
     text = str(value)
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
@@ -49,7 +54,7 @@ def in_bytes(count: int) -> str:
     return f"{value:#.3g}".rstrip(".") + f" {units[0]}" if units[0] != "B" else f"{count} B"
 
 
-def data_frame(columns: Mapping[str, Any]) -> Any:
+def data_frame(columns: Mapping[str, Sequence | np.ndarray]) -> "pandas.DataFrame":
     """Return columns of one length as a pandas data frame.
 
     Raises:
@@ -58,5 +63,7 @@ def data_frame(columns: Mapping[str, Any]) -> Any:
     try:
         import pandas
     except ImportError as error:
-        raise ImportError("data frames need pandas: pip install 'sparse-etrace[tables]'") from error
+        raise ImportError(
+            "pandas: expected for data frames, got none. Install it: pip install 'sparse-etrace[tables]'."
+        ) from error
     return pandas.DataFrame(dict(columns))

@@ -51,7 +51,7 @@ def _size(text: str) -> int:
 def _whole(text: str, least: int, most: int = MOST) -> int:
     # So many digits are more, whatever they are; Python reads no more than 4300.
     if not text.isdecimal() or len(text) > 100 or not least <= int(text) <= most:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text[:100]!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text[:100]!r}.")
     return int(text)
 
 
@@ -60,7 +60,7 @@ def _learner(text: str) -> tuple[Learner, tuple[int, ...]]:
     name, dash, number = text.partition("-")
     if name not in LEARNERS or (dash and name not in NUMBERED):
         numbered = ", ".join(f"{name}-NUMBER" for name in NUMBERED)
-        raise argparse.ArgumentTypeError(f"got {text!r}; known are {', '.join(LEARNERS)}, {numbered}")
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(LEARNERS)}, {numbered}, got {text!r}.")
     given = [_whole(number, 1)] if dash else []
     own = [] if name == "BPTT" else given
     return LEARNERS[name]("state", *own), (*given, 100)[:1] if name == "BPTT" else (16,)
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             (_inspect if args.command == "inspect" else _convert)(args)
             return 0
         if args.out.exists() and not args.out.is_dir():
-            raise NotADirectoryError(f"--out: {args.out} is a file; name a folder")
+            raise NotADirectoryError(f"--out: expected a folder, got {args.out}, a file. Name a folder.")
         args.out.mkdir(parents=True, exist_ok=True)
         demo.run(args.out, quick=args.quick, seed=args.seed, exact=args.exact)
     except (OSError, ImportError, TypeError, ValueError) as error:

@@ -1,10 +1,9 @@
 """Data sets that come with the library. Each has a card with its source, licence and citation under `datasets/`."""
 
 import importlib.resources
-import operator
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,7 @@ from jaxtyping import Array
 from ._graph.connectivity import MAX_INDEX, Connectivity, canonical_order, expand_ptr
 from ._graph.graph import Graph
 from ._graph.matrices import from_edges
+from ._numbers import whole
 
 __all__ = ["MNIST1D", "fly_eye", "mnist1d", "mushroom_body", "worm"]
 
@@ -59,7 +59,7 @@ def worm(kind: str = "chemical") -> Graph:
         Caenorhabditis elegans neuronal network, PLoS Computational Biology 7:e1001066.
     """
     if kind not in ("chemical", "gap"):
-        raise ValueError(f"kind: got {kind!r}; the worm has 'chemical' synapses and 'gap' junctions")
+        raise ValueError(f"kind: expected 'chemical' for synapses or 'gap' for junctions, got {kind!r}.")
     data = _load("worm")
     names = data["name"]
     graph = from_edges(names[data[f"{kind}_pre"]], names[data[f"{kind}_post"]], data[f"{kind}_n_syn"], labels=names)
@@ -67,7 +67,7 @@ def worm(kind: str = "chemical") -> Graph:
     return Graph(graph.connectivity, graph.weight, graph.nodes, {name: data[name] for name in attributes})
 
 
-def fly_eye(radius: Any = 15, measured_only: bool = False) -> Graph:
+def fly_eye(radius: SupportsIndex = 15, measured_only: bool = False) -> Graph:
     """The visual system of the fly: 65 cell types on hexagonal columns, one measured column repeated over an eye.
 
     The columns are the integers `(u, v)` with `max(|u|, |v|, |u + v|) <= radius`. Each holds one neuron of every type,
@@ -144,7 +144,7 @@ def mushroom_body(side: str = "left") -> Graph:
         an insect brain, Nature 548:175-182.
     """
     if side not in ("left", "right"):
-        raise ValueError(f"side: got {side!r}; the mushroom body has a 'left' and a 'right' one")
+        raise ValueError(f"side: expected 'left' or 'right', got {side!r}.")
     data = _load("mushroom_body")
     cell_type, pre, post, n_syn = (data[f"{side}_{name}"] for name in ("cell_type", "pre", "post", "n_syn"))
     graph = from_edges(pre, post, n_syn, shape=(cell_type.size, cell_type.size))
@@ -173,18 +173,15 @@ def mnist1d() -> MNIST1D:
     return MNIST1D(**_load("mnist1d"))
 
 
-def _check_radius(radius: Any, num_offsets: int) -> int:
-    try:
-        size = operator.index(radius)
-    except TypeError as error:
-        raise TypeError(f"radius: got {radius!r}; it needs an integer number of columns, for example 15") from error
+def _check_radius(radius: SupportsIndex, num_offsets: int) -> int:
+    size = whole("radius", radius)
     if size < 0:
-        raise ValueError(f"radius: got {size}; it needs 0, a single column, or more")
+        raise ValueError(f"radius: expected 0, a single column, or more, got {size}.")
     most = (3 * size * (size + 1) + 1) * num_offsets
     if most > MAX_INDEX:
         raise ValueError(
-            f"radius: got {size}; up to {most} synapses are too many for int32 (at most {MAX_INDEX}); choose a smaller "
-            "one"
+            f"radius: expected at most {MAX_INDEX} synapses, as int32 counts no more, got {size} with up "
+            f"to {most}. Choose a smaller one."
         )
     return size
 
@@ -233,7 +230,8 @@ def _folder(name: str) -> Traversable:
         if (folder / f"{name}.npz").is_file():
             return folder
     raise FileNotFoundError(
-        f"{name}.npz: neither in {package}/_data nor in a checkout's datasets/; install the library again"
+        f"name: expected a file in {package}/_data or in a checkout's datasets/, got {name}.npz in "
+        "neither. Install the library again."
     )
 
 

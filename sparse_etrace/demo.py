@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -27,6 +27,9 @@ from ._train.fit import fit
 from ._train.fit_options import Update
 from ._train.fit_result import Progress
 from .datasets import MNIST1D, mnist1d, worm
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STEPS, READ, CHUNK, BATCH, HELD_OUT = 40, 20, 20, 50, 500
 UPDATES, QUICK_UPDATES = 1500, 300
@@ -119,7 +122,7 @@ def accuracy(model: WormNet, x: np.ndarray, y: np.ndarray) -> float:
     return float(np.mean(np.asarray(predict(model, jnp.asarray(x))) == y))
 
 
-def batches(x: np.ndarray, y: np.ndarray, seed: int) -> Iterator[tuple[Any, Any]]:
+def batches(x: np.ndarray, y: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
     """Endless random batches, time first, with the weight of each step in the loss."""
     rng = np.random.default_rng(seed)
     share = np.where(np.arange(STEPS) < STEPS - READ, 0, 1 / READ).astype(np.float32)
@@ -221,7 +224,7 @@ def run(out: Path, quick: bool = False, seed: int = 0, exact: bool = False) -> d
     return results
 
 
-def draw(results: dict[str, Any], graph: Graph, weight: np.ndarray, traces: np.ndarray) -> Any:
+def draw(results: dict[str, Any], graph: Graph, weight: np.ndarray, traces: np.ndarray) -> "Figure":
     """Learning, memory, the connectome and some of its traces as one figure.
 
     Args:

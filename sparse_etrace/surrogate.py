@@ -61,7 +61,7 @@ class Surrogate(eqx.Module):
             TypeError: where `v` is not floating.
         """
         if not jnp.issubdtype(v.dtype, jnp.floating):
-            raise TypeError(f"v: got {v.dtype}; it must be floating, convert it first: v.astype('float32')")
+            raise TypeError(f"v: expected a floating type, got {v.dtype}. Convert it first: v.astype('float32').")
         return _spike(self, v)
 
 
@@ -79,7 +79,7 @@ def _spike_jvp(surrogate: Surrogate, primals: tuple[Array], tangents: tuple[Arra
 def _positive(name: str, given: SupportsFloat) -> float:
     value = real(name, given)
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name}: got {value}; it must be positive and finite, leave it out for the default")
+        raise ValueError(f"{name}: expected a positive, finite number, got {value}. Leave it out for the default.")
     return value
 
 

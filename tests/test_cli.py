@@ -45,7 +45,7 @@ def runs(monkeypatch):
         (["inspect"], "FILE"),
         (["inspect", "worm", "--batch", "0"], "--batch"),
         (["inspect", "worm", "--batch", "many"], "--batch"),
-        (["inspect", "worm", "--learner", "Adam"], "known are D_RTRL"),
+        (["inspect", "worm", "--learner", "Adam"], "expected one of D_RTRL"),
         (["inspect", "worm", "--learner", "D_RTRL-2"], "SnAp-NUMBER"),
         (
             ["inspect", "worm", "--learner", "SnAp-0"],

@@ -64,17 +64,35 @@ def test_is_a_pytree_under_jit_vmap_and_map():
 @pytest.mark.parametrize(
     "pre, post, shape, error, match",
     [
-        ([0, 3], [0, 0], (3, 2), ValueError, "pre: index 3 at entry 1 is out of range for 3 units"),
-        ([0, 0], [-1, 0], (3, 2), ValueError, "post: index -1 at entry 0 is out of range"),
-        (np.array([2**64 - 1], np.uint64), [0], (3, 2), ValueError, "pre: index 18446744073709551615"),
-        ([0], [0, 1], (3, 2), ValueError, "pre and post: 1 and 2 entries"),
-        ([[0]], [0], (3, 2), ValueError, r"pre: got shape \(1, 1\); it needs one dimension"),
-        ([0.0], [0], (3, 2), TypeError, "pre: got float64; indices are integers"),
-        ([0], [True], (3, 2), TypeError, "post: got bool"),
-        ([0], [0], (3, -2), ValueError, r"shape: got \(3, -2\); each size"),
-        ([0], [0], (3, 2**31), ValueError, "shape: got .*; each size must be between"),
-        ([0], [0], (3, 2.0), TypeError, "shape: got .*two integers"),
-        ([0], [0], (3, 2, 1), TypeError, "shape: got .*two integers"),
+        (
+            [0, 3],
+            [0, 0],
+            (3, 2),
+            ValueError,
+            "pre: expected indices from 0 and below 3, the number of units, got 3 at entry 1",
+        ),
+        (
+            [0, 0],
+            [-1, 0],
+            (3, 2),
+            ValueError,
+            "post: expected indices from 0 and below 2, the number of units, got -1 at entry 0",
+        ),
+        (
+            np.array([2**64 - 1], np.uint64),
+            [0],
+            (3, 2),
+            ValueError,
+            "pre: expected indices from 0 and below 3, the.*, got 18446744073709551615 at entry 0",
+        ),
+        ([0], [0, 1], (3, 2), ValueError, "pre and post: expected one entry each per synapse, got 1 and 2."),
+        ([[0]], [0], (3, 2), ValueError, "pre: expected one dimension, .num_synapses,., got shape .1, 1.."),
+        ([0.0], [0], (3, 2), TypeError, "pre: expected integers as indices, got float64"),
+        ([0], [True], (3, 2), TypeError, "post: expected integers as indices, got bool"),
+        ([0], [0], (3, -2), ValueError, "shape: expected sizes from 0 to 2147483647, got .3, -2.."),
+        ([0], [0], (3, 2**31), ValueError, "shape: expected sizes from 0 to 2147483647, got .3, 2147483648.."),
+        ([0], [0], (3, 2.0), TypeError, "shape: expected two integers, .num_pre, num_post., got .3, 2.*.."),
+        ([0], [0], (3, 2, 1), TypeError, "shape: expected two integers, .num_pre, num_post., got .3, 2.*.."),
     ],
 )
 def test_refuses_edges(pre, post, shape, error, match):
@@ -84,12 +102,14 @@ def test_refuses_edges(pre, post, shape, error, match):
 
 def test_refuses_more_synapses_than_int32_has():
     many = np.broadcast_to(np.int32(0), (2**31,))
-    with pytest.raises(ValueError, match="pre: 2147483648 synapses are too many for int32"):
+    with pytest.raises(
+        ValueError, match="pre: expected at most 2147483647 synapses, as int32 counts no more, got 2147483648"
+    ):
         se.Connectivity.from_edges(many, many, shape=(1, 1))
 
 
 def test_refuses_traced_edges():
-    with pytest.raises(TypeError, match="pre: got a traced array"):
+    with pytest.raises(TypeError, match="pre: expected an array with values, got a traced one"):
         jax.jit(lambda pre: se.Connectivity.from_edges(pre, [0], shape=(1, 1)))(jnp.zeros(1, int))
 
 

@@ -20,6 +20,7 @@ PACKAGE = ROOT / "sparse_etrace"
 # A module imports only what stands above it: wings from top to bottom, rooms of a wing from left to right. Those that
 # `*` stands for do not import one another.
 HOUSE = {
+    "_types": "",
     "_numbers": "",
     "_sums": "",
     "_text": "",
@@ -35,7 +36,7 @@ HOUSE = {
     "_rule": "reach influence traces support notes signal engine trace_engine kept_traces own_traces "
     "influence_engine black_box",
     "_learner": "learner *",
-    "_train": "online check_learner batches updates non_finite facts checkpoint fit_options fit_result fit_file "
+    "_train": "online check_learner batches updates fit_result non_finite facts checkpoint fit_options fit_file "
     "fit_loop fit",
     "_report": "explain memory alignment costs",
     "plot": "style *",
@@ -138,7 +139,7 @@ def test_imports_only_from_above(path):
         ("_learner/__init__.py", "from .bptt import BPTT", True),
         ("_kernels/trace.py", "from .products import sampled", True),
         ("_kernels/trace.py", "from . import native", True),
-        ("_kernels/products.py", "from .trace import window", False),
+        ("_kernels/products.py", "from .trace import advance", False),
         ("_kernels/native.py", "from .products import sampled", False),
         ("cells/lif.py", "from ..surrogate import triangle", True),
         ("_graph/extra.py", "import numpy", False),
@@ -201,6 +202,63 @@ def test_the_check_of_functions_sees(size, is_seen):
     assert bool([*_long_functions(text)]) == is_seen
     inside = "class A:\n" + "".join(f"    {line}\n" for line in text.splitlines())
     assert bool([*_long_functions(inside)]) == is_seen
+
+
+# Wings whose errors may say what is the matter in other words than what was expected and what came.
+IN_OTHER_WORDS = {"_op", "cells", "_model", "_rule", "_learner"}
+ARGUMENT = r"(--)?[\w{}]+(\[[^]]+\]|\.\w+)?"
+
+
+def _template(node):
+    """What a string says, with `{}` for what it fills in; None for another expression."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) else None
+
+
+def _badly_said(path, root=PACKAGE):
+    """Errors of a file that have another form than `argument: expected A, got B. Way out.`"""
+    wing = path.relative_to(root).with_suffix("").parts[0]
+    start = rf"{ARGUMENT}((, | and ){ARGUMENT})*: "
+    if wing == "_files":  # what a format says of a file follows the path, which `read_graph` puts before it
+        start = f"({start})?"
+    body = r".+" if wing in IN_OTHER_WORDS else r"expected [^;]+, got [^;]+"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+            name, said = ast.unparse(node.exc.func), _template(node.exc.args[0])
+            if name not in ("ValueError", "TypeError", "NotImplementedError", "FileNotFoundError") or said is None:
+                continue
+            if said != "{}: {}" and not re.fullmatch(start + body + r"(\.|\{\})", said):
+                yield f"line {node.lineno}: {said}"
+
+
+@pytest.mark.parametrize("path", [p for p in PYTHON_FILES if p.stem not in ("check", "check_learner")], ids=_name)
+def test_errors_have_one_form(path):
+    """But for those of `check_op` and `check_learner`, which name a law."""
+    assert not [*_badly_said(path)]
+
+
+@pytest.mark.parametrize(
+    "where, said, is_good",
+    [
+        ("_graph/graph.py", 'f"weight: expected {a}, got {b}. Convert it."', True),
+        ("_graph/graph.py", 'f"edge_attrs[{a!r}]: expected {a}, got {b}."', True),
+        ("_graph/graph.py", 'f"weight: expected {a}, got {b}"', False),
+        ("_graph/graph.py", 'f"weight: expected {a}, got {b}; convert it."', False),
+        ("_graph/graph.py", 'f"weight: got {b}. It needs {a}."', False),
+        ("_graph/graph.py", 'f"expected {a}, got {b}."', False),
+        ("_files/npz.py", 'f"expected {a}, got {b}. {AGAIN}"', True),
+        ("_files/npz.py", 'f"has {b}. {AGAIN}"', False),
+        ("_model/step.py", 'f"model: it is {a}. Change it."', True),
+        ("_model/step.py", 'f"model: it is {a}, no more"', False),
+        ("_model/step.py", 'f"It is {a}. Change it."', False),
+    ],
+)
+def test_the_check_of_errors_sees(tmp_path, where, said, is_good):
+    path = tmp_path / where
+    path.parent.mkdir()
+    path.write_text(f"raise ValueError({said})")
+    assert (not [*_badly_said(path, tmp_path)]) == is_good
 
 
 FORBIDDEN = {

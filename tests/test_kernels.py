@@ -113,13 +113,13 @@ def test_trace_window(conn, batch, variables, dtype, seed):
         steps = (1, 3, 16, 18)[seed % 4]
         args, expected, gradient = window_of(conn, batch, variables, steps, normal(seed, dtype))
         args = tuple(map(jnp.asarray, args))
-        got = _kernels.trace.window(conn, *args)
+        got = _kernels.trace.advance(conn, *args)
         same(got[0], expected, dtype)
         same(got[1], gradient, dtype)
         carried, entering, signal, direct, x, trace = args
-        only, none = _kernels.trace.window(conn, carried, entering, None, None, x, trace)
+        only, none = _kernels.trace.advance(conn, carried, entering, None, None, x, trace)
         assert none is None and np.array_equal(only, got[0])
-        none, only = _kernels.trace.window(conn, None, None, signal, direct, x, trace)
+        none, only = _kernels.trace.advance(conn, None, None, signal, direct, x, trace)
         assert none is None and np.array_equal(only, got[1])
 
 
@@ -131,8 +131,8 @@ def test_a_narrow_trace_is_rounded_once(conn, batch, variables, dtype, seed):
         args, *_ = window_of(conn, batch, variables, (1, 16, 18)[seed % 3], normal(seed, dtype))
         args = tuple(map(jnp.asarray, args))
         narrow = args[-1].astype(jnp.bfloat16)
-        new, gradient = _kernels.trace.window(conn, *args[:-1], narrow)
-        expected, wide = _kernels.trace.window(conn, *args[:-1], narrow.astype(dtype))
+        new, gradient = _kernels.trace.advance(conn, *args[:-1], narrow)
+        expected, wide = _kernels.trace.advance(conn, *args[:-1], narrow.astype(dtype))
         assert new.dtype == jnp.bfloat16
         np.testing.assert_allclose(new.astype(dtype), expected, rtol=2.0**-8, atol=1e-5)
         same(gradient, wide, dtype)
@@ -142,7 +142,7 @@ def test_a_narrow_trace_keeps_what_is_no_number():
     conn = se.Connectivity.from_edges([0, 0, 0], [0, 1, 2], shape=(1, 3))
     trace = jnp.array([[1.0, jnp.nan, jnp.inf]], jnp.bfloat16)
     one, zero = jnp.ones((1, 1, 3)), jnp.zeros((1, 1, 3))
-    new, _ = _kernels.trace.window(conn, one, zero, None, None, jnp.zeros((1, 1)), trace)
+    new, _ = _kernels.trace.advance(conn, one, zero, None, None, jnp.zeros((1, 1)), trace)
     np.testing.assert_array_equal(new.astype(jnp.float32), trace.astype(jnp.float32))
 
 
@@ -199,7 +199,7 @@ def test_derivatives(x64):
         (_kernels.spmv, (weight, x)),
         (_kernels.spmv_t, (weight, y)),
         (_kernels.sampled, (x, y)),
-        (_kernels.trace.window, (d, f[None], f, y[None], x[None], trace)),
+        (_kernels.trace.advance, (d, f[None], f, y[None], x[None], trace)),
     ):
         check_grads(jax.jit(lambda *args, fn=fn: fn(conn, *args)), tuple(map(jnp.asarray, args)), order=1)
 
@@ -208,8 +208,11 @@ MAPPED = {
     "spmv": (_kernels.spmv, [(9,), (5,)]),
     "spmv_t": (_kernels.spmv_t, [(9,), (4,)]),
     "sampled": (_kernels.sampled, [(5,), (4,)]),
-    "window": (lambda *args: _kernels.trace.window(*args)[0], [(2, 2, 4), (3, 2, 4), (2, 4), (3, 4), (3, 5), (2, 9)]),
-    "gradient": (lambda *args: _kernels.trace.window(*args)[1], [(2, 2, 4), (3, 2, 4), (2, 4), (3, 4), (3, 5), (2, 9)]),
+    "window": (lambda *args: _kernels.trace.advance(*args)[0], [(2, 2, 4), (3, 2, 4), (2, 4), (3, 4), (3, 5), (2, 9)]),
+    "gradient": (
+        lambda *args: _kernels.trace.advance(*args)[1],
+        [(2, 2, 4), (3, 2, 4), (2, 4), (3, 4), (3, 5), (2, 9)],
+    ),
 }
 
 
@@ -376,7 +379,7 @@ def test_the_program_for_a_gpu_has_no_compiled_kernels():
     conn = se.Connectivity.from_edges([0, 2, 1], [1, 0, 1], shape=(3, 2))
 
     def all_kernels(conn, weight, x, y, trace):
-        new, gradient = _kernels.trace.window(conn, y[None, :1], y[:, None], y[:1], y, x, trace)
+        new, gradient = _kernels.trace.advance(conn, y[None, :1], y[:, None], y[:1], y, x, trace)
         return new, gradient, _kernels.spmv(conn, weight, x), _kernels.spmv_t(conn, weight, y)
 
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((3,), (4, 3), (4, 2), (1, 3))]
@@ -412,7 +415,9 @@ def test_a_trace_goes_through_windows_in_place():
     one, many = jnp.ones((1, 1, 3, 50)), jnp.ones((4, 1, 3, 50))
 
     def through(eps, x):
-        return jax.lax.scan(lambda e, x: (_kernels.trace.window(conn, one, many, None, None, x, e)[0], None), eps, x)[0]
+        return jax.lax.scan(lambda e, x: (_kernels.trace.advance(conn, one, many, None, None, x, e)[0], None), eps, x)[
+            0
+        ]
 
     program = jax.jit(through, donate_argnums=0).lower(jnp.ones((1, 3, 5000)), jnp.ones((9, 4, 3, 70))).compile()
     text = program.as_text()

@@ -401,7 +401,7 @@ def test_sparse_window_is_the_kernel():
     trace = normal(2, 2, 6)
     args = tuple(map(jnp.asarray, (normal(2, 2, 2, 4), normal(3, 2, 2, 4), normal(2, 2, 4), y)))
     new, taught = op.window(v, {"weight": jnp.asarray(trace), "bias": None}, *args, x)
-    expected = kernels_trace.window(op.connectivity, *args, x, jnp.asarray(trace))
+    expected = kernels_trace.advance(op.connectivity, *args, x, jnp.asarray(trace))
     assert_trees((new["weight"], taught["weight"]), expected)
 
 

@@ -106,13 +106,13 @@ def test_equal_by_value_so_nothing_compiles_twice(name):
 @factories
 @pytest.mark.parametrize("bad", [0.0, -1, float("nan"), float("inf")])
 def test_bad_parameter(name, bad):
-    with pytest.raises(ValueError, match=r"(gamma|alpha|beta|sigma|width): got .* positive and finite"):
+    with pytest.raises(ValueError, match=r"(gamma|alpha|beta|sigma|width): expected a positive, finite number, got"):
         getattr(surrogate, name)(bad)
 
 
 @each
 def test_integer_potential(spike, formula):
-    with pytest.raises(TypeError, match="v: got int32; it must be floating"):
+    with pytest.raises(TypeError, match="v: expected a floating type, got int32"):
         spike(jnp.arange(3, dtype="int32"))
 
 

@@ -3,15 +3,16 @@
 import os
 from collections.abc import Hashable, Iterable
 from functools import partial
-from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import SupportsIndex
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from .._graph.build import Policies, check_dtype
 from .._graph.columns import GUESS, say_guesses
-from .._graph.graph import Graph
+from .._graph.graph import Graph, check_graph
+from .._numbers import whole
 from . import adjacency, edge_list, feather, graphml, matrix_market, npz, parquet
 from .columns import usual_ends
 from .safe import Options, Source, is_packed, written
@@ -44,8 +45,8 @@ def read_graph(
     separator: str | None = None,
     duplicates: str = "keep",
     self_loops: str = "keep",
-    dtype: Any = jnp.float32,
-    max_bytes: Any = None,
+    dtype: DTypeLike = jnp.float32,
+    max_bytes: SupportsIndex | None = None,
 ) -> Graph:
     """Return the graph in a file, its format said by the suffix; text files may be packed, as `.csv.gz`.
 
@@ -87,14 +88,12 @@ def read_graph(
         (('AVAL', 'AVBL'), [2.0, 0.5])
     """
     path = Path(path)
-    kind = _kind(path, format, "read")
+    kind = _kind(path, format)
     policies = Policies(duplicates, self_loops, dtype)
     check_dtype(dtype)
     if separator is not None and separator not in SEPARATORS:
-        raise ValueError(f"separator: got {separator!r}; choose one of {list(SEPARATORS)}")
-    if max_bytes is not None and (not isinstance(max_bytes, Integral) or isinstance(max_bytes, bool)):
-        raise TypeError(f"max_bytes: got {max_bytes!r}; it needs a whole number of bytes")
-    limit = None if max_bytes is None else int(max_bytes)
+        raise ValueError(f"separator: expected one of {list(SEPARATORS)}, got {separator!r}.")
+    limit = None if max_bytes is None else whole("max_bytes", max_bytes)
     kept = edge_attrs if edge_attrs is None or isinstance(edge_attrs, str) else list(edge_attrs)
     source, options = Source.of(path, limit), Options(pre, post, weight, separator, kept, policies)
     try:
@@ -105,14 +104,16 @@ def read_graph(
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
     except MemoryError as error:
-        raise ValueError(f"{path}: needs more memory than there is") from error
+        raise ValueError(
+            f"{path}: expected a graph that fits the memory, got one that needs more. Read it on a larger machine."
+        ) from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     say_guesses(f"read_graph: {path}", options.guesses)
     return graph
 
 
-def write_graph(path: str | os.PathLike, graph: Any, *, format: str | None = None) -> None:
+def write_graph(path: str | os.PathLike, graph: Graph, *, format: str | None = None) -> None:
     """Write a graph to a file, its format said by the suffix; text files are packed where it ends in `.gz`.
 
     What is written is read again exactly: weights to the bit, labels, attributes, order. What a format cannot hold is
@@ -139,9 +140,8 @@ def write_graph(path: str | os.PathLike, graph: Any, *, format: str | None = Non
         [0.5, 0.25]
     """
     path = Path(path)
-    kind = _kind(path, format, "write")
-    if not isinstance(graph, Graph):
-        raise TypeError(f"graph: got {type(graph).__name__}; it needs a Graph, see `from_networkx`, `from_scipy`")
+    kind = _kind(path, format)
+    check_graph(graph)
     with written(path) as target:
         if kind in BINARY or kind in TEXT:
             (BINARY | TEXT)[kind].write(target, graph)
@@ -150,20 +150,22 @@ def write_graph(path: str | os.PathLike, graph: Any, *, format: str | None = Non
             (adjacency if kind == "adjacency" else edge_list).write(target, graph, separator)
 
 
-def _kind(path: Path, format: str | None, doing: str) -> str:
+def _kind(path: Path, format: str | None) -> str:
     """Return the format of a path, or what the caller says it is."""
     packed = is_packed(path)
     suffix = (path.with_suffix("") if packed else path).suffix.lower()
     kind = SUFFIXES.get(suffix) if format is None else format
     if format is not None and format not in FORMATS:
-        raise ValueError(f"format: got {format!r}; choose one of {', '.join(FORMATS)}")
+        raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}.")
     if kind is None:
         raise ValueError(
-            f"path: cannot {doing} {path.name!r}; its suffix is none of {', '.join(SUFFIXES)} "
-            f"(text ones may end in .gz); pass format=, one of {', '.join(FORMATS)}"
+            f"path: expected a name that ends in one of {', '.join(SUFFIXES)} (texts also in .gz), got "
+            f"{path.name!r}. Pass format=, one of {', '.join(FORMATS)}."
         )
     if packed and kind in BINARY:
-        raise ValueError(f"path: {path.name!r} is {kind}, which is packed already; leave out .gz")
+        raise ValueError(
+            f"path: expected {kind}, which is packed already, without .gz, got {path.name!r}. Leave .gz out."
+        )
     return kind
 
 

@@ -19,8 +19,8 @@ def looks_like(table: Table) -> bool:
     first = table.first
     if first[0] == "" and table.are_numbers[0] and not all(map(NUMBER, first[1:])):
         raise ValueError(
-            f'has numbered rows under the header {first}: an edge list or a matrix; pass format="adjacency", '
-            "or pre= and post="
+            f"expected an edge list or a matrix, got numbered rows under the header {first}, which may be "
+            "either. Pass format='adjacency', or pre= and post=."
         )
     return first[0] == ""
 
@@ -29,7 +29,7 @@ def read(source: Source, table: Table, options: Options) -> Graph:
     """Read a matrix with labels in its first row, in its first column, in both, or without labels."""
     options.refuse("a matrix has no columns of ends or attributes", "pre", "post", "weight", "edge_attrs")
     if table.mark is not None:
-        raise ValueError("is an edge list with a comment of `write_graph`, no matrix")
+        raise ValueError("expected a matrix, got an edge list, by a comment of `write_graph`. Pass format='edge_list'.")
     first = table.first
     inner = all(table.are_numbers[1:])
     top = not all(map(NUMBER, first[1:] or first))
@@ -40,11 +40,16 @@ def read(source: Source, table: Table, options: Options) -> Graph:
         top = side = True
         senders = table.columns[0].to_pylist()[1:]
     elif not top and not numbered_rows[0] and len(numbered_rows) > 1 and all(numbered_rows[1:]):
-        raise ValueError(f"has {first[0]!r} before numbers in row 1; leave that cell empty, or drop the labels")
+        raise ValueError(
+            f"expected numbers, or labels, throughout row 1, got {first[0]!r} before numbers. Leave that "
+            "cell empty, or drop the labels."
+        )
     if not inner:
         _refuse_cell(table)
     if not senders:
-        raise ValueError(f"has a row of labels, {first}, and no row of weights")
+        raise ValueError(
+            f"expected rows of weights, got none under the labels {first}. Write a row for each sending unit."
+        )
     cells = (table.below if top else table.columns)[int(side) :]
     labels = _labels(senders if side else None, first[int(side) :] if top else None, len(senders), len(cells))
     dense = np.stack([numbers("weight", column) for column in cells], axis=1)
@@ -58,11 +63,16 @@ def write(target: BufferedIOBase, graph: Graph, separator: str) -> None:
     conn, weight = graph.connectivity, host_weight(graph)
     (pre, post), (num_pre, num_post) = host_ends(graph), conn.shape
     if not (num_pre and num_post):
-        raise ValueError(f"graph: a matrix of shape {conn.shape} is lost in text; write {HOLDERS}")
+        raise ValueError(f"graph: expected units on both sides of a matrix, got shape {conn.shape}. Write {HOLDERS}.")
     if (weight == 0).any():
-        raise ValueError(f"graph: a synapse of weight 0 is lost in a matrix; write {HOLDERS}, or an edge list")
+        raise ValueError(
+            f"graph: expected no weights of 0, which are no synapses in a matrix, got one. Write {HOLDERS}, "
+            "or an edge list."
+        )
     if ((pre[1:] == pre[:-1]) & (post[1:] == post[:-1])).any():
-        raise ValueError(f"graph: parallel synapses are lost in a matrix; write {HOLDERS}, or an edge list")
+        raise ValueError(
+            f"graph: expected no parallel synapses, which a matrix loses, got some. Write {HOLDERS}, or an edge list."
+        )
     one_kind("a matrix", graph.nodes)
     if numbered(graph.nodes):
         senders, receivers = [str(k) for k in range(num_pre)], [str(k) for k in range(num_post)]
@@ -72,7 +82,10 @@ def write(target: BufferedIOBase, graph: Graph, separator: str) -> None:
         if type(graph.nodes[0]) is not type(list(found[0])[0]) and not isinstance(found[0], np.ndarray):
             found = None
         if found is None or isinstance(found[0], np.ndarray) is isinstance(graph.nodes[0], str):
-            raise ValueError(f"graph: the labels are text that reads as numbers, {senders[0]!r}; write {HOLDERS}")
+            raise ValueError(
+                f"graph: expected labels that stay text in a matrix, got {senders[0]!r}, which reads as a "
+                f"number. Write {HOLDERS}."
+            )
     dense = np.zeros(conn.shape, weight.dtype)
     dense[pre, post] = weight
     rows = ([name, *text_of("weight", HOLDERS, row)] for name, row in zip(senders, dense, strict=True))
@@ -81,23 +94,29 @@ def write(target: BufferedIOBase, graph: Graph, separator: str) -> None:
 
 def _labels(
     senders: Sequence[str] | None, receivers: Sequence[str] | None, num_pre: int, num_post: int
-) -> Sequence[Any] | None:
+) -> Sequence | None:
     if num_pre == num_post:
         if senders is not None and receivers is not None and list(senders) != list(receivers):
-            raise ValueError("is square, but its rows and columns have different labels; order them alike")
+            raise ValueError(
+                "expected the same labels for rows and columns of a square matrix, got different ones. Order "
+                "them alike."
+            )
         either = senders if senders is not None else receivers
         return None if either is None else as_nodes(_plain(ids(either)[0]))
     if senders is None and receivers is None:
         return None
     if senders is None or receivers is None:
-        raise ValueError(f"is {num_pre} x {num_post} with labels on one side; give both sides labels, or none")
+        raise ValueError(
+            f"expected labels on both sides or on none, got those of one side for {num_pre} x {num_post}. "
+            "Label the other side, or drop them."
+        )
     first, second = map(_plain, ids(senders, receivers))
     if numbered(first) and numbered(second):
         return None
     return as_nodes([*first, *second])
 
 
-def _plain(values: Any) -> list[Any]:
+def _plain(values: np.ndarray | list) -> list:
     return values.tolist() if isinstance(values, np.ndarray) else list(values)
 
 
@@ -110,4 +129,6 @@ def _refuse_cell(table: Table) -> None:
     for i, row in enumerate(zip(*(column.to_pylist() for column in table.below[1:]), strict=True), 2):
         for j, cell in enumerate(row, 2):
             if not NUMBER(cell):
-                raise ValueError(f"has {cell!r} in row {i}, column {j} of a matrix; write a number, 0 for no synapse")
+                raise ValueError(
+                    f"expected a number in row {i}, column {j} of a matrix, got {cell!r}. Write 0 for no synapse."
+                )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +12,11 @@ from .._graph.columns import holds_numbers, strings, taken
 from .._graph.graph import Graph
 from .._graph.labels import common_ids, distinct, label_index
 from .columns import WAY, ends_by_name, the_rest
-from .safe import Options, Source, as_nodes, numbered
+from .safe import AGAIN, Options, Source, as_nodes, numbered
 
 MANY = 100_000
-Encoded = tuple[np.ndarray, Any]
+Encoded = tuple[np.ndarray, np.ndarray | list]
+Found = TypeVar("Found")
 
 
 class Chosen(NamedTuple):
@@ -46,7 +47,7 @@ def choose(schema: pa.Schema, options: Options) -> Chosen:
     names = schema.names
     ends = ends_by_name(names, options)
     if ends is None:
-        raise ValueError(f"has columns without usual names, {names}; {WAY}")
+        raise ValueError(f"expected columns with usual names, got {names}. {WAY}")
     weight, kept = the_rest(names, ends, options.weight, options, lambda k: holds_numbers(schema.field(k)))
     pre, post = ends
     return Chosen(names[pre], names[post], None if weight is None else names[weight], [names[k] for k in kept])
@@ -58,8 +59,8 @@ def graph_of(source: Source, options: Options, chosen: Chosen, table: pa.Table, 
     if nodes is None:
         if table.num_rows and pa.types.is_integer(ends[0][1].type) is not pa.types.is_integer(ends[1][1].type):
             raise ValueError(
-                f"has integers and strings as ids, in the columns {chosen.pre!r} and {chosen.post!r}; "
-                "make both columns integers, or both strings"
+                f"expected ids of one kind, got integers and strings in the columns {chosen.pre!r} and "
+                f"{chosen.post!r}. Make both columns integers, or both strings."
             )
         pre, post, labels = node_positions(*encoded(*(column for _, column in ends)))
         source.check_units(len(labels), len(labels))
@@ -78,7 +79,7 @@ def encoded(*columns: pa.ChunkedArray) -> list[Encoded]:
     return beside(_encoded, columns)
 
 
-def beside(function: Callable[[pa.ChunkedArray], Any], columns: Sequence[pa.ChunkedArray]) -> list[Any]:
+def beside(function: Callable[[pa.ChunkedArray], Found], columns: Sequence[pa.ChunkedArray]) -> list[Found]:
     """Return what a function of Arrow's gives for each column; for many rows, all at a time."""
     if len(columns[0]) < MANY:
         return list(map(function, columns))
@@ -99,7 +100,7 @@ def node_positions(pre: Encoded, post: Encoded) -> tuple[np.ndarray, np.ndarray,
     same = common_ids(*values)
     if same is None:
         first, second = (x.tolist() if isinstance(x, np.ndarray) else x for x in values)
-        labels: Any = sorted({*first, *second})
+        labels: Sequence[Hashable] = sorted({*first, *second})
         index = {label: k for k, label in enumerate(labels)}
         places = [np.fromiter((index[x] for x in side), np.int32, len(side)) for side in (first, second)]
     else:
@@ -117,7 +118,8 @@ def positions_in(name: str, column: pa.ChunkedArray, labels: Sequence[Hashable])
     if place.size and place.min() < 0:
         row = int(np.argmin(place))
         raise ValueError(
-            f"{name}: {values[codes[row]]!r} in row {row + 1} is not among the {len(labels)} nodes of the file"
+            f"{name}: expected one of the {len(labels)} nodes of the file, got {values[codes[row]]!r} in row "
+            f"{row + 1}. Add the node, or drop the row."
         )
     return place
 
@@ -125,7 +127,10 @@ def positions_in(name: str, column: pa.ChunkedArray, labels: Sequence[Hashable])
 def _whole(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column without missing values."""
     if column.null_count:
-        raise ValueError(f"has {column.null_count} rows without a value in column {name!r}; fill or drop them")
+        raise ValueError(
+            f"expected a value in each row of column {name!r}, got {column.null_count} rows without one. "
+            "Fill or drop them."
+        )
     return column
 
 
@@ -145,14 +150,19 @@ def _ids(name: str, column: pa.ChunkedArray, plain: bool) -> pa.ChunkedArray:
     """Return a column of integers or strings; unless `plain`, strings may have a dictionary."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (_is_text(kind) or pa.types.is_integer(kind)):
-        raise ValueError(f"has ids of type {kind} in column {name!r}; they need to be integers or strings")
+        raise ValueError(
+            f"expected ids that are integers or strings in column {name!r}, got {kind}. Convert them, or "
+            "name another column."
+        )
     column = _whole(name, column) if _is_text(kind) and not plain else _plain(name, column)
     return column.cast(pa.large_string()) if pa.types.is_string_view(column.type) else column
 
 
 def _positions(name: str, column: pa.ChunkedArray) -> np.ndarray:
     if len(column) and not pa.types.is_integer(column.type):
-        raise ValueError(f"has strings in column {name!r}, though its nodes have no such labels")
+        raise ValueError(
+            f"expected positions of nodes in column {name!r}, as these have no such labels, got strings. {AGAIN}"
+        )
     return column.to_numpy() if len(column) else np.zeros(0, np.int64)
 
 
@@ -160,7 +170,10 @@ def _numbers(name: str, column: pa.ChunkedArray) -> np.ndarray:
     column = _plain(name, column)
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise ValueError(f"has weights of type {kind} in column {name!r}; they need to be numbers")
+        raise ValueError(
+            f"expected numbers as weights in column {name!r}, got {kind}. Name another column, or None for "
+            "weights of 1."
+        )
     return column.to_numpy()
 
 
@@ -172,5 +185,5 @@ def _attribute(name: str, column: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         return column.to_numpy()
     raise ValueError(
-        f"has the column {name!r} of type {kind}, which is no attribute of a graph; leave it out of `edge_attrs`"
+        f"expected numbers, truth values or text in column {name!r}, got {kind}. Leave it out of `edge_attrs`."
     )

@@ -1,7 +1,6 @@
 """Which columns of a table are pre, post and weight: as said by the caller, by usual names, or refused."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
 
 from .._graph.columns import weight_name
 from .safe import Options
@@ -16,7 +15,7 @@ ENDS = (
     ("pre_pt_root_id", "post_pt_root_id"),
     ("bodyid_pre", "bodyid_post"),
 )
-WAY = "pass pre=, post= (and weight=): names of columns, or positions from 0 where row 1 is no header"
+WAY = "Pass pre=, post= (and weight=): names of columns, or positions from 0 where row 1 is no header."
 
 
 def usual_ends(names: Sequence[str]) -> tuple[str, str] | None:
@@ -29,14 +28,16 @@ def usual_ends(names: Sequence[str]) -> tuple[str, str] | None:
     if ENDS[0] in found or len(found) == 1:
         return ENDS[0] if ENDS[0] in found else found[0]
     if found:
-        raise ValueError(f"has several columns that may be the ends of a synapse, {found}; {WAY}")
+        raise ValueError(f"expected one pair of columns that may be the ends of a synapse, got {found}. {WAY}")
     return None
 
 
 def both_or_none(options: Options) -> None:
     """Refuse one end without the other."""
     if (options.pre is None) != (options.post is None):
-        raise ValueError(f"pre and post: got {options.pre!r} and {options.post!r}; give both or none")
+        raise ValueError(
+            f"pre and post: expected both or none, got {options.pre!r} and {options.post!r}. Name both columns."
+        )
 
 
 def ends_by_name(names: Sequence[str], options: Options) -> tuple[int, int] | None:
@@ -44,15 +45,17 @@ def ends_by_name(names: Sequence[str], options: Options) -> tuple[int, int] | No
     both_or_none(options)
     for name in (options.pre, options.post):
         if name is not None and list(names).count(name) != 1:  # type: ignore[arg-type]
-            raise ValueError(f"has no single column {name!r}; its columns are {list(names)}; {WAY}")
+            raise ValueError(f"expected a single column {name!r}, got {list(names)}. {WAY}")
     usual = usual_ends(names) if options.pre is None else None
     if options.pre is None and usual is None:
         return None
     if len(set(names)) < len(names):
-        raise ValueError(f"has two columns of one name, {list(names)}; rename one")
+        raise ValueError(f"expected columns of different names, got {list(names)}. Rename one.")
     pre, post = (str(options.pre), str(options.post)) if usual is None else usual
     if len({pre, post, options.weight}) < 3:
-        raise ValueError(f"pre, post, weight: got {[pre, post, options.weight]}; name different columns")
+        raise ValueError(
+            f"pre, post, weight: expected different columns, got {[pre, post, options.weight]}. Name each once."
+        )
     if usual and usual != ENDS[0]:
         options.guesses.append(
             f"took the columns {pre!r} for pre and {post!r} for post (to say so: pre={pre!r}, post={post!r})"
@@ -62,10 +65,14 @@ def ends_by_name(names: Sequence[str], options: Options) -> tuple[int, int] | No
 
 
 def the_rest(
-    names: Sequence[str], ends: tuple[int, int], weight: Any, options: Options, is_number: Callable[[int], bool]
+    names: Sequence[str],
+    ends: tuple[int, int],
+    weight: Hashable | None,
+    options: Options,
+    is_number: Callable[[int], bool],
 ) -> tuple[int | None, list[int]]:
     """Return the positions of the weight, if there is one, and of the edge attributes to keep."""
     where = {name: k for k, name in enumerate(names) if k not in ends}
-    weight = weight_name(weight, where, lambda name: is_number(where[name]), options.guesses)
-    kept = options.kept([name for name in where if name != weight])
-    return None if weight is None else where[weight], [where[name] for name in kept]
+    found = weight_name(weight, where, lambda name: is_number(where[name]), options.guesses)
+    kept = options.kept([name for name in where if name != found])
+    return None if found is None else where[found], [where[name] for name in kept]

@@ -1,6 +1,6 @@
 """Edge lists in text: one synapse a row, its ends and weight in columns, other columns as edge attributes."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from io import BufferedIOBase
 from typing import Any
@@ -14,10 +14,22 @@ from .._graph.columns import GUESS
 from .._graph.graph import Graph
 from .arrow import beside, encoded, node_positions, positions_in
 from .columns import WAY, both_or_none, ends_by_name, the_rest, usual_ends
-from .safe import Options, Source, as_nodes, host_ends, host_weight, numbered, one_kind, only_strings, refuse_attributes
+from .safe import (
+    AGAIN,
+    Options,
+    Source,
+    as_nodes,
+    host_ends,
+    host_weight,
+    numbered,
+    one_kind,
+    only_strings,
+    refuse_attributes,
+)
 from .text import (
     INTEGER,
     NUMBER,
+    Mark,
     Table,
     column_of,
     ids,
@@ -39,9 +51,9 @@ def read(source: Source, table: Table, options: Options) -> Graph:
     for name, column in zip(names, columns, strict=True):
         if name.lower() == "type" and _undirected(column.unique().to_pylist()):
             raise ValueError(
-                f"has undirected edges in column {name!r}, and each row of an edge list is one synapse; "
-                "write each such edge as two rows and drop the column, or read it with pandas and pass "
-                "`networkx.from_pandas_edgelist(...)` to `from_networkx`"
+                f"expected directed edges, each row one synapse, got undirected ones in column {name!r}. Write "
+                "each such edge as two rows and drop the column, or read it with pandas and pass "
+                "`networkx.from_pandas_edgelist(...)` to `from_networkx`."
             )
     place, kept = the_rest(names, (pre, post), weight, options, lambda k: typed(columns[k]).dtype.kind in "iuf")
     values = None if place is None else numbers("weight", columns[place])
@@ -67,17 +79,23 @@ def write(target: BufferedIOBase, graph: Graph, separator: str) -> None:
     only_strings("an edge list", attrs)
     for name in attrs:
         if name.lower() in ("pre", "post", "weight"):
-            raise ValueError(f"graph: edge attribute {name!r} is called like a column of an edge list; rename it")
+            raise ValueError(
+                "graph: expected an edge attribute with another name than a column of an edge list, got "
+                f"{name!r}. Rename it."
+            )
         if name.lower() == "type" and _undirected(attrs[name].tolist()):
-            raise ValueError(f"graph: edge attribute {name!r} reads as undirected edges in an edge list; rename it")
+            raise ValueError(
+                "graph: expected no edge attribute that reads as undirected edges in an edge list, got "
+                f"{name!r}. Rename it."
+            )
     pre, post = host_ends(graph)
     nodes, shape = graph.nodes, graph.connectivity.shape
     offset = len(nodes) - shape[1]
     text = [str(label) for label in nodes]
     one_kind("an edge list", nodes)
     if "" in text:
-        raise ValueError("graph: the label '' is lost in an edge list; write .npz")
-    mark: dict[str, Any] = {"shape": list(shape)}
+        raise ValueError("graph: expected labels that an edge list holds, got ''. Write .npz.")
+    mark: Mark = {"shape": list(shape)}
     if numbered(nodes):
         ends = [[str(k) for k in side.tolist()] for side in (pre, post)]
     else:
@@ -92,7 +110,7 @@ def write(target: BufferedIOBase, graph: Graph, separator: str) -> None:
     target.write((("" if plain else write_mark(mark)) + body).encode())
 
 
-def _undirected(values: list[Any]) -> bool:
+def _undirected(values: Iterable[object]) -> bool:
     """Whether a column says so of a row, as Gephi's does."""
     return any(str(value).lower() == "undirected" for value in values)
 
@@ -105,7 +123,7 @@ def _ends(pre: pa.ChunkedArray, post: pa.ChunkedArray) -> tuple[np.ndarray, np.n
     for column in (pre, post):
         row = pc.index(column, "").as_py()
         if row >= 0:
-            raise ValueError(f"has an empty id in data row {row + 1}; fill it or drop the row")
+            raise ValueError(f"expected an id in each row, got none in data row {row + 1}. Fill it or drop the row.")
     codes, values = zip(*encoded(pre, post), strict=True)
     return node_positions(*zip(codes, ids(*values), strict=True))
 
@@ -118,17 +136,20 @@ def _same_nodes(ends: list[pa.ChunkedArray], nodes: Sequence[Hashable]) -> bool:
     return list(found) == list(nodes) and [type(x) for x in found] == [type(x) for x in nodes]
 
 
-def _nodes(source: Source, table: Table, pre: pa.ChunkedArray, post: pa.ChunkedArray) -> tuple[Any, Any, Any]:
+def _nodes(
+    source: Source, table: Table, pre: pa.ChunkedArray, post: pa.ChunkedArray
+) -> tuple[Sequence[np.ndarray], tuple[int, int], Sequence | None]:
     if table.mark is None:
         *ends, found = _ends(pre, post)
         source.check_units(len(found), len(found))
         return ends, (len(found), len(found)), as_nodes(found)
-    shape, labels = tuple(table.mark["shape"]), table.mark.get("labels")
+    shape = table.mark["shape"][0], table.mark["shape"][1]
+    labels = table.mark.get("labels")
     source.check_units(*shape)
     if labels is None:
         return [_numbers_of_nodes("pre", pre), _numbers_of_nodes("post", post)], shape, None
     if len(labels) != (shape[0] if shape[0] == shape[1] else sum(shape)):
-        raise ValueError(f"has {len(labels)} labels for a graph of shape {shape}")
+        raise ValueError(f"expected labels for a graph of shape {shape}, one a node, got {len(labels)}. {AGAIN}")
     text = [str(label) for label in labels]
     return (
         [positions_in("pre", pre, text[: shape[0]]), positions_in("post", post, text[len(text) - shape[1] :])],
@@ -140,24 +161,29 @@ def _nodes(source: Source, table: Table, pre: pa.ChunkedArray, post: pa.ChunkedA
 def _numbers_of_nodes(name: str, column: pa.ChunkedArray) -> np.ndarray:
     whole = integers(column, pa.int64())
     if whole is None:
-        refuse_cell(name, column, lambda cell: INTEGER(cell) and len(cell) < 19, "which is no number of a node")
+        refuse_cell(name, column, lambda cell: INTEGER(cell) and len(cell) < 19, "the number of a node")
     return whole.to_numpy()
 
 
-def _columns(table: Table, options: Options) -> tuple[list[str], list[pa.ChunkedArray], int, int, Any]:
+def _columns(table: Table, options: Options) -> tuple[list[str], list[pa.ChunkedArray], int, int, Hashable | None]:
     """Return names, columns, the positions of pre and post, and what is said of the weight: see `weight_name`."""
     both_or_none(options)
     first, weight = table.first, options.weight
     given = [x for x in (options.pre, options.post, weight) if x not in (None, GUESS)]
     if given and all(type(x) is int for x in given):
         if usual_ends(first) is not None:
-            raise ValueError(f"has a header, {first}; give the names of its columns, not positions")
+            raise ValueError(
+                f"expected names of columns, as row 1 is a header, {first}, got positions. Give the names."
+            )
         pre, post, *place = _positions(table, given)
         names = [f"column {k}" for k in range(len(first))]
         return names, table.columns, pre, post, names[place[0]] if place else weight
     ends = ends_by_name(first, options)
     if ends is None:
-        raise ValueError(f'names no usual ends of a synapse in row 1, {first}; {WAY}; or format="adjacency"')
+        raise ValueError(
+            f"expected usual names of the ends of a synapse in row 1, got {first}. {WAY} A matrix: pass "
+            "format='adjacency'."
+        )
     return first, table.below, *ends, weight
 
 
@@ -166,9 +192,9 @@ def _positions(table: Table, given: list[Any]) -> list[int]:
     first, width = table.first, len(table.first)
     for k in given:
         if not 0 <= k < width:
-            raise ValueError(f"has {width} columns, none at position {k}; positions start at 0")
+            raise ValueError(f"expected positions of columns from 0 to {width - 1}, got {k}. Count from 0.")
         if not NUMBER(first[k]) and len(table.below[k]) and integers(table.below[k], pa.int64()) is not None:
-            raise ValueError(f"seems to have a header, {first}; {WAY}")
+            raise ValueError(f"expected rows without a header, got {first}. {WAY}")
     if len(set(given)) < len(given):
-        raise ValueError(f"pre, post, weight: got the positions {given}; they need to differ")
+        raise ValueError(f"pre, post, weight: expected different positions, got {given}. Give each once.")
     return given

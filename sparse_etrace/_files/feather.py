@@ -8,7 +8,7 @@ from pyarrow import ipc
 
 from .._graph.graph import Graph
 from .arrow import choose, graph_of
-from .safe import Options, Source
+from .safe import AGAIN, Options, Source
 
 MAGIC = b"ARROW1"
 START = 8
@@ -20,27 +20,27 @@ def read(source: Source, options: Options) -> Graph:
     try:
         with pa.OSFile(str(source.path)) as file:
             if file.read(len(MAGIC)) != MAGIC:
-                raise ValueError("does not begin like a Feather file of version 2")
+                raise ValueError(f"expected a Feather file of version 2, got one that begins otherwise. {AGAIN}")
             file.seek(START)
             schema = ipc.open_stream(file).schema
             chosen = choose(schema, options)
             file.seek(START)
             data = file.read_buffer()
         if data[-len(MAGIC) :].to_pybytes() != MAGIC:
-            raise ValueError("does not end like a Feather file, so it is not complete")
+            raise ValueError(f"expected a whole Feather file, got one that ends otherwise. {AGAIN}")
         source.check_size(sum(map(_unpacked, ipc.MessageReader.open_stream(data))))
         wanted = [schema.get_field_index(name) for name in chosen.names]
         with ipc.open_stream(data, options=ipc.IpcReadOptions(included_fields=wanted)) as batches:
             table = batches.read_all()
         table.validate(full=True)
     except (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError) as error:
-        raise ValueError(f"is no sound Feather file: {error}") from error
+        raise ValueError(f"expected a sound Feather file, got one that does not read ({error}). {AGAIN}") from error
     return graph_of(source, options, chosen, table)
 
 
 def write(target: BufferedIOBase, graph: Graph) -> None:
     """Refuse to write."""
-    raise ValueError("path: Feather is read, not written; write .parquet")
+    raise ValueError("path: expected a format that is written, got Feather, which is only read. Write .parquet.")
 
 
 def _unpacked(message: ipc.Message) -> int:
@@ -71,5 +71,5 @@ def _field(facts: pa.Buffer, table: int, k: int) -> int:
 
 def _number(kind: str, data: pa.Buffer, at: int) -> int:
     if not 0 <= at <= data.size - struct.calcsize(kind):
-        raise ValueError(f"points to byte {at} of {data.size}")
+        raise ValueError(f"expected offsets within its {data.size} bytes, got {at}. {AGAIN}")
     return struct.unpack_from("<" + kind, data, at)[0]

@@ -4,7 +4,7 @@ U. Brandes, M. Eiglsperger, I. Herman, M. Himsolt, M. S. Marshall (2002), GraphM
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from io import BufferedIOBase
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -16,6 +16,7 @@ from .._graph.build import build_graph
 from .._graph.columns import NO_WEIGHT, strings, text_cells, weight_name
 from .._graph.graph import Graph
 from .safe import (
+    AGAIN,
     Options,
     Source,
     as_nodes,
@@ -29,9 +30,11 @@ from .safe import (
 )
 from .text import INTEGER, NUMBER
 
+PLAIN = "Save it as plain GraphML."
 NAMESPACE = "http://graphml.graphdrawing.org/xmlns"
 ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]").search
 KINDS: dict[str, Any] = {"int": np.int32, "long": np.int64, "float": np.float32, "double": np.float64}
+TYPES = (*KINDS, "boolean", "string")
 TRUTH = {"true": True, "false": False, "1": True, "0": False}
 # What an element may hold; anything else, hyperedges and nested graphs among it, is refused.
 INSIDE = {
@@ -64,7 +67,7 @@ class _Builder(ElementTree.TreeBuilder):
     """Refuses document types, without which there are no entities."""
 
     def doctype(self, *_: Any) -> None:
-        raise ValueError("declares a document type or entities, which are not read; remove its <!DOCTYPE ...>")
+        raise ValueError("expected no document type and no entities, got one. Remove its <!DOCTYPE ...>.")
 
 
 def read(source: Source, options: Options) -> Graph:
@@ -78,13 +81,15 @@ def read(source: Source, options: Options) -> Graph:
     for source_id, target_id, directed, row in document.edges:
         for end in (source_id, target_id):
             if end not in position:
-                raise ValueError(f"has an edge {source_id!r} -> {target_id!r}, but no node {end!r}")
+                raise ValueError(
+                    f"expected two nodes for {source_id!r} -> {target_id!r}, got no {end!r}. Add the node."
+                )
         for i, j in ((source_id, target_id), (target_id, source_id))[: 1 if directed or source_id == target_id else 2]:
             pre.append(position[i])
             post.append(position[j] - (size - shape[1]))
             rows.append(row)
     if document.edges and min(post, default=0) < 0:
-        raise ValueError(f"has an edge onto one of the {shape[0]} sending nodes of a graph of shape {shape}")
+        raise ValueError(f"expected edges onto receiving nodes of shape {shape}, got one onto a sending one. {AGAIN}")
     groups = _groups(document, "edge", rows)
     name = weight_name(
         options.weight, groups, lambda name: {key.kind for key in groups[name].values()} <= set(KINDS), options.guesses
@@ -92,7 +97,7 @@ def read(source: Source, options: Options) -> Graph:
     kept = options.kept([other for other in groups if other != name])
     weight = None if name is None else _column(f"edge attribute {name!r}", "edge", groups[name], rows, NO_WEIGHT)
     if weight is not None and weight.dtype.kind not in "biuf":
-        raise ValueError(f"has the edge attribute {name!r} of type {weight.dtype}; weights are numbers")
+        raise ValueError(f"expected numbers as weights, got {name!r} of type {weight.dtype}. Name another, or None.")
     way = ", or leave it out of `edge_attrs`"
     edge_attrs = {name: _column(f"edge attribute {name!r}", "edge", groups[name], rows, way) for name in kept}
     owners = list(document.nodes.values())
@@ -107,7 +112,7 @@ def write(target: BufferedIOBase, graph: Graph) -> None:
     """Write a graph; a datum of the graph says whether labels are integers, and its shape."""
     kind, weight = one_kind("GraphML", graph.nodes), host_weight(graph)
     if "weight" in graph.edge_attrs:
-        raise ValueError("graph: edge attribute 'weight' is called like the weight in GraphML; rename it")
+        raise ValueError("graph: expected no edge attribute of the weight's name in GraphML, got 'weight'. Rename it.")
     columns = {"node": dict(graph.node_attrs), "edge": {"weight": weight} | graph.edge_attrs}
     lines = ['<?xml version="1.0" encoding="UTF-8"?>', f'<graphml xmlns="{NAMESPACE}">']
     texts: dict[str, list[tuple[str, list[str]]]] = {"node": [], "edge": []}
@@ -134,14 +139,14 @@ def _parse(data: bytes) -> _Document:
     try:
         root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_Builder()))
     except (ElementTree.ParseError, LookupError) as error:
-        raise ValueError(f"is no sound XML: {error}") from error
+        raise ValueError(f"expected sound XML, got one that does not read ({error}). {AGAIN}") from error
     _check_inside("", [root])
     graphs = root.findall("graph")
     if not graphs:
-        raise ValueError("has no <graph>")
+        raise ValueError(f"expected a <graph>, got none. {PLAIN}")
     kind = graphs[0].get("edgedefault")
     if len(graphs) > 1 or kind not in ("directed", "undirected"):
-        raise ValueError("needs one <graph> with edgedefault='directed' or 'undirected'")
+        raise ValueError(f"expected one <graph>, edgedefault='directed' or 'undirected', got {len(graphs)}, {kind!r}.")
     keys: dict[str, _Key] = {}
     for element in root.iterfind("key"):
         _add_key(keys, element)
@@ -149,13 +154,13 @@ def _parse(data: bytes) -> _Document:
     for node in graphs[0].iterfind("node"):
         label = _attribute(node, "id")
         if label in nodes:
-            raise ValueError(f"has the node {label!r} twice")
+            raise ValueError(f"expected each node once, got {label!r} twice. Drop one.")
         nodes[label] = _data_of(node)
     edges = []
     for edge in graphs[0].iterfind("edge"):
         directed = edge.get("directed", "true" if kind == "directed" else "false")
         if directed not in ("true", "false"):
-            raise ValueError(f"has an edge with directed={directed!r}; it is 'true' or 'false'")
+            raise ValueError(f"expected directed='true' or 'false' at an edge, got {directed!r}.")
         edges.append((_attribute(edge, "source"), _attribute(edge, "target"), directed == "true", _data_of(edge)))
     return _Document(keys, nodes, edges, _data_of(root, graphs[0]))
 
@@ -165,24 +170,21 @@ def _check_inside(above: str, elements: Iterable[ElementTree.Element]) -> None:
     for element in elements:
         name = element.tag = element.tag.rpartition("}")[2]
         if name not in INSIDE.get(above, ()):
-            raise ValueError(f"has <{name}> in <{above or 'document'}>, which a graph of this library has not")
+            raise ValueError(f"expected what one graph has, got <{name}> in <{above or 'document'}>. {PLAIN}")
         if name not in ("data", "default", "desc"):
             text = "".join(filter(None, [element.text, *(inner.tail for inner in element)])).strip()
             if text:
-                raise ValueError(f"has the text {text[:40]!r} in <{name}>")
+                raise ValueError(f"expected text in data only, got {text[:40]!r} in <{name}>. {PLAIN}")
         _check_inside(name, element)
 
 
 def _add_key(keys: dict[str, _Key], element: ElementTree.Element) -> None:
     id_, name = _attribute(element, "id"), element.get("attr.name")
     kind, owner = element.get("attr.type", "string"), element.get("for", "all")
-    if name is None or kind not in (*KINDS, "boolean", "string"):
-        raise ValueError(
-            f"has the key {id_!r} without attr.name or of a type that is none of "
-            f"{', '.join((*KINDS, 'boolean', 'string'))}; save it as plain GraphML"
-        )
+    if name is None or kind not in TYPES:
+        raise ValueError(f"expected a name and a type among {TYPES} of key {id_!r}, got {name!r}, {kind!r}. {PLAIN}")
     if id_ in keys or owner not in ("node", "edge", "graph", "graphml", "all"):
-        raise ValueError(f"has the key {id_!r} twice, or for {owner!r}")
+        raise ValueError(f"expected one key {id_!r}, of nodes, edges or graph, got two, or one of {owner!r}. {PLAIN}")
     keys[id_] = _Key(name, kind, owner, element.findtext("default"))
 
 
@@ -192,36 +194,36 @@ def _data_of(*elements: ElementTree.Element) -> dict[str, str]:
     for datum in (datum for element in elements for datum in element.iterfind("data")):
         key = _attribute(datum, "key")
         if key in found:
-            raise ValueError(f"has two values of key {key!r} for one {elements[-1].tag}")
+            raise ValueError(f"expected one value of key {key!r} for one {elements[-1].tag}, got two. Drop one.")
         found[key] = datum.text or ""
     return found
 
 
 def _attribute(element: ElementTree.Element, name: str) -> str:
     if name not in element.attrib:
-        raise ValueError(f"has a <{element.tag}> without {name}")
+        raise ValueError(f"expected a <{element.tag}> with {name}, got one without. {PLAIN}")
     return element.attrib[name]
 
 
-def _nodes(document: _Document) -> tuple[Any, tuple[int, int]]:
+def _nodes(document: _Document) -> tuple[Sequence[Hashable] | None, tuple[int, int]]:
     """Return labels and shape, as the datum of `write` says, else strings and one set of nodes."""
     size, mark = len(document.nodes), None
     for id_, text in document.data.items():
         key = document.keys.get(id_)
         if key is None:
-            raise ValueError(f"has data of a key {id_!r} that is not declared")
+            raise ValueError(f"expected data of declared keys, got the key {id_!r}. Declare it, or drop its data.")
         if key.name == "sparse_etrace" and key.owner == "graph":
             mark = from_json(text, _is_mark)
-    labels: list[Any] = list(document.nodes)
+    labels: Sequence = list(document.nodes)
     if mark is None:
         return labels, (size, size)
-    shape = tuple(mark["shape"])
+    shape = mark["shape"][0], mark["shape"][1]
     if size != (shape[0] if shape[0] == shape[1] else sum(shape)):
-        raise ValueError(f"has {size} nodes for a graph of shape {shape}")
+        raise ValueError(f"expected the nodes of a graph of shape {shape}, got {size}. {AGAIN}")
     if mark["labels"] == "int":
         for label in labels:
             if not INTEGER(label):
-                raise ValueError(f"has the node {label!r}, though its labels are integers")
+                raise ValueError(f"expected integers as labels, as the file says, got the node {label!r}. {AGAIN}")
         labels = [int(label) for label in labels]
     return as_nodes(labels), shape
 
@@ -231,7 +233,9 @@ def _groups(document: _Document, what: str, rows: list[dict[str, str]]) -> dict[
     used = {id_ for row in rows for id_ in row}
     for id_ in used:
         if id_ not in document.keys or document.keys[id_].owner not in (what, "all"):
-            raise ValueError(f"has data of key {id_!r} on a {what}, which is not declared for it")
+            raise ValueError(
+                f"expected keys that are declared for a {what}, got {id_!r}. Declare it, or drop its data."
+            )
     groups: dict[str, dict[str, _Key]] = {}
     for id_, key in document.keys.items():
         if key.owner != what and not (key.owner == "all" and id_ in used):
@@ -247,14 +251,14 @@ def _column(what: str, owner: str, keys: dict[str, _Key], rows: list[dict[str, s
     kinds = {key.kind for key in keys.values()}
     usual = [id_ for id_, key in keys.items() if key.default is not None]
     if len(keys) > 1 and (len(usual) > 1 or not kinds <= KINDS.keys()):
-        raise ValueError(f"has two keys for the {what}, of types {sorted(kinds)}; keep one, or give both numbers")
+        raise ValueError(f"expected one key for the {what}, or several of numbers, got {sorted(kinds)}. Keep one.")
     values: dict[str, dict[int, str]] = {id_: {} for id_ in keys}
     for k, row in enumerate(rows):
         found = [id_ for id_ in keys if id_ in row] or usual
         if not found:
-            raise ValueError(f"has no {what} at {owner} {k + 1}; set it on every {owner}" + way)
+            raise ValueError(f"expected the {what} at every {owner}, got none at {owner} {k + 1}. Set it there{way}.")
         if len(found) > 1:
-            raise ValueError(f"has two keys for the {what} at {owner} {k + 1}; keep one")
+            raise ValueError(f"expected one value of the {what} at {owner} {k + 1}, got two keys. Keep one.")
         values[found[0]][k] = row.get(found[0], keys[found[0]].default or "")
     parts = {id_: _as_array(what, keys[id_].kind, cells) for id_, cells in values.items()}
     if len(parts) == 1:
@@ -264,7 +268,9 @@ def _column(what: str, owner: str, keys: dict[str, _Key], rows: list[dict[str, s
     for id_, part in parts.items():
         for number in part.tolist():
             if column.dtype.kind == "f" and isinstance(number, int) and abs(number) > 2**53:
-                raise ValueError(f"has the {what} {number} among floats, which lose its digits; use one type")
+                raise ValueError(
+                    f"expected one type of {what}, got {number} among floats, which would lose its digits."
+                )
         column[list(values[id_])] = part
     return column
 
@@ -279,14 +285,14 @@ def _as_array(what: str, kind: str, cells: dict[int, str]) -> np.ndarray:
     found = [value.lower() for value in found] if kind == "boolean" else found
     for k, value in zip(cells, found, strict=True):
         if check(value) is None:
-            raise ValueError(f"has the {what} {value!r} at number {k + 1}, which is no {kind}")
+            raise ValueError(f"expected the {what} to be {kind}, got {value!r} at number {k + 1}. Correct it.")
     if kind == "boolean":
         return np.array([TRUTH[value] for value in found], bool)
     if kind in ("int", "long"):
         limits, whole = np.iinfo(KINDS[kind]), [int(value) for value in found]
         for number in whole:
             if not limits.min <= number <= limits.max:
-                raise ValueError(f"has the {what} {number}, which is too large for {kind}")
+                raise ValueError(f"expected the {what} to fit the type {kind}, got {number}. Declare a larger type.")
         return np.array(whole, KINDS[kind])
     with np.errstate(over="ignore"):
         return np.array([float(value) for value in found], np.float64).astype(KINDS[kind])
@@ -306,7 +312,7 @@ def _as_text(what: str, values: np.ndarray) -> tuple[str, list[str]]:
     if values.ndim == 1 and kind == "f" and size <= 8:
         # All digits of a float64, so that a float32 is read to the bit in either type.
         return "double" if size == 8 else "float", [repr(float(value)) for value in plain]
-    raise ValueError(f"graph: {what} has type {values.dtype} and shape {values.shape}, which GraphML loses; write .npz")
+    raise ValueError(f"graph: expected {what} of a type of GraphML, got {values.dtype}, {values.shape}. Write .npz.")
 
 
 def _data(columns: list[tuple[str, list[str]]], k: int) -> str:
@@ -325,10 +331,10 @@ def _quoted(text: str) -> str:
 
 def _check(text: str) -> None:
     if ILLEGAL(text):
-        raise ValueError(f"graph: {text!r} has characters that XML cannot hold; write .npz")
+        raise ValueError(f"graph: expected characters that XML can hold, got {text!r}. Write .npz.")
 
 
-def _is_mark(value: Any) -> bool:
+def _is_mark(value: object) -> bool:
     return (
         isinstance(value, Mapping)
         and set(value) == {"labels", "shape"}

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 from .._graph.build import build_graph
 from .._graph.graph import Graph
-from .safe import CHUNK, Options, Source, as_nodes, host_ends, host_weight, refuse_attributes
+from .safe import AGAIN, CHUNK, Options, Source, as_nodes, host_ends, host_weight, refuse_attributes
 
 FIELDS = {"real": "[-+0-9.eE]", "integer": "[-0-9]", "unsigned-integer": "[0-9]", "pattern": ""}
 SYMMETRIES = ("general", "symmetric", "skew-symmetric")
@@ -26,14 +26,14 @@ def read(source: Source, options: Options) -> Graph:
     data = source.read()
     # Scipy runs over the end of a line that has a NUL, or no end.
     if b"\0" in data:
-        raise ValueError(f"holds a NUL at byte {data.index(0)}, so it is no text file")
+        raise ValueError(f"expected text, got a NUL at byte {data.index(0)}. {AGAIN}")
     if not data.endswith(b"\n"):
         data += b"\n"
     layout, field, symmetry, sizes, start = _header(data)
     num_pre, num_post = sizes[:2]
     source.check_units(num_pre, num_post)
     if symmetry != "general" and num_pre != num_post:
-        raise ValueError(f"is {symmetry}, yet {num_pre} x {num_post}; only a square matrix is")
+        raise ValueError(f"expected a square matrix, as it is {symmetry}, got {num_pre} x {num_post}. {AGAIN}")
     if layout == "coordinate":
         count, columns = sizes[2], 2 + (field != "pattern")
     else:
@@ -41,7 +41,9 @@ def read(source: Source, options: Options) -> Graph:
         if symmetry != "general":
             count = num_pre * (num_pre + (1 if symmetry == "symmetric" else -1)) // 2
     if count * 2 * columns > len(data) - start + 1:
-        raise ValueError(f"claims {count} entries, but has only {len(data) - start} bytes of them")
+        raise ValueError(
+            f"expected {count} entries, as its head claims, got {len(data) - start} bytes of them. {AGAIN}"
+        )
     with ThreadPoolExecutor(1) as beside:
         # scipy passes over whatever follows a value on its line.
         check = beside.submit(_check_body, data, start, layout, field, columns * count)
@@ -50,9 +52,11 @@ def read(source: Source, options: Options) -> Graph:
         try:
             matrix = scipy.io.mmread(io.BytesIO(data), spmatrix=False)
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"is no sound Matrix Market file: {error}") from error
+            raise ValueError(
+                f"expected a sound Matrix Market file, got one that does not read ({error}). {AGAIN}"
+            ) from error
         if matrix.shape != (num_pre, num_post):
-            raise ValueError(f"has shape {matrix.shape} instead of {(num_pre, num_post)}")
+            raise ValueError(f"expected shape {(num_pre, num_post)}, as its head claims, got {matrix.shape}. {AGAIN}")
         if sp.issparse(matrix):
             (pre, post), weight = matrix.coords, matrix.data
             _check_triangle(pre[:count], post[:count], weight, symmetry)
@@ -72,7 +76,7 @@ def write(target: io.BufferedIOBase, graph: Graph) -> None:
     labels = as_nodes(graph.nodes)
     if labels is not None:
         raise ValueError(
-            f"graph: label {labels[0]!r} is lost in Matrix Market, which numbers the nodes; write {OTHERS}"
+            f"graph: expected nodes without labels, as Matrix Market numbers them, got {labels[0]!r}. Write {OTHERS}."
         )
     # As float64, so that each weight is read to the bit in either type.
     weight = host_weight(graph).astype(np.float64)
@@ -85,27 +89,32 @@ def _header(data: bytes) -> tuple[str, str, str, list[int], int]:
     end = data.find(b"\n") + 1
     words = data[: min(end, 1000)].decode("ascii", "replace").lower().split()
     if len(words) != 5 or words[:2] != ["%%matrixmarket", "matrix"]:
-        raise ValueError("does not begin with a line like '%%MatrixMarket matrix coordinate real general'")
+        raise ValueError(
+            f"expected a first line like '%%MatrixMarket matrix coordinate real general', got another. {AGAIN}"
+        )
     layout, field, symmetry = words[2:]
     if layout not in ("coordinate", "array"):
-        raise ValueError(f"has the layout {layout!r}; it is 'coordinate' or 'array'")
+        raise ValueError(f"expected the layout 'coordinate' or 'array', got {layout!r}.")
     if field == "complex" or symmetry == "hermitian":
-        raise ValueError(f"is {field} {symmetry}; weights are real numbers: write its real part or its modulus")
+        raise ValueError(
+            f"expected real numbers as weights, got {field} {symmetry} ones. Write the real part or the modulus."
+        )
     if field not in FIELDS or (field == "pattern" and layout == "array"):
-        raise ValueError(f"has {layout} entries of the kind {field!r}; the known ones are {', '.join(FIELDS)}")
+        raise ValueError(f"expected {layout} entries of a kind among {', '.join(FIELDS)}, got {field!r}.")
     if symmetry not in SYMMETRIES or (field == "pattern" and symmetry == "skew-symmetric"):
-        raise ValueError(f"has the symmetry {symmetry!r}; a {field} matrix is one of {', '.join(SYMMETRIES)}")
+        raise ValueError(f"expected a symmetry of {field} matrices among {', '.join(SYMMETRIES)}, got {symmetry!r}.")
     while True:
         start, end = end, data.find(b"\n", end) + 1
         line = data[start : end or None].strip()
         if line and not line.startswith(b"%"):
             break
         if not end:
-            raise ValueError("ends before the line of its sizes")
+            raise ValueError(f"expected a line of sizes, got the end of the file. {AGAIN}")
     found = line.split()
     if len(found) != (3 if layout == "coordinate" else 2) or not all(re.fullmatch(rb"\d{1,18}", x) for x in found):
         raise ValueError(
-            f"has the sizes {line[:60].decode('ascii', 'replace')!r}; a {layout} matrix needs whole numbers"
+            f"expected whole numbers as the sizes of a {layout} matrix, got "
+            f"{line[:60].decode('ascii', 'replace')!r}. {AGAIN}"
         )
     return layout, field, symmetry, [int(x) for x in found], end or len(data)
 
@@ -117,7 +126,7 @@ def _check_body(data: bytes, start: int, layout: str, field: str, tokens: int) -
     while start < end:
         stop = end if end - start <= CHUNK else data.rfind(b"\n", start, start + CHUNK) + 1
         if not stop:
-            raise ValueError("has a line of more than a million characters")
+            raise ValueError(f"expected lines of at most a million characters, got a longer one. {AGAIN}")
         piece = data[start:stop]
         points = piece.translate(lower, b"0123456789+-")
         codes = np.frombuffer(piece, np.uint8)
@@ -128,12 +137,13 @@ def _check_body(data: bytes, start: int, layout: str, field: str, tokens: int) -
             lines += int(number.size > 0) + int(np.count_nonzero(np.diff(number)))
         if points.translate(None, b".e \n" if field == "real" else b" \n") or not _sound_words(piece, points, codes):
             raise ValueError(
-                f"has an entry that is no finite {field} number in the {len(piece)} bytes from byte {start}"
+                f"expected finite {field} numbers as entries, got another one in the {len(piece)} bytes from "
+                f"byte {start}. Correct it."
             )
         start = stop
     if found != tokens or (layout == "array" and lines != tokens):
         raise ValueError(
-            f"has {found} words in its entries instead of {tokens}; each line needs as many as its kind says"
+            f"expected {tokens} words in the entries, as many in each line as their kind says, got {found}. {AGAIN}"
         )
 
 
@@ -159,6 +169,8 @@ def _check_triangle(pre: np.ndarray, post: np.ndarray, weight: np.ndarray, symme
     if symmetry == "general":
         return
     if (pre < post).any() and (pre > post).any():
-        raise ValueError(f"is {symmetry}, yet has entries on both sides of the diagonal; leave out one side")
+        raise ValueError(
+            f"expected entries on one side of the diagonal, as it is {symmetry}, got both sides. Leave out one."
+        )
     if symmetry == "skew-symmetric" and (weight[: pre.size][pre == post] != 0).any():
-        raise ValueError("is skew-symmetric, yet has an entry on the diagonal that is not zero")
+        raise ValueError("expected zeros on the diagonal, as it is skew-symmetric, got another number. Leave it out.")

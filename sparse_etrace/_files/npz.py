@@ -15,7 +15,7 @@ from .._graph.build import build_graph
 from .._graph.columns import strings, text_cells
 from .._graph.graph import Graph
 from .._graph.matrices import from_scipy
-from .safe import Options, Source, as_nodes, from_json, host_ends, host_weight, only_strings, to_json
+from .safe import AGAIN, Options, Source, as_nodes, from_json, host_ends, host_weight, only_strings, to_json
 
 VERSION = 1
 SCIPY = {"bsr": 3, "csc": 3, "csr": 3, "coo": 1, "dia": 1}
@@ -28,7 +28,10 @@ def read(source: Source, options: Options) -> Graph:
     if "sparse_etrace" not in arrays:
         return _of_scipy(source, arrays, options)
     if arrays["sparse_etrace"].shape or arrays["sparse_etrace"] != VERSION:
-        raise ValueError(f"has version {arrays['sparse_etrace']!r} of this format; this library reads {VERSION}")
+        raise ValueError(
+            f"expected version {VERSION} of this format, got {arrays['sparse_etrace']!r}. Write it anew with "
+            "`write_graph`."
+        )
     shape, labels, node_attrs, edge_attrs = unpack(source, arrays)
     pre, post, weight = (_member(arrays, name) for name in ("pre", "post", "weight"))
     kept = {name: edge_attrs[name] for name in options.kept(list(edge_attrs))}
@@ -38,26 +41,26 @@ def read(source: Source, options: Options) -> Graph:
 def arrays_of(source: Source, data: bytes) -> dict[str, np.ndarray]:
     """Return the arrays in the bytes of an archive, whose sizes are checked before anything is unpacked."""
     if not data.startswith(b"PK"):
-        raise ValueError("does not begin like an .npz file")
+        raise ValueError(f"expected an .npz file, got one that begins otherwise. {AGAIN}")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return _arrays(source, archive)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error, OSError) as error:
-        raise ValueError(f"is no sound .npz file: {error}") from error
+        raise ValueError(f"expected a sound .npz file, got one that does not read ({error}). {AGAIN}") from error
 
 
 def unpack(source: Source, arrays: dict[str, np.ndarray]) -> tuple[tuple[int, int], Any, dict, dict]:
     """Return shape, labels and attributes."""
     sizes = _member(arrays, "shape")
     if sizes.shape != (2,) or sizes.dtype.kind not in "iu":
-        raise ValueError(f"has the shape {sizes.tolist()!r}; it needs two integers")
+        raise ValueError(f"expected two integers as the shape, got {sizes.tolist()!r}. {AGAIN}")
     shape = int(sizes[0]), int(sizes[1])
     source.check_units(*shape)
     labels: Any = arrays.get("labels")
     if labels is not None and labels.dtype == np.uint8:
         labels = [_hashable(value) for value in from_json(labels.tobytes(), lambda value: isinstance(value, list))]
     elif labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
-        raise ValueError(f"has labels of type {labels.dtype} and shape {labels.shape}; they need one integer a node")
+        raise ValueError(f"expected one integer a node as labels, got {labels.dtype} of shape {labels.shape}. {AGAIN}")
     elif labels is not None:
         labels = labels.tolist()
     names = from_json(_member(arrays, "attributes").tobytes(), _are_names)
@@ -93,8 +96,8 @@ def _pack(graph: Graph, edges: bool = True) -> dict[str, np.ndarray]:
             text = text_cells(column) if column.dtype.kind == "O" else None
             if text is None and column.dtype.kind not in "biufcSUmM":
                 raise ValueError(
-                    f"graph: {what} attribute {key!r} has type {column.dtype}, which .npz loses without unpickling; "
-                    "use numbers, strings or arrays of these"
+                    "graph: expected numbers, strings or arrays of these, which .npz holds without pickling, got "
+                    f"{what} attribute {key!r} of type {column.dtype}. Convert it."
                 )
             if text is None:
                 arrays[f"{what}_{k}"] = column
@@ -106,26 +109,29 @@ def _pack(graph: Graph, edges: bool = True) -> dict[str, np.ndarray]:
 def _of_scipy(source: Source, arrays: dict[str, np.ndarray], options: Options) -> Graph:
     if not {"format", "shape", "data"} <= set(arrays):
         raise ValueError(
-            f"holds the arrays {', '.join(sorted(arrays)) or 'of nothing'}, and was written neither by `write_graph` "
-            "nor by scipy.sparse.save_npz; load it with numpy.load and pass the arrays to `from_edges`"
+            "expected what `write_graph` or scipy.sparse.save_npz wrote, got the arrays "
+            f"{', '.join(sorted(arrays)) or 'of nothing'}. Load it with numpy.load and pass the arrays to "
+            "`from_edges`."
         )
     kind = arrays["format"].item() if arrays["format"].shape == () else None
     kind = kind.decode("ascii", "replace") if isinstance(kind, bytes) else kind
     if kind not in SCIPY:
-        raise ValueError(f"holds a scipy matrix of format {kind!r}; the known ones are {', '.join(SCIPY)}")
+        raise ValueError(
+            f"expected a scipy matrix of a format among {', '.join(SCIPY)}, got {kind!r}. Save it as one of these."
+        )
     sizes, data = arrays["shape"], arrays["data"]
     if sizes.shape != (2,) or sizes.dtype.kind not in "iu":
-        raise ValueError(f"has the shape {sizes.tolist()!r}; a graph needs two sizes")
+        raise ValueError(f"expected two sizes as the shape of a graph, got {sizes.tolist()!r}. {AGAIN}")
     shape = int(sizes[0]), int(sizes[1])
     source.check_units(*shape)
     if data.ndim != SCIPY[kind] and not (kind in ("csr", "csc") and data.ndim == 1) and kind != "dia":
-        raise ValueError(f"has data of shape {data.shape}, which no {kind} matrix has")
+        raise ValueError(f"expected the data of a {kind} matrix, got shape {data.shape}. {AGAIN}")
     if data.dtype.kind not in "biuf":
-        raise ValueError(f"has data of type {data.dtype}; weights are real numbers")
+        raise ValueError(f"expected real numbers as weights, got {data.dtype}. Save the real part or the modulus.")
     parts = [_member(arrays, name) for name in _PARTS[kind]]
     for name, part in zip(_PARTS[kind], parts, strict=True):
         if part.dtype.kind not in "iu" or part.ndim != 1:
-            raise ValueError(f"has {name} of type {part.dtype} and shape {part.shape}; it needs a list of integers")
+            raise ValueError(f"expected a list of integers as {name}, got {part.dtype} of shape {part.shape}. {AGAIN}")
     inputs: Any = (data, *parts) if kind != "coo" else (data, tuple(parts))
     matrix = getattr(sp, f"{kind}_array")(inputs, shape=shape)
     if kind == "dia" and data.shape[0]:
@@ -150,11 +156,15 @@ def _arrays(source: Source, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     for member in members:
         name = member.filename
         if "/" in name or "\\" in name or ".." in name:
-            raise ValueError(f"holds {name!r}, a path that leaves the archive; .npz holds plain names")
+            raise ValueError(f"expected plain names in the archive, got {name!r}, a path that leaves it. {AGAIN}")
         if not name.endswith(".npy") or name[:-4] in arrays:
-            raise ValueError(f"holds {name!r} " + ("twice" if name.endswith(".npy") else "which is no array"))
+            what = "twice" if name.endswith(".npy") else "which is no array"
+            raise ValueError(f"expected arrays of different names, got {name!r}, {what}. {AGAIN}")
         if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"holds {name!r} encrypted or packed in an unusual way; write it anew with numpy.savez")
+            raise ValueError(
+                f"expected {name!r} stored or deflated, got it encrypted or packed in another way. Write it anew "
+                "with numpy.savez."
+            )
         arrays[name[:-4]] = _array(name, archive.read(member))
     return arrays
 
@@ -167,30 +177,39 @@ def _array(name: str, data: bytes) -> np.ndarray:
         if version in read_header:
             shape, _, dtype = read_header[version](file)
         else:
-            raise ValueError(f"version {version} of .npy is unknown; write it with numpy.savez")
+            raise ValueError(f"expected version (1, 0) or (2, 0) of .npy, got {version}. Write it with numpy.savez.")
     except (ValueError, TypeError, KeyError, SyntaxError, tokenize.TokenError, RecursionError, OverflowError) as error:
-        raise ValueError(f"member {name!r} is no sound array: {error}") from error
+        raise ValueError(
+            f"expected a sound array as member {name!r}, got one that does not read ({error}). {AGAIN}"
+        ) from error
     if dtype.hasobject or dtype.kind not in "biufcSUmM":
-        raise ValueError(f"member {name!r} has type {dtype}, which is not read: nothing is unpickled")
+        raise ValueError(
+            f"expected numbers or text as member {name!r}, got {dtype}. Nothing is unpickled: write plain arrays."
+        )
     size = dtype.itemsize
     for length in shape:
         size *= length
     if size != len(data) - file.tell() or min(shape, default=0) < 0:
-        raise ValueError(f"member {name!r} claims shape {shape} of {dtype}, but has {len(data) - file.tell()} bytes")
+        raise ValueError(
+            f"expected {dtype} of shape {shape} as member {name!r}, as its head claims, got "
+            f"{len(data) - file.tell()} bytes. {AGAIN}"
+        )
     file.seek(0)
     try:
         array = np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, TypeError, MemoryError, OverflowError) as error:
-        raise ValueError(f"member {name!r} is no sound array: {error}") from error
+        raise ValueError(
+            f"expected a sound array as member {name!r}, got one that does not read ({error}). {AGAIN}"
+        ) from error
     letters = np.dtype(np.uint32).newbyteorder(dtype.byteorder)
     if dtype.kind == "U" and (np.frombuffer(array.tobytes(), letters) > 0x10FFFF).any():
-        raise ValueError(f"member {name!r} holds characters that do not exist")
+        raise ValueError(f"expected characters that exist in member {name!r}, got others. {AGAIN}")
     return array
 
 
 def _member(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
     if name not in arrays:
-        raise ValueError(f"has no array {name!r}; it has {', '.join(sorted(arrays))}")
+        raise ValueError(f"expected an array {name!r}, got {', '.join(sorted(arrays))}. {AGAIN}")
     return arrays[name]
 
 
@@ -201,11 +220,11 @@ def _attribute(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
     return strings(from_json(arrays[f"{name}_text"].tobytes(), _are_strings))
 
 
-def _are_strings(value: Any) -> bool:
+def _are_strings(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(cell, str) for cell in value)
 
 
-def _are_names(value: Any) -> bool:
+def _are_names(value: object) -> bool:
     return (
         isinstance(value, dict)
         and list(value) == ["node", "edge"]
@@ -213,7 +232,7 @@ def _are_names(value: Any) -> bool:
     )
 
 
-def _text(value: Any) -> np.ndarray:
+def _text(value: object) -> np.ndarray:
     return np.frombuffer(to_json(value).encode(), np.uint8)
 
 
@@ -226,21 +245,21 @@ def _integers(labels: Sequence[Hashable]) -> np.ndarray | None:
     return None
 
 
-def _plain(label: Any) -> Any:
+def _plain(label: object) -> object:
     if isinstance(label, tuple):
         return [_plain(part) for part in label]
     value = label.item() if isinstance(label, np.generic) else label
     if value is None or type(value) in (str, int, float, bool):
         return value
     raise ValueError(
-        f"graph: label {label!r} is a {type(label).__name__}, which no format holds; "
-        "use strings, numbers or tuples of these"
+        f"graph: expected labels that are strings, numbers or tuples of these, got {label!r}, a "
+        f"{type(label).__name__}. Convert them."
     )
 
 
-def _hashable(value: Any) -> Any:
+def _hashable(value: object) -> object:
     if isinstance(value, list):
         return tuple(_hashable(part) for part in value)
     if isinstance(value, dict):
-        raise ValueError(f"has the label {value!r}; labels are strings, numbers or tuples of these")
+        raise ValueError(f"expected labels that are strings, numbers or tuples of these, got {value!r}. {AGAIN}")
     return value

@@ -2,8 +2,8 @@
 
 import base64
 import binascii
+from collections.abc import Hashable, Sequence
 from io import BufferedIOBase
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from .._graph.graph import Graph
 from .._graph.labels import plain_ids
 from .arrow import Nodes, choose, graph_of
 from .npz import arrays_of, bytes_of, unpack
-from .safe import Options, Source, as_nodes, host_ends, host_weight, is_plain, only_strings
+from .safe import AGAIN, Options, Source, as_nodes, host_ends, host_weight, is_plain, only_strings
 
 KEY = b"sparse_etrace"
 UNSOUND = (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError)
@@ -28,7 +28,7 @@ def read(source: Source, options: Options) -> Graph:
             chosen = choose(file.schema_arrow, options)
             table, mark = _table(source, file, chosen.names), (file.metadata.metadata or {}).get(KEY)
     except UNSOUND as error:
-        raise ValueError(f"is no sound Parquet file: {error}") from error
+        raise ValueError(f"expected a sound Parquet file, got one that does not read ({error}). {AGAIN}") from error
     return graph_of(source, options, chosen, table, None if mark is None else _nodes(source, mark))
 
 
@@ -38,7 +38,10 @@ def write(target: BufferedIOBase, graph: Graph) -> None:
     only_strings("Parquet", graph.edge_attrs)
     for name in graph.edge_attrs:
         if name in ("pre", "post", "weight"):
-            raise ValueError(f"graph: edge attribute {name!r} is called like a column of Parquet; rename it")
+            raise ValueError(
+                f"graph: expected edge attributes with other names than the columns of Parquet, got {name!r}. "
+                "Rename it."
+            )
     sides = [(graph.pre_nodes, pre), (graph.post_nodes, post)]
     columns = {name: _labelled(graph, *side) for name, side in zip(("pre", "post"), sides, strict=True)}
     columns["weight"] = pa.array(host_weight(graph))
@@ -60,12 +63,12 @@ def _table(source: Source, file: pq.ParquetFile, names: list[str]) -> pa.Table:
     sizes = [group.total_byte_size for group in groups]
     rows = sum(group.num_rows for group in groups)
     if min([rows, facts.num_rows, *sizes]) < 0 or rows != facts.num_rows:
-        raise ValueError(f"claims {facts.num_rows} rows, its groups {rows}")
+        raise ValueError(f"expected {rows} rows, as its groups claim, got {facts.num_rows}. {AGAIN}")
     source.check_size(max(sum(sizes), 8 * rows * max(facts.num_columns, 1)))
     table = file.read(names)
     table.validate(full=True)
     if table.num_rows != rows:
-        raise ValueError(f"has {table.num_rows} rows, but claims {rows}")
+        raise ValueError(f"expected {rows} rows, as it claims, got {table.num_rows}. {AGAIN}")
     return table
 
 
@@ -74,16 +77,20 @@ def _nodes(source: Source, mark: bytes) -> Nodes:
     try:
         arrays = arrays_of(source, base64.b64decode(mark, validate=True))
     except binascii.Error as error:
-        raise ValueError(f"its description of the nodes is damaged: {error}") from error
+        raise ValueError(
+            f"expected a sound description of the nodes, got one that does not read ({error}). {AGAIN}"
+        ) from error
     shape, labels, attrs, _ = unpack(source, arrays)
     noted = arrays.get("labelled")
     if noted is None or noted.shape or noted.dtype != bool or (noted and labels is None):
-        raise ValueError("does not say whether its columns hold labels or positions; write it anew with `write_graph`")
+        raise ValueError(
+            "expected a note whether its columns hold labels or positions, got none. Write it anew with `write_graph`."
+        )
     sides = (tuple(labels[: shape[0]]), tuple(labels[len(labels) - shape[1] :])) if noted else None
     return Nodes(shape, labels, attrs, sides)
 
 
-def _labelled(graph: Graph, labels: Any, positions: np.ndarray) -> Any:
+def _labelled(graph: Graph, labels: Sequence[Hashable], positions: np.ndarray) -> pa.Array:
     """Return a column of labels, strings through a dictionary; positions where labels are no plain ids."""
     if not _is_labelled(graph):
         return pa.array(positions)
@@ -103,14 +110,16 @@ def _is_labelled(graph: Graph) -> bool:
     return kinds == {str} and not any("\ud800" <= letter <= "\udfff" for label in labels for letter in str(label))
 
 
-def _arrow(name: str, values: np.ndarray) -> Any:
+def _arrow(name: str, values: np.ndarray) -> pa.Array:
     text = text_cells(values)
     if text is None and not is_plain(values):
         raise ValueError(
-            f"graph: edge attribute {name!r} has type {values.dtype} and shape {values.shape}, which Parquet loses; "
-            "write .npz"
+            f"graph: expected edge attributes of a type that Parquet holds, got {name!r} of type "
+            f"{values.dtype} and shape {values.shape}. Write .npz."
         )
     try:
         return pa.array(values) if text is None else pa.array(text, pa.string())
     except UnicodeEncodeError as error:
-        raise ValueError(f"graph: edge attribute {name!r} has characters that Parquet loses; write .npz") from error
+        raise ValueError(
+            f"graph: expected characters that Parquet holds, got others in edge attribute {name!r}. Write .npz."
+        ) from error

@@ -4,7 +4,7 @@ import gzip
 import json
 import os
 import secrets
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedIOBase
@@ -20,6 +20,7 @@ from .._graph.graph import Graph
 
 BYTES_PER_UNIT = 24
 CHUNK = 1 << 20
+AGAIN = "Fetch the file again, or write it anew."
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Source:
     def of(cls, path: Path, max_bytes: int | None) -> "Source":
         """Return the file; unless given, the limit is 50 times its size on disk, and at least 64 MiB."""
         if not path.exists():
-            raise FileNotFoundError(f"path: there is no file {path}")
+            raise FileNotFoundError(f"path: expected a file, got none at {path}. Check its name.")
         if not path.is_file():
-            raise ValueError(f"path: {path} is no file; name the file of one graph")
+            raise ValueError(f"path: expected a file, got {path}, which is none. Name the file of one graph.")
         return cls(path, max(50 * path.stat().st_size, 2**26) if max_bytes is None else max_bytes)
 
     def read(self) -> bytes:
@@ -53,19 +54,23 @@ class Source:
             try:
                 yield Pieces(pa.CompressedInputStream(raw, "gzip").read, self.check_size)
             except OSError as error:
-                raise ValueError(f"is no sound gzip file: {error}") from error
+                raise ValueError(
+                    f"expected a sound gzip file, got one that does not read ({error}). {AGAIN}"
+                ) from error
 
     def check_size(self, size: int) -> None:
         """Refuse to take more bytes than the limit."""
         if size > self.limit:
-            raise ValueError(f"unpacks to more than {self.limit} bytes; pass `max_bytes` if you trust it")
+            raise ValueError(
+                f"expected at most {self.limit} bytes when unpacked, got more. Pass `max_bytes` if you trust it."
+            )
 
     def check_units(self, num_pre: int, num_post: int) -> None:
         """Refuse numbers of units whose index arrays alone would be larger than the limit."""
         if min(num_pre, num_post) < 0 or BYTES_PER_UNIT * (num_pre + num_post) > self.limit:
             raise ValueError(
-                f"claims {num_pre} x {num_post} units, which is more than `max_bytes` = {self.limit} bytes can index; "
-                "raise it if you trust the file"
+                f"expected units that `max_bytes` = {self.limit} bytes can index, got {num_pre} x {num_post}. "
+                "Raise it if you trust the file."
             )
 
 
@@ -102,9 +107,9 @@ class Options:
         """Refuse arguments that mean nothing to a format."""
         for name in names:
             if getattr(self, name) != (GUESS if name == "weight" else None):
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, but {what}; leave it out")
+                raise ValueError(f"{name}: expected nothing, as {what}, got {getattr(self, name)!r}. Leave it out.")
 
-    def kept(self, names: Sequence[Any]) -> list[Any]:
+    def kept(self, names: Sequence[str]) -> list[str]:
         """Return the columns to keep as edge attributes, of all but those of the ends and the weight."""
         return kept_names(self.edge_attrs, names)
 
@@ -118,7 +123,7 @@ def is_packed(path: Path) -> bool:
 def written(path: Path) -> Iterator[BufferedIOBase]:
     """A binary file that takes the place of `path` only when it is complete; packed where the name ends in .gz."""
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"path: there is no folder {path.parent} for {path}; make it first")
+        raise FileNotFoundError(f"path: expected a folder for {path.name}, got none at {path.parent}. Make it first.")
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(beside, "xb") as raw:
@@ -165,19 +170,17 @@ def one_kind(what: str, labels: Sequence[Hashable]) -> type:
     if kinds == {str}:
         return str
     odd = next(label for label in labels if type(label) is not (str if str in kinds else int))
-    raise ValueError(
-        f"graph: label {odd!r} is lost in {what}, whose labels are all integers or all strings; write .npz"
-    )
+    raise ValueError(f"graph: expected labels that are all integers or all strings in {what}, got {odd!r}. Write .npz.")
 
 
-def only_strings(what: str, names: Any) -> None:
+def only_strings(what: str, names: Iterable[object]) -> None:
     """Refuse attributes whose names are no strings."""
     for name in names:
         if not isinstance(name, str):
-            raise ValueError(f"graph: an attribute is called {name!r}; {what} needs a string as its name")
+            raise ValueError(f"graph: expected attributes with strings as names in {what}, got {name!r}. Rename it.")
 
 
-def to_json(value: Any) -> str:
+def to_json(value: object) -> str:
     """Return plain data as JSON in ASCII, on one line."""
     return json.dumps(value, ensure_ascii=True, allow_nan=True, separators=(",", ":"))
 
@@ -187,13 +190,13 @@ def from_json(text: str | bytes, check: Callable[[Any], bool]) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"its description is no JSON: {error}") from error
+        raise ValueError(f"expected a description in JSON, got one that does not read ({error}). {AGAIN}") from error
     if not check(value):
-        raise ValueError("its description has another form than `write_graph` gives it")
+        raise ValueError(f"expected a description of the form that `write_graph` gives it, got another. {AGAIN}")
     return value
 
 
-def is_shape(value: Any) -> bool:
+def is_shape(value: object) -> bool:
     """Whether JSON gave two sizes."""
     return isinstance(value, list) and len(value) == 2 and all(type(size) is int and size >= 0 for size in value)
 
@@ -203,7 +206,7 @@ def is_plain(values: np.ndarray) -> bool:
     return values.ndim == 1 and values.dtype.kind in "biuf" and values.dtype.itemsize <= 8
 
 
-def refuse_attributes(what: str, holders: str, attrs: Mapping[str, Any]) -> None:
+def refuse_attributes(what: str, holders: str, attrs: Iterable[str]) -> None:
     """Refuse to lose attributes."""
     for name in attrs:
-        raise ValueError(f"graph: attribute {name!r} is lost in {what}; write {holders}")
+        raise ValueError(f"graph: expected no attributes that {what} loses, got {name!r}. Write {holders}.")

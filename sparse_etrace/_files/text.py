@@ -3,11 +3,11 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import NoReturn, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
 
 from .._graph.columns import strings, text_cells
 from .._graph.labels import plain_ids
-from .safe import Pieces, Source, from_json, is_plain, is_shape, to_json
+from .safe import AGAIN, Pieces, Source, from_json, is_plain, is_shape, to_json
 
 SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", " ": "space"}
 MARK = "# sparse_etrace "
@@ -33,12 +33,19 @@ HEAD, BLOCK = 1 << 20, 1 << 24
 BYTES_PER_COLUMN = 10_000
 
 
+class Mark(TypedDict):
+    """What a comment of `write_graph` says."""
+
+    shape: list[int]
+    labels: NotRequired[Sequence[Hashable]]
+
+
 @dataclass(frozen=True)
 class Table:
     """Columns of cells, the first row in them, what a comment of `write_graph` said, and other comments in rows."""
 
     columns: list[pa.ChunkedArray]
-    mark: dict[str, Any] | None
+    mark: Mark | None
     separator: str
     comments: int
 
@@ -69,7 +76,7 @@ class _Plain:
     def read(self, size: int) -> bytes:
         piece, self.head = self.head or self.pieces.read(size), b""
         if any(odd in piece for odd in (b"\0", b'"', b" ", b"#", b"%")):
-            raise ValueError("is no plain table")
+            raise ValueError("expected a plain table, got another.")
         return piece
 
 
@@ -91,9 +98,9 @@ def read_table(source: Source, separator: str | None, check: Callable[[list[str]
     try:
         data.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"is no text in UTF-8: {error}") from error
+        raise ValueError(f"expected text in UTF-8, got other bytes ({error}). Save it as UTF-8.") from error
     if b"\0" in data:
-        raise ValueError(f"holds a NUL at byte {data.index(0)}, so it is no text file")
+        raise ValueError(f"expected text, got a NUL at byte {data.index(0)}. {AGAIN}")
     return _table(source, data, separator)
 
 
@@ -121,10 +128,13 @@ def _table(source: Source, data: bytes, separator: str | None) -> Table:
             return Table(_split(rows, separator, width, b'"' in data, threads), mark, separator, comments)
         except pa.ArrowInvalid as error:
             said = error
-    raise ValueError(f"cannot be split at {SEPARATORS[separator]}s: {said}")
+    raise ValueError(
+        f"expected {SEPARATORS[separator]}s between the cells, got rows that do not split ({said}). "
+        "Correct them, or pass `separator`."
+    )
 
 
-def _begin(data: bytes) -> tuple[dict[str, Any] | None, int]:
+def _begin(data: bytes) -> tuple[Mark | None, int]:
     """Return what a comment of `write_graph` says, and where the first row begins."""
     mark, start = None, 3 if data.startswith(b"\xef\xbb\xbf") else 0
     while start < len(data) and (found := NO_ROW(data, start)):
@@ -132,7 +142,7 @@ def _begin(data: bytes) -> tuple[dict[str, Any] | None, int]:
             mark = from_json(found[0][len(MARK) :], _is_mark)
         start = found.end()
     if start == len(data):
-        raise ValueError("holds no row")
+        raise ValueError("expected rows, got none. Write one for each synapse.")
     return mark, start
 
 
@@ -171,7 +181,10 @@ def _cells(data: bytes, start: int, separator: str) -> list[str]:
         try:
             return next(csv.reader(text, delimiter=separator, skipinitialspace=True))
         except csv.Error as error:
-            raise ValueError(f"cannot be split at {SEPARATORS[separator]}s: {error}") from error
+            raise ValueError(
+                f"expected {SEPARATORS[separator]}s between the cells, got rows that do not split ({error}). "
+                "Correct them, or pass `separator`."
+            ) from error
 
 
 def _separator(data: bytes, start: int) -> str:
@@ -187,7 +200,9 @@ def _separator(data: bytes, start: int) -> str:
     return found[0]
 
 
-def _split(rows: Any, separator: str, width: int, quoted: bool = False, threads: bool = True) -> list[pa.ChunkedArray]:
+def _split(
+    rows: pa.NativeFile | _Plain, separator: str, width: int, quoted: bool = False, threads: bool = True
+) -> list[pa.ChunkedArray]:
     """Return all cells as text, in columns."""
     table = read_csv(
         rows,
@@ -211,16 +226,21 @@ def integers(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | No
     return None if odd else found
 
 
-def ids(*columns: Sequence[str]) -> list[Any]:
+def ids(*columns: Sequence[str]) -> list[np.ndarray | list]:
     """Return columns of ids: all as integers if all are, else all as strings; floats are refused."""
     if all(INTEGER(cell) for column in columns for cell in column):
         return [plain_ids([int(cell) for cell in column]) for column in columns]
     if all(PROPER(cell) for column in columns for cell in column):
         odd = next(cell for column in columns for cell in column if not INTEGER(cell))
-        raise ValueError(f"has the id {odd!r} among numbers; ids are integers written plainly, or names")
+        raise ValueError(
+            f"expected ids that are integers written plainly, or names, got {odd!r} among numbers. Convert it."
+        )
     for column in columns:
         if "" in column:
-            raise ValueError(f"has an empty id in data row {list(column).index('') + 1}; fill it or drop the row")
+            raise ValueError(
+                f"expected an id in each row, got none in data row {list(column).index('') + 1}. Fill it or drop "
+                "the row."
+            )
     return [list(column) for column in columns]
 
 
@@ -229,15 +249,15 @@ def numbers(name: str, column: pa.ChunkedArray) -> np.ndarray:
     found = _whole(column)
     found = _floats(column) if found is None else found
     if found is None:
-        refuse_cell(name, column, NUMBER, "which is no number")
+        refuse_cell(name, column, NUMBER, "a number")
     return found
 
 
-def refuse_cell(name: str, column: pa.ChunkedArray, is_sound: Callable[[str], Any], why: str) -> NoReturn:
+def refuse_cell(name: str, column: pa.ChunkedArray, is_sound: Callable[[str], object], what: str) -> NoReturn:
     """Refuse a column for the first of its cells that is not sound."""
     cells = column.to_pylist()
     k = next((k for k, cell in enumerate(cells) if not is_sound(cell)), 0)
-    raise ValueError(f"has the {name} {cells[k]!r} in data row {k + 1}, {why}")
+    raise ValueError(f"expected {what} as {name}, got {cells[k]!r} in data row {k + 1}. Correct it.")
 
 
 def typed(column: pa.ChunkedArray) -> np.ndarray:
@@ -271,14 +291,16 @@ def text_of(what: str, holders: str, values: np.ndarray) -> list[str]:
     plain, text = values.tolist(), text_cells(values)
     if text is None and not is_plain(values):
         raise ValueError(
-            f"graph: {what} has type {values.dtype} and shape {values.shape}, which a text table loses; write {holders}"
+            f"graph: expected {what} of a type that a text table holds, got {values.dtype} of shape "
+            f"{values.shape}. Write {holders}."
         )
     cells = [repr(value) for value in plain] if text is None else text
     back = typed(column_of(cells)).tolist()
     same = [a == b or (a != a and b != b) for a, b in zip(plain, back, strict=True)]
     if not all(same) or (plain and type(plain[0]) is not type(back[0])):
         raise ValueError(
-            f"graph: {what} holds text that reads as numbers, {cells[0]!r}; a text table loses that; write {holders}"
+            f"graph: expected {what} that a text table gives back, got text that reads as numbers, "
+            f"{cells[0]!r}. Write {holders}."
         )
     return cells
 
@@ -287,7 +309,7 @@ def column_of(cells: Sequence[str]) -> pa.ChunkedArray:
     """Return cells as a column; those that are no Unicode are refused."""
     for cell in cells:
         if "\0" in cell or any("\ud800" <= letter <= "\udfff" for letter in cell):
-            raise ValueError(f"graph: {cell!r} has characters that a text table loses; write .npz")
+            raise ValueError(f"graph: expected characters that a text table holds, got {cell!r}. Write .npz.")
     return pa.chunked_array([cells], pa.string())
 
 
@@ -297,17 +319,20 @@ def write_rows(rows: Iterable[Sequence[str]], separator: str) -> str:
     for row in rows:
         for cell in row:
             if len(cell) > csv.field_size_limit():
-                raise ValueError(f"graph: a string of {len(cell)} characters is too long for a text table; write .npz")
+                raise ValueError(
+                    f"graph: expected strings of at most {csv.field_size_limit()} characters in a text table, got "
+                    f"{len(cell)}. Write .npz."
+                )
         lines.append(separator.join(x if PLAIN(x) else '"' + x.replace('"', '""') + '"' for x in row) + "\n")
     return "".join(lines)
 
 
-def write_mark(mark: dict[str, Any]) -> str:
+def write_mark(mark: Mark) -> str:
     """Return the comment that says what rows alone do not."""
     return MARK + to_json(mark) + "\n"
 
 
-def _is_mark(value: Any) -> bool:
+def _is_mark(value: object) -> bool:
     if (
         not isinstance(value, dict)
         or not {"shape"} <= set(value) <= {"shape", "labels"}

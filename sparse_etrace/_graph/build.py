@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
+from .._types import Column
 from .columns import plain_column, taken
 from .connectivity import Connectivity, canonical_order, edge_arrays, host_array
 from .graph import Graph
@@ -19,13 +21,13 @@ class Policies:
 
     duplicates: str
     self_loops: str
-    dtype: Any
+    dtype: DTypeLike
 
     def __post_init__(self) -> None:
         if self.duplicates not in ("keep", "sum", "error"):
-            raise ValueError(f"duplicates: got {self.duplicates!r}; choose 'keep', 'sum' or 'error'")
+            raise ValueError(f"duplicates: expected 'keep', 'sum' or 'error', got {self.duplicates!r}.")
         if self.self_loops not in ("keep", "drop", "add"):
-            raise ValueError(f"self_loops: got {self.self_loops!r}; choose 'keep', 'drop' or 'add'")
+            raise ValueError(f"self_loops: expected 'keep', 'drop' or 'add', got {self.self_loops!r}.")
 
 
 class _Edges(NamedTuple):
@@ -47,20 +49,22 @@ def build_graph(
     pre: Any,
     post: Any,
     weight: Any,
-    shape: Any,
-    nodes: Sequence[Any] | None = None,
-    node_attrs: Mapping[str, Any] | None = None,
-    edge_attrs: Mapping[str, Any] | None = None,
+    shape: Sequence,
+    nodes: Sequence | None = None,
+    node_attrs: Mapping[str, Column] | None = None,
+    edge_attrs: Mapping[str, Column] | None = None,
     *,
     policies: Policies,
 ) -> Graph:
     """Build a graph from edges in any order. `pre` and `post` are indices; `edge_attrs` is aligned with them."""
     dtype = check_dtype(policies.dtype)
     pre, post, (num_pre, num_post) = edge_arrays(pre, post, shape)
-    attrs = {key: plain_column(column, f"edge_attrs: {key!r}") for key, column in (edge_attrs or {}).items()}
+    attrs = {key: plain_column(column, f"edge_attrs[{key!r}]") for key, column in (edge_attrs or {}).items()}
     for key, column in attrs.items():
         if column.shape[:1] != (pre.size,):
-            raise ValueError(f"edge_attrs: {key!r} has shape {column.shape}; its first axis needs {pre.size} entries")
+            raise ValueError(
+                f"edge_attrs[{key!r}]: expected {pre.size} entries along the first axis, got shape {column.shape}."
+            )
 
     def name_of(i: int, j: int) -> str:
         offset = 0 if num_pre == num_post else num_pre
@@ -86,15 +90,18 @@ def build_graph(
 def _with_self_loops(edges: _Edges, policy: str, shape: tuple[int, int]) -> _Edges:
     """Without the self-loops, or with one of weight 1 at each node that has none."""
     if shape[0] != shape[1]:
-        raise ValueError(f"self_loops: {policy!r} needs a square graph, got shape {shape}; use 'keep'")
+        raise ValueError(
+            f"self_loops: expected 'keep' for a graph that is not square, of shape {shape}, got {policy!r}."
+        )
     pre, post, weight, attrs, name_of = edges
     if policy == "drop":
         return edges.at(np.flatnonzero(pre != post))
     missing = np.setdiff1d(np.arange(shape[0], dtype=np.int32), pre[pre == post])
     if missing.size and attrs:
         raise ValueError(
-            f"self_loops: 'add' has no value of edge attribute {next(iter(attrs))!r} for the new "
-            f"{name_of(int(missing[0]), int(missing[0]))}; leave it out of `edge_attrs`, or give the self-loops"
+            "self_loops: expected 'keep' or 'drop' where there are edge attributes, got 'add', and no value "
+            f"of {next(iter(attrs))!r} for the new {name_of(int(missing[0]), int(missing[0]))}. Leave it out "
+            "of `edge_attrs`, or give the self-loops."
         )
     weight = np.concatenate([weight, np.ones(missing.size, weight.dtype)])
     return _Edges(np.concatenate([pre, missing]), np.concatenate([post, missing]), weight, attrs, name_of)
@@ -106,7 +113,10 @@ def _first_of_parallel(edges: _Edges, policy: str) -> np.ndarray:
     start = np.concatenate([[True], (pre[1:] != pre[:-1]) | (post[1:] != post[:-1])])[: pre.size]
     if policy == "error" and not start.all():
         k = int(np.argmin(start))
-        raise ValueError(f"duplicates: {name_of(int(pre[k]), int(post[k]))} exists twice; use 'keep' or 'sum'")
+        raise ValueError(
+            "duplicates: expected 'keep' or 'sum' where synapses are parallel, got 'error', and "
+            f"{name_of(int(pre[k]), int(post[k]))} twice."
+        )
     return np.flatnonzero(start)
 
 
@@ -122,25 +132,29 @@ def _summed(edges: _Edges, first: np.ndarray) -> _Edges:
         differs = column != column[first][run]
         if differs.any():
             raise ValueError(
-                f"duplicates: 'sum' merges {name(int(run[np.argwhere(differs)[0][0]]))}, but edge attribute {key!r} "
-                "differs between the parallel synapses; use 'keep', or leave it out of `edge_attrs`"
+                f"duplicates: expected 'keep' where edge attribute {key!r} differs between parallel "
+                f"synapses, got 'sum', which merges {name(int(run[np.argwhere(differs)[0][0]]))}. Use "
+                "'keep', or leave it out of `edge_attrs`."
             )
     weight = np.add.reduceat(edges.weight.astype(np.float64), first)
     weight = check_weight(weight, first.size, edges.weight.dtype, lambda k: f"the sum over {name(k)}")
     return one._replace(weight=weight)
 
 
-def check_dtype(dtype: Any) -> np.dtype:
+def check_dtype(dtype: DTypeLike) -> np.dtype:
     """Return `dtype` as a floating type that JAX has here; 64 bits are refused, not shortened, where JAX has 32."""
     kind = jnp.dtype(dtype)
     if not jnp.issubdtype(kind, jnp.floating):
-        raise ValueError(f"dtype: got {kind}; weights need a floating type, for example 'float32'")
+        raise ValueError(f"dtype: expected a floating type, for example 'float32', got {kind}.")
     if jax.dtypes.canonicalize_dtype(kind) != kind:
-        raise ValueError(f"dtype: {kind} needs 64-bit JAX; call jax.config.update('jax_enable_x64', True) first")
+        raise ValueError(
+            f"dtype: expected 32 bits at most without 64-bit JAX, got {kind}. Call "
+            "jax.config.update('jax_enable_x64', True) first."
+        )
     return kind
 
 
-def check_weight(weight: Any, num_synapses: int, dtype: Any, where: Callable[[int], str]) -> np.ndarray:
+def check_weight(weight: Column | None, num_synapses: int, dtype: DTypeLike, where: Callable[[int], str]) -> np.ndarray:
     """Return weights as a finite numpy array, one per synapse; None is 1 for all.
 
     Args:
@@ -158,16 +172,19 @@ def check_weight(weight: Any, num_synapses: int, dtype: Any, where: Callable[[in
     """
     if weight is None:
         return np.ones(num_synapses, dtype)
-    weight = weight if isinstance(weight, jax.Array) else plain_column(weight, "weight: the column")
+    weight = weight if isinstance(weight, jax.Array) else plain_column(weight, "weight")
     array = host_array("weight", weight)
     if array.shape != (num_synapses,):
-        raise ValueError(f"weight: got shape {array.shape}; it needs one entry per synapse, ({num_synapses},)")
+        raise ValueError(f"weight: expected one entry per synapse, ({num_synapses},), got shape {array.shape}.")
     if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"weight: got {array.dtype}; weights are real numbers")
+        raise TypeError(f"weight: expected real numbers, got {array.dtype}. Convert them first.")
     with np.errstate(over="ignore"):
         result = array.astype(dtype, copy=False)
     finite = np.isfinite(result)
     if not finite.all():
         k = int(np.argmin(finite))
-        raise ValueError(f"weight: {where(k)} has {array[k]}, not finite in {result.dtype}; correct or remove it")
+        raise ValueError(
+            f"weight: expected numbers that are finite in {result.dtype}, got {array[k]} for "
+            f"{where(k)}. Correct or remove it."
+        )
     return result

@@ -40,7 +40,7 @@ def weight_name(
     if weight != GUESS:
         if names.count(weight) != 1:
             raise ValueError(
-                f"weight: there is no single column {weight!r} among {names}; name another, or None for weights of 1"
+                f"weight: expected a single column {weight!r}, got {names}. Name another, or None for weights of 1."
             )
         return weight
     if names.count("weight") == 1:
@@ -48,7 +48,7 @@ def weight_name(
     usual = [name for name in names if isinstance(name, str) and name.lower() in USUAL]
     if len(usual) > 1:
         raise ValueError(
-            f"weight: there are several columns that may be it, {usual}; name one, or None for weights of 1"
+            f"weight: expected one column that may be it, got {usual}. Name one, or None for weights of 1."
         )
     if usual:
         guesses.append(f"took {usual[0]!r} for the weight (to say so: weight={usual[0]!r})")
@@ -68,20 +68,20 @@ def say_guesses(where: str, guesses: Sequence[str]) -> None:
         warnings.warn(f"{where}: {'; '.join(guesses)}", UserWarning, stacklevel=3)
 
 
-def kept_names(edge_attrs: Iterable[Hashable] | None, names: Sequence[Any]) -> list[Any]:
+def kept_names(edge_attrs: Iterable[Hashable] | None, names: Sequence[Hashable]) -> list[Any]:
     """Return the columns to keep as edge attributes: those that the caller names, or all."""
     if edge_attrs is None:
         return list(names)
     if isinstance(edge_attrs, str):
-        raise TypeError(f"edge_attrs: got the string {edge_attrs!r}; it needs a list of names")
+        raise TypeError(f"edge_attrs: expected a list of names, got the string {edge_attrs!r}. Put it into a list.")
     kept = list(edge_attrs)
     for name in kept:
         if list(names).count(name) != 1:
-            raise ValueError(f"edge_attrs: there is no single column {name!r} among {list(names)}; name some of these")
+            raise ValueError(f"edge_attrs: expected a single column {name!r}, got {list(names)}. Name some of these.")
     return kept
 
 
-def is_column(values: Any) -> bool:
+def is_column(values: object) -> bool:
     """Whether this is a column that may lack values: of pandas, polars or Arrow, or a masked array."""
     return hasattr(values, "isna") or hasattr(values, "is_null") or isinstance(values, np.ma.MaskedArray)
 
@@ -107,7 +107,7 @@ def holds_numbers(values: Any) -> bool:
     return bool(found) and all(map(is_real, found))
 
 
-def is_real(value: Any) -> bool:
+def is_real(value: object) -> bool:
     """Whether a value is a real number, and no truth value."""
     return isinstance(value, RealNumber) and not isinstance(value, bool)
 
@@ -133,7 +133,7 @@ def plain_column(values: Any, what: str) -> np.ndarray:
         is_float = isinstance(kind, np.dtype) and kind.kind == "f" and not isinstance(values, np.ma.MaskedArray)
         row = None if is_float else first_missing(values)
         if row is not None:
-            raise ValueError(f"{what} has no value in row {row}; fill it or drop the row")
+            raise ValueError(f"{what}: expected a value in each row, got none in row {row}. Fill it or drop the row.")
         values = values.to_numpy() if hasattr(values, "to_numpy") and not hasattr(values, "to_pylist") else values
     if isinstance(values, list | tuple) and values and all(isinstance(value, str) for value in values):
         return strings(values)
@@ -151,7 +151,7 @@ def plain_column(values: Any, what: str) -> np.ndarray:
     return array if whole is None else whole
 
 
-def whole_numbers(values: Sequence[Any]) -> np.ndarray | None:
+def whole_numbers(values: Sequence) -> np.ndarray | None:
     """Return integers in a type of 64 bits, without passing through floats; None if some are none, or too large."""
     if values and all(isinstance(value, Integral) and not isinstance(value, bool) for value in values):
         low, high = min(values), max(values)
@@ -185,7 +185,7 @@ def text_cells(column: np.ndarray) -> list[str] | None:
     return [str(cell) for cell in cells] if all(isinstance(cell, str) for cell in cells) else None
 
 
-def _fits_float(value: Any) -> bool:
+def _fits_float(value: object) -> bool:
     if isinstance(value, Integral) and not isinstance(value, bool):
         return abs(int(value)) <= 2**53
     return isinstance(value, float | np.floating)

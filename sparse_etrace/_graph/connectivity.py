@@ -2,14 +2,17 @@
 
 import hashlib
 import operator
-from typing import Any
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Int, UInt32
+
+from .._types import Column
 
 MAX_INDEX = np.iinfo(np.int32).max
 
@@ -54,7 +57,7 @@ class Connectivity(eqx.Module):
     digest: UInt32[Array, "2"] | None = None
 
     @classmethod
-    def from_edges(cls, pre: Any, post: Any, shape: Any) -> "Connectivity":
+    def from_edges(cls, pre: Column, post: Column, shape: Sequence) -> "Connectivity":
         """Sort the edges `pre[k] -> post[k]` into a connectivity. Parallel edges and autapses are kept.
 
         Args:
@@ -77,7 +80,7 @@ class Connectivity(eqx.Module):
         return canonical_order(pre, post, shape)[1]
 
     @property
-    def arrays(self) -> tuple[Any, ...]:
+    def arrays(self) -> tuple[Array, ...]:
         """The six index arrays, in the order of the fields."""
         return self.pre, self.post, self.post_ptr, self.pre_ptr, self.by_pre, self.post_by_pre
 
@@ -97,7 +100,7 @@ class Connectivity(eqx.Module):
         return self.num_synapses / max(self.num_pre * self.num_post, 1)
 
 
-def canonical_order(pre: Any, post: Any, shape: Any) -> tuple[np.ndarray, Connectivity]:
+def canonical_order(pre: Column, post: Column, shape: Sequence) -> tuple[np.ndarray, Connectivity]:
     """Return `(order, connectivity)` with `connectivity.pre == pre[order]`, and likewise for `post`.
 
     Args:
@@ -140,7 +143,7 @@ def canonical_order(pre: Any, post: Any, shape: Any) -> tuple[np.ndarray, Connec
     return edges.data, connectivity
 
 
-def digest_of(*arrays: Any) -> np.ndarray:
+def digest_of(*arrays: ArrayLike) -> np.ndarray:
     """Two numbers that tell arrays apart by their entries, read as int32."""
     found = hashlib.sha256()
     for array in arrays:
@@ -156,12 +159,12 @@ def _in_order(pre: np.ndarray, post: np.ndarray) -> bool:
     return bool((later | (same & (pre[1:] >= pre[:-1]))).all())
 
 
-def edge_arrays(pre: Any, post: Any, shape: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+def edge_arrays(pre: Column, post: Column, shape: Sequence) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """Return edges as two int32 arrays that fit `shape`, and the shape as Python integers."""
     num_pre, num_post = check_shape(shape)
     pre, post = index_array("pre", pre), index_array("post", post)
     if pre.size != post.size:
-        raise ValueError(f"pre and post: {pre.size} and {post.size} entries; they need one entry each per synapse")
+        raise ValueError(f"pre and post: expected one entry each per synapse, got {pre.size} and {post.size}.")
     return as_indices("pre", pre, num_pre), as_indices("post", post, num_post), (num_pre, num_post)
 
 
@@ -170,26 +173,32 @@ def expand_ptr(ptr: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(ptr.size - 1, dtype=np.int32), np.diff(ptr))
 
 
-def host_array(name: str, value: Any) -> np.ndarray:
+def host_array(name: str, value: object) -> np.ndarray:
     """Return `value` as a numpy array, or raise TypeError if its numbers are not known yet."""
     if isinstance(value, jax.core.Tracer):
-        raise TypeError(f"{name}: got a traced array; connectivity is built on the host, so call this outside jit/vmap")
+        raise TypeError(
+            f"{name}: expected an array with values, got a traced one. Connectivity is built on the host: "
+            "call this outside of jit and vmap."
+        )
     return np.asarray(value)
 
 
-def index_array(name: str, value: Any) -> np.ndarray:
+def index_array(name: str, value: object) -> np.ndarray:
     """Return `value` as a one-dimensional numpy array of integers, of any integer type."""
     array = host_array(name, value)
     if array.ndim != 1:
-        raise ValueError(f"{name}: got shape {array.shape}; it needs one dimension, (num_synapses,)")
+        raise ValueError(f"{name}: expected one dimension, (num_synapses,), got shape {array.shape}.")
     if array.size > MAX_INDEX:
         raise ValueError(
-            f"{name}: {array.size} synapses are too many for int32 (at most {MAX_INDEX}); split the layer in several"
+            f"{name}: expected at most {MAX_INDEX} synapses, as int32 counts no more, got "
+            f"{array.size}. Split the layer in several."
         )
     if array.size == 0:
         return np.zeros(0, np.int32)
     if array.dtype.kind not in "iu":
-        raise TypeError(f"{name}: got {array.dtype}; indices are integers (ids of another type need `labels`)")
+        raise TypeError(
+            f"{name}: expected integers as indices, got {array.dtype}. Pass `labels` for ids of another type."
+        )
     return array
 
 
@@ -198,18 +207,18 @@ def as_indices(name: str, array: np.ndarray, size: int) -> np.ndarray:
     if array.size and (array.min() < 0 or array.max() >= size):
         first = int(np.argmax((array < 0) | (array >= size)))
         raise ValueError(
-            f"{name}: index {array[first]} at entry {first} is out of range for {size} units; "
-            "use indices from 0, or give `shape` or `labels` that hold it"
+            f"{name}: expected indices from 0 and below {size}, the number of units, got {array[first]} at "
+            f"entry {first}. Count from 0, or give `shape` or `labels` that hold it."
         )
     return array.astype(np.int32, copy=False)
 
 
-def check_shape(shape: Any) -> tuple[int, int]:
+def check_shape(shape: Sequence) -> tuple[int, int]:
     """Return `shape` as two Python integers that int32 can index."""
     try:
         num_pre, num_post = (operator.index(size) for size in shape)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"shape: got {shape!r}; it needs two integers, (num_pre, num_post)") from error
+        raise TypeError(f"shape: expected two integers, (num_pre, num_post), got {shape!r}.") from error
     if min(num_pre, num_post) < 0 or max(num_pre, num_post) > MAX_INDEX:
-        raise ValueError(f"shape: got {(num_pre, num_post)}; each size must be between 0 and {MAX_INDEX}")
+        raise ValueError(f"shape: expected sizes from 0 to {MAX_INDEX}, got {(num_pre, num_post)}.")
     return num_pre, num_post

@@ -3,14 +3,16 @@
 Every converter takes `duplicates`, `self_loops` and `dtype`, described at `from_edges`, and never changes its input.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from numbers import Real as RealNumber
 from typing import Any
 
 import jax.numpy as jnp
 import networkx as nx
 import numpy as np
+from jax.typing import DTypeLike
 
+from .._types import Column
 from .build import Policies, build_graph
 from .columns import (
     GUESS,
@@ -29,17 +31,17 @@ from .labels import as_labels, attribute_columns, common_ids, distinct, label_in
 
 
 def from_edges(
-    pre: Any,
-    post: Any,
-    weight: Any = None,
-    shape: Any = None,
-    labels: Iterable[Any] | None = None,
+    pre: Column,
+    post: Column,
+    weight: Column | None = None,
+    shape: Sequence | None = None,
+    labels: Iterable | None = None,
     *,
-    node_attrs: Mapping[str, Any] | None = None,
-    edge_attrs: Mapping[str, Any] | None = None,
+    node_attrs: Mapping[str, Column] | None = None,
+    edge_attrs: Mapping[str, Column] | None = None,
     duplicates: str = "keep",
     self_loops: str = "keep",
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Graph:
     """Return the graph of the edges `pre[k] -> post[k]`.
 
@@ -79,14 +81,16 @@ def from_edges(
         label_index(nodes)
         num_pre, num_post = shape = (len(nodes), len(nodes)) if shape is None else check_shape(shape)
         if len(nodes) != (num_pre if num_pre == num_post else num_pre + num_post):
-            raise ValueError(f"labels: {len(nodes)} labels do not fit shape {shape}; give one per node, senders first")
+            raise ValueError(f"labels: expected one per node for shape {shape}, senders first, got {len(nodes)}.")
         pre = look_up("pre", pre, nodes[:num_pre])
         post = look_up("post", post, nodes[len(nodes) - num_post :])
     elif shape is None:
         pre, post = index_array("pre", pre), index_array("post", post)
         size = max((int(ends.max()) + 1 for ends in (pre, post) if ends.size), default=0)
         if size >= 2**31:
-            raise ValueError(f"pre and post: index {size - 1} is too large for int32; pass these ids with `labels`")
+            raise ValueError(
+                f"pre and post: expected indices that fit int32, got {size - 1}. Pass these ids with `labels`."
+            )
         shape = (max(size, 0), max(size, 0))
     policies = Policies(duplicates, self_loops, dtype)
     return build_graph(pre, post, weight, shape, nodes, node_attrs, edge_attrs, policies=policies)
@@ -97,12 +101,12 @@ def from_dataframe(
     pre: Hashable = "pre",
     post: Hashable = "post",
     weight: Hashable | None = GUESS,
-    labels: Iterable[Any] | None = None,
+    labels: Iterable | None = None,
     *,
     edge_attrs: Iterable[Hashable] = (),
     duplicates: str = "keep",
     self_loops: str = "keep",
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Graph:
     """Return the graph of a table with one synapse per row. Integer ids keep all their 64 bits.
 
@@ -139,14 +143,17 @@ def from_dataframe(
     for name, column, ids in (("pre", pre, ends[0]), ("post", post, ends[1])):
         if any(isinstance(value, float) for value in ids if not isinstance(ids, np.ndarray)):
             raise TypeError(
-                f"{name}: column {column!r} holds floats, which lose digits of ids; use integers or strings"
+                f"{name}: expected integers or strings as ids in column {column!r}, got floats, "
+                "which lose digits. Convert them."
             )
     if labels is None:
         same = common_ids(*ends)
         try:
             labels = distinct(np.concatenate(same)) if same else sorted({value for ids in ends for value in ids})
         except TypeError as error:
-            raise TypeError(f"pre and post: ids in {pre!r} and {post!r} cannot be sorted; pass `labels`") from error
+            raise TypeError(
+                f"pre and post: expected ids that can be sorted, got those in {pre!r} and {post!r}. Pass `labels`."
+            ) from error
     graph = from_edges(
         ends[0],
         ends[1],
@@ -166,29 +173,32 @@ def _names_of(df: Any) -> list[Hashable]:
     if hasattr(df, "columns") and hasattr(df, "shape"):
         return list(getattr(df, "column_names", df.columns))
     raise TypeError(
-        f"df: got {type(df).__name__}; it needs a data frame of pandas or polars, or an Arrow table "
-        "(a lazy one is collected first)"
+        "df: expected a data frame of pandas or polars, or an Arrow table, got "
+        f"{type(df).__name__}. Collect a lazy one first."
     )
 
 
 def _column_of(df: Any, name: str, column: Hashable) -> np.ndarray:
     columns = _names_of(df)
     if columns.count(column) != 1:
-        raise ValueError(f"{name}: column {column!r} occurs {columns.count(column)} times; the columns are {columns}")
+        raise ValueError(f"{name}: expected a single column {column!r}, got {columns}. Name one of these.")
     row = first_missing(df[column])
     if row is not None:
-        raise ValueError(f"{name}: column {column!r} has no value in row {row}; fill it or drop the row")
+        raise ValueError(
+            f"{name}: expected a value in each row of column {column!r}, got none in row "
+            f"{row}. Fill it or drop the row."
+        )
     return plain_column(df[column], name)
 
 
 def from_networkx(
-    G: Any,
+    G: object,
     weight: Hashable | None = GUESS,
     *,
     edge_attrs: Iterable[Hashable] | None = None,
     duplicates: str = "keep",
     self_loops: str = "keep",
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Graph:
     """Return a networkx graph with its labels and attributes, nodes in their order of insertion.
 
@@ -218,7 +228,7 @@ def from_networkx(
         (('a', 'b', 'c'), 4)
     """
     if not isinstance(G, nx.Graph):
-        raise TypeError(f"G: got {type(G).__name__}; it needs a networkx graph")
+        raise TypeError(f"G: expected a networkx graph, got {type(G).__name__}.")
     nodes, index = tuple(G), {label: k for k, label in enumerate(G)}
     edges = list(G.edges(data=True))
     names, rows = [(u, v) for u, v, _ in edges], [row for _, _, row in edges]
@@ -235,7 +245,10 @@ def from_networkx(
         weights = [{weight: row[weight]} if weight in row else {} for row in rows]
         for name, row in zip(names, weights, strict=True):
             if row and not isinstance(row[weight], (RealNumber, np.bool_)):
-                raise ValueError(f"weight: edge {name!r} has {weight}={row[weight]!r}, which is no real number")
+                raise ValueError(
+                    f"G: expected real numbers as weights, got {weight}={row[weight]!r} on edge {name!r}. Name "
+                    "another attribute, or None for weights of 1."
+                )
         values = attribute_columns("edge", weights, names, NO_WEIGHT)[weight]  # type: ignore[index]
     rows = [{key: row[key] for key in kept if key in row} for row in rows]
     pre = np.array([index[u] for u, _ in names], np.int64)

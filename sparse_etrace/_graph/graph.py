@@ -1,7 +1,7 @@
 """A connectivity with weights, and with labels and attributes for its nodes and synapses."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -11,10 +11,13 @@ import scipy.sparse as sp
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Float, Real
 
+from .._types import Column
 from .columns import plain_column
 from .connectivity import Connectivity
 from .labels import as_labels, label_index
 from .table import Table
+
+Values = TypeVar("Values", bound=Array | np.ndarray)
 
 
 class Graph(eqx.Module):
@@ -52,16 +55,17 @@ class Graph(eqx.Module):
         self,
         connectivity: Connectivity,
         weight: Float[Array, " num_synapses"],
-        nodes: Iterable[Any] | None = None,
-        node_attrs: Mapping[str, Any] | None = None,
-        edge_attrs: Mapping[str, Any] | None = None,
+        nodes: Iterable | None = None,
+        node_attrs: Mapping[str, Column] | None = None,
+        edge_attrs: Mapping[str, Column] | None = None,
     ):
         num_pre, num_post = connectivity.shape
         num_nodes = num_pre if num_pre == num_post else num_pre + num_post
         labels = range(num_nodes) if nodes is None else as_labels(nodes)
         if len(labels) != num_nodes:
             raise ValueError(
-                f"nodes: {len(labels)} labels for {num_nodes} nodes of a graph of shape {(num_pre, num_post)}"
+                f"nodes: expected one label for each of {num_nodes} nodes of a graph of shape "
+                f"{(num_pre, num_post)}, got {len(labels)}."
             )
         self.connectivity = connectivity
         self.weight = _fit(weight, connectivity.num_synapses)
@@ -97,7 +101,7 @@ class Graph(eqx.Module):
         """Attributes of the synapses: read-only numpy arrays whose first axis is aligned with `weight`."""
         return dict(self._table.edge_attrs)
 
-    def index_of(self, label: Any) -> int:
+    def index_of(self, label: object) -> int:
         """Position of a label in `nodes`; in a rectangular graph, a receiving unit's index is this minus `num_pre`.
 
         Args:
@@ -118,10 +122,10 @@ class Graph(eqx.Module):
             return self.nodes.index(label) if self._table.index is None else self._table.index[label]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"label: no node is called {label!r}; `graph.nodes` lists the {len(self.nodes)} labels"
+                f"label: expected one of the {len(self.nodes)} labels in `graph.nodes`, got {label!r}."
             ) from error
 
-    def with_weight(self, weight: Any) -> "Graph":
+    def with_weight(self, weight: Column) -> "Graph":
         """Return this graph with other weights; synapses, labels and attributes stay. May be traced.
 
         Args:
@@ -141,12 +145,14 @@ class Graph(eqx.Module):
         """
         weight = _fit(jnp.asarray(weight), self.connectivity.num_synapses)
         if jnp.issubdtype(weight.dtype, jnp.complexfloating):
-            raise TypeError(f"weight: got {weight.dtype}; weights are real numbers")
+            raise TypeError(f"weight: expected real numbers, got {weight.dtype}. Convert them first.")
         if not jnp.issubdtype(weight.dtype, jnp.floating):
             weight = weight.astype(self.weight.dtype)
         return eqx.tree_at(lambda graph: graph.weight, self, weight)
 
-    def to_networkx(self, weight: Real[Any, " num_synapses"] | None = None, weight_name: str = "weight") -> nx.DiGraph:
+    def to_networkx(
+        self, weight: Real[Array | np.ndarray, " num_synapses"] | None = None, weight_name: str = "weight"
+    ) -> nx.DiGraph:
         """Return a networkx `DiGraph`, or a `MultiDiGraph` if there are parallel synapses.
 
         Args:
@@ -166,7 +172,9 @@ class Graph(eqx.Module):
         """
         conn, values = self.connectivity, self._values(weight)
         if weight_name in self._table.edge_attrs:
-            raise ValueError(f"weight_name: an edge attribute is already called {weight_name!r}; choose another name")
+            raise ValueError(
+                f"weight_name: expected a name that no edge attribute has, got {weight_name!r}. Choose another."
+            )
         pre, post = np.asarray(conn.pre), np.asarray(conn.post)
         parallel = np.any((pre[1:] == pre[:-1]) & (post[1:] == post[:-1]))
         result = nx.MultiDiGraph() if parallel else nx.DiGraph()
@@ -176,7 +184,7 @@ class Graph(eqx.Module):
         result.add_edges_from((self.pre_nodes[i], self.post_nodes[j], row) for i, j, row in ends)
         return result
 
-    def to_scipy(self, weight: Real[Any, " num_synapses"] | None = None) -> sp.csc_array:
+    def to_scipy(self, weight: Real[Array | np.ndarray, " num_synapses"] | None = None) -> sp.csc_array:
         """Return a scipy `csc_array`, whose data order is the canonical one: `data` is the weight itself.
 
         Args:
@@ -198,7 +206,7 @@ class Graph(eqx.Module):
             values = values.astype(np.float32)
         return sp.csc_array((values, np.array(conn.pre), np.array(conn.post_ptr)), shape=conn.shape)
 
-    def to_bcoo(self, weight: Real[Any, " num_synapses"] | None = None) -> BCOO:
+    def to_bcoo(self, weight: Real[Array | np.ndarray, " num_synapses"] | None = None) -> BCOO:
         """Return a JAX `BCOO`, its data in canonical order. May be traced.
 
         Args:
@@ -218,7 +226,9 @@ class Graph(eqx.Module):
         conn, values = self.connectivity, jnp.asarray(self._values(weight))
         return BCOO((values, jnp.stack([conn.pre, conn.post], axis=-1)), shape=conn.shape)
 
-    def to_dense(self, weight: Real[Any, " num_synapses"] | None = None) -> Real[Array, "num_pre num_post"]:
+    def to_dense(
+        self, weight: Real[Array | np.ndarray, " num_synapses"] | None = None
+    ) -> Real[Array, "num_pre num_post"]:
         """Return the matrix `A[i, j] = sum of the weights of the synapses i -> j`. May be traced.
 
         Args:
@@ -238,24 +248,33 @@ class Graph(eqx.Module):
         conn, values = self.connectivity, jnp.asarray(self._values(weight))
         return jnp.zeros(conn.shape, values.dtype).at[conn.pre, conn.post].add(values)
 
-    def _values(self, weight: Any) -> Any:
+    def _values(self, weight: Array | np.ndarray | None) -> Array | np.ndarray:
         return self.weight if weight is None else _fit(weight, self.connectivity.num_synapses)
 
 
-def _fit(weight: Any, num_synapses: int) -> Any:
+def _fit(weight: Values, num_synapses: int) -> Values:
     if jnp.shape(weight) != (num_synapses,):
-        raise ValueError(f"weight: got shape {jnp.shape(weight)}; it needs one entry per synapse, ({num_synapses},)")
+        raise ValueError(f"weight: expected one entry per synapse, ({num_synapses},), got shape {jnp.shape(weight)}.")
     return weight
 
 
-def _aligned(name: str, attrs: Mapping[str, Any] | None, size: int) -> dict[str, np.ndarray]:
-    columns = {key: np.array(plain_column(values, f"{name}: {key!r}")) for key, values in (attrs or {}).items()}
+def _aligned(name: str, attrs: Mapping[str, Column] | None, size: int) -> dict[str, np.ndarray]:
+    columns = {key: np.array(plain_column(values, f"{name}[{key!r}]")) for key, values in (attrs or {}).items()}
     for key, column in columns.items():
         if column.shape[:1] != (size,):
-            raise ValueError(f"{name}: {key!r} has shape {column.shape}; its first axis needs {size} entries")
+            raise ValueError(
+                f"{name}[{key!r}]: expected {size} entries along the first axis, got shape {column.shape}."
+            )
     return columns
 
 
-def _rows(attrs: Mapping[str, np.ndarray], size: int) -> list[dict[str, Any]]:
+def _rows(attrs: Mapping[str, np.ndarray], size: int) -> list[dict[str, object]]:
     columns = {key: column.tolist() if column.ndim == 1 else list(column.copy()) for key, column in attrs.items()}
     return [{key: column[k] for key, column in columns.items()} for k in range(size)]
+
+
+def check_graph(graph: object) -> Graph:
+    """The graph, or an error in words."""
+    if not isinstance(graph, Graph):
+        raise TypeError(f"graph: expected a Graph, got {type(graph).__name__}. `from_edges` and its kin make one.")
+    return graph

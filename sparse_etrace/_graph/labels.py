@@ -2,42 +2,46 @@
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from numbers import Integral, Real as RealNumber
-from typing import Any
 
 import numpy as np
 
+from .._types import Column
 from .columns import is_column, plain_column, whole_numbers
 
 SCALARS = (np.number, np.bool_, np.str_, np.bytes_)
 
 
-def as_labels(labels: Iterable[Any]) -> Sequence[Any]:
+def as_labels(labels: Iterable) -> Sequence:
     """Return labels as a range or a tuple of Python objects; numpy's numbers and strings become Python's."""
     if isinstance(labels, range):
         return labels
-    labels = plain_column(labels, "labels: the column") if is_column(labels) else labels
+    labels = plain_column(labels, "labels") if is_column(labels) else labels
     values = tuple(labels.tolist() if hasattr(labels, "tolist") else labels)
     if {type(label) for label in values} <= {int, str}:
         return values
     return tuple(label.item() if isinstance(label, SCALARS) else label for label in values)
 
 
-def label_index(labels: Sequence[Any]) -> dict[Hashable, int]:
+def label_index(labels: Sequence) -> dict[Hashable, int]:
     """Return the position of each label; labels must be hashable and distinct."""
     index: dict[Hashable, int] = {}
     for k, label in enumerate(labels):
         try:
             first = index.setdefault(label, k)
         except TypeError as error:
-            raise TypeError(f"labels: {label!r} at entry {k} is not hashable; use a string, number or tuple") from error
+            raise TypeError(
+                f"labels: expected hashable ones, got {label!r} at entry {k}. Use a string, number or tuple."
+            ) from error
         if first != k:
-            raise ValueError(f"labels: {label!r} at entry {k} equals the one at entry {first}; labels must be distinct")
+            raise ValueError(
+                f"labels: expected distinct ones, got {label!r} at the entries {first} and {k}. Rename one."
+            )
     return index
 
 
-def plain_ids(ids: Any) -> np.ndarray | list:
+def plain_ids(ids: Column) -> np.ndarray | list:
     """Return ids as an integer array where all are integers, without passing through floats; else as a list."""
-    ids = plain_column(ids, "the column of ids") if is_column(ids) else ids
+    ids = plain_column(ids, "ids") if is_column(ids) else ids
     if isinstance(ids, np.ndarray) and ids.dtype.kind in "iu":
         return ids
     values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
@@ -63,7 +67,7 @@ def distinct(ids: np.ndarray) -> np.ndarray:
     return ids[np.concatenate([[True], ids[1:] != ids[:-1]])] if ids.size else ids
 
 
-def look_up(name: str, ids: Any, labels: Sequence[Hashable]) -> np.ndarray:
+def look_up(name: str, ids: Column, labels: Sequence[Hashable]) -> np.ndarray:
     """Return the position of each id in `labels`."""
     ids, keys = plain_ids(ids), plain_ids(labels)
     same = common_ids(ids, keys)
@@ -71,11 +75,16 @@ def look_up(name: str, ids: Any, labels: Sequence[Hashable]) -> np.ndarray:
         found, index = np.zeros(len(ids), np.int64), label_index(labels)
         for k, label in enumerate(ids.tolist() if isinstance(ids, np.ndarray) else ids):
             if isinstance(label, float) and isinstance(keys, np.ndarray):
-                raise TypeError(f"{name}: {label!r} at entry {k} is a float, the labels are integers; pass integer ids")
+                raise TypeError(
+                    f"{name}: expected integers, as the labels are, got the float {label!r} "
+                    f"at entry {k}. Pass integer ids."
+                )
             try:
                 found[k] = index[label]
             except (KeyError, TypeError) as error:
-                raise ValueError(f"{name}: {label!r} at entry {k} is not among the {len(labels)} labels") from error
+                raise ValueError(
+                    f"{name}: expected one of the {len(labels)} labels, got {label!r} at entry {k}."
+                ) from error
         return found
     wanted, keys = same
     order = np.argsort(keys, kind="stable")
@@ -84,7 +93,7 @@ def look_up(name: str, ids: Any, labels: Sequence[Hashable]) -> np.ndarray:
     bad = keys[place] != wanted
     if bad.any():
         k = int(np.argmax(bad))
-        raise ValueError(f"{name}: {wanted[k]} at entry {k} is not among the {len(labels)} labels")
+        raise ValueError(f"{name}: expected one of the {len(labels)} labels, got {wanted[k]} at entry {k}.")
     return order[place]
 
 
@@ -100,20 +109,21 @@ def attribute_columns(what: str, rows: Sequence[Mapping], owners: Sequence, way:
         for owner, row in zip(owners, rows, strict=True):
             if key not in row:
                 raise ValueError(
-                    f"{what} attribute {key!r}: {what} {owner!r} has none; set it on every {what} or on none{way}"
+                    f"G: expected {what} attribute {key!r} on every {what} or on none, got none "
+                    f"on {owner!r}. Set it there{way}."
                 )
             values.append(row[key])
             kind, first = _kind(row[key]), _kind(values[0])
             if kind != first:
                 raise ValueError(
-                    f"{what} attribute {key!r}: {what} {owner!r} has {row[key]!r} ({kind}), those before it {first}; "
-                    "use one kind of value throughout"
+                    f"G: expected {what} attribute {key!r} of one kind, got {row[key]!r} ({kind}) on {owner!r} and "
+                    f"{first} before it. Use one kind throughout."
                 )
-        columns[key] = _column(f"{what} attribute {key!r}: {what}", values, owners)
+        columns[key] = _column(f"{what} attribute {key!r}", values, owners)
     return columns
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     if isinstance(value, (bool, np.bool_)):
         return "bool"
     if isinstance(value, RealNumber):
@@ -140,7 +150,8 @@ def _column(what: str, values: list, owners: Sequence) -> np.ndarray:
             for owner, value in zip(owners, values, strict=True):
                 if isinstance(value, Integral) and abs(int(value)) > 2**53:
                     raise ValueError(
-                        f"{what} {owner!r} has the integer {value}, which a float loses; use one type throughout"
+                        f"G: expected {what} of one type, got the integer {value} on {owner!r} among floats, which "
+                        "lose its digits. Use one type throughout."
                     )
             return np.array(values, np.float64)
     elif kind == "bool" or kind == "str":

@@ -1,17 +1,20 @@
 """Graphs from matrices: scipy's, dense ones, JAX's BCOO, BCSR and CSR."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 from jax.experimental.sparse import BCOO, BCSR, CSR
+from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
 from .build import Policies, build_graph
 from .connectivity import Connectivity, canonical_order, expand_ptr, host_array
 from .edges import from_dataframe as from_dataframe, from_edges as from_edges, from_networkx as from_networkx
 from .graph import Graph
+
+Sparse = TypeVar("Sparse", BCOO, BCSR, CSR)
 
 
 def matrix_connectivity(M: Any) -> tuple[Connectivity, Int[Array, " num_synapses"]]:
@@ -41,7 +44,7 @@ def matrix_connectivity(M: Any) -> tuple[Connectivity, Int[Array, " num_synapses
     return connectivity, jnp.asarray(order if slot is None else slot[order], jnp.int32)
 
 
-def from_scipy(A: Any, *, duplicates: str = "keep", self_loops: str = "keep", dtype: Any = jnp.float32) -> Graph:
+def from_scipy(A: Any, *, duplicates: str = "keep", self_loops: str = "keep", dtype: DTypeLike = jnp.float32) -> Graph:
     """Return the graph of a scipy sparse matrix or array: a synapse for each stored entry, zeros included.
 
     Entries of equal indices are parallel synapses in the order in which they are stored. DIA has no explicit zeros.
@@ -63,11 +66,15 @@ def from_scipy(A: Any, *, duplicates: str = "keep", self_loops: str = "keep", dt
         (2, 3)
     """
     if not sp.issparse(A):
-        raise TypeError(f"A: got {type(A).__name__}; it needs a scipy sparse matrix (for a dense one, `from_dense`)")
+        raise TypeError(
+            f"A: expected a scipy sparse matrix, got {type(A).__name__}. For a dense one there is `from_dense`."
+        )
     return _from_matrix(A, Policies(duplicates, self_loops, dtype))
 
 
-def from_dense(W: Any, *, duplicates: str = "keep", self_loops: str = "keep", dtype: Any = jnp.float32) -> Graph:
+def from_dense(
+    W: object, *, duplicates: str = "keep", self_loops: str = "keep", dtype: DTypeLike = jnp.float32
+) -> Graph:
     """Return the graph of a dense matrix: a synapse for each entry that is not zero.
 
     Args:
@@ -88,13 +95,15 @@ def from_dense(W: Any, *, duplicates: str = "keep", self_loops: str = "keep", dt
     """
     dense = host_array("W", W)
     if dense.ndim != 2:
-        raise ValueError(f"W: got shape {dense.shape}; it needs two dimensions, (num_pre, num_post)")
+        raise ValueError(f"W: expected two dimensions, (num_pre, num_post), got shape {dense.shape}.")
     pre, post = np.nonzero(dense)
     policies = Policies(duplicates, self_loops, dtype)
     return build_graph(pre, post, dense[pre, post], dense.shape, policies=policies)
 
 
-def from_bcoo(M: Any, *, duplicates: str = "keep", self_loops: str = "keep", dtype: Any = jnp.float32) -> Graph:
+def from_bcoo(
+    M: object, *, duplicates: str = "keep", self_loops: str = "keep", dtype: DTypeLike = jnp.float32
+) -> Graph:
     """Return the graph of a JAX `BCOO`: a synapse for each entry that is no padding, zeros included.
 
     Args:
@@ -117,7 +126,9 @@ def from_bcoo(M: Any, *, duplicates: str = "keep", self_loops: str = "keep", dty
     return _from_matrix(_of_type(M, BCOO), Policies(duplicates, self_loops, dtype))
 
 
-def from_bcsr(M: Any, *, duplicates: str = "keep", self_loops: str = "keep", dtype: Any = jnp.float32) -> Graph:
+def from_bcsr(
+    M: object, *, duplicates: str = "keep", self_loops: str = "keep", dtype: DTypeLike = jnp.float32
+) -> Graph:
     """Return the graph of a JAX `BCSR`: a synapse for each entry up to the last pointer, zeros included.
 
     Args:
@@ -140,7 +151,7 @@ def from_bcsr(M: Any, *, duplicates: str = "keep", self_loops: str = "keep", dty
     return _from_matrix(_of_type(M, BCSR), Policies(duplicates, self_loops, dtype))
 
 
-def from_csr(M: Any, *, duplicates: str = "keep", self_loops: str = "keep", dtype: Any = jnp.float32) -> Graph:
+def from_csr(M: object, *, duplicates: str = "keep", self_loops: str = "keep", dtype: DTypeLike = jnp.float32) -> Graph:
     """Return the graph of a JAX `CSR`: a synapse for each entry up to the last pointer, zeros included.
 
     Args:
@@ -163,9 +174,9 @@ def from_csr(M: Any, *, duplicates: str = "keep", self_loops: str = "keep", dtyp
     return _from_matrix(_of_type(M, CSR), Policies(duplicates, self_loops, dtype))
 
 
-def _of_type(M: Any, kind: type) -> Any:
+def _of_type(M: object, kind: type[Sparse]) -> Sparse:
     if not isinstance(M, kind):
-        raise TypeError(f"M: got {type(M).__name__}; it needs a jax.experimental.sparse.{kind.__name__}")
+        raise TypeError(f"M: expected a jax.experimental.sparse.{kind.__name__}, got {type(M).__name__}.")
     return M
 
 
@@ -175,14 +186,16 @@ def _from_matrix(M: Any, policies: Policies) -> Graph:
     return build_graph(pre, post, weight if slot is None else weight[slot], M.shape, policies=policies)
 
 
-def _entries(M: Any) -> tuple[np.ndarray, np.ndarray, Any, np.ndarray | None]:
+def _entries(M: Any) -> tuple[np.ndarray, np.ndarray, Array | np.ndarray, np.ndarray | None]:
     """Return pre and post of each entry, the data, and each entry's slot in it (None: the first ones, in order)."""
     if not (sp.issparse(M) or isinstance(M, (BCOO, BCSR, CSR))):
-        raise TypeError(f"M: got {type(M).__name__}; it needs a scipy sparse matrix, BCOO, BCSR or CSR")
+        raise TypeError(f"M: expected a scipy sparse matrix, BCOO, BCSR or CSR, got {type(M).__name__}.")
     if M.ndim != 2:
-        raise ValueError(f"M: got shape {M.shape}; it needs two dimensions, (num_pre, num_post)")
+        raise ValueError(f"M: expected two dimensions, (num_pre, num_post), got shape {M.shape}.")
     if isinstance(M, (BCOO, BCSR)) and (M.n_batch or M.n_dense):
-        raise ValueError(f"M: got n_batch={M.n_batch}, n_dense={M.n_dense}; both dimensions must be sparse")
+        raise ValueError(
+            f"M: expected two sparse dimensions, got n_batch={M.n_batch}, n_dense={M.n_dense}. Convert it."
+        )
     if isinstance(M, BCOO):
         indices = host_array("M.indices", M.indices)
         alive = np.flatnonzero((indices != M.shape).all(axis=1)).astype(np.int32)
@@ -194,7 +207,9 @@ def _entries(M: Any) -> tuple[np.ndarray, np.ndarray, Any, np.ndarray | None]:
         by_post = sp.issparse(M) and M.format == "csc"
         fits = ptr.shape == (M.shape[int(by_post)] + 1,) and ptr[0] == 0 and ptr[-1] <= minor.size
         if not (fits and (np.diff(ptr) >= 0).all()):
-            raise ValueError(f"M.indptr: pointers {ptr} do not ascend from 0 to at most {minor.size} entries")
+            raise ValueError(
+                f"M.indptr: expected pointers that ascend from 0 to at most {minor.size} entries, got {ptr}."
+            )
         major, minor, data = expand_ptr(ptr), minor[: ptr[-1]], M.data[: ptr[-1]]
         return (minor, major, data, None) if by_post else (major, minor, data, None)
     coo = M.tocoo(copy=False)

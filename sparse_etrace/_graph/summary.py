@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -10,8 +10,11 @@ from scipy.sparse.csgraph import connected_components
 
 from .._text import as_table, data_frame, shown
 from .connectivity import host_array
-from .graph import Graph
+from .graph import Graph, check_graph
 from .transforms import spectral_radius as radius_of
+
+if TYPE_CHECKING:
+    import pandas
 
 SMALL = 1000  # units up to which the spectral radius costs next to nothing
 HUBS = 5
@@ -66,7 +69,7 @@ class Attribute(NamedTuple):
 
     dtype: str
     shape: tuple[int, ...]
-    counts: Mapping[Any, int] | None
+    counts: Mapping[Hashable, int] | None
 
 
 class GraphSummary(NamedTuple):
@@ -139,7 +142,7 @@ class GraphSummary(NamedTuple):
             rows += [(f"{kind} attribute {shown(name)}", _describe(a)) for name, a in attrs.items()]
         return as_table(("graph", ""), rows)
 
-    def to_dataframe(self) -> Any:
+    def to_dataframe(self) -> "pandas.DataFrame":
         """The numbers as a pandas data frame with the columns `quantity` and `value`, such as `in_degree.mean`."""
         found = dict(_flat(self))
         return data_frame({"quantity": list(found), "value": list(found.values())})
@@ -166,8 +169,7 @@ def inspect_graph(graph: Graph, spectral_radius: bool | None = None) -> GraphSum
         >>> summary.synapses, summary.weak.number, summary.signs.dale, summary.out_degree.hubs[0]
         (2194, 1, True, ('AVAR', 49))
     """
-    if not isinstance(graph, Graph):
-        raise TypeError(f"graph: expected a Graph, got {type(graph).__name__}; `from_edges` and its kin make one")
+    check_graph(graph)
     conn = graph.connectivity
     pre, post = host_array("graph", conn.pre), host_array("graph", conn.post)
     pre_ptr, post_ptr, post_by_pre = (np.asarray(a) for a in (conn.pre_ptr, conn.post_ptr, conn.post_by_pre))
@@ -277,8 +279,8 @@ def _describe(attribute: Attribute) -> str:
     return ", ".join(found[:SHOWN_CATEGORIES]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _flat(summary: GraphSummary) -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
+def _flat(summary: GraphSummary) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = []
     for name, value in zip(summary._fields, summary, strict=True):
         if isinstance(value, Degrees | Components | Weights | Signs):
             rows += [(f"{name}.{k}", v) for k, v in value._asdict().items() if k != "hubs"]

@@ -1,11 +1,10 @@
 """Graphs made from graphs."""
 
 import math
-from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Real
+from jaxtyping import Array, Real
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import ArpackError, eigs
 
@@ -17,7 +16,9 @@ from .graph import Graph
 _DENSE, _DENSE_FALLBACK = 300, 3000
 
 
-def spectral_radius(graph: Graph | Connectivity, weight: Real[Any, " num_synapses"] | None = None) -> float:
+def spectral_radius(
+    graph: Graph | Connectivity, weight: Real[Array | np.ndarray, " num_synapses"] | None = None
+) -> float:
     """Return the largest modulus of an eigenvalue of the weight matrix, `max |lambda(A)|`.
 
     The spectrum of `A` is that of its strongly connected components, so an acyclic graph has radius exactly 0 and
@@ -47,7 +48,7 @@ def spectral_radius(graph: Graph | Connectivity, weight: Real[Any, " num_synapse
     if weight is None and isinstance(graph, Graph):
         weight = graph.weight
     if conn.num_pre != conn.num_post:
-        raise ValueError(f"graph: got shape {conn.shape}; only a square graph has a spectral radius")
+        raise ValueError(f"graph: expected a square one, which alone has a spectral radius, got shape {conn.shape}.")
     if conn.num_synapses == 0:
         return 0.0
     pre, post = np.asarray(conn.pre), np.asarray(conn.post)
@@ -77,10 +78,13 @@ def scale_spectral_radius(graph: Graph, rho: float) -> Graph:
         [1.0, 0.25]
     """
     if not (math.isfinite(rho) and rho > 0):
-        raise ValueError(f"rho: got {rho}; it needs a positive, finite number")
+        raise ValueError(f"rho: expected a positive, finite number, got {rho}.")
     radius = spectral_radius(graph)
     if radius == 0:
-        raise ValueError("graph: its spectral radius is 0 (no cycle of non-zero weights), so no factor can change it")
+        raise ValueError(
+            "graph: expected a cycle of non-zero weights, got none, so that its spectral "
+            "radius is 0 and stays so. Add one."
+        )
     return graph.with_weight(graph.weight * (rho / radius))
 
 
@@ -126,7 +130,7 @@ def _block_radius(block: sp.csr_array) -> float:
         except ArpackError as error:
             if size > _DENSE_FALLBACK:
                 raise ValueError(
-                    f"graph: the Arnoldi iteration for a component of {size} units did not converge; "
-                    "its leading eigenvalues are too close together, so scale by another norm"
+                    "graph: expected leading eigenvalues that the Arnoldi iteration tells apart, got a component of "
+                    f"{size} units where it did not converge. Scale by another norm."
                 ) from error
     return float(np.abs(np.linalg.eigvals(block.toarray())).max())

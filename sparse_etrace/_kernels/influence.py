@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -9,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching
+from jax.typing import ArrayLike
 from jaxtyping import Array, Inexact, Int
 
 from . import native
-from .products import batch_by_loop, in_front, merged
+from .products import Axes, Tangent, batch_by_loop, in_front, merged
 
 MOST_COLUMNS = 32
 
@@ -92,7 +94,7 @@ def advance(
     return new[0], gradient[0]
 
 
-def _split(blocks: Blocks) -> tuple[dict[str, Any], list[Array]]:
+def _split(blocks: Blocks) -> tuple[dict[str, object], list[Array]]:
     static = {"num_cut": blocks.num_cut, "size": blocks.size, "levels": blocks.levels, "most": blocks.most}
     return static, jax.tree.leaves(blocks)
 
@@ -106,7 +108,7 @@ def _xla(*operands: Array, num_cut: int, size: int, levels: int, most: tuple[int
     ids = dict(zip(INDICES, operands[:-NUMBERS], strict=True))
     blocks = Blocks(**ids, num_cut=num_cut, size=size, levels=levels, most=most)
 
-    def one(influence: Array, weight: Array, along: Array, x: Array, signal: Array) -> Any:
+    def one(influence: Array, weight: Array, along: Array, x: Array, signal: Array) -> tuple[Array, Array]:
         def step(now: tuple[Array, Array], parts: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
             along, x, signal = parts
             new, gradient = _one(blocks, now[0], weight[:, None] * along[blocks.link], x[blocks.column_x], signal)
@@ -125,7 +127,7 @@ def _one(blocks: Blocks, influence: Array, edges: Array, x: Array, signal: Array
     rows, terms = blocks.most
     columns, batch = jnp.arange(MOST_COLUMNS), influence.shape[1:]
 
-    def body(k: Any, now: tuple[Array, Array]) -> tuple[Array, Array]:
+    def body(k: ArrayLike, now: tuple[Array, Array]) -> tuple[Array, Array]:
         new, gradient = now
         p = blocks.pattern[k]
         hidden, first = blocks.hidden[p], blocks.first_column[k]
@@ -176,13 +178,13 @@ def _native(*operands: Array, num_cut: int, size: int, levels: int, most: tuple[
     return native.call("influence", results, *given, aliases={len(ids): 0}, num_cut=np.int64(num_cut))
 
 
-def _jvp(primals: Any, tangents: Any, **static: Any) -> tuple[list[Array], list[Any]]:
+def _jvp(primals: Sequence[Array], tangents: Sequence[Tangent], **static: Any) -> tuple[list[Array], list[Array]]:
     fn = functools.partial(_xla, *primals[:-NUMBERS], **static)
     moved = tuple(ad.instantiate_zeros(t) for t in tangents[-NUMBERS:])
     return influence_p.bind(*primals, **static), jax.jvp(fn, tuple(primals[-NUMBERS:]), moved)[1]
 
 
-def _batch(operands: Any, axes: Any, **static: Any) -> tuple[list[Array], list[int]]:
+def _batch(operands: Sequence[Array], axes: Axes, **static: Any) -> tuple[list[Array], list[int]]:
     if any(axis is not None for axis in axes[:-NUMBERS]):
         return batch_by_loop(functools.partial(influence_p.bind, **static), operands, axes)
     size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)

@@ -5,12 +5,13 @@ import functools
 import importlib.metadata
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.extend.core as jex
+import numpy as np
 from jax.interpreters import mlir
 
 LIBRARY = "libsparse_etrace.so.1"
@@ -19,6 +20,8 @@ VARIABLE = "SPARSE_ETRACE_KERNELS"
 CHOICES = ("avx512", "avx2", "plain", "xla")
 # The same number in native/ffi.cpp: what the kernels take and give.
 INTERFACE = 3
+
+Product = Callable[..., list[jax.Array]]  # of the operands of a primitive
 
 
 def _path() -> Path:
@@ -51,13 +54,18 @@ def _load() -> tuple[str, str]:
         except OSError as error:
             reason = f"{path.name} does not load: {error}"
     if reason and asked:
-        raise ValueError(f"{VARIABLE}: got {asked!r}, but {reason}. Install the package again, or ask for 'xla'.")
+        raise ValueError(
+            f"{VARIABLE}: expected kernels that can run, got {asked!r}, but {reason}. Install the "
+            "package again, or ask for 'xla'."
+        )
     if reason:
         return "xla", reason
     library.sparse_etrace_kernels.restype = ctypes.c_char_p
     name = library.sparse_etrace_kernels()
     if name is None:
-        raise ValueError(f"{VARIABLE}: got {asked!r}, which this machine or this build does not have.")
+        raise ValueError(
+            f"{VARIABLE}: expected kernels of this machine and this build, got {asked!r}. Ask for others, or for 'xla'."
+        )
     for target in TARGETS:
         handler = getattr(library, f"sparse_etrace_{target}")
         jax.ffi.register_ffi_target(f"sparse_etrace_{target}", jax.ffi.pycapsule(handler), platform="cpu")
@@ -78,22 +86,22 @@ def _say_once() -> None:
         )
 
 
-def primitive(name: str, xla: Callable[..., Any], native: Callable[..., Any], types: Callable[..., bool]) -> Any:
+def primitive(name: str, xla: Product, native: Product, types: Callable[..., bool]) -> jex.Primitive:
     """A primitive that runs `native` on a CPU if it is compiled and `types` of its operands are, and else `xla`."""
     new = jex.Primitive(f"etrace_{name}")
     new.multiple_results = True
 
     @functools.partial(jax.jit, static_argnames="params")
-    def run(*args: Any, params: tuple) -> list[jax.Array]:
+    def run(*args: jax.Array, params: tuple) -> list[jax.Array]:
         return new.bind(*args, **dict(params))
 
-    def evaluate(*args: Any, **params: Any) -> list[jax.Array]:
+    def evaluate(*args: jax.Array, **params: Hashable) -> list[jax.Array]:
         with jax.disable_jit(False):  # or it would come back here
             return run(*args, params=tuple(params.items()))
 
     new.def_impl(evaluate)
 
-    def abstract(*args: Any, **params: Any) -> list[Any]:
+    def abstract(*args: jax.core.ShapedArray, **params: Hashable) -> list[jax.core.ShapedArray]:
         structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args]
         return [
             jax.core.ShapedArray(o.shape, o.dtype) for o in jax.eval_shape(functools.partial(xla, **params), *structs)
@@ -103,7 +111,7 @@ def primitive(name: str, xla: Callable[..., Any], native: Callable[..., Any], ty
     general = mlir.lower_fun(xla, multiple_results=True)
     mlir.register_lowering(new, general)
 
-    def on_cpu(context: Any, *args: Any, **params: Any) -> Any:
+    def on_cpu(context: mlir.LoweringRuleContext, *args: Any, **params: Hashable) -> Any:
         if KERNELS == "xla":
             _say_once()
         compiled = KERNELS != "xla" and types(*context.avals_in, **params)
@@ -114,14 +122,18 @@ def primitive(name: str, xla: Callable[..., Any], native: Callable[..., Any], ty
 
 
 def call(
-    target: str, results: list[Any], *args: Any, aliases: dict[int, int] | None = None, **attributes: Any
+    target: str,
+    results: list[jax.ShapeDtypeStruct],
+    *args: jax.Array,
+    aliases: dict[int, int] | None = None,
+    **attributes: np.int64,
 ) -> list[jax.Array]:
     """Call a compiled kernel; its last result is its working memory, and dropped."""
     run = jax.ffi.ffi_call(f"sparse_etrace_{target}", results, input_output_aliases=aliases)
     return list(run(*args, **attributes))[:-1]
 
 
-def compiled_types(*avals: Any, **_: Any) -> bool:
+def compiled_types(*avals: jax.core.ShapedArray, **_: Hashable) -> bool:
     """Whether the compiled kernels know these: some indices of int32, some numbers of one of two types."""
     return all(a.size for a in avals) and {a.dtype.name for a in avals} - {"int32"} in ({"float32"}, {"float64"})
 

@@ -6,17 +6,22 @@ of its three arguments left out: a primitive for each, whose derivatives are the
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 from jaxtyping import Array, Inexact, Shaped
 
 from .._graph.connectivity import Connectivity
 from .._sums import wide
 from . import native
+
+Tangent = Array | np.ndarray | ad.Zero
+Axes = Sequence[Any]  # the mapped axis of each operand, an integer, or None
 
 # XLA fuses the steps of a block into one pass over the synapses; larger blocks share gathers, which costs more.
 BLOCK = 8
@@ -75,7 +80,7 @@ def _bind(missing: str, connectivity: Connectivity, a: Array, b: Array) -> Array
     return PRIMITIVES[missing].bind(*connectivity.arrays, a, b, sizes=sizes)[0].astype(dtype)
 
 
-def connectivity_of(ids: Any, sizes: tuple[int, int]) -> Connectivity:
+def connectivity_of(ids: Sequence[Array], sizes: tuple[int, int]) -> Connectivity:
     """The connectivity whose leaves the operands of a primitive begin with."""
     pre, post, post_ptr, pre_ptr, by_pre, post_by_pre = ids
     return Connectivity(pre, post, post_ptr, pre_ptr, by_pre, post_by_pre, *sizes)
@@ -165,13 +170,15 @@ def _native(missing: str, *operands: Array, sizes: tuple[int, int]) -> list[Arra
     return native.call("window", results, *receivers, none, none, none, y, x, bits, none, variables=np.int64(0))[1:]
 
 
-def _contract(known: dict[str, Array], ids: Any, sizes: tuple[int, int]) -> Array:
+def _contract(known: dict[str, Array], ids: Sequence[Array], sizes: tuple[int, int]) -> Array:
     """The form's derivative by the argument that is not among the known two."""
     (missing,) = set(SLOTS) - set(known)
     return PRIMITIVES[missing].bind(*ids, *(known[slot] for slot in SLOTS if slot in known), sizes=sizes)[0]
 
 
-def _jvp(missing: str, primals: Any, tangents: Any, sizes: tuple[int, int]) -> tuple[list[Array], list[Any]]:
+def _jvp(
+    missing: str, primals: Sequence[Array], tangents: Sequence[Tangent], sizes: tuple[int, int]
+) -> tuple[list[Array], list[Array]]:
     *ids, a, b = primals
     *_, da, db = tangents
     bind = functools.partial(PRIMITIVES[missing].bind, *ids, sizes=sizes)
@@ -180,17 +187,22 @@ def _jvp(missing: str, primals: Any, tangents: Any, sizes: tuple[int, int]) -> t
     return [out], [functools.reduce(ad.add_jaxvals, parts)]
 
 
-def _transpose(missing: str, cts: Any, *operands: Any, sizes: tuple[int, int]) -> list[Any]:
+def _transpose(
+    missing: str, cts: Sequence[Array | ad.Zero], *operands: Any, sizes: tuple[int, int]
+) -> list[Array | None]:
     *ids, a, b = operands
     first, second = (slot for slot in SLOTS if slot != missing)
-    if type(cts[0]) is ad.Zero:
+    (ct,) = cts
+    if isinstance(ct, ad.Zero):
         return [None] * len(operands)
     if ad.is_undefined_primal(a):
-        return [*[None] * len(ids), _contract({missing: cts[0], second: b}, ids, sizes), None]
-    return [*[None] * len(ids), None, _contract({missing: cts[0], first: a}, ids, sizes)]
+        return [*[None] * len(ids), _contract({missing: ct, second: b}, ids, sizes), None]
+    return [*[None] * len(ids), None, _contract({missing: ct, first: a}, ids, sizes)]
 
 
-def _batch(missing: str, operands: Any, axes: Any, sizes: tuple[int, int]) -> tuple[list[Array], list[int]]:
+def _batch(
+    missing: str, operands: Sequence[Array], axes: Axes, sizes: tuple[int, int]
+) -> tuple[list[Array], list[int]]:
     *ids, a, b = operands
     size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
     primitive = PRIMITIVES[missing]
@@ -207,7 +219,7 @@ def _batch(missing: str, operands: Any, axes: Any, sizes: tuple[int, int]) -> tu
     return [out.reshape(size, len(out) // size, *out.shape[1:])], [0]
 
 
-def in_front(value: Array, axis: Any, size: int) -> Array:
+def in_front(value: Array, axis: int | None, size: int) -> Array:
     """A mapped operand with its axis in front, or one that is not, repeated."""
     if axis is None:
         return jnp.broadcast_to(value, (size, *value.shape))
@@ -219,7 +231,7 @@ def merged(value: Array) -> Array:
     return value.reshape(value.shape[0] * value.shape[1], *value.shape[2:])
 
 
-def batch_by_loop(fn: Any, operands: Any, axes: Any) -> tuple[list[Array], list[int]]:
+def batch_by_loop(fn: native.Product, operands: Sequence[Array], axes: Axes) -> tuple[list[Array], list[int]]:
     """One after the other, where the connectivity itself is mapped over."""
     mapped = [i for i, axis in enumerate(axes) if axis is not None]
 
@@ -233,7 +245,7 @@ def batch_by_loop(fn: Any, operands: Any, axes: Any) -> tuple[list[Array], list[
     return out, [0] * len(out)
 
 
-def _make(missing: str) -> Any:
+def _make(missing: str) -> Primitive:
     new = native.primitive(
         {"y": "spmv", "x": "spmv_t", "weight": "sampled"}[missing],
         functools.partial(_xla, missing),

@@ -2,24 +2,26 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching
+from jax.typing import ArrayLike
 from jaxtyping import Array, Inexact, Shaped, UInt32
 
 from .._graph.connectivity import Connectivity
 from .._sums import dot, joined, mixed, rounded
 from . import native
-from .products import batch_by_loop, connectivity_of, in_front, merged, sampled_sum
+from .products import Axes, Tangent, batch_by_loop, connectivity_of, in_front, merged, sampled_sum
 
 MOST_VARIABLES = 3
 UNITS = 4  # coefficients among the operands of a window; after them come x, the noise and the trace
 
 
-def window(
+def advance(
     connectivity: Connectivity,
     carried: Inexact[Array, "vars vars *batch post"] | None,
     entering: Inexact[Array, "steps vars *batch post"] | None,
@@ -49,15 +51,15 @@ def window(
     operands = [flat(carried, 2), flat(entering, 2), flat(signal, 1), flat(direct, 1), flat(x, 1)]
     operands.append(jnp.zeros((1, 0), jnp.uint32) if noise is None else noise.reshape(1, 1))
     ids = connectivity.arrays
-    new, gradient = window_p.bind(*ids, *operands, trace, sizes=connectivity.shape, variables=len(trace))
+    new, gradient = trace_p.bind(*ids, *operands, trace, sizes=connectivity.shape, variables=len(trace))
     return None if carried is None else new, None if signal is None else gradient[0]
 
 
-def _is_compiled(dtype: Any, stored: Any) -> bool:
+def _is_compiled(dtype: np.dtype, stored: np.dtype) -> bool:
     return dtype == stored or (dtype == jnp.float32 and stored == jnp.bfloat16)
 
 
-def _types(*avals: Any, sizes: tuple[int, int], variables: int) -> bool:
+def _types(*avals: jax.core.ShapedArray, sizes: tuple[int, int], variables: int) -> bool:
     *rest, x, _, trace = avals
     ids, coefficients = rest[:-UNITS], rest[-UNITS:]
     known = variables <= MOST_VARIABLES and _is_compiled(x.dtype, trace.dtype) and trace.size > 0
@@ -72,10 +74,12 @@ def _xla(*operands: Array, sizes: tuple[int, int], variables: int) -> list[Array
     count = len(operands) - UNITS - 3
     connectivity = connectivity_of(operands[:count], sizes)
 
-    def one(carried: Array, entering: Array, signal: Array, direct: Array, x: Array, noise: Array, trace: Array) -> Any:
+    def one(
+        carried: Array, entering: Array, signal: Array, direct: Array, x: Array, noise: Array, trace: Array
+    ) -> tuple[Array, Array]:
         """One batch element after the other, so that no array has synapses and batch but the trace itself."""
 
-        def add(b: Any, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        def add(b: ArrayLike, now: tuple[Array, Array]) -> tuple[Array, Array]:
             def pick(part: Array) -> Array:
                 return jax.lax.dynamic_index_in_dim(part, b, part.ndim - 2, keepdims=False)
 
@@ -121,28 +125,28 @@ def _native(*operands: Array, sizes: tuple[int, int], variables: int) -> list[Ar
     return native.call("window", results, *ids, *parts, aliases=aliases, variables=np.int64(variables))
 
 
-def _jvp(primals: Any, tangents: Any, **static: Any) -> tuple[list[Array], list[Any]]:
+def _jvp(primals: Sequence[Array], tangents: Sequence[Tangent], **static: Any) -> tuple[list[Array], list[Array]]:
     count = len(primals) - UNITS - 3
     tangents = tuple(ad.instantiate_zeros(t) for t in tangents[count:])
     fn = functools.partial(_xla, *primals[:count], **static)
-    return window_p.bind(*primals, **static), jax.jvp(fn, tuple(primals[count:]), tangents)[1]
+    return trace_p.bind(*primals, **static), jax.jvp(fn, tuple(primals[count:]), tangents)[1]
 
 
-def _batch(operands: Any, axes: Any, **static: Any) -> tuple[list[Array], list[int]]:
+def _batch(operands: Sequence[Array], axes: Axes, **static: Any) -> tuple[list[Array], list[int]]:
     count = len(operands) - UNITS - 3
     if any(axis is not None for axis in axes[:count]):
-        return batch_by_loop(functools.partial(window_p.bind, **static), operands, axes)
+        return batch_by_loop(functools.partial(trace_p.bind, **static), operands, axes)
     size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
     *parts, trace = (in_front(v, axis, size) for v, axis in zip(operands[count:], axes[count:], strict=True))
-    new, gradient = window_p.bind(*operands[:count], *map(merged, parts), trace, **static)
+    new, gradient = trace_p.bind(*operands[:count], *map(merged, parts), trace, **static)
     num = parts[-2].shape[1]
     is_wanted = parts[0].ndim > 3
     return [new if is_wanted else new.reshape(size, num, 0), gradient.reshape(size, num, -1)], [0, 0]
 
 
-window_p = native.primitive("window", _xla, _native, _types)
-ad.primitive_jvps[window_p] = _jvp
-batching.primitive_batchers[window_p] = _batch
+trace_p = native.primitive("trace", _xla, _native, _types)
+ad.primitive_jvps[trace_p] = _jvp
+batching.primitive_batchers[trace_p] = _batch
 
 
 def _at_post(connectivity: Connectivity, unit: Inexact[Array, "vars post"]) -> Inexact[Array, "vars synapses"]:

@@ -191,7 +191,7 @@ class SpMatMulOp(ETraceOp):
         taught: Traces = dict.fromkeys(v)
         weight, bias = trace["weight"], trace.get("bias")
         if weight is not None:
-            new["weight"], taught["weight"] = _kernels.trace.window(
+            new["weight"], taught["weight"] = _kernels.trace.advance(
                 self.connectivity, carried, entering, signal, direct, self._last(x), weight, noise
             )
         if bias is not None:

@@ -1,8 +1,7 @@
 """How far the gradients of a rule point where the exact ones do."""
 
 import operator
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,6 +12,10 @@ from .._learner import BPTT, Carry, Learner
 from .._model.trained import leaf_names
 from .._text import as_table, data_frame
 from .._train.online import online_grad, read_stream
+from .._types import Loss, Model
+
+if TYPE_CHECKING:
+    import pandas
 
 TOGETHER = "all leaves"
 
@@ -56,7 +59,7 @@ class Alignment(NamedTuple):
             ("cosine (norm ratio)", *stretches), [(n, *row) for n, row in zip(self.names, cells, strict=True)]
         )
 
-    def to_dataframe(self) -> Any:
+    def to_dataframe(self) -> "pandas.DataFrame":
         """The numbers as a pandas data frame: a row for each leaf and stretch, which ends before `end_step`.
 
         Raises:
@@ -78,7 +81,7 @@ class Alignment(NamedTuple):
 class _Weighted(eqx.Module):
     """A loss that counts as much as its target says."""
 
-    loss_fn: Callable[..., Any]
+    loss_fn: Loss
 
     def __call__(self, out: PyTree[Array], target: tuple[PyTree[Array], Array]) -> Array:
         y, weight = target
@@ -88,11 +91,11 @@ class _Weighted(eqx.Module):
 
 def gradient_alignment(
     learner: Learner,
-    loss_fn: Callable[..., Any],
-    model: Callable[..., Any],
-    state: PyTree[Any],
-    xs: PyTree[Any],
-    ys: PyTree[Any],
+    loss_fn: Loss,
+    model: Model,
+    state: PyTree,
+    xs: PyTree,
+    ys: PyTree,
     windows: int = 1,
 ) -> Alignment:
     """Cosine and norm ratio of a rule's gradient against the exact one, leaf by leaf and over time.

@@ -2,16 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
+from jaxtyping import Array, PyTree
 from scipy.sparse.csgraph import connected_components
 
-from .._graph.graph import Graph
+from .._graph.graph import Graph, check_graph
 from .._learner import LEARNERS, Learner, SnAp
 from .._learner.learner import RuleLearner
 from .._numbers import positive
@@ -19,9 +20,13 @@ from .._op import SpMatMulOp
 from .._op.param import ETraceParam
 from .._rule.reach import CHUNK, entries, grown
 from .._text import as_table, data_frame, in_bytes
+from .._types import Model
 from ..cells import LeakyRate
 from .explain import ORDER, explain
 from .memory import memory_plan
+
+if TYPE_CHECKING:
+    import pandas
 
 PLANNED = 20_000_000  # influences up to which their pattern is laid out to be planned
 TRIED = 300_000_000  # ways of a power of the graph up to which it is computed
@@ -64,7 +69,7 @@ class LearnerCosts(NamedTuple):
         ]
         return as_table(head, rows)
 
-    def to_dataframe(self) -> Any:
+    def to_dataframe(self) -> "pandas.DataFrame":
         """The rows as a pandas data frame, one column for each field of `Cost`; unknown bytes are missing."""
         return data_frame({name: [getattr(row, name) for row in self.rows] for name in Cost._fields})
 
@@ -73,7 +78,7 @@ def learner_costs(
     graph: Graph,
     batch: int = 1,
     learners: Learner | Iterable[Learner] | None = None,
-    cell: Callable[..., Any] = LeakyRate,
+    cell: Callable[..., PyTree] = LeakyRate,
     steps: int | Iterable[int] = (100, 1000),
 ) -> LearnerCosts:
     """Say what learners would cost on a plain recurrent network of a graph: each synapse and each bias trained.
@@ -102,20 +107,19 @@ def learner_costs(
         >>> [(row.learner, row.gradient, row.traces) for row in costs.rows]
         [('D_RTRL', 'diagonal', 79136), ('SnAp(n=None)', 'exact', 19294688)]
     """
-    if not isinstance(graph, Graph):
-        raise TypeError(f"graph: expected a Graph, got {type(graph).__name__}; `from_edges` and its kin make one")
+    check_graph(graph)
     conn, units = graph.connectivity, graph.connectivity.num_post
     if conn.num_pre != units:
-        raise ValueError(f"graph: got shape {conn.shape}; units that feed each other need a square graph")
+        raise ValueError(f"graph: expected a square one, whose units can feed each other, got shape {conn.shape}.")
     batch = positive("batch", batch)
     steps = tuple(positive("steps", length) for length in (steps if isinstance(steps, Iterable) else (steps,)))
     if learners is not None:
         learners = tuple(learners) if isinstance(learners, Iterable) else (learners,)
         for learner in learners:
             if not isinstance(learner, Learner):
-                raise TypeError(f"learners: expected learners such as `se.D_RTRL()`, got {learner!r}")
+                raise TypeError(f"learners: expected learners such as `se.D_RTRL()`, got {learner!r}.")
 
-    def build(weight: Any) -> Any:
+    def build(weight: Array) -> PyTree:
         rec = ETraceParam({"weight": weight, "bias": jnp.zeros(units, weight.dtype)}, SpMatMulOp(graph))
         return cell(units, None, rec)
 
@@ -156,7 +160,7 @@ def _name(learner: Learner) -> str:
 
 
 def _planned(
-    learner: Learner, model: Any, state: Any, batch: int, steps: int, note: str = "", gradient: str = ""
+    learner: Learner, model: Model, state: PyTree, batch: int, steps: int, note: str = "", gradient: str = ""
 ) -> Cost:
     sizes = [sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(tree)) for tree in (model, state)]
     if (batch * sizes[0] + sizes[1]) * max(steps, getattr(learner, "steps", 1)) >= COUNTABLE:
@@ -170,7 +174,9 @@ def _planned(
     return Cost(_name(learner), gradient, steps, plan.traces, plan.total, note)
 
 
-def _influences(learner: Any, graph: Graph, build: Callable[..., Any], state: Any, batch: int, steps: int) -> Cost:
+def _influences(
+    learner: Any, graph: Graph, build: Callable[[Array], PyTree], state: PyTree, batch: int, steps: int
+) -> Cost:
     """As `_planned`, unless there are too many influences; their number is found first."""
     if getattr(learner, "pattern", None) is not None:
         return _planned(learner, build(graph.weight), state, batch, steps, gradient=learner.gradient)

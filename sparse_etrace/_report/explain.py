@@ -3,8 +3,7 @@
 import math
 import os.path
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,6 +15,10 @@ from .._model.reading import Reading
 from .._model.trained import is_array_like, struct
 from .._rule.engine import Use
 from .._text import as_table, data_frame
+from .._types import Model
+
+if TYPE_CHECKING:
+    import pandas
 
 ORDER = (
     "exact", "unbiased", "truncated", "diagonal", "factorised", "feedback", "same-step only", "no gradient"
@@ -78,12 +81,12 @@ class Explanation(NamedTuple):
         ]
         return "\n".join([as_table(head, table), *self.notes])
 
-    def to_dataframe(self) -> Any:
+    def to_dataframe(self) -> "pandas.DataFrame":
         """The rows as a pandas data frame, one column for each field of `Row`."""
         return data_frame({name: [getattr(row, name) for row in self.rows] for name in Row._fields})
 
 
-def explain(learner: Learner, model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any]) -> Explanation:
+def explain(learner: Learner, model: Model, state: PyTree, x: PyTree) -> Explanation:
     """Say for each trained leaf by which rule it learns, what its traces cost, and how much of it can learn at all.
 
     Args:

@@ -1,18 +1,22 @@
 """What a learner needs on a model in bytes, before it runs."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
 
-from .._learner import Learner
+from .._learner import Carry, Learner
 from .._model.program import is_inexact
 from .._model.trained import is_array_like, nbytes, struct, trained_filter
 from .._numbers import positive
 from .._text import as_table, data_frame, in_bytes
+from .._types import Model
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class MemoryPlan(NamedTuple):
@@ -34,16 +38,16 @@ class MemoryPlan(NamedTuple):
         rows = [*((name, size) for name, size in self.buffers.items() if size), ("total", self.total)]
         return as_table(("buffer", "bytes", "size"), [(name, f"{size:,}", in_bytes(size)) for name, size in rows])
 
-    def to_dataframe(self) -> Any:
+    def to_dataframe(self) -> "pandas.DataFrame":
         """The buffers as a pandas data frame with the columns `buffer` and `bytes`."""
         return data_frame({"buffer": list(self.buffers), "bytes": list(self.buffers.values())})
 
 
 def memory_plan(
     learner: Learner,
-    model: Callable[..., Any],
-    state: PyTree[Any],
-    x: PyTree[Any],
+    model: Model,
+    state: PyTree,
+    x: PyTree,
     steps: int = 16,
     chunk: int | None = None,
 ) -> MemoryPlan:
@@ -78,16 +82,16 @@ def memory_plan(
     arrays, static = eqx.partition(model, is_array_like)
     arrays, carry_arrays = struct(arrays), eqx.filter(carry, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
 
-    def stacked(count: int) -> Any:
+    def stacked(count: int) -> PyTree:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype), struct(x))
 
     size = min(chunk or engine.window_steps(model, carry, stacked(1)) or steps, steps)
     xs = stacked(size)
 
-    def window(arrays: Any, carry: Any, xs: Any) -> Any:
+    def window(arrays: PyTree, carry: Carry, xs: PyTree) -> tuple[Array, PyTree, Carry]:
         ys = None if jax.tree.leaves(xs) else jnp.zeros(size)
 
-        def loss(out: Any, y: Any) -> tuple[Any, None]:
+        def loss(out: PyTree, y: PyTree) -> tuple[ArrayLike, None]:
             return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(out) if is_inexact(leaf)), None
 
         result = engine.window(eqx.combine(arrays, static), carry, xs, ys, loss)

@@ -1,7 +1,7 @@
 """Batches of sequences from arrays, and where in its data a training run is."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from .online import read_stream
 
-Pair = tuple[PyTree[Any], PyTree[Any]]
+Pair = tuple[PyTree, PyTree]
 
 
 class Batches(Sequence):
@@ -39,8 +39,8 @@ class Batches(Sequence):
 
     def __init__(
         self,
-        xs: PyTree[Any],
-        ys: PyTree[Any],
+        xs: PyTree,
+        ys: PyTree,
         size: int,
         key: Array | None = None,
         epochs: int = 1,
@@ -55,7 +55,7 @@ class Batches(Sequence):
             raise ValueError(f"size: expected 1 to {self.num_sequences}, the number of sequences, got {size}.")
         if self.num_sequences % size and not drop_last:
             raise ValueError(
-                f"size: {self.num_sequences} sequences do not divide into batches of {size}. Choose another size, or "
+                f"size: expected a divisor of {self.num_sequences} sequences, got {size}. Choose another, or "
                 f"leave out {self.num_sequences % size} of each epoch with drop_last=True."
             )
         if epochs < 1:
@@ -80,7 +80,7 @@ class Batches(Sequence):
         chosen = self._permutation(epoch)[part * self.size : (part + 1) * self.size]
         return jax.tree.map(lambda leaf: leaf[:, chosen], (self.xs, self.ys))
 
-    def _permutation(self, epoch: int) -> Any:
+    def _permutation(self, epoch: int) -> np.ndarray:
         if self.key is None:
             return np.arange(self.num_sequences)
         if self._order is None or self._order[0] != epoch:
@@ -95,7 +95,7 @@ class Batches(Sequence):
         return f"Batches({self.num_sequences} sequences, size={self.size}, key={key})"
 
 
-def as_pair(pair: Any, argument: str = "data") -> Pair:
+def as_pair(pair: object, argument: str = "data") -> Pair:
     """One `(xs, ys)` as arrays, or an error in words."""
     if not (isinstance(pair, tuple | list) and len(pair) == 2):
         got = f"{len(pair)} of them" if isinstance(pair, tuple | list) else type(pair).__name__
@@ -113,19 +113,19 @@ class Start(NamedTuple):
         rest: the pairs that follow.
     """
 
-    first: Any
+    first: Pair | None
     is_first: bool
-    before: Any
-    rest: Iterator[Any]
+    before: Pair | None
+    rest: Iterator[Pair]
 
 
-def start_at(data: Any, position: int) -> Start:
+def start_at(data: Iterable[Pair] | Callable[[int], Iterable[Pair]], position: int) -> Start:
     """Begin with the pair `position`.
 
     Raises:
         ValueError: there are fewer.
     """
-    rest: Iterator[Any]
+    rest: Iterator[Pair]
     if isinstance(data, Sequence):
         first, before = (data[k] if 0 <= k < len(data) else None for k in (0, position - 1))
         rest = (data[k] for k in range(position, len(data)))
@@ -144,7 +144,7 @@ def start_at(data: Any, position: int) -> Start:
             rest = itertools.chain([first], rest)
     if position and before is None:
         raise ValueError(
-            f"data: got fewer sequences than the {position} that the checkpoint has seen. Go on with the same "
-            "data, or name another checkpoint."
+            f"data: expected at least the {position} sequences that the checkpoint has seen, got fewer. Go "
+            "on with the same data, or name another checkpoint."
         )
     return Start(first, True, before, rest)

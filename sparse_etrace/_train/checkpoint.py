@@ -10,9 +10,10 @@ import textwrap
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import FrameType
+from typing import Any, BinaryIO, TypedDict
 
 import equinox as eqx
 import jax
@@ -20,8 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._learner import Learner
 from .._model.program import is_key
 from .._model.trained import leaf_names, trained_filter
+from .._types import Model
 from .facts import digest, facts, raw, type_name, words
 
 if sys.platform == "win32":
@@ -32,7 +35,18 @@ else:
 FORMAT = "sparse_etrace checkpoint 4"
 
 
-def identity(learner: Any, model: PyTree[Any], **others: Any) -> dict[str, Any]:
+class Identity(TypedDict):
+    """What of a training run stays the same, so that another one can be told by name."""
+
+    x64: bool
+    learner: str
+    model: str
+    constants: dict[str, str]
+    facts: dict[str, dict[str, str]]
+    python: tuple[str, ...]
+
+
+def identity(learner: Learner, model: Model, **others: object) -> Identity:
     """What of a learner, a model and others stays the same in training, so that another one can be told by name."""
     fixed = eqx.filter(model, jax.tree.map(lambda t: not t, trained_filter(model, learner.train)))
     arrays, rest = eqx.partition(fixed, eqx.is_array)
@@ -47,7 +61,7 @@ def identity(learner: Any, model: PyTree[Any], **others: Any) -> dict[str, Any]:
     }
 
 
-def save(path: Path, header: dict[str, Any], content: PyTree[Any], table: np.ndarray) -> None:
+def save(path: Path, header: Mapping[str, object], content: PyTree, table: np.ndarray) -> None:
     """Write the arrays of `content`, a header and a table; a file that is there is replaced at once, by a whole one."""
     arrays = eqx.filter(content, eqx.is_array)
     leaves = jax.tree.leaves(arrays)
@@ -85,16 +99,18 @@ def alone(path: Path | None) -> Iterator[None]:
         yield
         return
     if os.path.isdir(path) or not path.name:
-        raise ValueError(f"checkpoint: {path} is a folder. Name a file in it.")
+        raise ValueError(f"checkpoint: expected a file, got the folder {path}. Name a file in it.")
     if os.path.exists(path) and not path.is_file():
-        raise ValueError(f"checkpoint: {path} is no file but a device, a pipe or a socket. Name a file.")
+        raise ValueError(f"checkpoint: expected a file, got {path}, a device, a pipe or a socket. Name a file.")
     while True:
         try:
             lock = _beside(path, ".lock")
             lock.parent.mkdir(parents=True, exist_ok=True)
             file = open(lock, "a+b")
         except (OSError, ValueError) as error:
-            raise ValueError(f"checkpoint: {str(path)!r} cannot be written, {error}. Name another file.") from error
+            raise ValueError(
+                f"checkpoint: expected a file that can be written, got {str(path)!r} ({error}). Name another file."
+            ) from error
         with file:
             try:
                 if sys.platform == "win32":
@@ -103,7 +119,8 @@ def alone(path: Path | None) -> Iterator[None]:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise ValueError(
-                    f"checkpoint: {path} is that of another run, which goes on. Wait for its end, or name another file."
+                    f"checkpoint: expected a file of no other run, got {path}, whose run goes on. Wait for "
+                    "its end, or name another file."
                 ) from error
             # The run before may have removed the file just after it was opened here.
             if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
@@ -129,11 +146,11 @@ class Ending:
             signal.signal(signal.SIGINT, self._hear)
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._is_asked:
             signal.signal(signal.SIGINT, self._before)
 
-    def _hear(self, number: int, frame: Any) -> None:
+    def _hear(self, number: int, frame: FrameType | None) -> None:
         if not self.has_begun:
             try:
                 self._before(number, frame)  # type: ignore[operator,misc]
@@ -164,17 +181,16 @@ class Saved:
                 zlib.error,
             ) as error:  # fmt: skip
                 raise ValueError(
-                    f"checkpoint: {path} is no whole checkpoint. Name another file, or remove it."
+                    f"checkpoint: expected a whole checkpoint, got {path}. Name another file, or remove it."
                 ) from error
         if unpacked > size:
             raise ValueError(
-                f"checkpoint: {path} of {size:,} bytes unpacks to {unpacked:,}, but a checkpoint is not compressed. "
-                "Name another file, or remove it."
+                f"checkpoint: expected a file that is not compressed, got {path} of {size:,} bytes that unpack "
+                f"to {unpacked:,}. Name another file, or remove it."
             )
         if self.format != FORMAT:
             raise ValueError(
-                f"checkpoint: {path} is a {self.format!r}, this version reads {FORMAT!r}. "
-                "Name another file to start anew."
+                f"checkpoint: expected {FORMAT!r}, got {path} of {self.format!r}. Name another file to start anew."
             )
 
     def _read(self, file: BinaryIO) -> None:
@@ -186,7 +202,7 @@ class Saved:
         self.table = arrays["table"]
         self.leaves = [arrays[f"leaf{k:06}"] for k in range(len(self.types))]
 
-    def check(self, identity: dict[str, Any], options: dict[str, str]) -> None:
+    def check(self, identity: Identity, options: dict[str, str]) -> None:
         """Refuse, by name, a checkpoint of something else.
 
         Raises:
@@ -195,30 +211,33 @@ class Saved:
         there, way_out = self.header["identity"], "Name another file to start anew."
         if there["x64"] != identity["x64"]:
             was, now = (("without", "with")[on] for on in (there["x64"], identity["x64"]))
-            raise ValueError(f"checkpoint: {self.path} was written {was} 64-bit JAX, this runs {now} it. {way_out}")
+            raise ValueError(
+                f"checkpoint: expected JAX {was} 64 bits, as {self.path} was written, got it {now}. {way_out}"
+            )
         if there["learner"] != identity["learner"]:
             was, now = (textwrap.shorten(words, 200) for words in (there["learner"], identity["learner"]))
-            raise ValueError(f"checkpoint: {self.path} is of another learner, {was}; this is {now}. {way_out}")
+            raise ValueError(f"checkpoint: expected the learner of {self.path}, {was}, got {now}. {way_out}")
         old, new = there["constants"], identity["constants"]
         changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         # Whatever is derived from a connectivity differs with it.
         changed.sort(key=lambda name: "connectivity" not in name)
         if changed and "connectivity" in changed[0]:
-            was, now = (found.get(changed[0], "not there") for found in (old, new))
+            was, now = (found.get(changed[0], "nothing") for found in (old, new))
             raise ValueError(
-                f"checkpoint: {self.path} is of another connectivity: {changed[0]!r} was {was}, here it is {now}. "
-                f"{way_out}"
+                f"checkpoint: expected the connectivity of {self.path}, {changed[0]!r} as {was}, got {now}. {way_out}"
             )
         if there["model"] != identity["model"]:
-            raise ValueError(f"checkpoint: {self.path} is of a model that is built otherwise. {way_out}")
+            raise ValueError(
+                f"checkpoint: expected the model of {self.path}, got one that is built otherwise. {way_out}"
+            )
         if changed:
             raise ValueError(
-                f"checkpoint: {self.path} is of another model: {changed[0]!r}, which is not trained, differs. Make the "
-                "model with the same key and data as before, or name another file to start anew."
+                f"checkpoint: expected the model of {self.path}, got another: {changed[0]!r}, which is not trained, "
+                "differs. Make the model with the same key and data as before, or name another file to start anew."
             )
         for name, value in options.items():
             if (was := self.header["options"].get(name)) != value:
-                raise ValueError(f"checkpoint: {self.path} was written with {name}={was}, got {value}. {way_out}")
+                raise ValueError(f"checkpoint: expected {name}={was}, as in {self.path}, got {value}. {way_out}")
         for name, new in identity["facts"].items():
             old = dict(there["facts"].get(name, {}))
             if there["python"] != list(identity["python"]):  # code looks different there
@@ -226,11 +245,15 @@ class Saved:
             odd = [k for k in {**new, **old} if old.get(k) != new.get(k)]
             odd.sort(key=lambda k: (old | new)[k].endswith(" entries"))  # which says less than what they are
             if odd:
-                was, now = (textwrap.shorten(found.get(odd[0], "not there"), 120) for found in (old, new))
-                what = f"was written with another {name}: {odd[0]!r}"
+                was, now = (textwrap.shorten(found.get(odd[0], "nothing"), 120) for found in (old, new))
                 if odd[0].endswith(".code"):
-                    raise ValueError(f"checkpoint: {self.path} {what} does something else. {way_out}")
-                raise ValueError(f"checkpoint: {self.path} {what} was {was}, here it is {now}. {way_out}")
+                    raise ValueError(
+                        f"checkpoint: expected the {name} of {self.path}, got another: {odd[0]!r} "
+                        f"does something else. {way_out}"
+                    )
+                raise ValueError(
+                    f"checkpoint: expected the {name} of {self.path}, {odd[0]!r} as {was}, got {now}. {way_out}"
+                )
 
     def check_data(self, first: dict[str, str] | None, last: dict[str, str] | None) -> dict[str, dict[str, str]]:
         """Digests of the first pair and of the last one that was trained on; refuse those of others than here.
@@ -243,13 +266,13 @@ class Saved:
             if old and new and old != new:
                 name = next(k for k in {**new, **old} if old.get(k) != new.get(k))
                 raise ValueError(
-                    f"checkpoint: {self.path} was written with other data: of the {which} sequence that it has seen, "
-                    f"{name!r} was {old.get(name)}, here it is {new.get(name)}. Name another file to start anew. Data "
-                    "that are drawn anew can come from a function data(position), which is not compared."
+                    f"checkpoint: expected the data of {self.path}, got others: of the {which} sequence that it has "
+                    f"seen, {name!r} was {old.get(name)}, here it is {new.get(name)}. Name another file to start anew. "
+                    "Data that are drawn anew can come from a function data(position), which is not compared."
                 )
         return there
 
-    def restore(self, template: PyTree[Any]) -> PyTree[Any]:
+    def restore(self, template: PyTree) -> PyTree:
         """The arrays, in the place of those of a pytree of the same structure.
 
         Raises:
@@ -260,7 +283,7 @@ class Saved:
         if names != self.names:
             odd = sorted({*names} ^ {*self.names}) or ["their order"]
             raise ValueError(
-                f"checkpoint: {self.path} holds other arrays than this run has; they differ in {odd[0]!r}. Take the "
+                f"checkpoint: expected the arrays of {self.path}, got others, which differ in {odd[0]!r}. Take the "
                 "optimizer that it was written with, or name another file to start anew."
             )
         found = []
@@ -268,8 +291,8 @@ class Saved:
             expected = raw(leaf)
             if kind != type_name(leaf) or data.shape != expected.shape or data.dtype != expected.dtype:
                 raise ValueError(
-                    f"checkpoint: in {self.path} {name!r} is {kind}{list(data.shape)}, in this run "
-                    f"{type_name(leaf)}{list(expected.shape)}. Model, batch size and optimizer must be the same."
+                    f"checkpoint: expected {name!r} as in {self.path}, {kind}{list(data.shape)}, got "
+                    f"{type_name(leaf)}{list(expected.shape)}. Take the same model, batch size and optimizer."
                 )
             if is_key(leaf):
                 found.append(jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(leaf)))

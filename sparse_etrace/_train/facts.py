@@ -15,6 +15,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from .._model.program import is_key
@@ -24,7 +25,7 @@ from .._model.trained import leaf_names
 KNOWN = {"sparse_etrace", "jax", "jaxlib", "optax", "equinox", "jaxtyping", "numpy", "scipy"} | sys.stdlib_module_names
 
 
-def raw(leaf: Any) -> np.ndarray:
+def raw(leaf: ArrayLike) -> np.ndarray:
     """The numbers of an array in a type that files know."""
     array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
     return array if array.dtype.kind in "biufc" else array.view(f"u{array.dtype.itemsize}")
@@ -41,13 +42,13 @@ def digest(leaf: Any) -> str:
     return f"{type_name(leaf)}{list(numbers.shape)} {code[:16]}"
 
 
-def digests(tree: PyTree[Any]) -> dict[str, str]:
+def digests(tree: PyTree) -> dict[str, str]:
     """A digest of each array of a pytree, by its name."""
     arrays = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else np.asarray(leaf), tree)
     return {name or "array": digest(leaf) for name, leaf in zip(leaf_names(arrays), jax.tree.leaves(arrays))}
 
 
-def facts(value: Any, name: str) -> dict[str, str]:
+def facts(value: object, name: str) -> dict[str, str]:
     """Names and texts of what a value is made of.
 
     Numbers and arrays; of containers and dataclasses what they hold; of a function its name, its code, its defaults,
@@ -56,7 +57,7 @@ def facts(value: Any, name: str) -> dict[str, str]:
     return dict(_walk(value, name, {}))
 
 
-def _walk(value: Any, name: str, seen: dict[int, Any]) -> Iterator[tuple[str, str]]:
+def _walk(value: object, name: str, seen: dict[int, object]) -> Iterator[tuple[str, str]]:
     """`seen` keeps what was walked alive, so that its id stands for nothing else."""
     if isinstance(value, np.ndarray) and value.dtype.hasobject:
         value = value.tolist()
@@ -75,7 +76,7 @@ def _walk(value: Any, name: str, seen: dict[int, Any]) -> Iterator[tuple[str, st
             yield from _walk(held, f"{name}.{part}" if isinstance(part, str) else f"{name}[{part}]", seen)
 
 
-def _open(value: Any) -> tuple[str, Iterable[tuple[Any, Any]]]:
+def _open(value: object) -> tuple[str, Iterable[tuple[str | int, object]]]:
     """What to call a value, and what it holds, by name or number."""
     if isinstance(value, functools.partial):
         return "partial", [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
@@ -111,7 +112,7 @@ def _title(value: Any) -> str:
     return f"{module}.{value.__qualname__}"
 
 
-def _is_known(module: Any) -> bool:
+def _is_known(module: object) -> bool:
     return str(module).split(".")[0] in KNOWN
 
 
@@ -120,7 +121,7 @@ def _is_installed(file: str | None) -> bool:
     return "site-packages" in (file or "")
 
 
-def _parts_of_function(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
+def _parts_of_function(fn: types.FunctionType) -> Iterator[tuple[str, object]]:
     if not _is_known(fn.__globals__.get("__name__")):  # a decorated one calls its module that of another
         yield "code", _code(fn.__code__)
         if not _is_installed(fn.__code__.co_filename):
@@ -135,7 +136,7 @@ def _parts_of_function(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
             pass
 
 
-def _own(kind: type) -> Iterator[tuple[str, Any]]:
+def _own(kind: type) -> Iterator[tuple[str, object]]:
     """Functions and numbers that a class says of its own."""
     for base in kind.__mro__:
         if not _is_known(base.__module__):
@@ -159,7 +160,7 @@ def _globals_read(code: types.CodeType) -> set[str]:
 def _code(code: types.CodeType) -> str:
     """A digest of what a function does, whatever line it stands in."""
 
-    def text(constant: Any) -> str:
+    def text(constant: object) -> str:
         if isinstance(constant, types.CodeType):
             return _code(constant)
         return str(sorted(map(repr, constant))) if isinstance(constant, frozenset) else repr(constant)
@@ -168,10 +169,10 @@ def _code(code: types.CodeType) -> str:
     return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
 
 
-def words(tree: PyTree[Any]) -> str:
+def words(tree: PyTree) -> str:
     """A pytree as text: functions by name, arrays by what they hold."""
 
-    def one(leaf: Any) -> Any:
+    def one(leaf: PyTree) -> object:
         if eqx.is_array(leaf) or isinstance(leaf, np.ndarray):
             return digest(leaf)
         return _title(leaf) if hasattr(leaf, "__qualname__") else leaf

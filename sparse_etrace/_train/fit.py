@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Any, Never
+from typing import Never
 
 import equinox as eqx
 import jax
@@ -16,29 +16,30 @@ from tqdm import tqdm
 from .._learner import Carry, Learner
 from .._model.origin import check_origin
 from .._model.trained import leaf_names, struct, structure, trained_filter
+from .._types import Loss, Metric, Model
 from .batches import Batches, Pair, as_pair, start_at
-from .checkpoint import Ending, alone, identity
+from .checkpoint import Ending, Identity, alone, identity
 from .fit_file import Run, RunFile
 from .fit_loop import Loop, refuse_traced
 from .fit_options import Checkpoint, Update, Validation, refuse_unknown
-from .fit_result import FitResult, Progress
+from .fit_result import Callback, FitResult
 from .updates import Point, Task
 
 
 def fit(
     learner: Learner,
-    loss_fn: Callable[..., Any],
+    loss_fn: Loss,
     optimizer: optax.GradientTransformation,
-    model: Callable[..., Any],
+    model: Model,
     data: Iterable[Pair] | Callable[[int], Iterable[Pair]],
     *,
-    state: PyTree[Any],
+    state: PyTree,
     carry: bool | Carry = False,
     update: int | str | Update = "sequence",
-    metrics: Mapping[str, Callable[..., Any]] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     validation: Pair | Sequence[Pair] | Validation | None = None,
     checkpoint: str | PathLike | Checkpoint | None = None,
-    callbacks: Callable[[Progress], Any] | Sequence[Callable[[Progress], Any]] = (),
+    callbacks: Callback | Sequence[Callback] = (),
     progress: bool = True,
     **unknown: Never,
 ) -> FitResult:
@@ -108,7 +109,7 @@ def fit(
         file = RunFile(checkpoint)
         given = start_at(data, file.position)
         if given.first is None:
-            raise ValueError("data: expected at least one (xs, ys), got none. Is the iterator used up?")
+            raise ValueError("data: expected at least one (xs, ys), got none. Pass an iterator that is not used up.")
         first = as_pair(given.first)
         _check_held_out(held_out, first)
         trained, fixed = eqx.partition(model, trained_filter(model, learner.train))
@@ -134,15 +135,15 @@ def fit(
             return loop.train(given.rest, bar)
 
 
-def _check(learner: Any, optimizer: Any, data: Any, carry: Any) -> None:
+def _check(learner: object, optimizer: object, data: object, carry: object) -> None:
     if not isinstance(learner, Learner):
         raise TypeError(f"learner: expected a learner such as se.D_RTRL(), got {learner!r}.")
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"optimizer: expected one of optax such as optax.adam(1e-3), got {optimizer!r}.")
     if isinstance(data, tuple):
         raise ValueError(
-            "data: got a tuple, which is one pair (xs, ys). Pass [(xs, ys)] for one sequence, a list for several, or "
-            "se.Batches(xs, ys, size) for batches."
+            "data: expected pairs (xs, ys), got a tuple, which is one pair. Pass [(xs, ys)] for one "
+            "sequence, a list for several, or se.Batches(xs, ys, size) for batches."
         )
     if not isinstance(carry, bool | Carry):
         raise TypeError(
@@ -153,7 +154,9 @@ def _check(learner: Any, optimizer: Any, data: Any, carry: Any) -> None:
 def _columns(metrics: Iterable[str], is_validated: bool) -> list[str]:
     for name in metrics:
         if name in ("updates", "loss") or name.startswith("validation_"):
-            raise ValueError(f"metrics: {name!r} is the name of another column. Call the metric something else.")
+            raise ValueError(
+                f"metrics: expected a name that no other column has, got {name!r}. Call the metric something else."
+            )
     measures = ["loss", *metrics]
     return ["updates", *measures, *(f"validation_{name}" for name in measures if is_validated)]
 
@@ -163,11 +166,11 @@ def _check_held_out(pairs: list[Pair], first: Pair) -> None:
         if structure(pair) != structure(first):
             raise ValueError(
                 f"validation: expected (xs, ys) structured like those of data, {structure(first)}, got "
-                f"{structure(pair)}. A tuple is one pair; give several as a list."
+                f"{structure(pair)}. A tuple is one pair: give several as a list."
             )
 
 
-def _checked(carry: Carry, start: Carry, model: Any) -> Carry:
+def _checked(carry: Carry, start: Carry, model: Model) -> Carry:
     """A carry from which training goes on, if it is one of this learner, model and state."""
     check_origin(carry.origin, model)
     got, expected = (_shapes(dataclasses.replace(c, origin=None)) for c in (carry, start))
@@ -180,12 +183,12 @@ def _checked(carry: Carry, start: Carry, model: Any) -> Carry:
     return carry
 
 
-def _shapes(tree: PyTree[Any]) -> dict[str, str]:
+def _shapes(tree: PyTree) -> dict[str, str]:
     leaves = jax.tree.leaves(struct(tree))
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in zip(leaf_names(tree), leaves, strict=True)}
 
 
-def _identity(loop: Loop, model: Any, carry: bool | Carry) -> dict[str, Any]:
+def _identity(loop: Loop, model: Model, carry: bool | Carry) -> Identity:
     """By what its checkpoint tells this run from others, besides the data."""
     task, validation = loop.task, loop.validation
     others = {"optimizer": task.optimizer, "loss_fn": task.loss_fn, "metrics": task.metrics, "update": loop.update}
@@ -193,10 +196,10 @@ def _identity(loop: Loop, model: Any, carry: bool | Carry) -> dict[str, Any]:
     return identity(task.learner, model, **others, state=loop.initial, carry=carry)
 
 
-def _strong(tree: PyTree[Any]) -> PyTree[Any]:
+def _strong(tree: PyTree) -> PyTree:
     """Arrays of JAX without weak types, which a file does not keep."""
 
-    def one(leaf: Any) -> Any:
+    def one(leaf: PyTree) -> PyTree:
         leaf = jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
         return jax.lax.convert_element_type(leaf, leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
 

@@ -5,9 +5,10 @@ import time
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import PyTree
 
-from .batches import Start, as_pair
-from .checkpoint import Saved, save
+from .batches import Pair, Start, as_pair
+from .checkpoint import Identity, Saved, save
 from .facts import digests
 from .fit_options import Checkpoint
 from .updates import Point
@@ -21,12 +22,12 @@ class Run(NamedTuple):
     """All that changes from sequence to sequence; replaced as a whole, so that an interruption never splits it."""
 
     point: Point
-    best: Any
+    best: PyTree
     position: int = 0
     updates: int = 0
     best_loss: float = math.inf
     waited: int = 0
-    pair: Any = None  # that of the last sequence, which is not saved
+    pair: Pair | None = None  # that of the last sequence, which is not saved
 
 
 class RunFile:
@@ -46,7 +47,7 @@ class RunFile:
         self._about: dict[str, Any] = {}
         self._last = time.monotonic()
 
-    def belongs_to(self, identity: dict[str, Any], options: dict[str, str], given: Start) -> None:
+    def belongs_to(self, identity: Identity, options: dict[str, str], given: Start) -> None:
         """Say whose it is from now on.
 
         Raises:

@@ -2,8 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import equinox as eqx
 import jax
@@ -16,7 +15,7 @@ from .batches import Pair, as_pair
 from .checkpoint import Ending
 from .fit_file import Run, RunFile
 from .fit_options import Update, Validation
-from .fit_result import FitResult, Progress
+from .fit_result import Callback, FitResult, Progress
 from .non_finite import NonFiniteError, explain_non_finite
 from .updates import Point, Task, one_sequence, validate
 
@@ -37,11 +36,11 @@ class Loop:
     update: Update
     validation: Validation | None
     held_out: list[Pair]
-    initial: PyTree[Any]
-    start: PyTree[Any]
+    initial: PyTree
+    start: PyTree
     shapes: list[tuple[int, ...]]
     columns: list[str]
-    callbacks: list[Callable[[Progress], Any]]
+    callbacks: list[Callback]
     file: RunFile
     ending: Ending
     run: Run
@@ -87,7 +86,7 @@ class Loop:
                 self._save()
         return "end of data"
 
-    def _learn(self, xs: PyTree[Any], ys: PyTree[Any]) -> None:
+    def _learn(self, xs: PyTree, ys: PyTree) -> None:
         """One sequence, and the validation that is due after it."""
         task, start, shapes = self.task, self.start, self.shapes
         if (got := [leaf.shape[1:] for leaf in jax.tree.leaves((xs, ys))]) != shapes:
@@ -123,7 +122,7 @@ class Loop:
             )
         return found
 
-    def _best(self, point: Point, found: list[float]) -> tuple[Any, float, int]:
+    def _best(self, point: Point, found: list[float]) -> tuple[PyTree, float, int]:
         """The best of what was trained, its loss, and how many validations there were since."""
         run = self.run
         if not found or math.isnan(found[0]):
@@ -159,24 +158,25 @@ class Loop:
     def _table(self) -> np.ndarray:
         return np.array(self.rows[: self.run.position], float).reshape(-1, len(self.columns))
 
-    def _model(self, trained: PyTree[Any]) -> Any:
+    def _model(self, trained: PyTree) -> PyTree:
         return eqx.combine(trained, self.task.fixed)
 
 
-def _wants_an_end(returned: Any) -> bool:
+def _wants_an_end(returned: object) -> bool:
     if returned is None:
         return False
     if isinstance(returned, bool | np.bool_) or (
-        eqx.is_array(returned) and returned.dtype == bool and not returned.ndim
+        isinstance(returned, jax.Array | np.ndarray) and returned.dtype == bool and not returned.ndim
     ):
         return bool(returned)
     raise TypeError(f"callbacks: expected None or a truth value, got {returned!r}. True ends the training.")
 
 
-def refuse_traced(tree: PyTree[Any]) -> None:
+def refuse_traced(tree: PyTree) -> None:
     """Raise inside a transformation of JAX, where derivatives would be zero."""
     if is_traced(tree):
         raise TypeError(
-            "fit: what it was given is traced by a transformation of JAX, but it is a loop outside of them and has no "
-            "derivative. Call it as it is; the gradient of a sequence is `grads` of se.online_grad."
+            "fit: expected arrays with values, got some that a transformation of JAX traces. It is "
+            "a loop outside of them and has no derivative: call it as it is. The gradient of a "
+            "sequence is `grads` of se.online_grad."
         )

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
-from typing import Any
+
+import optax
 
 from .batches import Pair, as_pair
 
@@ -24,10 +25,10 @@ def refuse_unknown(names: Iterable[str]) -> None:
     """Raise for an argument that `fit` does not have; one that it had once is told what says it now."""
     for name in names:
         now = f"Write {FORMER[name]}." if name in FORMER else "help(se.fit) names those that it has."
-        raise TypeError(f"{name}: fit has no such argument. {now}")
+        raise TypeError(f"{name}: expected an argument of fit, got another. {now}")
 
 
-def _check_count(name: str, number: Any) -> None:
+def _check_count(name: str, number: object) -> None:
     if not (isinstance(number, Integral) and int(number) >= 1):
         raise ValueError(f"{name}: expected a whole number of at least 1, got {number!r}.")
 
@@ -52,7 +53,7 @@ class Update:
 
     every: int | str = "sequence"
     chunk: int | None = None
-    opt_state: Any = None
+    opt_state: optax.OptState | None = None
 
     def __post_init__(self) -> None:
         counted = isinstance(self.every, Integral) and not isinstance(self.every, bool)

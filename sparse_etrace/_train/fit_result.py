@@ -1,11 +1,17 @@
 """What `fit` returns, and what its callbacks see."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import optax
+from jaxtyping import PyTree
 
 from .._learner import Carry
 from .._text import data_frame
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class FitResult(NamedTuple):
@@ -20,8 +26,8 @@ class FitResult(NamedTuple):
         stopped: why it ended: `"end of data"`, `"interrupted"`, `"patience"` or `"callback"`.
     """
 
-    model: Any
-    opt_state: Any
+    model: PyTree
+    opt_state: optax.OptState
     carry: Carry
     metrics: dict[str, np.ndarray]
     stopped: str
@@ -31,7 +37,7 @@ class FitResult(NamedTuple):
         """Mean loss per step of each sequence."""
         return self.metrics["loss"]
 
-    def to_dataframe(self) -> Any:
+    def to_dataframe(self) -> "pandas.DataFrame":
         """The metrics as a pandas data frame with one row for each sequence."""
         return data_frame(self.metrics)
 
@@ -47,7 +53,10 @@ class Progress(NamedTuple):
 
     sequences: int
     updates: int
-    model: Any
-    opt_state: Any
+    model: PyTree
+    opt_state: optax.OptState
     carry: Carry
     metrics: dict[str, float]
+
+
+Callback = Callable[[Progress], bool | None]  # True ends the training

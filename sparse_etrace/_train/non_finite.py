@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Iterator
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,6 +13,8 @@ from .._learner import Learner
 from .._model.program import is_inexact
 from .._model.reading import Reading
 from .._model.trained import leaf_names
+from .._types import Model
+from .fit_result import FitResult
 from .updates import Point, Task, all_finite, one_update, starting
 
 
@@ -24,10 +25,10 @@ class NonFiniteError(FloatingPointError):
         fit: what `fit` had learned up to the sequence before.
     """
 
-    fit: Any
+    fit: FitResult
 
 
-def explain_non_finite(task: Task, point: Point, state: Any, xs: PyTree[Array], ys: PyTree[Array], size: int) -> str:
+def explain_non_finite(task: Task, point: Point, state: PyTree, xs: PyTree[Array], ys: PyTree[Array], size: int) -> str:
     """Say where in a sequence a gradient is not finite: the sequence is gone through again, update by update.
 
     Args:
@@ -52,7 +53,9 @@ def explain_non_finite(task: Task, point: Point, state: Any, xs: PyTree[Array], 
     return "it is finite when the sequence is repeated; the model or the loss is not a function of its arguments."
 
 
-def _explain_update(task: Task, point: Point, xs: Any, ys: Any, start: int, losses: np.ndarray, grads: Any) -> str:
+def _explain_update(
+    task: Task, point: Point, xs: PyTree, ys: PyTree, start: int, losses: np.ndarray, grads: PyTree
+) -> str:
     for what, tree in (("xs", xs), ("ys", ys)):
         for name, index, value in _bad_entries(tree):
             leaf = f" leaf {name!r}" if name else ""
@@ -71,7 +74,7 @@ def _explain_update(task: Task, point: Point, xs: Any, ys: Any, start: int, loss
     return f"{'; '.join(said)}. Lower the learning rate, clip gradients, or bound the weights."
 
 
-def _bad_entries(tree: PyTree[Any]) -> Iterator[tuple[str, tuple[int, ...], Any]]:
+def _bad_entries(tree: PyTree) -> Iterator[tuple[str, tuple[int, ...], np.number]]:
     """For each leaf with entries that are not finite: its name, the first such entry, and what is there."""
     for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
         if is_inexact(leaf):
@@ -85,7 +88,7 @@ def _at(index: tuple[int, ...]) -> str:
     return str(index[0]) if len(index) == 1 else str(index)
 
 
-def _first_bad_unit(model: Any, state: PyTree[Array], xs: PyTree[Array], start: int) -> list[str]:
+def _first_bad_unit(model: Model, state: PyTree[Array], xs: PyTree[Array], start: int) -> list[str]:
     step = eqx.filter_jit(lambda model, state, x: model(state, x))
     for t in range(jax.tree.leaves(xs)[0].shape[0]):
         state, out = step(model, state, jax.tree.map(operator.itemgetter(t), xs))
@@ -98,7 +101,7 @@ def _first_bad_unit(model: Any, state: PyTree[Array], xs: PyTree[Array], start: 
     return []
 
 
-def _synapse(learner: Learner, model: Any, state: Any, x: Any, name: str, index: tuple[int, ...]) -> str:
+def _synapse(learner: Learner, model: Model, state: PyTree, x: PyTree, name: str, index: tuple[int, ...]) -> str:
     """The synapse or the unit of one entry of a parameter, where the op that uses it says so."""
     reading = Reading(model, state, x, learner.train)
     number = reading.param_names.index(name)

@@ -1,8 +1,7 @@
 """Online gradients of a stream."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import equinox as eqx
 import jax
@@ -15,6 +14,7 @@ from .._model.origin import check_origin, scaled
 from .._model.trained import refuse_varying, trained_filter
 from .._numbers import positive
 from .._sums import narrowed, widened, zeros
+from .._types import Loss, Model
 
 NO_DERIVATIVE = (
     "online_grad: something differentiates its results, which have no derivative. That of the summed losses is its "
@@ -25,11 +25,11 @@ NO_DERIVATIVE = (
 
 def online_grad(
     learner: Learner,
-    loss_fn: Callable[..., Any],
-    model: Callable[..., Any],
+    loss_fn: Loss,
+    model: Model,
     carry: Carry,
-    xs: PyTree[Any],
-    ys: PyTree[Any],
+    xs: PyTree,
+    ys: PyTree,
     chunk: SupportsIndex | None = None,
     has_aux: bool = False,
 ) -> tuple:
@@ -81,7 +81,7 @@ def online_grad(
     return (losses, grads, carry, aux) if has_aux else (losses, grads, carry)
 
 
-def read_stream(xs: PyTree[Any], ys: PyTree[Any]) -> tuple[PyTree[Array], PyTree[Array]]:
+def read_stream(xs: PyTree, ys: PyTree) -> tuple[PyTree[Array], PyTree[Array]]:
     """Inputs and targets as arrays with one common first axis, time."""
     xs, ys = jax.tree.map(jnp.asarray, (xs, ys))
     jax.tree.map(refuse_varying, (xs, ys))
@@ -102,7 +102,14 @@ def _even(steps: int, size: int, most: int) -> int:
 
 @eqx.filter_jit
 def gradient(
-    learner: Learner, loss_fn: Any, model: Any, carry: Carry, xs: Any, ys: Any, chunk: int | None, has_aux: bool
+    learner: Learner,
+    loss_fn: Loss,
+    model: Model,
+    carry: Carry,
+    xs: PyTree,
+    ys: PyTree,
+    chunk: int | None,
+    has_aux: bool,
 ) -> tuple:
     """`online_grad` of arrays that were checked; always with `aux` at the end."""
     steps = jax.tree.leaves((xs, ys))[0].shape[0]
@@ -113,7 +120,7 @@ def gradient(
         size = _even(steps, size, size if chunk else size + size // 4)
     count, rest = divmod(steps, size)
 
-    def paired(out: Any, y: Any) -> tuple[Array, Any]:
+    def paired(out: PyTree, y: PyTree) -> tuple[Array, PyTree]:
         result = loss_fn(out, y)
         loss, aux = result if has_aux else (result, None)
         if isinstance(loss, tuple) or jnp.shape(loss) != ():
@@ -125,12 +132,12 @@ def gradient(
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"loss_fn: expected a floating number, got {dtype}, which has no derivative to go down. A count of "
-                "right answers is no loss (return it beside one, with has_aux=True); of a complex number take the real "
+                "right answers is no loss: return it beside one, with has_aux=True. Of a complex number take the real "
                 "part or the modulus."
             )
         return loss, aux
 
-    def run(carry: Carry, part: tuple[Any, Any]) -> Any:
+    def run(carry: Carry, part: tuple[PyTree, PyTree]) -> tuple[Carry, tuple[Array, PyTree, PyTree]]:
         result = engine.window(model, carry, part[0], part[1], paired)
         return dataclasses.replace(result.carry, origin=carry.origin), (result.losses, result.aux, result.grads)
 
@@ -138,7 +145,7 @@ def gradient(
     cut = jax.tree.map(lambda a: a[: count * size].reshape(count, size, *a.shape[1:]), (xs, ys))
     if count > 1:
 
-        def add(before: tuple, part: tuple) -> Any:
+        def add(before: tuple[Carry, PyTree], part: tuple) -> tuple[tuple[Carry, PyTree], tuple[Array, PyTree]]:
             carry, total = before
             carry, (losses, aux, grads) = run(carry, part)
             return (carry, jax.tree.map(jnp.add, total, widened(grads))), (losses, aux)

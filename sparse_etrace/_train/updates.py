@@ -1,7 +1,7 @@
 """One sequence of training, compiled: its updates, and a validation."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from .._learner import Carry, Learner
 from .._model.program import is_inexact
 from .._sums import widened
+from .._types import Loss, Metric
 from .batches import Pair
 from .online import gradient
 
@@ -21,64 +22,64 @@ class Task(NamedTuple):
     """What stays the same while a model is trained; `fixed` is the part of the model that is not."""
 
     learner: Learner
-    loss_fn: Callable[..., Any]
-    metrics: dict[str, Callable[..., Any]]
+    loss_fn: Loss
+    metrics: dict[str, Metric]
     optimizer: optax.GradientTransformation
-    fixed: Any
+    fixed: PyTree
     chunk: int | None
 
 
 class Point(NamedTuple):
     """Where training is: what is trained, the optimizer's state, the carry."""
 
-    trained: Any
-    opt_state: Any
+    trained: PyTree
+    opt_state: optax.OptState
     carry: Carry
 
 
-def all_finite(tree: PyTree[Any]) -> Array:
+def all_finite(tree: PyTree) -> Array:
     """Whether all floating numbers of a pytree are finite; may be traced."""
     checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
     return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
 
 
-def starting(task: Task, point: Point, state: Any) -> Point:
+def starting(task: Task, point: Point, state: PyTree) -> Point:
     """A sequence that starts from `state`; None where it goes on. What is random goes on in any case."""
     return point if state is None else point._replace(carry=task.learner.reset(point.carry, True, state))
 
 
-def _measure(task: Task, out: Any, y: Any) -> list[Any]:
+def _measure(task: Task, out: PyTree, y: PyTree) -> list[Array]:
     found = [metric(out, y) for metric in task.metrics.values()]
     for name, value in zip(task.metrics, found, strict=True):
         if value is None or jnp.shape(value) != ():
             got = "None" if value is None else f"shape {jnp.shape(value)}"
             raise ValueError(
-                f"metrics: {name!r} needs a scalar for each step, got {got}. Average over batch and units."
+                f"metrics: expected a scalar of {name!r} for each step, got {got}. Average over batch and units."
             )
     return found
 
 
-def _objective(task: Task, carry: Carry, xs: Any, ys: Any) -> Callable[[Any], Array]:
+def _objective(task: Task, carry: Carry, xs: PyTree, ys: PyTree) -> Callable[[PyTree], Array]:
     """The sum of the losses of these steps as a function of what is trained, with the rule's gradient as its own."""
 
-    def run(trained: Any) -> tuple[Array, Any]:
+    def run(trained: PyTree) -> tuple[Array, PyTree]:
         losses, grads, *_ = gradient(
             task.learner, task.loss_fn, eqx.combine(trained, task.fixed), carry, xs, ys, task.chunk, False
         )
         return jnp.sum(losses), grads
 
     @jax.custom_vjp
-    def objective(trained: Any) -> Array:
+    def objective(trained: PyTree) -> Array:
         return run(trained)[0]
 
     objective.defvjp(run, lambda grads, ct: (jax.tree.map(lambda g: (ct * g).astype(g.dtype), grads),))
     return objective
 
 
-def one_update(task: Task, point: Point, xs: Any, ys: Any) -> tuple[Point, list[Array], Any]:
+def one_update(task: Task, point: Point, xs: PyTree, ys: PyTree) -> tuple[Point, list[Array], PyTree]:
     """An update: the point after it, the losses and metrics of its steps, and the gradient."""
 
-    def measured(out: Any, y: Any) -> tuple[Any, Any]:
+    def measured(out: PyTree, y: PyTree) -> tuple[PyTree, list[Array]]:
         return task.loss_fn(out, y), _measure(task, out, y)
 
     model = eqx.combine(point.trained, task.fixed)
@@ -92,17 +93,19 @@ def one_update(task: Task, point: Point, xs: Any, ys: Any) -> tuple[Point, list[
         if "required keyword-only argument" not in str(error):
             raise
         raise TypeError(
-            f"optimizer: {error}. Of what an optimizer may ask for, fit has {', '.join(of_loss)}. Take another, or "
-            "write the loop with se.online_grad."
+            f"optimizer: expected one that asks for {', '.join(of_loss)} at most, got another ({error}). "
+            "Take another, or write the loop with se.online_grad."
         ) from error
     return Point(eqx.apply_updates(point.trained, changes), opt_state, carry), [losses, *aux], grads
 
 
 @eqx.filter_jit
-def one_sequence(task: Task, point: Point, state: Any, xs: Any, ys: Any, size: int) -> tuple[Point, list[Array], Array]:
+def one_sequence(
+    task: Task, point: Point, state: PyTree, xs: PyTree, ys: PyTree, size: int
+) -> tuple[Point, list[Array], Array]:
     """All updates of a sequence, each after `size` steps: the point, means over steps, and whether all was finite."""
 
-    def one(point: Point, part: tuple[Any, Any]) -> tuple[Point, tuple[list[Array], Array]]:
+    def one(point: Point, part: Pair) -> tuple[Point, tuple[list[Array], Array]]:
         point, values, grads = one_update(task, point, *part)
         return point, ([jnp.sum(v) for v in widened(values)], all_finite((values[0], grads)))
 
@@ -117,17 +120,17 @@ def one_sequence(task: Task, point: Point, state: Any, xs: Any, ys: Any, size: i
     return point, [total / steps for total in sums], finite & all_finite(point.trained)
 
 
-def validate(task: Task, trained: Any, state: Any, pairs: Iterable[Pair]) -> list[float]:
+def validate(task: Task, trained: PyTree, state: PyTree, pairs: Iterable[Pair]) -> list[float]:
     """Loss and metrics without learning: means over steps, then over pairs."""
     found = [_run_through(task, trained, state, *pair) for pair in pairs]
     return np.mean(np.array(found, float), axis=0).tolist()
 
 
 @eqx.filter_jit
-def _run_through(task: Task, trained: Any, state: Any, xs: Any, ys: Any) -> list[Array]:
+def _run_through(task: Task, trained: PyTree, state: PyTree, xs: PyTree, ys: PyTree) -> list[Array]:
     model = eqx.combine(trained, task.fixed)
 
-    def one(state: Any, now: tuple[Any, Any]) -> tuple[Any, list[Any]]:
+    def one(state: PyTree, now: Pair) -> tuple[PyTree, list[PyTree]]:
         state, out = model(state, now[0])
         return state, [task.loss_fn(out, now[1]), *_measure(task, out, now[1])]
 

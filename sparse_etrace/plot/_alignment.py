@@ -36,11 +36,11 @@ def alignment(alignments: dict[str, Alignment], title: str = "") -> Figure:
         ['cosine with the exact gradient', 'norm ratio to the exact gradient']
     """
     if not isinstance(alignments, Mapping):
-        raise TypeError(f"alignments: expected {{rule: Alignment}}, got {type(alignments).__name__}")
+        raise TypeError(f"alignments: expected {{rule: Alignment}}, got {type(alignments).__name__}.")
     for rule, found in alignments.items():
         if not isinstance(found, Alignment):
             got = type(found).__name__
-            raise TypeError(f"alignments[{rule!r}]: expected what `gradient_alignment` returns, got {got}")
+            raise TypeError(f"alignments[{rule!r}]: expected what `gradient_alignment` returns, got {got}.")
     kinds = {(a.names, str(a.steps.tolist())) for a in alignments.values()}
     if len(kinds) != 1:
         raise ValueError(

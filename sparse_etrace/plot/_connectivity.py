@@ -8,6 +8,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from .._graph.graph import Graph
 from .style import (
@@ -33,7 +34,13 @@ MOST_DOTS, BINS = 50_000, 240
 SIGNS = ((1, POSITIVE, "positive"), (-1, NEGATIVE, "negative"), (0, ZERO, "zero"))
 
 
-def connectivity(graph: Any, weight: Any = None, group: Any = None, order: Any = "degree", ax: Any = None) -> Figure:
+def connectivity(
+    graph: Graph,
+    weight: ArrayLike | None = None,
+    group: str | ArrayLike | None = None,
+    order: str | ArrayLike = "degree",
+    ax: Axes | None = None,
+) -> Figure:
     """Draw the matrix of a graph: senders downwards, receivers to the right, the sign of each weight as its colour.
 
     Up to 50,000 synapses are dots. More are counted in 240 x 240 blocks: the more synapses for its pairs the
@@ -84,22 +91,27 @@ def connectivity(graph: Any, weight: Any = None, group: Any = None, order: Any =
     return figure
 
 
-def _arrange(graph: Graph, degree: np.ndarray, group: Any, order: Any, square: bool) -> tuple[list, list | None]:
+def _arrange(
+    graph: Graph, degree: np.ndarray, group: str | ArrayLike | None, order: str | ArrayLike, square: bool
+) -> tuple[list, list | None]:
     """The place of each sender and of each receiver, and names and sizes of the groups of both."""
     count = len(graph.nodes)
     if isinstance(order, str):
         if order not in ("degree", "given"):
-            raise ValueError(f"order: got {order!r}; expected 'degree', 'given' or an array of all node positions")
+            raise ValueError(f"order: expected 'degree', 'given' or an array of all node positions, got {order!r}.")
         sequence, key = np.arange(count), -degree if order == "degree" else np.zeros(count)
     else:
         sequence, key = np.asarray(order), np.zeros(count)
         if sequence.shape != (count,) or not np.array_equal(np.sort(sequence), np.arange(count)):
-            raise ValueError(f"order: expected each of the node positions 0 to {count - 1} once")
+            raise ValueError(
+                f"order: expected each of the node positions 0 to {count - 1} once, got other "
+                f"numbers, of shape {sequence.shape}."
+            )
     number, names = np.zeros(count, np.int64), None
     if group is not None:
         values = per_node("group", group, graph)
         if values.ndim != 1:
-            raise ValueError(f"group: got shape {values.shape}; it needs one entry per node, {count}")
+            raise ValueError(f"group: expected one entry per node, {count}, got shape {values.shape}.")
         names, number = group_numbers(values, sequence)
     along = sequence[np.lexsort((key[sequence], number[sequence]))]
     num_pre, num_post = graph.connectivity.shape
@@ -127,7 +139,9 @@ def _dots(axes: Axes, rows: np.ndarray, columns: np.ndarray, sign: np.ndarray, s
     legend(axes, handles, len(handles))
 
 
-def _blocks(axes: Axes, rows: Any, columns: Any, positive: Any, signed: bool, sizes: tuple[int, int]) -> None:
+def _blocks(
+    axes: Axes, rows: np.ndarray, columns: np.ndarray, positive: np.ndarray, signed: bool, sizes: tuple[int, int]
+) -> None:
     bins = [min(BINS, size) for size in sizes]
     edges = [np.arange(n + 1) * size // n for n, size in zip(bins, sizes, strict=True)]
     # The block of each place, from the edges, so that each block knows how many pairs it has.

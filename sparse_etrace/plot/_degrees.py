@@ -3,15 +3,17 @@
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from .._graph.graph import Graph
 from .style import DASHES, PALETTE, SINGLE, graph_weight, legend, nothing, panel
 
 MOST_BINS, HEAVY = 40, 8
 
 
-def degrees(graph: Any, log: bool | None = None, ax: Any = None) -> Figure:
+def degrees(graph: Graph, log: bool | None = None, ax: Axes | None = None) -> Figure:
     """Draw the distributions of in-degree and out-degree: how many synapses end, and start, at a unit.
 
     On linear axes a histogram. On logarithmic ones `P(degree >= k)`, the share of units with at least `k` synapses,

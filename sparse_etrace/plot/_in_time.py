@@ -1,14 +1,15 @@
 """States and eligibility traces in time."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
+from .._graph.graph import Graph
 from .style import (
     ABOUT_ZERO,
     AMOUNT,
@@ -28,12 +29,12 @@ MOST_LINES, FEW = 8, 5
 
 
 def states(
-    values: Any,
-    units: Any = None,
-    names: Sequence[Any] | None = None,
-    dt: Any = None,
+    values: ArrayLike,
+    units: ArrayLike | None = None,
+    names: Sequence | None = None,
+    dt: float | None = None,
     label: str = "state (a.u.)",
-    ax: Any = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Draw states in time: a line for each of up to 8 units, an image of more.
 
@@ -61,19 +62,19 @@ def states(
     array = numbers("values", values, ("time", "units"))
     count = array.shape[1]
     if names is not None and len(names) != count:
-        raise ValueError(f"names: got {len(names)}; expected one for each of {count} units")
+        raise ValueError(f"names: expected one for each of {count} units, got {len(names)}.")
     chosen = np.arange(count) if units is None else _positions("units", units, count)
     labels = [f"unit {k}" if names is None else str(names[k]) for k in chosen.tolist()]
     return _draw(array[:, chosen], labels, times(len(array), dt), label, "unit", units is not None, ax)
 
 
 def traces(
-    values: Any,
-    graph: Any,
-    synapses: Any = None,
-    dt: Any = None,
+    values: ArrayLike,
+    graph: Graph,
+    synapses: ArrayLike | None = None,
+    dt: float | None = None,
     label: str = "eligibility trace (a.u.)",
-    ax: Any = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Draw eligibility traces in time, each named by its synapse, `pre to post`: up to 8 as lines, more as an image.
 
@@ -108,12 +109,12 @@ def traces(
     return _draw(array[:, chosen], names, times(len(array), dt), label, "synapse", True, ax)
 
 
-def _positions(name: str, positions: Any, count: int) -> np.ndarray:
+def _positions(name: str, positions: ArrayLike, count: int) -> np.ndarray:
     array = np.asarray(positions)
     if array.ndim != 1 or not (array.size == 0 or np.issubdtype(array.dtype, np.integer)):
-        raise ValueError(f"{name}: expected positions, whole numbers in one row, got {array.dtype} {array.shape}")
+        raise ValueError(f"{name}: expected positions, whole numbers in one row, got {array.dtype} {array.shape}.")
     if array.size and not 0 <= array.min() <= array.max() < count:
-        raise ValueError(f"{name}: got positions {array.min()} to {array.max()}; expected 0 to {count - 1}")
+        raise ValueError(f"{name}: expected positions from 0 to {count - 1}, got {array.min()} to {array.max()}.")
     return array.astype(np.int64)
 
 
@@ -133,7 +134,13 @@ def _unlike(values: np.ndarray) -> np.ndarray:
 
 
 def _draw(
-    values: np.ndarray, names: list[str], time: tuple[np.ndarray, str], label: str, what: str, some: bool, ax: Any
+    values: np.ndarray,
+    names: list[str],
+    time: tuple[np.ndarray, str],
+    label: str,
+    what: str,
+    some: bool,
+    ax: Axes | None,
 ) -> Figure:
     at, when = time
     figure, axes = panel(ax, SINGLE, 2.4)

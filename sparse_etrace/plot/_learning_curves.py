@@ -1,10 +1,11 @@
 """Learning curves with their seeds."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from .style import DASHES, MARKERS, PALETTE, SINGLE, legend, numbers, panel, reals
 
@@ -12,13 +13,13 @@ MARKS = 5
 
 
 def learning_curves(
-    curves: Any,
-    x: Any = None,
+    curves: Mapping[str, ArrayLike],
+    x: ArrayLike | None = None,
     xlabel: str = "updates",
     ylabel: str = "loss",
     centre: str = "median",
     log: bool = False,
-    ax: Any = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Draw learning curves: for each rule a thick line for all seeds, a band around it, and a thin line for each.
 
@@ -48,18 +49,18 @@ def learning_curves(
         ['D-RTRL', 'BPTT']
     """
     if not isinstance(curves, Mapping):
-        raise TypeError(f"curves: expected {{rule: (seeds, points) array}}, got {type(curves).__name__}")
+        raise TypeError(f"curves: expected {{rule: (seeds, points) array}}, got {type(curves).__name__}.")
     if not curves:
-        raise ValueError("curves: got no rule; expected {rule: (seeds, points) array}")
+        raise ValueError("curves: expected {rule: (seeds, points) array}, got no rule.")
     if centre not in ("median", "mean"):
-        raise ValueError(f"centre: got {centre!r}; expected 'median' or 'mean'")
+        raise ValueError(f"centre: expected 'median' or 'mean', got {centre!r}.")
     found = {str(rule): _seeds(f"curves[{rule!r}]", values) for rule, values in curves.items()}
     lengths = {values.shape[1] for values in found.values()}
     if len(lengths) != 1:
-        raise ValueError(f"curves: got {sorted(lengths)} points; all rules need the same number")
+        raise ValueError(f"curves: expected the same number of points for all rules, got {sorted(lengths)}.")
     (points,) = lengths
     if log and any((values <= 0).any() for values in found.values()):
-        raise ValueError("curves: a logarithmic axis needs positive values; use log=False")
+        raise ValueError("curves: expected positive values on a logarithmic axis, got others. Pass log=False.")
     at = np.arange(1, points + 1) if x is None else numbers("x", x, (points,))
     counts = {len(values) for values in found.values()}
     figure, axes = panel(ax, SINGLE, 2.6)
@@ -89,13 +90,13 @@ def learning_curves(
     return figure
 
 
-def _seeds(name: str, values: Any) -> np.ndarray:
+def _seeds(name: str, values: ArrayLike) -> np.ndarray:
     array = np.atleast_2d(reals(name, values))
     numbers(name, np.where(np.isnan(array), 0, array), ("seeds", "points"))
     if not array.size:
-        raise ValueError(f"{name}: got shape {array.shape}; expected at least one seed and one point")
+        raise ValueError(f"{name}: expected at least one seed and one point, got shape {array.shape}.")
     if np.isnan(array).all(axis=1).any():
-        raise ValueError(f"{name}: a seed has no value, only NaN; leave it out")
+        raise ValueError(f"{name}: expected values of each seed, got only NaN of one. Leave it out.")
     return array
 
 

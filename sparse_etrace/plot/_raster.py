@@ -1,17 +1,16 @@
 """Spikes in time, and how often a population spikes."""
 
-from typing import Any
-
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from .style import DASHES, DOUBLE, FAINT, PALETTE, SMALL, group_numbers, new_figure, nothing, styled, times, with_room
 
 BINS, HEIGHT = 150, 3.6
 
 
-def raster(spikes: Any, dt: Any = None, group: Any = None) -> Figure:
+def raster(spikes: ArrayLike, dt: float | None = None, group: ArrayLike | None = None) -> Figure:
     """Draw spikes as dots, a row for each unit, and below them the mean rate of the population.
 
     The rate is counted in bins of whole steps, at most 150; where dots would cover one another they are transparent.
@@ -85,23 +84,23 @@ def raster(spikes: Any, dt: Any = None, group: Any = None) -> Figure:
     return figure
 
 
-def _fired(spikes: Any) -> np.ndarray:
+def _fired(spikes: ArrayLike) -> np.ndarray:
     array = np.asarray(spikes)
     if array.ndim != 2:
-        raise ValueError(f"spikes: got shape {array.shape}; expected (time, units)")
+        raise ValueError(f"spikes: expected (time, units), got shape {array.shape}.")
     if not (array.dtype == bool or np.issubdtype(array.dtype, np.number) or array.dtype.kind == "V"):
-        raise TypeError(f"spikes: expected numbers, got {array.dtype}")
+        raise TypeError(f"spikes: expected numbers, got {array.dtype}.")
     fired = array.astype(bool)
     strange = array != fired
     if np.any(strange):
-        raise ValueError(f"spikes: expected 0 and 1, got {array[strange][0]!s}; for example `spikes > 0`")
+        raise ValueError(f"spikes: expected 0 and 1, got {array[strange][0]!s}. Pass `spikes > 0`, for example.")
     return fired
 
 
-def _groups(group: Any, units: int) -> tuple[list[str], np.ndarray]:
+def _groups(group: ArrayLike | None, units: int) -> tuple[list[str], np.ndarray]:
     if group is None:
         return [""], np.zeros(units, np.int64)
     values = np.asarray(group)
     if values.shape != (units,):
-        raise ValueError(f"group: got shape {values.shape}; it needs one entry for each of {units} units")
+        raise ValueError(f"group: expected one entry for each of {units} units, got shape {values.shape}.")
     return group_numbers(values, np.arange(units))

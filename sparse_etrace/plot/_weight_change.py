@@ -1,7 +1,5 @@
 """What learning changed, on the graph."""
 
-from typing import Any
-
 import networkx as nx
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from .._graph.graph import Graph
 from .style import (
@@ -34,7 +33,13 @@ from .style import (
 MOST_NODES, MOST_LINES, MOST_DOTS, BINS = 300, 5_000, 50_000, 120
 
 
-def weight_change(graph: Any, before: Any, after: Any, positions: Any = None, strongest: int = 30) -> Figure:
+def weight_change(
+    graph: Graph,
+    before: ArrayLike,
+    after: ArrayLike,
+    positions: tuple[str, str] | ArrayLike | None = None,
+    strongest: int = 30,
+) -> Figure:
     """Draw how weights changed: the strongest changes as arrows on the graph, and all weights before and after.
 
     The arrows lead from sender to receiver, the wider the larger the change; a ring is a synapse of a unit on itself.
@@ -63,7 +68,7 @@ def weight_change(graph: Any, before: Any, after: Any, positions: Any = None, st
     """
     old, new = (graph_weight(graph, w, name) for w, name in ((before, "before"), (after, "after")))
     if strongest < 0:
-        raise ValueError(f"strongest: got {strongest}; expected 0 or more arrows")
+        raise ValueError(f"strongest: expected 0 or more arrows, got {strongest}.")
     if positions is None and len(graph.nodes) > MOST_NODES:
         figure = new_figure(SINGLE, 3.0)
         panels = [styled(figure.subplots())]
@@ -76,7 +81,7 @@ def weight_change(graph: Any, before: Any, after: Any, positions: Any = None, st
     return figure
 
 
-def _places(graph: Graph, positions: Any) -> tuple[np.ndarray, tuple[str, str] | None]:
+def _places(graph: Graph, positions: tuple[str, str] | ArrayLike | None) -> tuple[np.ndarray, tuple[str, str] | None]:
     """Where each node is, `(num_nodes, 2)`, and names of the axes where they mean something."""
     if positions is None:
         conn, count = graph.connectivity, len(graph.nodes)
@@ -92,7 +97,9 @@ def _places(graph: Graph, positions: Any) -> tuple[np.ndarray, tuple[str, str] |
     return numbers("positions", positions, (len(graph.nodes), 2)), ("position 1", "position 2")
 
 
-def _drawing(axes: Axes, graph: Graph, change: Any, places: np.ndarray, labels: Any, strongest: int) -> None:
+def _drawing(
+    axes: Axes, graph: Graph, change: np.ndarray, places: np.ndarray, labels: tuple[str, str] | None, strongest: int
+) -> None:
     conn = graph.connectivity
     pre, post = np.asarray(conn.pre), np.asarray(conn.post) + (len(graph.nodes) - conn.num_post)
     if labels is None:

@@ -1,11 +1,12 @@
 """How weights are distributed."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from .._graph.graph import Graph
 from .style import (
@@ -26,7 +27,9 @@ from .style import (
 BINS = 50
 
 
-def weights(values: Any, log: bool = False, ax: Any = None) -> Figure:
+def weights(
+    values: Graph | ArrayLike | Mapping[str, Graph | ArrayLike], log: bool = False, ax: Axes | None = None
+) -> Figure:
     """Draw a histogram of weights: one set by sign, or several as lines with the share of negative ones of each.
 
     Whole numbers have a bar each where they are few; otherwise zero is the border of two bars.
@@ -50,7 +53,7 @@ def weights(values: Any, log: bool = False, ax: Any = None) -> Figure:
     """
     named = values if isinstance(values, Mapping) else {"": values}
     if not named:
-        raise ValueError("values: got no names; expected for example {'before': w, 'after': v}")
+        raise ValueError("values: expected weights by name, {'before': w, 'after': v} for example, got no names.")
     sets = {str(name): _flat(f"values[{name!r}]" if name else "values", value) for name, value in named.items()}
     figure, axes = panel(ax, SINGLE, 2.4)
     axes.set(xlabel="weight (a.u.)", ylabel="synapses")
@@ -92,7 +95,7 @@ def weights(values: Any, log: bool = False, ax: Any = None) -> Figure:
     return figure
 
 
-def _flat(name: str, value: Any) -> np.ndarray:
+def _flat(name: str, value: Graph | ArrayLike) -> np.ndarray:
     return graph_weight(value) if isinstance(value, Graph) else numbers(name, reals(name, value).ravel(), ("count",))
 
 

@@ -5,16 +5,26 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
-from .._graph.graph import Graph
+from .._graph.graph import Graph, check_graph
 
 # Okabe and Ito's colours, apart also for the colour-blind; a marker and dashes of its own tell each curve besides.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
 MARKERS = "osD^vP*X<>hd"
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1, 1)),
+    (0, (5, 1.5, 1, 1.5)),
+    (0, (8, 2)),
+    (0, (3, 1, 1, 1, 1, 1)),
+)
 POSITIVE, NEGATIVE, ZERO, FAINT = "#D55E00", "#0072B2", "#000000", "#999999"
 # Amounts, light to dark; and values about zero, as dark in grey as they are far from it.
 AMOUNT, ABOUT_ZERO = matplotlib.colormaps["viridis_r"], matplotlib.colormaps["RdBu_r"]
@@ -30,13 +40,13 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=300, layout="constrained")
 
 
-def panel(ax: Any, width: float, height: float) -> tuple[Figure, Axes]:
+def panel(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
     """A new figure with one panel, or the given one."""
     if ax is None:
         figure = new_figure(width, height)
         return figure, styled(figure.subplots())
     if not isinstance(ax, Axes):
-        raise TypeError(f"ax: expected a matplotlib Axes, got {type(ax).__name__}; for example `figure.subplots()`")
+        raise TypeError(f"ax: expected a matplotlib Axes, got {type(ax).__name__}. `figure.subplots()` makes one.")
     return ax.figure.figure, styled(ax)
 
 
@@ -53,7 +63,7 @@ def styled(axes: Axes) -> Axes:
     return axes
 
 
-def legend(axes: Axes, handles: Sequence[Any] | None = None, columns: int = 0, title: str = "") -> None:
+def legend(axes: Axes, handles: Sequence[Artist] | None = None, columns: int = 0, title: str = "") -> None:
     """A legend above the panel, where it hides nothing, in as many columns as its width has room for."""
     handles = axes.get_legend_handles_labels()[0] if handles is None else handles
     if not handles:
@@ -68,7 +78,7 @@ def legend(axes: Axes, handles: Sequence[Any] | None = None, columns: int = 0, t
     )  # fmt: skip
 
 
-def colourbar(drawn: Any, axes: Axes, label: str, **options: Any) -> None:
+def colourbar(drawn: ScalarMappable, axes: Axes, label: str, **options: Any) -> None:
     """The key of an image beside its panel."""
     bar = axes.figure.colorbar(drawn, cax=axes.inset_axes((1.03, 0.05, 0.04, 0.9)), **options)
     bar.set_label(label, fontsize=LARGE)
@@ -81,43 +91,45 @@ def nothing(axes: Axes, words: str) -> None:
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", fontsize=SMALL, color="#555555")
 
 
-def reals(name: str, values: Any) -> np.ndarray:
+def reals(name: str, values: ArrayLike) -> np.ndarray:
     """`values` as an array of real numbers."""
     try:
         array = np.asarray(values)
-        if array.dtype.kind == "c":
-            raise TypeError("they are complex; draw `.real`, `.imag` or `abs`")
-        return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+        array = array if array.dtype.kind == "c" or array.dtype == np.float32 else array.astype(np.float64, copy=False)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: expected an array of real numbers, got {type(values).__name__}: {error}") from error
-
-
-def numbers(name: str, values: Any, shape: Sequence[str | int]) -> np.ndarray:
-    """`values` as an array of finite real numbers; words in `shape` stand for any size."""
-    array = reals(name, values)
-    if array.ndim != len(shape) or any(n != m for n, m in zip(array.shape, shape, strict=True) if isinstance(m, int)):
-        raise ValueError(f"{name}: got shape {array.shape}; expected ({', '.join(map(str, shape))})")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name}: {np.count_nonzero(~np.isfinite(array))} of {array.size} values are not finite")
+        raise TypeError(f"{name}: expected an array of real numbers, got {type(values).__name__} ({error}).") from error
+    if array.dtype.kind == "c":
+        raise TypeError(f"{name}: expected real numbers, got {array.dtype}. Draw `.real`, `.imag` or `abs`.")
     return array
 
 
-def graph_weight(graph: Any, weight: Any = None, name: str = "weight") -> np.ndarray:
+def numbers(name: str, values: ArrayLike, shape: Sequence[str | int]) -> np.ndarray:
+    """`values` as an array of finite real numbers; words in `shape` stand for any size."""
+    array = reals(name, values)
+    if array.ndim != len(shape) or any(n != m for n, m in zip(array.shape, shape, strict=True) if isinstance(m, int)):
+        raise ValueError(f"{name}: expected shape ({', '.join(map(str, shape))}), got {array.shape}.")
+    if not np.isfinite(array).all():
+        raise ValueError(
+            f"{name}: expected finite values, got {np.count_nonzero(~np.isfinite(array))} of {array.size} that are not."
+        )
+    return array
+
+
+def graph_weight(graph: Graph, weight: ArrayLike | None = None, name: str = "weight") -> np.ndarray:
     """The graph's own weight, or the given one, `(num_synapses,)`."""
-    if not isinstance(graph, Graph):
-        raise TypeError(f"graph: expected a Graph, got {type(graph).__name__}; `from_edges` and its kin make one")
+    check_graph(graph)
     return numbers(name, graph.weight if weight is None else weight, (graph.connectivity.num_synapses,))
 
 
-def per_node(name: str, values: Any, graph: Graph) -> np.ndarray:
+def per_node(name: str, values: ArrayLike, graph: Graph) -> np.ndarray:
     """An array with a row for each node, or the node attribute of that name."""
     if isinstance(values, str):
         if values not in graph.node_attrs:
-            raise ValueError(f"{name}: no node attribute is called {values!r}; there are {sorted(graph.node_attrs)}")
+            raise ValueError(f"{name}: expected a node attribute, one of {sorted(graph.node_attrs)}, got {values!r}.")
         return graph.node_attrs[values]
     array = np.asarray(values)
     if array.shape[:1] != (len(graph.nodes),):
-        raise ValueError(f"{name}: got shape {array.shape}; it needs one entry per node, {len(graph.nodes)}")
+        raise ValueError(f"{name}: expected one entry per node, {len(graph.nodes)}, got shape {array.shape}.")
     return array
 
 
@@ -126,7 +138,7 @@ def group_numbers(group: np.ndarray, order: np.ndarray) -> tuple[list[str], np.n
     try:
         names, first, number = np.unique(group[order], return_index=True, return_inverse=True)
     except TypeError as error:
-        raise TypeError(f"group: expected text or numbers of one kind, got others: {error}") from error
+        raise TypeError(f"group: expected text or numbers of one kind, got others ({error}).") from error
     rank = np.argsort(np.argsort(first))
     result = np.empty(group.size, np.int64)
     result[order] = rank[number]
@@ -143,10 +155,12 @@ def with_room(sizes: np.ndarray, points: float) -> np.ndarray:
     return np.sort(np.array(kept, int))
 
 
-def times(steps: int, dt: Any) -> tuple[np.ndarray, str]:
+def times(steps: int, dt: float | None) -> tuple[np.ndarray, str]:
     """Time of each step, and the label of its axis."""
     if dt is None:
         return np.arange(steps), "time (steps)"
     if not (np.ndim(dt) == 0 and np.isfinite(dt) and dt > 0):
-        raise ValueError(f"dt: got {dt!r}; expected the length of a step in ms, positive and finite, or None for steps")
+        raise ValueError(
+            f"dt: expected the length of a step in ms, positive and finite, or None for steps, got {dt!r}."
+        )
     return np.arange(steps) * float(dt), "time (ms)"

@@ -97,7 +97,7 @@ def kernels(units, in_degree):
 
         def both(carry, conn, *parts):
             trace, total = carry
-            trace, gradient = _kernels.trace.window(conn, *parts, trace)
+            trace, gradient = _kernels.trace.advance(conn, *parts, trace)
             return trace, total + gradient
 
         start = jnp.zeros((1, conn.num_synapses)), jnp.zeros(conn.num_synapses)
