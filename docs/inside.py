@@ -84,7 +84,7 @@ ROWS = [
          "lays coefficients on\n"
          "synapses, by the contract\n"
          "of the op"),
-        ("_kernels", "trace.window", OP,
+        ("_kernels", "trace.advance", OP,
          "$\\varepsilon \\leftarrow C\\varepsilon + \\sum a\\,x$\n"
          "$dv\\ +\\!= \\lambda\\varepsilon + \\sum b\\,x$\n"
          "each synapse once"),

@@ -648,7 +648,7 @@ def test_errors(name):
 
 
 def test_what_is_no_matrix():
-    with pytest.raises(TypeError, match="M: got ndarray; it needs a scipy sparse matrix, BCOO, BCSR or CSR"):
+    with pytest.raises(TypeError, match="M: expected a scipy sparse matrix, BCOO, BCSR or CSR, got ndarray"):
         se.SpMatMulOp(np.ones((2, 2)))
 
 
