@@ -15,9 +15,9 @@ from ._graph.matrices import (
     from_dataframe as from_dataframe,
     from_dense as from_dense,
     from_edges as from_edges,
-    from_networkx as from_networkx,
     from_scipy as from_scipy,
 )
+from ._graph.networks import from_networkx as from_networkx
 from ._graph.summary import GraphSummary as GraphSummary, inspect_graph as inspect_graph
 from ._graph.transforms import scale_spectral_radius as scale_spectral_radius, spectral_radius as spectral_radius
 from ._learner import (

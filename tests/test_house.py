@@ -25,8 +25,8 @@ HOUSE = {
     "_sums": "",
     "_text": "",
     "surrogate": "",
-    "_graph": "columns connectivity labels table graph build edges matrices transforms summary",
-    "_files": "safe columns text arrow npz *",
+    "_graph": "columns connectivity labels table graph build edges networks matrices transforms summary",
+    "_files": "safe columns cells text arrow npz *",
     "datasets": "",
     "_kernels": "native products *",
     "_op": "windows contract weights boundary param initial *",
@@ -36,10 +36,10 @@ HOUSE = {
     "_rule": "reach influence traces support notes signal engine trace_engine kept_traces own_traces "
     "influence_engine black_box",
     "_learner": "learner *",
-    "_train": "online check_learner batches updates fit_result non_finite facts checkpoint fit_options fit_file "
+    "_train": "online check_learner batches updates fit_result non_finite facts lock checkpoint fit_options fit_file "
     "fit_loop fit",
     "_report": "explain memory alignment costs",
-    "plot": "style *",
+    "plot": "style checks *",
     "demo": "",
     "cli": "",
 }

@@ -13,6 +13,7 @@ from .._graph.build import build_graph
 from .._graph.columns import GUESS
 from .._graph.graph import Graph
 from .arrow import beside, encoded, node_positions, positions_in
+from .cells import INTEGER, NUMBER, column_of, ids, integers, numbers, refuse_cell, text_of, typed, write_rows
 from .columns import WAY, both_or_none, ends_by_name, the_rest, usual_ends
 from .safe import (
     AGAIN,
@@ -26,21 +27,7 @@ from .safe import (
     only_strings,
     refuse_attributes,
 )
-from .text import (
-    INTEGER,
-    NUMBER,
-    Mark,
-    Table,
-    column_of,
-    ids,
-    integers,
-    numbers,
-    refuse_cell,
-    text_of,
-    typed,
-    write_mark,
-    write_rows,
-)
+from .text import Mark, Table, write_mark
 
 HOLDERS = ".npz, .graphml or .parquet"
 

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from io import BufferedIOBase
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
+from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from .._graph.build import build_graph
 from .._graph.columns import NO_WEIGHT, strings, text_cells, weight_name
 from .._graph.graph import Graph
+from .cells import INTEGER, NUMBER
 from .safe import (
     AGAIN,
     Options,
@@ -28,7 +30,6 @@ from .safe import (
     only_strings,
     to_json,
 )
-from .text import INTEGER, NUMBER
 
 PLAIN = "Save it as plain GraphML."
 NAMESPACE = "http://graphml.graphdrawing.org/xmlns"
@@ -61,13 +62,6 @@ class _Document(NamedTuple):
     nodes: dict[str, dict[str, str]]
     edges: list[tuple[str, str, bool, dict[str, str]]]
     data: dict[str, str]
-
-
-class _Builder(ElementTree.TreeBuilder):
-    """Refuses document types, without which there are no entities."""
-
-    def doctype(self, *_: Any) -> None:
-        raise ValueError("expected no document type and no entities, got one. Remove its <!DOCTYPE ...>.")
 
 
 def read(source: Source, options: Options) -> Graph:
@@ -137,8 +131,9 @@ def write(target: BufferedIOBase, graph: Graph) -> None:
 
 def _parse(data: bytes) -> _Document:
     try:
-        root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_Builder()))
-    except (ElementTree.ParseError, LookupError) as error:
+        _refuse_document_type(data)
+        root = ElementTree.fromstring(data)
+    except (expat.ExpatError, LookupError) as error:
         raise ValueError(f"expected sound XML, got one that does not read ({error}). {AGAIN}") from error
     _check_inside("", [root])
     graphs = root.findall("graph")
@@ -165,17 +160,29 @@ def _parse(data: bytes) -> _Document:
     return _Document(keys, nodes, edges, _data_of(root, graphs[0]))
 
 
+def _refuse_document_type(data: bytes) -> None:
+    """Without one there are no entities."""
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("expected no document type and no entities, got one. Remove its <!DOCTYPE ...>.")
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.Parse(data, True)
+
+
 def _check_inside(above: str, elements: Iterable[ElementTree.Element]) -> None:
     """Refuse what a graph of this library has not, and drop the namespaces."""
     for element in elements:
         name = element.tag = element.tag.rpartition("}")[2]
         if name not in INSIDE.get(above, ()):
             raise ValueError(f"expected what one graph has, got <{name}> in <{above or 'document'}>. {PLAIN}")
-        if name not in ("data", "default", "desc"):
-            text = "".join(filter(None, [element.text, *(inner.tail for inner in element)])).strip()
-            if text:
-                raise ValueError(f"expected text in data only, got {text[:40]!r} in <{name}>. {PLAIN}")
-        _check_inside(name, element)
+        own = None if name in ("data", "default", "desc") else element.text
+        for text, place in ((own, name), (element.tail, above)):
+            if text and text.strip():
+                raise ValueError(f"expected text in data only, got {text.strip()[:40]!r} in <{place}>. {PLAIN}")
+        if len(element):
+            _check_inside(name, element)
 
 
 def _add_key(keys: dict[str, _Key], element: ElementTree.Element) -> None:
@@ -191,7 +198,7 @@ def _add_key(keys: dict[str, _Key], element: ElementTree.Element) -> None:
 def _data_of(*elements: ElementTree.Element) -> dict[str, str]:
     """The text of each key."""
     found: dict[str, str] = {}
-    for datum in (datum for element in elements for datum in element.iterfind("data")):
+    for datum in (datum for element in elements for datum in element if datum.tag == "data"):
         key = _attribute(datum, "key")
         if key in found:
             raise ValueError(f"expected one value of key {key!r} for one {elements[-1].tag}, got two. Drop one.")

@@ -3,30 +3,20 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NoReturn, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
 
-from .._graph.columns import strings, text_cells
-from .._graph.labels import plain_ids
-from .safe import AGAIN, Pieces, Source, from_json, is_plain, is_shape, to_json
+from .cells import floats
+from .safe import AGAIN, Pieces, Source, from_json, is_shape, to_json
 
 SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", " ": "space"}
 MARK = "# sparse_etrace "
-INTEGER = re.compile(r"0|-?[1-9][0-9]{0,99}").fullmatch
-NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.I | re.A).fullmatch
-# A number that is written as such: "01" is text.
-PROPER = re.compile(
-    r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.I | re.A
-).fullmatch
-PLAIN = re.compile(r"[^\W_#%][\w.+-]*|-?[0-9.][\w.+-]*", re.A).fullmatch
 NO_ROW = re.compile(rb"(?:[#%][^\r\n]*|[ \t]*)(?:[\r\n]+|\Z)").match
 COMMENT = re.compile(rb"[\r\n][#%][^\r\n]*")
 HEAD, BLOCK = 1 << 20, 1 << 24
@@ -62,7 +52,7 @@ class Table:
     @cached_property
     def are_numbers(self) -> list[bool]:
         """Whether all cells below the first row are numbers, for each column."""
-        return [_floats(column) is not None for column in self.below]
+        return [floats(column) is not None for column in self.below]
 
 
 class _Plain:
@@ -213,118 +203,6 @@ def _split(
     if table.num_columns != width:
         raise pa.ArrowInvalid(f"Expected {width} columns, got {table.num_columns}")
     return table.columns
-
-
-def integers(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
-    """Return cells as integers of this type if all are such, written plainly: "01" and "0x1" are not."""
-    try:
-        found = pc.cast(column, kind)
-    except pa.ArrowInvalid:
-        return None
-    zero = pc.and_(pc.starts_with(column, "0"), pc.greater(pc.binary_length(column), 1))
-    odd = pc.any(pc.or_(zero, pc.starts_with(column, "-0"))).as_py()
-    return None if odd else found
-
-
-def ids(*columns: Sequence[str]) -> list[np.ndarray | list]:
-    """Return columns of ids: all as integers if all are, else all as strings; floats are refused."""
-    if all(INTEGER(cell) for column in columns for cell in column):
-        return [plain_ids([int(cell) for cell in column]) for column in columns]
-    if all(PROPER(cell) for column in columns for cell in column):
-        odd = next(cell for column in columns for cell in column if not INTEGER(cell))
-        raise ValueError(
-            f"expected ids that are integers written plainly, or names, got {odd!r} among numbers. Convert it."
-        )
-    for column in columns:
-        if "" in column:
-            raise ValueError(
-                f"expected an id in each row, got none in data row {list(column).index('') + 1}. Fill it or drop "
-                "the row."
-            )
-    return [list(column) for column in columns]
-
-
-def numbers(name: str, column: pa.ChunkedArray) -> np.ndarray:
-    """Return cells as numbers: integers if all are, else float64."""
-    found = _whole(column)
-    found = _floats(column) if found is None else found
-    if found is None:
-        refuse_cell(name, column, NUMBER, "a number")
-    return found
-
-
-def refuse_cell(name: str, column: pa.ChunkedArray, is_sound: Callable[[str], object], what: str) -> NoReturn:
-    """Refuse a column for the first of its cells that is not sound."""
-    cells = column.to_pylist()
-    k = next((k for k, cell in enumerate(cells) if not is_sound(cell)), 0)
-    raise ValueError(f"expected {what} as {name}, got {cells[k]!r} in data row {k + 1}. Correct it.")
-
-
-def typed(column: pa.ChunkedArray) -> np.ndarray:
-    """Return cells as integers, float64 or truth values if all are, else as strings."""
-    found = _whole(column)
-    if found is None and (found := _floats(column)) is not None:
-        padded = pc.any(pc.match_substring_regex(column, "^[+-]?0[0-9]")).as_py()
-        found = None if padded or all(INTEGER(cell.as_py()) for cell in column) else found
-    if found is not None and len(column):
-        return found
-    if len(column) and pc.all(pc.is_in(column, pa.array(["True", "False"]))).as_py():
-        return pc.equal(column, "True").to_numpy()
-    return strings(column.to_pylist())
-
-
-def _whole(column: pa.ChunkedArray) -> np.ndarray | None:
-    found = integers(column, pa.int64())
-    found = integers(column, pa.uint64()) if found is None else found
-    return None if found is None else found.to_numpy()
-
-
-def _floats(column: pa.ChunkedArray) -> np.ndarray | None:
-    try:
-        return pc.cast(column, pa.float64()).to_numpy()
-    except pa.ArrowInvalid:
-        return None
-
-
-def text_of(what: str, holders: str, values: np.ndarray) -> list[str]:
-    """Return a column as cells that `typed` reads to the same values; refuse it if there are none."""
-    plain, text = values.tolist(), text_cells(values)
-    if text is None and not is_plain(values):
-        raise ValueError(
-            f"graph: expected {what} of a type that a text table holds, got {values.dtype} of shape "
-            f"{values.shape}. Write {holders}."
-        )
-    cells = [repr(value) for value in plain] if text is None else text
-    back = typed(column_of(cells)).tolist()
-    same = [a == b or (a != a and b != b) for a, b in zip(plain, back, strict=True)]
-    if not all(same) or (plain and type(plain[0]) is not type(back[0])):
-        raise ValueError(
-            f"graph: expected {what} that a text table gives back, got text that reads as numbers, "
-            f"{cells[0]!r}. Write {holders}."
-        )
-    return cells
-
-
-def column_of(cells: Sequence[str]) -> pa.ChunkedArray:
-    """Return cells as a column; those that are no Unicode are refused."""
-    for cell in cells:
-        if "\0" in cell or any("\ud800" <= letter <= "\udfff" for letter in cell):
-            raise ValueError(f"graph: expected characters that a text table holds, got {cell!r}. Write .npz.")
-    return pa.chunked_array([cells], pa.string())
-
-
-def write_rows(rows: Iterable[Sequence[str]], separator: str) -> str:
-    """Return rows as text; whatever is no plain word or number is in quotes."""
-    lines = []
-    for row in rows:
-        for cell in row:
-            if len(cell) > csv.field_size_limit():
-                raise ValueError(
-                    f"graph: expected strings of at most {csv.field_size_limit()} characters in a text table, got "
-                    f"{len(cell)}. Write .npz."
-                )
-        lines.append(separator.join(x if PLAIN(x) else '"' + x.replace('"', '""') + '"' for x in row) + "\n")
-    return "".join(lines)
 
 
 def write_mark(mark: Mark) -> str:

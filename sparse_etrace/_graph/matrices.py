@@ -11,8 +11,9 @@ from jaxtyping import Array, Int
 
 from .build import Policies, build_graph
 from .connectivity import Connectivity, canonical_order, expand_ptr, host_array
-from .edges import from_dataframe as from_dataframe, from_edges as from_edges, from_networkx as from_networkx
+from .edges import from_dataframe as from_dataframe, from_edges as from_edges
 from .graph import Graph
+from .networks import from_networkx as from_networkx
 
 Sparse = TypeVar("Sparse", BCOO, BCSR, CSR)
 

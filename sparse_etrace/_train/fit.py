@@ -18,11 +18,12 @@ from .._model.origin import check_origin
 from .._model.trained import leaf_names, struct, structure, trained_filter
 from .._types import Loss, Metric, Model
 from .batches import Batches, Pair, as_pair, start_at
-from .checkpoint import Ending, Identity, alone, identity
+from .checkpoint import Identity, identity
 from .fit_file import Run, RunFile
 from .fit_loop import Loop, refuse_traced
 from .fit_options import Checkpoint, Update, Validation, refuse_unknown
 from .fit_result import Callback, FitResult
+from .lock import Ending, alone
 from .updates import Point, Task
 
 

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from .._model.constant import is_traced
 from .batches import Pair, as_pair
-from .checkpoint import Ending
 from .fit_file import Run, RunFile
 from .fit_options import Update, Validation
 from .fit_result import Callback, FitResult, Progress
+from .lock import Ending
 from .non_finite import NonFiniteError, explain_non_finite
 from .updates import Point, Task, one_sequence, validate
 

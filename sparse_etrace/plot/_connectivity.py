@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from .._graph.graph import Graph
+from .checks import graph_weight, per_node
 from .style import (
     AMOUNT,
     FAINT,
@@ -20,12 +21,10 @@ from .style import (
     SINGLE,
     ZERO,
     colourbar,
-    graph_weight,
     group_numbers,
     legend,
     nothing,
     panel,
-    per_node,
     styled,
     with_room,
 )

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from .._graph.graph import Graph
-from .style import DASHES, PALETTE, SINGLE, graph_weight, legend, nothing, panel
+from .checks import graph_weight
+from .style import DASHES, PALETTE, SINGLE, legend, nothing, panel
 
 MOST_BINS, HEAVY = 40, 8
 

@@ -10,20 +10,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from .._graph.graph import Graph
-from .style import (
-    ABOUT_ZERO,
-    AMOUNT,
-    DASHES,
-    PALETTE,
-    SINGLE,
-    colourbar,
-    graph_weight,
-    legend,
-    nothing,
-    numbers,
-    panel,
-    times,
-)
+from .checks import graph_weight, numbers
+from .style import ABOUT_ZERO, AMOUNT, DASHES, PALETTE, SINGLE, colourbar, legend, nothing, panel, times
 
 MOST_LINES, FEW = 8, 5
 

@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from .style import DASHES, MARKERS, PALETTE, SINGLE, legend, numbers, panel, reals
+from .checks import numbers, reals
+from .style import DASHES, MARKERS, PALETTE, SINGLE, legend, panel
 
 MARKS = 5
 

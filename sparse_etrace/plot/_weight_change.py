@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from .._graph.graph import Graph
+from .checks import graph_weight, numbers, per_node
 from .style import (
     AMOUNT,
     DOUBLE,
@@ -21,12 +22,9 @@ from .style import (
     SINGLE,
     ZERO,
     colourbar,
-    graph_weight,
     legend,
     new_figure,
     nothing,
-    numbers,
-    per_node,
     styled,
 )
 

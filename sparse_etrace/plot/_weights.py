@@ -9,20 +9,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from .._graph.graph import Graph
-from .style import (
-    DASHES,
-    NEGATIVE,
-    PALETTE,
-    POSITIVE,
-    SINGLE,
-    ZERO,
-    graph_weight,
-    legend,
-    nothing,
-    numbers,
-    panel,
-    reals,
-)
+from .checks import graph_weight, numbers, reals
+from .style import DASHES, NEGATIVE, PALETTE, POSITIVE, SINGLE, ZERO, legend, nothing, panel
 
 BINS = 50
 
