@@ -1,7 +1,9 @@
 """Sums that XLA would make slowly or narrowly: over few hidden variables, and of numbers in half precision."""
 
+import contextlib
 import functools
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +39,14 @@ def matmul(
     if not 0 < len(b) <= FEW:
         return jnp.sum(a[:, :, None] * b[None], axis=1)
     return jnp.stack([matvec(jnp.swapaxes(b, 0, 1), row) for row in a])
+
+
+@contextlib.contextmanager
+def in_full() -> Iterator[None]:
+    """Matrix products of all digits of their factors; on a GPU JAX keeps ten bits of float32 unless it is told."""
+    told = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    with jax.default_matmul_precision(told or "highest"):
+        yield
 
 
 def wide(dtype: DTypeLike) -> np.dtype:

@@ -1,5 +1,7 @@
 """Sums over few hidden variables, in half precision, and of very many terms."""
 
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -247,3 +249,54 @@ def test_runs_in_parts(amount, monkeypatch, x64):
         current = rng.normal(size=(ptr[-1], 2))
         expected = [current[a:b].sum(0) for a, b in zip(ptr, ptr[1:])]
         np.testing.assert_allclose(products._by_unit(*map(jnp.asarray, (current, unit, ptr))), expected, atol=1e-12)
+
+
+def precisions(fn, *args):
+    """Of all matrix products and convolutions in a program."""
+    program = str(jax.make_jaxpr(fn)(*args))
+    found = re.findall(r"(?:dot_general|conv_general_dilated)\[.*?precision=(None|\(.*?\))", program, re.DOTALL)
+    assert len(found) == program.count("dot_general[") + program.count("conv_general_dilated[") > 0
+    return set(found)
+
+
+OPS = {
+    "dense": (se.MatMulOp(), {"weight": jnp.ones((3, 2))}, (3,)),
+    "low rank": (se.LoraOp(), {"B": jnp.ones((3, 1)), "A": jnp.ones((1, 2))}, (3,)),
+    "line": (
+        se.ConvOp(jax.ShapeDtypeStruct((4, 3), jnp.float32), (1,), "SAME"),
+        {"weight": jnp.ones((2, 3, 2))},
+        (4, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_products_have_all_digits(name):
+    """Where JAX would take ten bits of float32 on a GPU, and does if it is told so."""
+    op, value, shape = OPS[name]
+    units = op.xw_to_y(jnp.ones(shape), op.phi(value)).shape
+    cell = se.cells.LeakyRate(units, se.ETraceParam(value, op), decay=0.9)
+    xs = jnp.ones((3, *shape))
+    for learner in (se.D_RTRL(), se.EProp("state", "random", key=jax.random.key(0))):
+        carry = learner.init(cell, cell.init_state(), xs[0])
+
+        def gradient(xs, learner=learner, carry=carry):
+            return se.online_grad(learner, lambda out, y: jnp.sum(out), cell, carry, xs, xs)[1].inp
+
+        assert precisions(gradient, xs) == {"(Precision.HIGHEST, Precision.HIGHEST)"}
+    with jax.default_matmul_precision("bfloat16"):
+        assert precisions(gradient, xs) == {"(Precision.DEFAULT, Precision.DEFAULT)"}
+
+
+def test_derivatives_of_all_state_have_all_digits():
+    def model(w, h, x):
+        return (h := jnp.tanh(h * w + x)), h
+
+    model = jax.tree_util.Partial(model, jnp.ones(2))
+    learner, h = se.RTRL(), jnp.zeros(2)
+    carry = learner.init(model, h, h)
+
+    def gradient(xs):
+        return se.online_grad(learner, lambda out, y: jnp.sum(out), model, carry, xs, xs)[1]
+
+    assert precisions(gradient, h[None]) == {"(Precision.HIGHEST, Precision.HIGHEST)"}

@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Shaped
 
+from .._sums import in_full
+
 Weights = dict[str, Array]
 
 
@@ -18,6 +20,7 @@ def outer(x: Shaped[Array, "*batch pre"], y: Inexact[Array, "*batch post"], v: W
     return {key: slots[key] for key in v}
 
 
+@in_full()
 def sum_outer(x: Shaped[Array, "k *batch pre"], y: Inexact[Array, "k *batch post"], v: Weights) -> Weights:
     """The sum of `outer` over the leading time axis, a matrix product for each batch element."""
     slots = {"weight": jnp.einsum("k...i,k...j->...ij", x, y), "bias": jnp.sum(y, axis=0)}

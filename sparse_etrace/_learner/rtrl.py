@@ -24,7 +24,7 @@ from .._rule.black_box import check_linear, check_reach, joined, split
 from .._rule.engine import Carry, Engine, Loss, Model, Rule, Storage, Task, Window, cut, refuse_traces
 from .._rule.influence_engine import Pattern, restart
 from .._rule.reach import Wiring
-from .._sums import is_narrow, wide
+from .._sums import in_full, is_narrow, wide
 from .learner import RuleLearner
 
 # Multiply-adds of a product of matrices in the time of one of the influences.
@@ -178,7 +178,9 @@ class Whole(Engine):
 
             loss, pull, (new, aux) = jax.vjp(loss_of, live, values, has_aux=True)
             by_state, by_values = (part.astype(matrix.dtype) for part in pull(jnp.ones_like(loss)))
-            return (new, _advance(run, live, values, matrix), total + by_state @ matrix + by_values), (loss, aux)
+            with in_full():
+                total = total + by_state @ matrix + by_values
+            return (new, _advance(run, live, values, matrix), total), (loss, aux)
 
         start = (carry.state, matrix, jnp.zeros(len(values), matrix.dtype))
         (state, matrix, total), (losses, aux) = jax.lax.scan(one, start, (xs, ys))
@@ -194,7 +196,8 @@ class Whole(Engine):
         constant = jax.lax.stop_gradient(values)
         live, run = _as_vectors(to_values, fixed, carry.state, x)
         # Zero, with the derivative of the old state.
-        moved = matrix @ (values - constant).astype(matrix.dtype)
+        with in_full():
+            moved = matrix @ (values - constant).astype(matrix.dtype)
         new, out = run(live + moved.astype(live.dtype), values)
         later = _advance(_as_vectors(to_values, fixed, carry.state, held)[1], live, constant, matrix)
         return cut(Carry(new, carry.traces.with_matrix(later)), *given), out
@@ -230,7 +233,8 @@ def _advance(run: Callable[..., Any], live: Array, values: Array, matrix: Array)
     # A sum over steps that is pushed through half precision would come to a stop.
     if len(live) <= len(values) or is_narrow(live.dtype) or is_narrow(values.dtype):
         by_state, by_values = (part.astype(matrix.dtype) for part in jax.vmap(pull)(jnp.eye(len(new), dtype=new.dtype)))
-        return by_state @ matrix + by_values
+        with in_full():
+            return by_state @ matrix + by_values
     push = pushforward(lambda ct: (pull(ct),), new)
     columns = matrix.astype(live.dtype), jnp.eye(len(values), dtype=values.dtype)
     return jax.vmap(push, 1, 1)(columns).astype(matrix.dtype)

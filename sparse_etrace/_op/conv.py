@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .._numbers import whole
+from .._sums import in_full
 from .contract import ETraceOp, Uses
 from .initial import masked_fan_in, parameter, size
 from .param import ETraceParam
@@ -167,6 +168,7 @@ class ConvOp(ETraceOp):
         check_bias(theta, weight.shape[-1], self.bias)
         return {**theta, "weight": weight}
 
+    @in_full()
     def xw_to_y(self, x: Shaped[Array, "*batch_space c_in"], w: Weights) -> Inexact[Array, "*batch_position c_out"]:
         batch, dtype = self._batch(x), jnp.result_type(x, w["weight"])
         y = jax.lax.conv_general_dilated(
@@ -183,6 +185,7 @@ class ConvOp(ETraceOp):
         spread = {"weight": y[(..., *between, slice(None))], "bias": y}
         return {key: spread[key] * leaf for key, leaf in e.items()}
 
+    @in_full()
     def xy_to_dw(self, x: Array, y: Array, v: Weights) -> Weights:
         *window, c_in, c_out = v["weight"].shape
         batch, groups = self._batch(x), self.feature_group_count

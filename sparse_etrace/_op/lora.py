@@ -8,6 +8,7 @@ from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .. import _kernels
 from .._numbers import plain
+from .._sums import in_full
 from .contract import ETraceOp, Uses
 from .initial import size, weights
 from .param import ETraceParam
@@ -80,6 +81,7 @@ class LoraOp(ETraceOp):
         bias = {"bias": jnp.zeros(num_post, b.dtype)} if self.bias else {}
         return ETraceParam({"B": b, "A": jnp.zeros((rank, num_post), b.dtype), **bias}, self, **options)
 
+    @in_full()
     def phi(self, theta: PyTree[Array]) -> Weights:
         if not isinstance(theta, dict) or not {"A", "B"} <= set(theta) <= {"A", "B", "bias"}:
             got = sorted(theta) if isinstance(theta, dict) else type(theta).__name__
@@ -94,6 +96,7 @@ class LoraOp(ETraceOp):
         rest = {key: leaf for key, leaf in theta.items() if key == "bias"}
         return {"weight": (self.alpha * (b @ a)).astype(b.dtype), **rest}
 
+    @in_full()
     def xw_to_y(self, x: Shaped[Array, "*batch pre"], w: Weights) -> Inexact[Array, "*batch post"]:
         check_input(x, -1, w["weight"].shape[0])
         return with_bias(x @ w["weight"], w)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .. import _kernels
+from .._sums import in_full
 from .contract import ETraceOp, Uses
 from .initial import masked_fan_in, parameter, size
 from .param import ETraceParam
@@ -94,6 +95,7 @@ class MatMulOp(ETraceOp):
         check_bias(theta, weight.shape[1], self.bias)
         return {**theta, "weight": weight}
 
+    @in_full()
     def xw_to_y(self, x: Shaped[Array, "*batch pre"], w: Weights) -> Inexact[Array, "*batch post"]:
         check_input(x, -1, w["weight"].shape[0])
         return with_bias(x @ w["weight"], w)

@@ -17,7 +17,7 @@ from .._model.groups import Group
 from .._model.program import Labels, flatten, is_inexact
 from .._model.reading import Reading
 from .._model.step import TAP, Tap, Terms
-from .._sums import wide, widened
+from .._sums import in_full, wide, widened
 
 OWN, LOSS, RANDOM = "symmetric", "loss", "random"
 
@@ -206,7 +206,8 @@ class Teacher:
         """Gradient of B: that of a readout of the leaf, transposed."""
         h = new[self.leaf] if memory.filtered is None else memory.filtered
         batch = list(range((cts[0].ndim + h.ndim - matrix.ndim) // 2))
-        return jnp.tensordot(cts[0], h, (batch, batch)).astype(matrix.dtype)
+        with in_full():
+            return jnp.tensordot(cts[0], h, (batch, batch)).astype(matrix.dtype)
 
     def by_learned(self, model: Any, learned: list[int], by_matrix: Array) -> dict[int, Array]:
         """Gradients of the leaves that make B, from that of B."""
@@ -257,7 +258,8 @@ class Teacher:
         else:
             if matrix is not None:
                 size = matrix.ndim - (matrix.ndim + leaf.ndim - cts[0].ndim) // 2
-                signal = jnp.tensordot(cts[0], matrix, size)
+                with in_full():
+                    signal = jnp.tensordot(cts[0], matrix, size)
             elif loss is not None:
                 signal = jnp.full_like(leaf, loss)
             else:
