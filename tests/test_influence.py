@@ -12,7 +12,7 @@ from models import start
 from soak import few
 
 import sparse_etrace as se
-from sparse_etrace._kernels import native
+from sparse_etrace._kernels import influence, native
 from sparse_etrace._kernels.influence import _split, _xla, advance
 
 rng = np.random.default_rng(0)
@@ -140,16 +140,20 @@ def test_kernels(kind, n, batch, dtype, x64):
             np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
-def test_many_columns_are_several_blocks(x64):
-    """More than a block holds, and a batch that fills no vector."""
+def test_many_columns_are_several_blocks(x64, monkeypatch):
+    """More than a block holds, and a batch that fills no vector; XLA takes three blocks at once, and then the rest."""
     conn = se.Connectivity.from_edges(*np.divmod(np.arange(400), 20), shape=(20, 20))
     inp = se.ETraceParam({"weight": normal(2, 20, dtype=float)}, se.MatMulOp())
     cell = se.cells.LeakyRate(20, inp, se.ETraceParam({"weight": normal(400, dtype=float)}, se.SpMatMulOp(conn)))
     blocks = se.RTRL().init(cell, cell.init_state(3), jnp.zeros((3, 2))).traces.blocks
     assert len(blocks.hidden) == 1 and len(blocks.pattern) == math.ceil(440 / 32)
     given = numbers(blocks, 2, 3, float)
-    for a, b in zip(jax.jit(advance)(blocks, *given), by_hand(blocks, *given), strict=True):
+    monkeypatch.setattr(influence, "TOGETHER", 3 * blocks.most[1] * 32 * 3)
+    static, ids = _split(blocks)
+    xla = jax.jit(functools.partial(_xla, **static))(*ids, *(part[None] for part in given))
+    for a, b, c in zip(jax.jit(advance)(blocks, *given), by_hand(blocks, *given), xla, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * np.abs(b).max())
+        np.testing.assert_allclose(c[0], b, rtol=0, atol=1e-11 * np.abs(b).max())
 
 
 def test_vmap_is_a_loop(x64):

@@ -18,7 +18,7 @@ from quick import plain_environment
 
 import sparse_etrace as se
 from sparse_etrace import _kernels
-from sparse_etrace._kernels import native, trace
+from sparse_etrace._kernels import native, products, trace
 
 BATCHES = [(), (3,), (2, 3), (20,), (0,)]
 
@@ -318,7 +318,9 @@ print("done")
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_fifty_calls_at_once(threads):
     command = [sys.executable, "-c", PARALLEL, threads]
-    done = subprocess.run(command, env=plain_environment(), capture_output=True, text=True, timeout=120)
+    # Scatters on a GPU add in any order.
+    environment = plain_environment() | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout == "done\n", done.stderr
 
 
@@ -363,9 +365,10 @@ def test_without_compiled_kernels_it_says_so_once(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "REASON", reason)
     native._say_once.cache_clear()
     conn = se.Connectivity.from_edges([0, 1], [1, 0], shape=(2, 2))
-    with pytest.warns(RuntimeWarning, match="kernels of XLA, which are slower.*does not load"):
-        assert jax.jit(lambda w: _kernels.spmv(conn, w, w))(jnp.ones(2)).tolist() == [1.0, 1.0]
-    jax.jit(lambda w: _kernels.spmv_t(conn, w, w))(jnp.ones(2))
+    with jax.default_device(jax.devices("cpu")[0]):
+        with pytest.warns(RuntimeWarning, match="kernels of XLA, which are slower.*does not load"):
+            assert jax.jit(lambda w: _kernels.spmv(conn, w, w))(jnp.ones(2)).tolist() == [1.0, 1.0]
+        jax.jit(lambda w: _kernels.spmv_t(conn, w, w))(jnp.ones(2))
     native._say_once.cache_clear()
 
 
@@ -375,7 +378,8 @@ def test_a_wrong_choice_of_kernels(monkeypatch):
         native._load()
 
 
-def test_the_program_for_a_gpu_has_no_compiled_kernels():
+def test_the_program_for_a_gpu_has_no_compiled_kernels(monkeypatch):
+    monkeypatch.setenv(native.VARIABLE, "xla")  # what cuSPARSE computes is for the machine that it is on
     conn = se.Connectivity.from_edges([0, 2, 1], [1, 0, 1], shape=(3, 2))
 
     def all_kernels(conn, weight, x, y, trace):
@@ -385,6 +389,30 @@ def test_the_program_for_a_gpu_has_no_compiled_kernels():
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((3,), (4, 3), (4, 2), (1, 3))]
     exported = jax.export.export(jax.jit(all_kernels), platforms=["cuda"])(conn, *shapes)
     assert exported.platforms == ("cuda",) and "sparse_etrace_" not in exported.mlir_module()
+
+
+@pytest.mark.parametrize("synapses, columns", [(30, 1), (30, 3), (40, 3)])
+def test_products_of_a_gpu(monkeypatch, synapses, columns):
+    """What cuSPARSE is given, by the same functions on this machine; parallel synapses may be more than places."""
+    monkeypatch.setattr(products, "ROWS", 7)
+    rng = np.random.default_rng(synapses + columns)
+    conn = se.Connectivity.from_edges(rng.integers(7, size=synapses), rng.integers(5, size=synapses), (7, 5))
+    weight, x, y = (
+        jnp.asarray(rng.normal(size=(1, *n)), jnp.float32) for n in ((synapses,), (columns, 7), (columns, 5))
+    )
+    matrix = np.zeros((7, 5))
+    np.add.at(matrix, (conn.pre, conn.post), weight[0])
+    outer = np.sum(np.asarray(x[0])[:, conn.pre] * np.asarray(y[0])[:, conn.post], axis=0)
+    given = {"y": (weight, x), "x": (weight, y), "weight": (x, y)}
+
+    @jax.jit
+    def all_products(given):
+        return {k: products._cuda(k, *conn.arrays, *pair, sizes=conn.shape)[0][0] for k, pair in given.items()}
+
+    expected = {"y": x[0] @ matrix, "x": y[0] @ matrix.T, "weight": outer}
+    for missing, found in all_products(given).items():
+        np.testing.assert_allclose(found, expected[missing], rtol=1e-4, atol=1e-5)
+    assert ("csr_mat" in str(jax.make_jaxpr(all_products)(given))) == (synapses <= 35)
 
 
 @pytest.mark.optimized
@@ -419,7 +447,8 @@ def test_a_trace_goes_through_windows_in_place():
             0
         ]
 
-    program = jax.jit(through, donate_argnums=0).lower(jnp.ones((1, 3, 5000)), jnp.ones((9, 4, 3, 70))).compile()
+    with jax.default_device(jax.devices("cpu")[0]):
+        program = jax.jit(through, donate_argnums=0).lower(jnp.ones((1, 3, 5000)), jnp.ones((9, 4, 3, 70))).compile()
     text = program.as_text()
     assert "sparse_etrace_window" in text and not re.findall(r"f32\[1,3,5000\]\S* (?:copy|fusion)\(", text)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from . import native
 from .products import Axes, Tangent, batch_by_loop, in_front, merged
 
 MOST_COLUMNS = 32
+# Numbers of the terms of so many blocks as XLA takes at once: a GPU would be idle at one after the other.
+TOGETHER = 2**24
 
 
 class Blocks(eqx.Module):
@@ -123,15 +126,15 @@ def _xla(*operands: Array, num_cut: int, size: int, levels: int, most: tuple[int
 
 
 def _one(blocks: Blocks, influence: Array, edges: Array, x: Array, signal: Array) -> tuple[Array, Array]:
-    """Block after block, each padded to the largest."""
+    """Some blocks after the others, each padded to the largest."""
     rows, terms = blocks.most
-    columns, batch = jnp.arange(MOST_COLUMNS), influence.shape[1:]
+    columns, batch, count = jnp.arange(MOST_COLUMNS), influence.shape[1:], len(blocks.pattern)
 
-    def body(k: ArrayLike, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        new, gradient = now
+    def one(k: Array) -> tuple[Array, ...]:
+        """What a block and its columns become, and where these lie."""
         p = blocks.pattern[k]
         hidden, first = blocks.hidden[p], blocks.first_column[k]
-        width, count = blocks.first_column[k + 1] - first, blocks.row_ptr[p + 1] - blocks.row_ptr[p]
+        width, outputs = blocks.first_column[k + 1] - first, blocks.row_ptr[p + 1] - blocks.row_ptr[p] - hidden
         row = jnp.arange(rows)
         at = blocks.first_entry[k] + row[:, None] * width + columns[None]
         at = jnp.where((row[:, None] < hidden) & (columns[None] < width), at, blocks.size)
@@ -141,7 +144,6 @@ def _one(blocks: Blocks, influence: Array, edges: Array, x: Array, signal: Array
         term = blocks.term_ptr[blocks.out_ptr[p]] + jnp.arange(terms)
         is_term = term < blocks.term_ptr[blocks.out_ptr[p + 1]]
         total = jnp.searchsorted(blocks.term_ptr, term, side="right") - 1 - blocks.out_ptr[p]
-        outputs = count - hidden
         sink = jnp.where(total < outputs, total + hidden, total - outputs + rows)
         of = blocks.rows.at[blocks.row_ptr[p] + jnp.where(sink < rows, sink, sink - rows)].get(mode="clip")
         source = blocks.term_row.at[term].get(mode="clip")
@@ -151,7 +153,6 @@ def _one(blocks: Blocks, influence: Array, edges: Array, x: Array, signal: Array
         met = jnp.where((is_term & (edge < blocks.num_cut))[:, None], value * signal.at[of].get(mode="clip"), 0)
         of_signal = of_signal.at[source].add(met, mode="drop")
         taught = jnp.sum(of_signal[:, None] * old, axis=(0, 2))
-        gradient = gradient.at[jnp.where(columns < width, first + columns, len(gradient))].set(taught, mode="drop")
         here = x.at[first + columns].get(mode="clip")
         enters = blocks.entry.at[first + columns].get(mode="clip")
         scratch = jnp.concatenate([old, jnp.zeros((rows, MOST_COLUMNS, *batch), old.dtype)])
@@ -160,10 +161,17 @@ def _one(blocks: Blocks, influence: Array, edges: Array, x: Array, signal: Array
         for number_of_level in range(blocks.levels + 1):
             part = jnp.where((level == number_of_level)[:, None], value, 0)
             scratch = scratch.at[sink].add(part[:, None] * scratch.at[source].get(mode="clip"), mode="drop")
-        return new.at[at].set(scratch[rows:], mode="drop"), gradient
+        return at, scratch[rows:], jnp.where(columns < width, first + columns, len(blocks.entry)), taught
+
+    together = max(min(count, TOGETHER // max(terms * MOST_COLUMNS * math.prod(batch), 1)), 1)
+
+    def some(i: ArrayLike, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        # The last one more often, where there are no more.
+        at, new, to, taught = jax.vmap(one)(jnp.minimum(i * together + jnp.arange(together), count - 1))
+        return now[0].at[at].set(new, mode="drop"), now[1].at[to].set(taught, mode="drop")
 
     start = jnp.zeros_like(influence), jnp.zeros(len(blocks.entry), influence.dtype)
-    return jax.lax.fori_loop(0, len(blocks.pattern), body, start)
+    return jax.lax.fori_loop(0, -(-count // together), some, start)
 
 
 def _native(*operands: Array, num_cut: int, size: int, levels: int, most: tuple[int, int]) -> list[Array]:

@@ -86,8 +86,25 @@ def _say_once() -> None:
         )
 
 
-def primitive(name: str, xla: Product, native: Product, types: Callable[..., bool]) -> jex.Primitive:
-    """A primitive that runs `native` on a CPU if it is compiled and `types` of its operands are, and else `xla`."""
+@functools.cache
+def has_cuda() -> bool:
+    try:
+        return bool(jax.devices("cuda"))
+    except RuntimeError:
+        return False
+
+
+def primitive(
+    name: str,
+    xla: Product,
+    native: Product,
+    types: Callable[..., bool],
+    cuda: Product | None = None,
+) -> jex.Primitive:
+    """A primitive that runs `native` on a CPU if it is compiled and `types` of its operands are, and else `xla`.
+
+    On a GPU of NVIDIA it runs `cuda`, where there is one now: a program for another machine is of `xla`.
+    """
     new = jex.Primitive(f"etrace_{name}")
     new.multiple_results = True
 
@@ -118,6 +135,14 @@ def primitive(name: str, xla: Product, native: Product, types: Callable[..., boo
         return (mlir.lower_fun(native, multiple_results=True) if compiled else general)(context, *args, **params)
 
     mlir.register_lowering(new, on_cpu, platform="cpu")
+    if cuda is not None:
+        library = mlir.lower_fun(cuda, multiple_results=True)
+
+        def on_cuda(context: mlir.LoweringRuleContext, *args: Any, **params: Hashable) -> Any:
+            is_asked = os.environ.get(VARIABLE) != "xla" and has_cuda()
+            return (library if is_asked else general)(context, *args, **params)
+
+        mlir.register_lowering(new, on_cuda, platform="cuda")
     return new
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.sparse import CSR
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 from jaxtyping import Array, Inexact, Shaped
@@ -30,6 +31,9 @@ SLOTS = ("weight", "x", "y")
 MOST_PARTS = 8
 # The most terms that XLA adds one by one to a sum: float32 loses a digit more at a hundred times as many.
 RUN = 1024
+CUSPARSE = ("float32", "float64", "complex64", "complex128")
+# A GPU adds up the steps of more synapses by so many at a time.
+ROWS = 2**20
 
 
 def spmv(
@@ -144,6 +148,14 @@ def _outer(connectivity: Connectivity, x: Array, y: Array) -> Array:
     return add(total, (x[count * BLOCK :], y[count * BLOCK :]))[0] if rest else total
 
 
+def _outer_by_rows(connectivity: Connectivity, x: Array, y: Array) -> Array:
+    def one(ends: tuple[Array, Array]) -> Array:
+        pre, post = (jnp.take(rows, end, axis=0, mode="clip") for rows, end in zip((x.T, y.T), ends, strict=True))
+        return jnp.sum(pre * post)
+
+    return jax.lax.map(one, (connectivity.pre, connectivity.post), batch_size=ROWS)
+
+
 def _native(missing: str, *operands: Array, sizes: tuple[int, int]) -> list[Array]:
     *ids, a, b = operands
     connectivity = connectivity_of(ids, sizes)
@@ -168,6 +180,28 @@ def _native(missing: str, *operands: Array, sizes: tuple[int, int]) -> list[Arra
     rows = result(sizes[0] * x.shape[2] if steps > 1 else 0, native.pitch(max(steps, 16)))
     results = [result(count, 0), result(count, connectivity.num_synapses), rows]
     return native.call("window", results, *receivers, none, none, none, y, x, bits, none, variables=np.int64(0))[1:]
+
+
+def _cuda(missing: str, *operands: Array, sizes: tuple[int, int]) -> list[Array]:
+    """One set of weights: sums over synapses by cuSPARSE, sums over steps row by row."""
+    *ids, a, b = operands
+    connectivity = connectivity_of(ids, sizes)
+    if len(a) > 1 or not all(part.size for part in operands):
+        return _xla(missing, *operands, sizes=sizes)
+    if missing == "weight":
+        is_long = connectivity.num_synapses > ROWS and a.shape[1] > 1
+        return [(_outer_by_rows if is_long else _outer)(connectivity, a[0], b[0])[None]]
+    # cuSPARSE takes no matrix of more entries than places, as many parallel synapses are.
+    if a.dtype.name not in CUSPARSE or connectivity.num_synapses > math.prod(sizes):
+        return _xla(missing, *operands, sizes=sizes)
+    weight, columns = a[0], b[0].T
+    index, ptr = connectivity.pre, connectivity.post_ptr
+    if missing == "x":
+        weight = jnp.take(weight, connectivity.by_pre, mode="clip")
+        index, ptr = connectivity.post_by_pre, connectivity.pre_ptr
+    matrix = CSR((weight, index, ptr), shape=(len(ptr) - 1, len(columns)))
+    out = matrix @ columns if columns.shape[1] > 1 else (matrix @ columns[:, 0])[:, None]
+    return [out.T[None]]
 
 
 def _contract(known: dict[str, Array], ids: Sequence[Array], sizes: tuple[int, int]) -> Array:
@@ -251,6 +285,7 @@ def _make(missing: str) -> Primitive:
         functools.partial(_xla, missing),
         functools.partial(_native, missing),
         native.compiled_types,
+        functools.partial(_cuda, missing),
     )
     ad.primitive_jvps[new] = functools.partial(_jvp, missing)
     ad.primitive_transposes[new] = functools.partial(_transpose, missing)
