@@ -1,9 +1,10 @@
 VENV := .venv
 PYTHON := python3
 BIN := $(VENV)/bin
+PYTHON := python3
 SOURCES := pyproject.toml README.md $(shell find sparse_etrace native datasets -name __pycache__ -prune -o -print)
 
-.PHONY: demo test short soak docs figures bench study bench-peers lint format clean
+.PHONY: demo test short soak docs figures bench bench-gpu study bench-peers lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sparse-etrace demo worm --out results
@@ -29,6 +30,10 @@ bench: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/bench.py --out results
 	$(BIN)/python tests/benchmarks/units.py --out results
 	$(BIN)/python tests/benchmarks/files.py --out results
+
+# With the Python of a machine with a GPU, which may be offline: it says which wheels are missing.
+bench-gpu:
+	$(PYTHON) tests/benchmarks/gpu.py --out results
 
 study: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/learners.py --out results

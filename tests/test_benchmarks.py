@@ -1,11 +1,13 @@
 """The benchmarks run; how fast is not for a test to say."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from soak import ONLY
 
 FOLDER = Path(__file__).parent / "benchmarks"
@@ -45,3 +47,21 @@ def test_quick_study_of_learners(tmp_path):
     assert compared["BPTT"]["cosine"] > 0.999
     assert set(found["copy"]["rules"]) == {"SnAp-2"}
     assert "cosine" in printed and "copies" in printed
+
+
+@ONLY
+def test_quick_benchmark_of_a_gpu(tmp_path):
+    """On this machine beside itself."""
+    found, printed = quick("gpu", tmp_path)
+    assert len(found["gradients"]) == 12 and found["worst_float64"] == 0 and "worst difference" in printed
+    assert all(ms > 0 for row in found["steps"].values() for ms in row.values())
+
+
+def test_what_differs_on_a_gpu(monkeypatch):
+    """A small gradient of one step counts as much as a large one of another; what is not finite differs."""
+    monkeypatch.syspath_prepend(FOLDER)
+    difference = importlib.import_module("gpu").difference
+    true = [np.array([[1e3, 1.0], [1e-2, 0.0]])]
+    assert difference([true[0] * (1 + 1e-12)], true) < 2e-12
+    assert difference([true[0] + np.array([[0, 0], [1e-3, 0]])], true) > 0.05
+    assert not difference([true[0] * np.nan], true) < 1

@@ -80,7 +80,7 @@ def networks(part):
     yield "worm of ALIF", se.cells.ALIF(279, layer(279, 10, 1)[0], rec), 64, (10,)
 
 
-def times(model, batch, shape, steps, repeats):
+def times(model, batch, shape, steps, repeats, learners=LEARNERS):
     front = () if batch == 1 else (batch,)
     xs = jnp.asarray(np.random.default_rng(1).standard_normal((steps, *front, *shape), np.float32))
     start = model.init_state(*front)
@@ -92,10 +92,10 @@ def times(model, batch, shape, steps, repeats):
         return jax.lax.scan(lambda state, x: model(state, x), start, xs)
 
     runs = [lambda: forward(model, start, xs)]
-    for learner in LEARNERS.values():
+    for learner in learners.values():
         carry = learner.init(model, start, xs[0])
         runs.append(functools.partial(se.online_grad, learner, loss_fn, model, carry, xs, ys))
-    return dict(zip(("forward", *LEARNERS), [t / steps * 1e3 for t in seconds(*runs, repeats=repeats)], strict=True))
+    return dict(zip(("forward", *learners), [t / steps * 1e3 for t in seconds(*runs, repeats=repeats)], strict=True))
 
 
 def main():
