@@ -26,7 +26,7 @@ HOUSE = {
     "_text": "",
     "surrogate": "",
     "_graph": "columns connectivity labels table graph build edges networks matrices transforms summary",
-    "_files": "safe columns cells text arrow npz *",
+    "_files": "safe columns cells text arrow npz graphml_document *",
     "datasets": "",
     "_kernels": "native products *",
     "_op": "windows contract weights boundary param initial *",

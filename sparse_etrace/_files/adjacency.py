@@ -8,9 +8,9 @@ import numpy as np
 
 from .._graph.build import build_graph
 from .._graph.graph import Graph
-from .cells import NUMBER, ids, numbers, text_of, write_rows
+from .cells import NUMBER, ids, numbers, text_of
 from .safe import Options, Source, as_nodes, host_ends, host_weight, numbered, one_kind, refuse_attributes
-from .text import Table
+from .text import Table, write_rows
 
 HOLDERS = ".npz, .graphml or .parquet"
 

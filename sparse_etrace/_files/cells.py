@@ -1,8 +1,7 @@
 """Cells of text tables as numbers or strings, and back."""
 
-import csv
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -19,7 +18,6 @@ NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|i
 PROPER = re.compile(
     r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.I | re.A
 ).fullmatch
-PLAIN = re.compile(r"[^\W_#%][\w.+-]*|-?[0-9.][\w.+-]*", re.A).fullmatch
 
 
 def integers(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
@@ -118,17 +116,3 @@ def column_of(cells: Sequence[str]) -> pa.ChunkedArray:
         if "\0" in cell or any("\ud800" <= letter <= "\udfff" for letter in cell):
             raise ValueError(f"graph: expected characters that a text table holds, got {cell!r}. Write .npz.")
     return pa.chunked_array([cells], pa.string())
-
-
-def write_rows(rows: Iterable[Sequence[str]], separator: str) -> str:
-    """Return rows as text; whatever is no plain word or number is in quotes."""
-    lines = []
-    for row in rows:
-        for cell in row:
-            if len(cell) > csv.field_size_limit():
-                raise ValueError(
-                    f"graph: expected strings of at most {csv.field_size_limit()} characters in a text table, got "
-                    f"{len(cell)}. Write .npz."
-                )
-        lines.append(separator.join(x if PLAIN(x) else '"' + x.replace('"', '""') + '"' for x in row) + "\n")
-    return "".join(lines)

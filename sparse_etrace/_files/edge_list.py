@@ -13,7 +13,7 @@ from .._graph.build import build_graph
 from .._graph.columns import GUESS
 from .._graph.graph import Graph
 from .arrow import beside, encoded, node_positions, positions_in
-from .cells import INTEGER, NUMBER, column_of, ids, integers, numbers, refuse_cell, text_of, typed, write_rows
+from .cells import INTEGER, NUMBER, column_of, ids, integers, numbers, refuse_cell, text_of, typed
 from .columns import WAY, both_or_none, ends_by_name, the_rest, usual_ends
 from .safe import (
     AGAIN,
@@ -27,7 +27,7 @@ from .safe import (
     only_strings,
     refuse_attributes,
 )
-from .text import Mark, Table, write_mark
+from .text import Mark, Table, write_mark, write_rows
 
 HOLDERS = ".npz, .graphml or .parquet"
 

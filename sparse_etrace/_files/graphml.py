@@ -1,14 +1,12 @@
-"""GraphML: labels, and attributes that are truth values, integers, floats or strings. No document type is accepted.
+"""GraphML: labels, and attributes that are truth values, integers, floats or strings.
 
 U. Brandes, M. Eiglsperger, I. Herman, M. Himsolt, M. S. Marshall (2002), GraphML progress report, Graph Drawing 2001.
 """
 
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from io import BufferedIOBase
-from typing import Any, NamedTuple
-from xml.etree import ElementTree
-from xml.parsers import expat
+from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
@@ -17,6 +15,7 @@ from .._graph.build import build_graph
 from .._graph.columns import NO_WEIGHT, strings, text_cells, weight_name
 from .._graph.graph import Graph
 from .cells import INTEGER, NUMBER
+from .graphml_document import KINDS, Document, Key, parse
 from .safe import (
     AGAIN,
     Options,
@@ -31,43 +30,15 @@ from .safe import (
     to_json,
 )
 
-PLAIN = "Save it as plain GraphML."
 NAMESPACE = "http://graphml.graphdrawing.org/xmlns"
 ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]").search
-KINDS: dict[str, Any] = {"int": np.int32, "long": np.int64, "float": np.float32, "double": np.float64}
-TYPES = (*KINDS, "boolean", "string")
 TRUTH = {"true": True, "false": False, "1": True, "0": False}
-# What an element may hold; anything else, hyperedges and nested graphs among it, is refused.
-INSIDE = {
-    "": {"graphml"},
-    "graphml": {"key", "graph", "data", "desc"},
-    "key": {"default", "desc"},
-    "graph": {"node", "edge", "data", "desc"},
-    "node": {"data", "desc"},
-    "edge": {"data", "desc"},
-}
-
-
-class _Key(NamedTuple):
-    name: str
-    kind: str
-    owner: str
-    default: str | None
-
-
-class _Document(NamedTuple):
-    """What a file says: keys, nodes and edges with their data, data of the graph."""
-
-    keys: dict[str, _Key]
-    nodes: dict[str, dict[str, str]]
-    edges: list[tuple[str, str, bool, dict[str, str]]]
-    data: dict[str, str]
 
 
 def read(source: Source, options: Options) -> Graph:
     """Read one graph; an undirected edge becomes one synapse in each direction, an undirected self-loop one."""
     options.refuse("GraphML names the ends itself", "pre", "post", "separator")
-    document = _parse(source.read())
+    document = parse(source.read())
     labels, shape = _nodes(document)
     source.check_units(*shape)
     position, size = {label: k for k, label in enumerate(document.nodes)}, len(document.nodes)
@@ -129,90 +100,7 @@ def write(target: BufferedIOBase, graph: Graph) -> None:
     target.write("\n".join([*lines, "</graph>", "</graphml>", ""]).encode())
 
 
-def _parse(data: bytes) -> _Document:
-    try:
-        _refuse_document_type(data)
-        root = ElementTree.fromstring(data)
-    except (expat.ExpatError, LookupError) as error:
-        raise ValueError(f"expected sound XML, got one that does not read ({error}). {AGAIN}") from error
-    _check_inside("", [root])
-    graphs = root.findall("graph")
-    if not graphs:
-        raise ValueError(f"expected a <graph>, got none. {PLAIN}")
-    kind = graphs[0].get("edgedefault")
-    if len(graphs) > 1 or kind not in ("directed", "undirected"):
-        raise ValueError(f"expected one <graph>, edgedefault='directed' or 'undirected', got {len(graphs)}, {kind!r}.")
-    keys: dict[str, _Key] = {}
-    for element in root.iterfind("key"):
-        _add_key(keys, element)
-    nodes: dict[str, dict[str, str]] = {}
-    for node in graphs[0].iterfind("node"):
-        label = _attribute(node, "id")
-        if label in nodes:
-            raise ValueError(f"expected each node once, got {label!r} twice. Drop one.")
-        nodes[label] = _data_of(node)
-    edges = []
-    for edge in graphs[0].iterfind("edge"):
-        directed = edge.get("directed", "true" if kind == "directed" else "false")
-        if directed not in ("true", "false"):
-            raise ValueError(f"expected directed='true' or 'false' at an edge, got {directed!r}.")
-        edges.append((_attribute(edge, "source"), _attribute(edge, "target"), directed == "true", _data_of(edge)))
-    return _Document(keys, nodes, edges, _data_of(root, graphs[0]))
-
-
-def _refuse_document_type(data: bytes) -> None:
-    """Without one there are no entities."""
-
-    def refuse(*_: Any) -> None:
-        raise ValueError("expected no document type and no entities, got one. Remove its <!DOCTYPE ...>.")
-
-    parser = expat.ParserCreate()
-    parser.StartDoctypeDeclHandler = refuse
-    parser.Parse(data, True)
-
-
-def _check_inside(above: str, elements: Iterable[ElementTree.Element]) -> None:
-    """Refuse what a graph of this library has not, and drop the namespaces."""
-    for element in elements:
-        name = element.tag = element.tag.rpartition("}")[2]
-        if name not in INSIDE.get(above, ()):
-            raise ValueError(f"expected what one graph has, got <{name}> in <{above or 'document'}>. {PLAIN}")
-        own = None if name in ("data", "default", "desc") else element.text
-        for text, place in ((own, name), (element.tail, above)):
-            if text and text.strip():
-                raise ValueError(f"expected text in data only, got {text.strip()[:40]!r} in <{place}>. {PLAIN}")
-        if len(element):
-            _check_inside(name, element)
-
-
-def _add_key(keys: dict[str, _Key], element: ElementTree.Element) -> None:
-    id_, name = _attribute(element, "id"), element.get("attr.name")
-    kind, owner = element.get("attr.type", "string"), element.get("for", "all")
-    if name is None or kind not in TYPES:
-        raise ValueError(f"expected a name and a type among {TYPES} of key {id_!r}, got {name!r}, {kind!r}. {PLAIN}")
-    if id_ in keys or owner not in ("node", "edge", "graph", "graphml", "all"):
-        raise ValueError(f"expected one key {id_!r}, of nodes, edges or graph, got two, or one of {owner!r}. {PLAIN}")
-    keys[id_] = _Key(name, kind, owner, element.findtext("default"))
-
-
-def _data_of(*elements: ElementTree.Element) -> dict[str, str]:
-    """The text of each key."""
-    found: dict[str, str] = {}
-    for datum in (datum for element in elements for datum in element if datum.tag == "data"):
-        key = _attribute(datum, "key")
-        if key in found:
-            raise ValueError(f"expected one value of key {key!r} for one {elements[-1].tag}, got two. Drop one.")
-        found[key] = datum.text or ""
-    return found
-
-
-def _attribute(element: ElementTree.Element, name: str) -> str:
-    if name not in element.attrib:
-        raise ValueError(f"expected a <{element.tag}> with {name}, got one without. {PLAIN}")
-    return element.attrib[name]
-
-
-def _nodes(document: _Document) -> tuple[Sequence[Hashable] | None, tuple[int, int]]:
+def _nodes(document: Document) -> tuple[Sequence[Hashable] | None, tuple[int, int]]:
     """Return labels and shape, as the datum of `write` says, else strings and one set of nodes."""
     size, mark = len(document.nodes), None
     for id_, text in document.data.items():
@@ -235,7 +123,7 @@ def _nodes(document: _Document) -> tuple[Sequence[Hashable] | None, tuple[int, i
     return as_nodes(labels), shape
 
 
-def _groups(document: _Document, what: str, rows: list[dict[str, str]]) -> dict[str, dict[str, _Key]]:
+def _groups(document: Document, what: str, rows: list[dict[str, str]]) -> dict[str, dict[str, Key]]:
     """Return the keys of each attribute of the nodes or the edges."""
     used = {id_ for row in rows for id_ in row}
     for id_ in used:
@@ -243,7 +131,7 @@ def _groups(document: _Document, what: str, rows: list[dict[str, str]]) -> dict[
             raise ValueError(
                 f"expected keys that are declared for a {what}, got {id_!r}. Declare it, or drop its data."
             )
-    groups: dict[str, dict[str, _Key]] = {}
+    groups: dict[str, dict[str, Key]] = {}
     for id_, key in document.keys.items():
         if key.owner != what and not (key.owner == "all" and id_ in used):
             continue
@@ -253,7 +141,7 @@ def _groups(document: _Document, what: str, rows: list[dict[str, str]]) -> dict[
     return groups
 
 
-def _column(what: str, owner: str, keys: dict[str, _Key], rows: list[dict[str, str]], way: str = "") -> np.ndarray:
+def _column(what: str, owner: str, keys: dict[str, Key], rows: list[dict[str, str]], way: str = "") -> np.ndarray:
     """Return one attribute; keys of one name, as networkx writes integers among floats, give one column of numbers."""
     kinds = {key.kind for key in keys.values()}
     usual = [id_ for id_, key in keys.items() if key.default is not None]

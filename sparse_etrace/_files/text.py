@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,7 @@ from .cells import floats
 from .safe import AGAIN, Pieces, Source, from_json, is_shape, to_json
 
 SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", " ": "space"}
+PLAIN = re.compile(r"[^\W_#%][\w.+-]*|-?[0-9.][\w.+-]*", re.A).fullmatch
 MARK = "# sparse_etrace "
 NO_ROW = re.compile(rb"(?:[#%][^\r\n]*|[ \t]*)(?:[\r\n]+|\Z)").match
 COMMENT = re.compile(rb"[\r\n][#%][^\r\n]*")
@@ -203,6 +204,20 @@ def _split(
     if table.num_columns != width:
         raise pa.ArrowInvalid(f"Expected {width} columns, got {table.num_columns}")
     return table.columns
+
+
+def write_rows(rows: Iterable[Sequence[str]], separator: str) -> str:
+    """Return rows as text; whatever is no plain word or number is in quotes."""
+    lines = []
+    for row in rows:
+        for cell in row:
+            if len(cell) > csv.field_size_limit():
+                raise ValueError(
+                    f"graph: expected strings of at most {csv.field_size_limit()} characters in a text table, got "
+                    f"{len(cell)}. Write .npz."
+                )
+        lines.append(separator.join(x if PLAIN(x) else '"' + x.replace('"', '""') + '"' for x in row) + "\n")
+    return "".join(lines)
 
 
 def write_mark(mark: Mark) -> str:
