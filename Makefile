@@ -13,10 +13,10 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/pytest -n 2 --dist worksteal
 
-# What every rule owes, and the kernels: `make short PYTHON=python3.13 VENV=.venv-newest` is for another Python.
+# What some rules owe, on compiled kernels: `make short PYTHON=python3.13 VENV=.venv-newest` is for another Python.
 short: $(VENV)/made
 	$(BIN)/python -m pip install . beartype hypothesis pandas pytest pytest-xdist
-	$(BIN)/pytest -n 2 tests/test_conformance.py tests/test_kernels.py tests/test_origin.py -k "laws or products or other"
+	$(BIN)/pytest -n 2 tests/test_conformance.py -k "test_laws and (D_RTRL or SnAp or BPTT or random)"
 
 # The tests whose counts are small above, with their full ones.
 soak: $(VENV)/installed-test
