@@ -164,7 +164,8 @@ class Whole(Engine):
         """Step by step, with one gradient for all."""
         trained, fixed = split(model, self.task.train)
         refuse_traces(jax.eval_shape(_zeros, trained, carry.state), carry.traces)
-        matrix, (values, to_values) = carry.traces.matrix, _flat(trained)
+        values, to_values = _flat(trained)
+        by_rows = _by_rows(ravel_pytree(eqx.filter(carry.state, is_inexact))[0], values)
 
         def one(before: tuple[Any, Array, Array], now: tuple[Any, Any]) -> Any:
             state, matrix, total = before
@@ -179,13 +180,14 @@ class Whole(Engine):
             loss, pull, (new, aux) = jax.vjp(loss_of, live, values, has_aux=True)
             by_state, by_values = (part.astype(matrix.dtype) for part in pull(jnp.ones_like(loss)))
             with in_full():
-                total = total + by_state @ matrix + by_values
+                total = total + (by_state @ matrix if by_rows else matrix @ by_state) + by_values
             return (new, _advance(run, live, values, matrix), total), (loss, aux)
 
+        matrix = carry.traces.matrix if by_rows else carry.traces.matrix.T
         start = (carry.state, matrix, jnp.zeros(len(values), matrix.dtype))
         (state, matrix, total), (losses, aux) = jax.lax.scan(one, start, (xs, ys))
         (grads,) = jax.vjp(lambda trained: _flat(trained)[0], trained)[1](total.astype(values.dtype))
-        return Window(losses, aux, grads, Carry(state, carry.traces.with_matrix(matrix)))
+        return Window(losses, aux, grads, Carry(state, carry.traces.with_matrix(matrix if by_rows else matrix.T)))
 
     def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         """One step of the model and of the matrix."""
@@ -199,8 +201,10 @@ class Whole(Engine):
         with in_full():
             moved = matrix @ (values - constant).astype(matrix.dtype)
         new, out = run(live + moved.astype(live.dtype), values)
-        later = _advance(_as_vectors(to_values, fixed, carry.state, held)[1], live, constant, matrix)
-        return cut(Carry(new, carry.traces.with_matrix(later)), *given), out
+        by_rows = _by_rows(live, values)
+        run = _as_vectors(to_values, fixed, carry.state, held)[1]
+        later = _advance(run, live, constant, matrix if by_rows else matrix.T)
+        return cut(Carry(new, carry.traces.with_matrix(later if by_rows else later.T)), *given), out
 
 
 def _flat(tree: PyTree[Array]) -> tuple[Inexact[Array, " numbers"], Callable[[Array], PyTree[Array]]]:
@@ -224,20 +228,25 @@ def _as_vectors(
 
 
 def _advance(run: Callable[..., Any], live: Array, values: Array, matrix: Array) -> Array:
-    """`J <- dh'/dh J + dh'/dtheta`, by the rows or by the columns, whichever are fewer."""
+    """`J <- dh'/dh J + dh'/dtheta`, with rows in front, or with the columns where those are fewer."""
 
     def floating(live: Array, values: Array) -> Array:
         return ravel_pytree(eqx.filter(run(live, values)[0], is_inexact))[0]
 
     new, pull = jax.vjp(floating, live, values)
-    # A sum over steps that is pushed through half precision would come to a stop.
-    if len(live) <= len(values) or is_narrow(live.dtype) or is_narrow(values.dtype):
+    if _by_rows(live, values):
         by_state, by_values = (part.astype(matrix.dtype) for part in jax.vmap(pull)(jnp.eye(len(new), dtype=new.dtype)))
         with in_full():
             return by_state @ matrix + by_values
     push = pushforward(lambda ct: (pull(ct),), new)
     columns = matrix.astype(live.dtype), jnp.eye(len(values), dtype=values.dtype)
-    return jax.vmap(push, 1, 1)(columns).astype(matrix.dtype)
+    return jax.vmap(push)(columns).astype(matrix.dtype)
+
+
+def _by_rows(live: Array, values: Array) -> bool:
+    """Whether J is advanced row by row, and not column by column."""
+    # A sum over steps that is pushed through half precision would come to a stop.
+    return len(live) <= len(values) or is_narrow(live.dtype) or is_narrow(values.dtype)
 
 
 def _rows(leaf: Array) -> int:
