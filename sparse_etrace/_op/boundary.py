@@ -9,7 +9,8 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array, PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree, PyTreeDef
 
 from .contract import ETraceOp
 
@@ -18,19 +19,19 @@ class OpCall(eqx.Module):
     """One execution of an op as a function of flat arrays: the op's own, its weights, its input."""
 
     statics: tuple = eqx.field(static=True)
-    structure: Any = eqx.field(static=True)
+    structure: PyTreeDef = eqx.field(static=True)
     num_op: int = eqx.field(static=True)
     num_weights: int = eqx.field(static=True)
     traced: bool = eqx.field(static=True)
     grad: Any = eqx.field(static=True)
 
-    def unflatten(self, flat: list) -> tuple[ETraceOp, PyTree[Any], Any]:
+    def unflatten(self, flat: list) -> tuple[ETraceOp, PyTree, Any]:
         """Op, weights and input; anything may stand in the arrays' places."""
         arrays, v, x = jax.tree.unflatten(self.structure, flat)
         leaves, treedef = self.statics
         return eqx.combine(arrays, jax.tree.unflatten(treedef, leaves)), v, x
 
-    def __call__(self, *flat: Any) -> list[Array]:
+    def __call__(self, *flat: ArrayLike) -> list[Array]:
         op, v, x = self.unflatten(list(flat))
         return [op.xw_to_y(x, v)]
 
@@ -40,7 +41,7 @@ class CutCall(eqx.Module):
 
     jaxpr: Any = eqx.field(static=True)
 
-    def __call__(self, *flat: Any) -> list[Array]:
+    def __call__(self, *flat: ArrayLike) -> list[Array]:
         return jex.jaxpr_as_fun(self.jaxpr)(*flat)
 
 
@@ -50,7 +51,7 @@ class VmappedCall(eqx.Module):
     call: Callable[..., list[Array]] = eqx.field(static=True)
     axes: tuple = eqx.field(static=True)
 
-    def __call__(self, *flat: Any) -> list[Array]:
+    def __call__(self, *flat: ArrayLike) -> list[Array]:
         return jax.vmap(self.call, in_axes=self.axes)(*flat)
 
 
@@ -58,19 +59,19 @@ boundary_p = jex.Primitive("etrace_boundary")
 boundary_p.multiple_results = True
 
 
-def _evaluate(*flat: Any, call: Callable[..., list[Array]]) -> list[Array]:
+def _evaluate(*flat: ArrayLike, call: Callable[..., list[Array]]) -> list[Array]:
     return call(*flat)
 
 
-def _abstract(*flat: Any, call: Callable[..., list[Array]]) -> list[Any]:
+def _abstract(*flat: jax.core.ShapedArray, call: Callable[..., list[Array]]) -> list[jax.core.ShapedArray]:
     structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in flat]
     return [jax.core.ShapedArray(o.shape, o.dtype) for o in jax.eval_shape(call, *structs)]
 
 
-def _jvp(primals: tuple, tangents: tuple, call: Callable[..., list[Array]]) -> tuple[list[Array], list[Any]]:
+def _jvp(primals: tuple, tangents: tuple, call: Callable[..., list[Array]]) -> tuple[list[Array], list[ArrayLike]]:
     moving = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
 
-    def along(*values: Any) -> list[Array]:
+    def along(*values: Array) -> list[Array]:
         flat = list(primals)
         for i, value in zip(moving, values, strict=True):
             flat[i] = value
@@ -94,7 +95,7 @@ batching.primitive_batchers[boundary_p] = _batch
 mlir.register_lowering(boundary_p, mlir.lower_fun(_evaluate, multiple_results=True))
 
 
-def call_op(op: ETraceOp, theta: PyTree[Array], x: Any, traced: bool, grad: Any) -> Array:
+def call_op(op: ETraceOp, theta: PyTree[Array], x: PyTree, traced: bool, grad: Any) -> Array:
     """Execute an op and leave a mark that the analysis of a model finds. The op's own arrays are constants."""
     arrays, rest = eqx.partition(op, lambda leaf: isinstance(leaf, jax.Array | np.ndarray))
     arrays = jax.lax.stop_gradient(arrays)

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .contract import ETraceOp
+from .contract import ETraceOp, Uses
 from .windows import sum_to
 
 
-def check_op(op: ETraceOp, w: PyTree[Array], x: Any) -> None:
+def check_op(op: ETraceOp, w: PyTree[Array], x: PyTree) -> None:
     """Test the contract of an op on random numbers, and say which law fails, and where.
 
     The op runs as in a learner, where `jit` knows the shapes of its own arrays, but not what they hold.
@@ -46,13 +46,13 @@ def check_op(op: ETraceOp, w: PyTree[Array], x: Any) -> None:
     rng = np.random.default_rng(0)
     arrays, rest = eqx.partition(op, eqx.is_array)
 
-    def like(a: Any, *front: int) -> Array:
+    def like(a: jax.ShapeDtypeStruct | Array, *front: int) -> Array:
         return jnp.asarray(rng.normal(size=(*front, *a.shape)), a.dtype)
 
-    def run(name: str) -> Callable[..., Any]:
+    def run(name: str) -> Callable[..., PyTree]:
         return lambda arrays, *args: _run(eqx.combine(arrays, rest), name, *args)
 
-    def shapes_of(name: str, *args: Any) -> Any:
+    def shapes_of(name: str, *args: PyTree) -> PyTree:
         return jax.eval_shape(run(name), arrays, *args)
 
     v = jax.jit(run("phi"))(arrays, w)
@@ -68,7 +68,7 @@ def check_op(op: ETraceOp, w: PyTree[Array], x: Any) -> None:
     laws: list[tuple[str, float]] = []
     uses = _uses(op, v, x if x is None else jax.ShapeDtypeStruct(x.shape[x.ndim - op.input_ndim :], x.dtype))
 
-    def errors(arrays: Any, *numbers: Any) -> list[Array]:
+    def errors(arrays: PyTree, *numbers: PyTree) -> list[Array]:
         laws.clear()
         op = eqx.combine(arrays, rest)
         return [error for law in _laws(op, has_real_x, uses, *numbers) for error in _compare(laws, *law)]
@@ -79,7 +79,14 @@ def check_op(op: ETraceOp, w: PyTree[Array], x: Any) -> None:
 
 
 def _laws(
-    op: ETraceOp, has_real_x: bool, uses: Any, v: Any, xs: Any, ys: Any, es: Any, coefficients: Any
+    op: ETraceOp,
+    has_real_x: bool,
+    uses: list[Uses] | None,
+    v: PyTree,
+    xs: PyTree,
+    ys: PyTree,
+    es: PyTree,
+    coefficients: PyTree,
 ) -> Iterator[tuple]:
     """Each law as its name, its two sides, and the keys where it holds (None: everywhere)."""
     run = partial(_run, op)
@@ -116,7 +123,7 @@ def _laws(
     yield "window is that of ETraceOp", run("window", *args), ETraceOp.window(op, *args)
 
 
-def _uses(op: ETraceOp, v: PyTree[Array], x: Any) -> Any:
+def _uses(op: ETraceOp, v: PyTree[Array], x: PyTree) -> PyTree:
     """What `synapses` says, if anything."""
     try:
         return op.synapses(v, x)
@@ -124,7 +131,7 @@ def _uses(op: ETraceOp, v: PyTree[Array], x: Any) -> Any:
         return None
 
 
-def _summed(uses: Any, v: PyTree[Array], x: Any, y: Array) -> Array:
+def _summed(uses: list[Uses], v: PyTree[Array], x: PyTree, y: Array) -> Array:
     """`y[post] = sum of v[slot] * x[pre]`, in the shape and type of `y`."""
     total = jnp.zeros(y.size, y.dtype)
     for leaf, use in zip(jax.tree.leaves(v), uses, strict=True):
@@ -133,7 +140,7 @@ def _summed(uses: Any, v: PyTree[Array], x: Any, y: Array) -> Array:
     return total.reshape(y.shape)
 
 
-def _run(op: ETraceOp, name: str, *args: Any) -> Any:
+def _run(op: ETraceOp, name: str, *args: PyTree) -> PyTree:
     try:
         return getattr(op, name)(*args)
     except Exception as error:
@@ -141,7 +148,7 @@ def _run(op: ETraceOp, name: str, *args: Any) -> Any:
         raise ValueError(f"{name}: it raises on shapes {shapes}: {error}") from error
 
 
-def _ends_like(e: Any, v: Any, positions: bool) -> None:
+def _ends_like(e: PyTree, v: PyTree, positions: bool) -> None:
     _same_structure("xy_to_dw has the structure of v", e, v)
     for _, path, leaf, weight in _leaves(e, v):
         behind = leaf.shape[max(leaf.ndim - weight.ndim, 0) :]
@@ -152,7 +159,9 @@ def _ends_like(e: Any, v: Any, positions: bool) -> None:
             )
 
 
-def _compare(laws: list, law: str, got: Any, expected: Any, only: Any = lambda key: True) -> Iterator[Array]:
+def _compare(
+    laws: list, law: str, got: PyTree, expected: PyTree, only: Callable[[str], bool] = lambda key: True
+) -> Iterator[Array]:
     """The relative error of each leaf, its law and tolerance noted in `laws`."""
     _same_structure(law, got, expected)
     for key, path, a, b in _leaves(got, expected):
@@ -163,13 +172,13 @@ def _compare(laws: list, law: str, got: Any, expected: Any, only: Any = lambda k
             yield jnp.max(jnp.abs(a - b), initial=0) / (jnp.max(jnp.abs(b), initial=0) + 1)
 
 
-def _same_structure(law: str, got: Any, expected: Any) -> None:
+def _same_structure(law: str, got: PyTree, expected: PyTree) -> None:
     a, b = str(jax.tree.structure(got)), str(jax.tree.structure(expected))
     if a != b:
         raise ValueError(f"{law}: got {a}, expected {b}.")
 
 
-def _leaves(a: Any, b: Any) -> list[tuple[Any, str, Any, Any]]:
+def _leaves(a: PyTree, b: PyTree) -> list[tuple[Any, str, Any, Any]]:
     """Top-level key, printed path, and the leaves of two trees of one structure."""
     paths = jax.tree_util.tree_flatten_with_path(a)[0]
     return [

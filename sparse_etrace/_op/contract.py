@@ -59,7 +59,7 @@ class ETraceOp(eqx.Module):
         """Weights on the synapses, `v = phi(theta)`; the identity unless overridden."""
         return theta
 
-    def param(self, key: Any, *args: Any, **kwargs: Any) -> Any:
+    def param(self, key: object, *args: Any, **kwargs: Any) -> Any:
         """An `ETraceParam` of this op, with values to start from; each op of the library has its own.
 
         Raises:
@@ -71,14 +71,14 @@ class ETraceOp(eqx.Module):
         )
 
     @abc.abstractmethod
-    def xw_to_y(self, x: Any, w: PyTree[Array]) -> Array:
+    def xw_to_y(self, x: PyTree, w: PyTree[Array]) -> Array:
         """Postsynaptic input `y` from presynaptic `x` and the weights on the synapses `w = phi(theta)`."""
 
     @abc.abstractmethod
     def yw_to_w(self, y: Array, e: PyTree[Array]) -> PyTree[Array]:
         """Spread a post-shaped `y` over the slots of a trace `e`, and multiply."""
 
-    def xy_to_dw(self, x: Any, y: Array, v: PyTree[Array]) -> PyTree[Array]:
+    def xy_to_dw(self, x: PyTree, y: Array, v: PyTree[Array]) -> PyTree[Array]:
         """Sampled product: what each slot of a trace gains from `x` and a post-shaped `y`.
 
         `dw[s] = x[pre] * y[post]`. The default is the vector-Jacobian product of `xw_to_y` in `v`, per batch element.
@@ -101,11 +101,11 @@ class ETraceOp(eqx.Module):
 
         return jax.lax.scan(add, self.xy_to_dw(x[0], y[0], v), (x[1:], y[1:]))[0]
 
-    def total_dw(self, x: Any, y: Array, v: PyTree[Array]) -> PyTree[Array]:
+    def total_dw(self, x: PyTree, y: Array, v: PyTree[Array]) -> PyTree[Array]:
         """Sum of `xy_to_dw` over all leading axes and positions: the vector-Jacobian product of `xw_to_y` in `v`."""
         return jax.vjp(lambda v: self.xw_to_y(x, v), v)[1](y)[0]
 
-    def synapses(self, v: PyTree[Any], x: Any) -> list[Uses]:
+    def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:
         """Where the weights act, for learners that follow influences from unit to unit through the op.
 
         Args:
@@ -131,7 +131,7 @@ class ETraceOp(eqx.Module):
         entering: Inexact[Array, "steps vars *y"] | None,
         signal: Inexact[Array, "vars *y"] | None,
         direct: Inexact[Array, "steps *y"] | None,
-        x: Any,
+        x: PyTree,
         noise: UInt32[Array, ""] | None = None,
     ) -> tuple[PyTree[Array], PyTree[Array]]:
         """Several steps of a trace and their gradient at once.

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .._numbers import whole
@@ -64,16 +65,16 @@ class ConvOp(ETraceOp):
 
     def __init__(
         self,
-        xinfo: Any,
+        xinfo: object,
         window_strides: Whole,
         padding: str | Sequence[Whole],
         lhs_dilation: Whole | None = None,
         rhs_dilation: Whole | None = None,
         feature_group_count: SupportsIndex = 1,
-        weight_mask: Any = None,
+        weight_mask: object = None,
         weight_fn: Callable[[Array], Array] | None = None,
         *,
-        bias: Any = False,
+        bias: object = False,
     ):
         if not hasattr(xinfo, "shape") or not hasattr(xinfo, "dtype"):
             raise TypeError(
@@ -114,12 +115,12 @@ class ConvOp(ETraceOp):
 
     def param(
         self,
-        key: Any,
+        key: object,
         window: SupportsIndex | Whole,
         c_out: SupportsIndex,
         *,
-        init: Any = "fan_in",
-        dtype: Any = None,
+        init: object = "fan_in",
+        dtype: DTypeLike | None = None,
         **options: Any,
     ) -> ETraceParam:
         """A parameter with a kernel to start from, and a bias of zeros where the op has one.
@@ -201,7 +202,7 @@ class ConvOp(ETraceOp):
         slots = {"weight": weight, "bias": y}
         return {key: slots[key] for key in v}
 
-    def synapses(self, v: Any, x: Any) -> list[Uses]:
+    def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:
         """Each tap of the kernel at each position of the output, apart from padding."""
         *taps, c_out = v["weight"].shape
         number = jnp.arange(1.0, math.prod(self.xinfo.shape) + 1).reshape(self.xinfo.shape)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, SupportsIndex
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from .contract import ETraceOp, Uses
@@ -32,16 +33,16 @@ class ElemWiseOp(ETraceOp):
         [1.0, 1.0, 1.0]
     """
 
-    fn: Callable[[Any], Array] | None = None
+    fn: Callable[[PyTree], Array] | None = None
     is_diagonal: ClassVar[bool] = True
 
     def param(
         self,
-        key: Any,
+        key: object,
         units: SupportsIndex | tuple[SupportsIndex, ...],
         *,
-        init: Any = "fan_in",
-        dtype: Any = None,
+        init: object = "fan_in",
+        dtype: DTypeLike | None = None,
         **options: Any,
     ) -> ETraceParam:
         """A parameter of one array to start from; `ElemWiseParam` makes one of any pytree.
@@ -75,7 +76,7 @@ class ElemWiseOp(ETraceOp):
             )
         return jnp.asarray(value)
 
-    def xw_to_y(self, x: Any, w: Array) -> Array:
+    def xw_to_y(self, x: PyTree, w: Array) -> Array:
         if x is not None:
             raise ValueError("x: expected no input, got one. An elementwise parameter is called with no argument.")
         return w
@@ -83,20 +84,28 @@ class ElemWiseOp(ETraceOp):
     def yw_to_w(self, y: Array, e: Array) -> Array:
         return y * e
 
-    def xy_to_dw(self, x: Any, y: Array, v: Array) -> Array:
+    def xy_to_dw(self, x: PyTree, y: Array, v: Array) -> Array:
         return y
 
     def window(
-        self, v: Array, trace: Array, carried: Any, entering: Any, signal: Any, direct: Any, x: Any, noise: Any = None
+        self,
+        v: Array,
+        trace: Array,
+        carried: Array | None,
+        entering: Array | None,
+        signal: Array | None,
+        direct: Array | None,
+        x: PyTree,
+        noise: Array | None = None,
     ) -> tuple[Array | None, Array | None]:
         return window_per_unit(v, trace, carried, entering, signal, direct, noise)
 
-    def synapses(self, v: Any, x: Any) -> list[Uses]:
+    def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:
         """Each value acts on its own unit."""
         return [one_to_one(math.prod(v.shape))]
 
 
-def ElemWiseParam(w: PyTree[Any], fn: Callable[[Any], Array] | None = None) -> ETraceParam:
+def ElemWiseParam(w: PyTree, fn: Callable[[PyTree], Array] | None = None) -> ETraceParam:
     """A parameter of the units themselves, `y = fn(w)`, traced exactly under every learner.
 
     Args:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from .._graph.graph import Graph
@@ -15,7 +16,14 @@ from .weights import check_shape
 
 
 def parameter(
-    op: Any, num_post: int, key: Any, shape: tuple[int, ...], fan_in: Any, init: Any, dtype: Any, options: Any
+    op: Any,
+    num_post: int,
+    key: object,
+    shape: tuple[int, ...],
+    fan_in: Any,
+    init: object,
+    dtype: DTypeLike | None,
+    options: Any,
 ) -> ETraceParam:
     """The parameter of an op with weights of this shape, and a bias of zeros where it wants one."""
     value = {"weight": weights(key, shape, fan_in, init, dtype, op.weight_fn)}
@@ -26,7 +34,12 @@ def parameter(
 
 
 def weights(
-    key: Any, shape: tuple[int, ...], fan_in: Any, init: Any, dtype: Any, weight_fn: Callable[[Array], Array] | None
+    key: object,
+    shape: tuple[int, ...],
+    fan_in: Any,
+    init: object,
+    dtype: DTypeLike | None,
+    weight_fn: Callable[[Array], Array] | None,
 ) -> Array:
     """What a weight function makes the weights of, that `init` asks for.
 
@@ -68,7 +81,7 @@ def masked_fan_in(mask: Array | None, shape: tuple[int, ...]) -> Any:
     return jnp.sum(jnp.square(mask.astype(float)), axis=tuple(range(mask.ndim - 1)))
 
 
-def size(name: str, value: Any) -> int:
+def size(name: str, value: object) -> int:
     """A number of units."""
     number = whole(name, value)
     if number < 0:
@@ -96,7 +109,7 @@ def _drawn(key: Array, shape: tuple[int, ...], fan_in: Any, kind: Any, bounds: t
     return jnp.clip(w, low, high)
 
 
-def _kind(dtype: Any) -> Any:
+def _kind(dtype: DTypeLike | None) -> Any:
     """A floating type that JAX has here; the default one unless given."""
     kind = jax.dtypes.canonicalize_dtype(float if dtype is None else dtype)
     if not jnp.issubdtype(kind, jnp.inexact):

@@ -4,6 +4,7 @@ from typing import Any, ClassVar, SupportsIndex
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .. import _kernels
@@ -44,18 +45,18 @@ class LoraOp(ETraceOp):
     bias: bool = eqx.field(static=True)
     per_unit: ClassVar[tuple[str, ...]] = ("bias",)
 
-    def __init__(self, alpha: Any = None, *, bias: Any = False):
+    def __init__(self, alpha: Any = None, *, bias: object = False):
         self.alpha = 1.0 if alpha is None else plain(alpha)
         self.bias = bool(bias)
 
     def param(
         self,
-        key: Any,
+        key: object,
         num_pre: SupportsIndex,
         num_post: SupportsIndex,
         rank: SupportsIndex,
         *,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         **options: Any,
     ) -> ETraceParam:
         """A parameter that starts without effect: `A` is zero, and `B` normal with a variance of `1 / num_pre`.
@@ -110,6 +111,6 @@ class LoraOp(ETraceOp):
     def sum_dw(self, x: Shaped[Array, "k *batch pre"], y: Inexact[Array, "k *batch post"], v: Weights) -> Weights:
         return _kernels.dense.sum_outer(x, y, v)
 
-    def synapses(self, v: Any, x: Any) -> list[Uses]:
+    def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:
         """All pairs of units."""
         return all_to_all(v)

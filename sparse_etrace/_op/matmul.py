@@ -6,6 +6,7 @@ from typing import Any, ClassVar, SupportsIndex
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .. import _kernels
@@ -46,11 +47,11 @@ class MatMulOp(ETraceOp):
 
     def __init__(
         self,
-        weight_mask: Any = None,
+        weight_mask: object = None,
         weight_fn: Callable[[Array], Array] | None = None,
-        apply_weight_fn_before_mask: Any = False,
+        apply_weight_fn_before_mask: object = False,
         *,
-        bias: Any = False,
+        bias: object = False,
     ):
         self.weight_mask = None if weight_mask is None else jnp.array(weight_mask)
         self.weight_fn = weight_fn
@@ -59,12 +60,12 @@ class MatMulOp(ETraceOp):
 
     def param(
         self,
-        key: Any,
+        key: object,
         num_pre: SupportsIndex,
         num_post: SupportsIndex,
         *,
-        init: Any = "fan_in",
-        dtype: Any = None,
+        init: object = "fan_in",
+        dtype: DTypeLike | None = None,
         **options: Any,
     ) -> ETraceParam:
         """A parameter with weights to start from, and a bias of zeros where the op has one.
@@ -109,7 +110,7 @@ class MatMulOp(ETraceOp):
     def sum_dw(self, x: Shaped[Array, "k *batch pre"], y: Inexact[Array, "k *batch post"], v: Weights) -> Weights:
         return _kernels.dense.sum_outer(x, y, v)
 
-    def synapses(self, v: Any, x: Any) -> list[Uses]:
+    def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:
         """All pairs of units, or those where the mask is not zero, if that makes the weight zero."""
         is_zero = self.weight_fn is None or self.apply_weight_fn_before_mask
         return all_to_all(v, None if self.weight_mask is None or not is_zero else np.asarray(self.weight_mask) != 0)

@@ -3,7 +3,6 @@
 import enum
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -57,7 +56,7 @@ class ETraceParam(eqx.Module):
     grad: ETraceGrad = eqx.field(static=True)
     is_etrace: bool = eqx.field(static=True)
 
-    def __init__(self, value: PyTree[Any], op: Any, grad: Any = ETraceGrad.adaptive, is_etrace: Any = True):
+    def __init__(self, value: PyTree, op: object, grad: object = ETraceGrad.adaptive, is_etrace: object = True):
         if not isinstance(op, ETraceOp):
             raise TypeError(f"op: expected an ETraceOp such as MatMulOp(), got {type(op).__name__}.")
         if not isinstance(grad, ETraceGrad):
@@ -73,7 +72,7 @@ class ETraceParam(eqx.Module):
         self.grad = grad
         self.is_etrace = bool(is_etrace)
 
-    def execute(self, x: Any = None) -> Array:
+    def execute(self, x: PyTree = None) -> Array:
         """The output of the op; `x` as the op wants it, behind any number of batch axes."""
         if x is None and not self.op.is_diagonal:
             raise TypeError(f"x: expected an input for {self.op}, got none. Only an ElemWiseParam is called without.")
@@ -81,7 +80,7 @@ class ETraceParam(eqx.Module):
         value = jax.tree.map(lambda a: a() if _is_fixed(a) else a, self.value, is_leaf=_is_fixed)
         return call_op(self.op, value, x, self.is_etrace, self.grad)
 
-    def __call__(self, x: Any = None) -> Array:
+    def __call__(self, x: PyTree = None) -> Array:
         return self.execute(x)
 
     def __repr__(self) -> str:
@@ -98,7 +97,7 @@ class ETraceParam(eqx.Module):
 class _Shape:
     """How an array prints inside a parameter, and whatever else may stand in its place (None, True)."""
 
-    def __init__(self, leaf: Any):
+    def __init__(self, leaf: object):
         self.text = repr(leaf)
         if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
             self.text = f"ShapedArray({leaf.dtype}[{','.join(map(str, leaf.shape))}])"
@@ -121,18 +120,18 @@ class Fixed(eqx.Module):
 
     value: Array
 
-    def __init__(self, value: Any):
+    def __init__(self, value: PyTree):
         self.value = jnp.array(value)
 
     def __call__(self) -> Array:
         return jax.lax.stop_gradient(self.value)
 
 
-def _is_fixed(leaf: Any) -> bool:
+def _is_fixed(leaf: object) -> bool:
     return isinstance(leaf, Fixed)
 
 
-def NonTempParam(w: PyTree[Any], op: ETraceOp) -> ETraceParam:
+def NonTempParam(w: PyTree, op: ETraceOp) -> ETraceParam:
     """A parameter without trace: it learns from the same step only (a readout, say).
 
     Args:
@@ -150,7 +149,7 @@ def NonTempParam(w: PyTree[Any], op: ETraceOp) -> ETraceParam:
     return ETraceParam(w, op, is_etrace=False)
 
 
-def cut(fn: Callable[..., Any]) -> Callable[..., Any]:
+def cut(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """Declare a function that mixes units (attention, layer norm) a boundary, like an op.
 
     Recurrence through it is dropped from the traces; its gradient within the same step is kept.
@@ -167,7 +166,7 @@ def cut(fn: Callable[..., Any]) -> Callable[..., Any]:
         [0.5, 0.5]
     """
 
-    def bounded(*args: Any, **kwargs: Any) -> Any:
+    def bounded(*args: PyTree, **kwargs: PyTree) -> PyTree:
         jaxpr, out = jax.make_jaxpr(partial(fn, **kwargs), return_shape=True)(*args)
         consts, flat = jaxpr.consts, jax.tree.leaves(args)
         opened = jax.make_jaxpr(lambda c, a: jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr.jaxpr, c))(*a))(consts, flat)

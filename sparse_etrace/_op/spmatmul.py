@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .. import _kernels
@@ -62,12 +63,12 @@ class SpMatMulOp(ETraceOp):
 
     def __init__(
         self,
-        connectivity: Any,
+        connectivity: object,
         weight_fn: Callable[[Array], Array] | None = None,
         tie: Any = None,
         axis: SupportsIndex = -1,
         *,
-        bias: Any = False,
+        bias: object = False,
     ):
         axis = whole("axis", axis)
         if axis not in (-1, -2):
@@ -94,7 +95,9 @@ class SpMatMulOp(ETraceOp):
         self.slot = None if slot is None else jnp.array(slot, jnp.int32)
         self.bias = bool(bias)
 
-    def param(self, key: Any = None, *, init: Any = "fan_in", dtype: Any = None, **options: Any) -> ETraceParam:
+    def param(
+        self, key: object = None, *, init: object = "fan_in", dtype: DTypeLike | None = None, **options: Any
+    ) -> ETraceParam:
         """A parameter with weights to start from, and a bias of zeros where the op has one.
 
         Args:
@@ -178,12 +181,12 @@ class SpMatMulOp(ETraceOp):
         self,
         v: Weights,
         trace: Traces,
-        carried: Any,
-        entering: Any,
-        signal: Any,
-        direct: Any,
+        carried: Array | None,
+        entering: Array | None,
+        signal: Array | None,
+        direct: Array | None,
         x: Array,
-        noise: Any = None,
+        noise: Array | None = None,
     ) -> tuple[Traces, Traces]:
         parts = (None if part is None else self._last(part) for part in (carried, entering, signal, direct))
         carried, entering, signal, direct = parts
@@ -198,7 +201,7 @@ class SpMatMulOp(ETraceOp):
             new["bias"], taught["bias"] = window_per_unit(v["bias"], bias, carried, entering, signal, direct, noise)
         return new, taught
 
-    def synapses(self, v: Any, x: Any) -> list[Uses]:
+    def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:
         """The synapses of the connectivity, once for each feature."""
         features = np.arange(1 if self.axis == -1 else x.shape[-1])
 

@@ -72,7 +72,7 @@ class Bounded(eqx.Module):
     lo: Array
     hi: Array
 
-    def __init__(self, lo: Any, hi: Any):
+    def __init__(self, lo: object, hi: object):
         is_known = not isinstance(lo, jax.core.Tracer) and not isinstance(hi, jax.core.Tracer)
         if is_known and not np.all(np.asarray(lo) < np.asarray(hi)):
             raise ValueError(f"lo, hi: expected lo < hi everywhere, got lo={lo}, hi={hi}. Swap them there.")

@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from .contract import Uses
 
 
-def read_weights(theta: Any, ndim: int, what: str) -> Any:
+def read_weights(theta: PyTree, ndim: int, what: str) -> PyTree:
     """The dictionary `{'weight': ..., 'bias'?: ...}` of an op, checked."""
     if not isinstance(theta, dict) or "weight" not in theta or not set(theta) <= {"weight", "bias"}:
         keys = sorted(theta) if isinstance(theta, dict) else type(theta).__name__
@@ -57,7 +57,7 @@ def check_bias(theta: dict[str, Array], num_post: int, wanted: bool) -> None:
         check_shape("value['bias']", jnp.shape(theta["bias"]), (num_post,), hint)
 
 
-def check_input(x: Any, axis: int, num_pre: int) -> None:
+def check_input(x: PyTree, axis: int, num_pre: int) -> None:
     shape = jnp.shape(x)
     if len(shape) < -axis or shape[axis] != num_pre:
         raise ValueError(
@@ -74,7 +74,7 @@ def in_front(a: Array, ndim: int) -> Array:
     return jax.lax.broadcast_to_rank(a, max(ndim, a.ndim))
 
 
-def all_to_all(v: dict[str, Any], kept: np.ndarray | None = None) -> list[Uses]:
+def all_to_all(v: dict[str, PyTree], kept: np.ndarray | None = None) -> list[Uses]:
     """`ETraceOp.synapses` of a weight matrix and a bias; `kept` is False where there is no synapse."""
     num_pre, num_post = v["weight"].shape
     slot = np.arange(num_pre * num_post) if kept is None else np.flatnonzero(kept)

@@ -2,10 +2,10 @@
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from .._sums import dot, joined, matvec, mixed, rounded, zeros
@@ -15,7 +15,15 @@ BLOCK = 2**14
 
 
 def window_by_blocks(
-    op: Any, v: Any, trace: Any, carried: Any, entering: Any, signal: Any, direct: Any, x: Any, noise: Any
+    op: PyTree,
+    v: PyTree,
+    trace: PyTree,
+    carried: PyTree[Array],
+    entering: PyTree[Array],
+    signal: PyTree[Array],
+    direct: PyTree[Array],
+    x: PyTree,
+    noise: Array | None,
 ) -> tuple[PyTree[Array], PyTree[Array]]:
     """`ETraceOp.window`, some elements of the batch after the other."""
     axes = x.ndim - 1 - op.input_ndim
@@ -31,14 +39,14 @@ def window_by_blocks(
     whole = [flat(part, k) for part, k in zip((carried, entering, signal, x), fronts, strict=True)]
     eps = jax.tree.map(lambda e: flat(e, 1), trace)
 
-    def block(i: Any) -> tuple[Any, Any]:
+    def block(i: ArrayLike) -> tuple[PyTree, PyTree]:
         def cut(part: Array | None, front: int) -> Array | None:
             return None if part is None else jax.lax.dynamic_slice_in_dim(part, i * size, size, front)
 
         parts = [cut(part, k) for part, k in zip(whole, fronts, strict=True)]
         return _block(op, v, jax.tree.map(lambda e: cut(e, 1), eps), mixed(noise, i), *parts)
 
-    def add(i: Any, now: tuple[Any, Any]) -> tuple[Any, Any]:
+    def add(i: ArrayLike, now: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
         later, taught = block(i)
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=i * size, axis=1)
         return jax.tree.map(put, now[0], later), jax.tree.map(jnp.add, now[1], taught)
@@ -59,7 +67,14 @@ def window_by_blocks(
 
 
 def _block(
-    op: Any, v: Any, trace: Any, noise: Any, carried: Any, entering: Any, signal: Any, x: Any
+    op: PyTree,
+    v: PyTree,
+    trace: PyTree,
+    noise: Array | None,
+    carried: PyTree[Array],
+    entering: PyTree[Array],
+    signal: PyTree[Array],
+    x: PyTree,
 ) -> tuple[PyTree[Array] | None, PyTree[Array] | None]:
     """New trace, and what the signal says of the old one, for some elements of a batch that is one axis."""
     variables = range(next(len(part) for part in (carried, signal) if part is not None))
@@ -104,7 +119,13 @@ def sum_to(trace: PyTree[Array], v: PyTree[Array]) -> PyTree[Array]:
 
 
 def window_per_unit(
-    v: Array, trace: Array, carried: Any, entering: Any, signal: Any, direct: Any, noise: Any = None
+    v: Array,
+    trace: Array,
+    carried: PyTree[Array],
+    entering: PyTree[Array],
+    signal: PyTree[Array],
+    direct: PyTree[Array],
+    noise: Array | None = None,
 ) -> tuple[Array | None, Array | None]:
     """`ETraceOp.window` of a leaf whose slot is the target unit itself."""
     new, taught, eps = None, None, trace.astype(joined(trace, v))
@@ -115,5 +136,5 @@ def window_per_unit(
     return new, taught
 
 
-def _none(leaf: Any) -> bool:
+def _none(leaf: object) -> bool:
     return leaf is None

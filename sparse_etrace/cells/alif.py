@@ -1,7 +1,7 @@
 """Adaptive leaky integrate-and-fire neurons."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -68,13 +68,13 @@ class ALIF(eqx.Module):
         units: Units,
         inp: ETraceParam | None,
         rec: ETraceParam | None = None,
-        decay: Any = 0.9,
-        threshold: Any = 1.0,
-        adaptation_decay: Any = 0.98,
-        adaptation: Any = 1.0,
+        decay: object = 0.9,
+        threshold: object = 1.0,
+        adaptation_decay: object = 0.98,
+        adaptation: object = 1.0,
         spike: Callable[[Array], Array] | None = None,
-        reset: Any = None,
-        reset_gradient: Any = True,
+        reset: object = None,
+        reset_gradient: object = True,
     ):
         self.shape, self.inp, self.rec = unit_shape(units), inp, rec
         self.decay = constant(decay, "decay", 0, 1)

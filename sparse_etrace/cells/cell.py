@@ -7,6 +7,7 @@ from typing import Any, SupportsIndex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from .._graph.connectivity import Connectivity
@@ -29,11 +30,11 @@ def cell_of(
     graph: Any,
     inputs: Any,
     *,
-    key: Any,
-    bias: Any = True,
+    key: object,
+    bias: object = True,
     weight_fn: Any = None,
-    init: Any = "fan_in",
-    dtype: Any = None,
+    init: object = "fan_in",
+    dtype: DTypeLike | None = None,
     **constants: Any,
 ) -> Any:
     """A cell whose units are connected by a graph, with parameters to start from.
@@ -85,11 +86,11 @@ def onto(
     units: int,
     name: str,
     given: Any,
-    key: Any,
-    bias: Any = False,
+    key: object,
+    bias: object = False,
     weight_fn: Any = None,
-    init: Any = "fan_in",
-    dtype: Any = None,
+    init: object = "fan_in",
+    dtype: DTypeLike | None = None,
 ) -> ETraceParam:
     """A parameter into so many units: all to all from a number of others, or on a graph."""
     senders = _senders(name, given)

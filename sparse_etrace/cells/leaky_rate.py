@@ -1,7 +1,7 @@
 """Leaky rate units."""
 
 from collections.abc import Callable
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class LeakyRate(eqx.Module):
         units: Units,
         inp: ETraceParam | None,
         rec: ETraceParam | None = None,
-        decay: Any = 0.9,
+        decay: object = 0.9,
         activation: Callable[[Array], Array] = jnp.tanh,
     ):
         self.shape, self.inp, self.rec, self.activation = unit_shape(units), inp, rec, activation

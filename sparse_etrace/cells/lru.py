@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from .._numbers import real
@@ -66,9 +67,9 @@ class LRU(eqx.Module):
         units: Any,
         inputs: Any,
         *,
-        key: Any,
-        bias: Any = False,
-        dtype: Any = complex,
+        key: object,
+        bias: object = False,
+        dtype: DTypeLike = complex,
         eigenvalue: Any = None,
         scale: Any = None,
     ) -> "LRU":
