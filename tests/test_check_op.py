@@ -160,8 +160,8 @@ class NaN(Dense):
 WRONG = {
     OtherTrace: r"xy_to_dw has the structure of v: got PyTreeDef\(\{'w': \*\}\), expected .*weight",
     HalfTrace: r"xy_to_dw has the types of v, .*: it fails at \['weight'\]: \(4, 5\) float16 against \(4, 5\) float32",
-    Transposed: r"its shapes behind batch and positions: it fails at \['weight'\]: \(5, 4\) float32 against \(4, 5\)",
-    Shrunk: r"and its shapes behind batch and positions: it fails at \['weight'\]: \(5,\) float32 against \(4, 5\)",
+    Transposed: r"its shapes after batch and positions: it fails at \['weight'\]: \(5, 4\) float32 against \(4, 5\)",
+    Shrunk: r"and its shapes after batch and positions: it fails at \['weight'\]: \(5,\) float32 against \(4, 5\)",
     ListTrace: r"yw_to_w keeps structure, shapes and types: got PyTreeDef\(\[\*\]\), expected",
     HalfSpread: r"yw_to_w keeps structure, shapes and types: it fails at \['weight'\]: \(4, 5\) float16",
     AffineSpread: r"yw_to_w is linear in y: it fails at \['weight'\], with a relative error of",

@@ -635,7 +635,7 @@ ERRORS = {
     ),
     "image": (
         run({"weight": np.ones((3, 4, 2))}, se.ConvOp(XINFO, [1], "SAME"), (2, 7, 4)),
-        r"x: expected shape \(8, 4\), got \(7, 4\). The shape of xinfo, behind the batch axes",
+        r"x: expected shape \(8, 4\), got \(7, 4\). The shape of xinfo, after the batch axes",
     ),
 }
 

@@ -21,7 +21,7 @@ def check_op(op: ETraceOp, w: PyTree[Array], x: PyTree) -> None:
 
     With `v = phi(w)` and a trace `e = xy_to_dw(x, y, v)`:
 
-    - `e` has the structure and types of `v`, and its shapes behind the batch axes (and positions, if any);
+    - `e` has the structure and types of `v`, and its shapes after the batch axes (and positions, if any);
     - `yw_to_w` keeps structure, shapes and types, and is linear in `y` and in `e`;
     - `xy_to_dw` is linear in `x` and in `y`; its `per_unit` leaves do not depend on `x` at all;
     - `xy_to_dw(x, d * y, v) == yw_to_w(d, xy_to_dw(x, y, v))`: each slot of a trace drives exactly one unit;
@@ -151,10 +151,10 @@ def _run(op: ETraceOp, name: str, *args: PyTree) -> PyTree:
 def _ends_like(e: PyTree, v: PyTree, positions: bool) -> None:
     _same_structure("xy_to_dw has the structure of v", e, v)
     for _, path, leaf, weight in _leaves(e, v):
-        behind = leaf.shape[max(leaf.ndim - weight.ndim, 0) :]
-        if leaf.dtype != weight.dtype or (positions and behind != weight.shape):
+        own = leaf.shape[max(leaf.ndim - weight.ndim, 0) :]
+        if leaf.dtype != weight.dtype or (positions and own != weight.shape):
             raise ValueError(
-                f"xy_to_dw has the types of v, and its shapes behind batch and positions: it fails at {path}: "
+                f"xy_to_dw has the types of v, and its shapes after batch and positions: it fails at {path}: "
                 f"{leaf.shape} {leaf.dtype} against {weight.shape} {weight.dtype}."
             )
 

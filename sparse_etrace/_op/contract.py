@@ -31,7 +31,7 @@ class ETraceOp(eqx.Module):
 
     `y[post] = sum over synapses s = (pre -> post) of v[s] * x[pre]`, with the weights on the synapses `v = phi(theta)`.
     A subclass gives `xw_to_y` and `yw_to_w`; `check_op` says whether they fit together. `x`, `y` and a trace `e` carry
-    the same leading batch axes, `v` none; `e` has the structure of `v`, with further axes behind the batch axes where
+    the same leading batch axes, `v` none; `e` has the structure of `v`, with further axes after the batch axes where
     one weight serves at several positions.
 
     Attributes:

@@ -218,7 +218,7 @@ class ConvOp(ETraceOp):
         return [found[key] for key in sorted(v)]
 
     def _batch(self, x: Array) -> tuple[int, ...]:
-        check_shape("x", x.shape[-self.input_ndim :], self.xinfo.shape, "The shape of xinfo, behind the batch axes.")
+        check_shape("x", x.shape[-self.input_ndim :], self.xinfo.shape, "The shape of xinfo, after the batch axes.")
         return x.shape[: -self.input_ndim]
 
     @property

@@ -73,7 +73,7 @@ class ETraceParam(eqx.Module):
         self.is_etrace = bool(is_etrace)
 
     def execute(self, x: PyTree = None) -> Array:
-        """The output of the op; `x` as the op wants it, behind any number of batch axes."""
+        """The output of the op; `x` as the op wants it, after any number of batch axes."""
         if x is None and not self.op.is_diagonal:
             raise TypeError(f"x: expected an input for {self.op}, got none. Only an ElemWiseParam is called without.")
         x = None if x is None else jnp.asarray(x)

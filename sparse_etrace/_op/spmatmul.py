@@ -221,7 +221,7 @@ class SpMatMulOp(ETraceOp):
         return widened(weight)[self.slot].astype(weight.dtype)
 
     def _last(self, x: Array) -> Array:
-        """Move the axis of the units behind all others, or back."""
+        """Move the axis of the units after all others, or back."""
         return x if self.axis == -1 else jnp.swapaxes(x, -1, -2)
 
 

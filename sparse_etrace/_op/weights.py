@@ -39,7 +39,7 @@ def masked(weight: Array, op: Any) -> Array:
 
 
 def applied(weight_fn: Callable[[Array], Array] | None, weight: Array) -> Array:
-    """The weights behind the weight function."""
+    """The weights after the weight function."""
     if weight_fn is None:
         return weight
     value = weight_fn(weight)

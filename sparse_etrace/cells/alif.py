@@ -9,11 +9,11 @@ from jaxtyping import Array
 
 from .. import surrogate
 from .._op.param import ETraceParam
-from .cell import Constant, Units, behind_reset, cell_of, constant, current, on_units, unit_shape
+from .cell import Constant, Units, after_reset, cell_of, constant, current, on_units, unit_shape
 
 
 class ALIFState(NamedTuple):
-    """Membrane potential behind the reset, adaptation, and spikes."""
+    """Membrane potential after the reset, adaptation, and spikes."""
 
     v: Array
     b: Array
@@ -97,4 +97,4 @@ class ALIF(eqx.Module):
         (reset,) = [threshold] if self.reset is None else on_units(state.v, self.reset)
         u = decay * state.v + (1 - decay) * current(self.inp, x, self.rec, state.z)
         z = self.spike((u - threshold - adaptation * state.b) / threshold)
-        return ALIFState(behind_reset(u, z, reset, self.reset_gradient), rho * state.b + (1 - rho) * z, z), z
+        return ALIFState(after_reset(u, z, reset, self.reset_gradient), rho * state.b + (1 - rho) * z, z), z

@@ -136,7 +136,7 @@ def on_units(h: Array, *constants: Constant) -> list[Array]:
     return [in_front(param(), h.ndim) for param in constants]
 
 
-def behind_reset(u: Array, z: Array, reset: Array, gradient: bool) -> Array:
+def after_reset(u: Array, z: Array, reset: Array, gradient: bool) -> Array:
     """The potential that a spike leaves behind; without `gradient`, no derivative passes through the spike."""
     return u - reset * (z if gradient else jax.lax.stop_gradient(z))
 

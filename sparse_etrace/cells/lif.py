@@ -9,11 +9,11 @@ from jaxtyping import Array
 
 from .. import surrogate
 from .._op.param import ETraceParam
-from .cell import Constant, Units, behind_reset, cell_of, constant, current, on_units, unit_shape
+from .cell import Constant, Units, after_reset, cell_of, constant, current, on_units, unit_shape
 
 
 class LIFState(NamedTuple):
-    """Membrane potential behind the reset, and spikes."""
+    """Membrane potential after the reset, and spikes."""
 
     v: Array
     z: Array
@@ -87,4 +87,4 @@ class LIF(eqx.Module):
         (reset,) = [threshold] if self.reset is None else on_units(state.v, self.reset)
         u = decay * state.v + (1 - decay) * current(self.inp, x, self.rec, state.z)
         z = self.spike(u / threshold - 1)
-        return LIFState(behind_reset(u, z, reset, self.reset_gradient), z), z
+        return LIFState(after_reset(u, z, reset, self.reset_gradient), z), z
