@@ -1,12 +1,13 @@
 """Does a user's learner keep what every learner owes?"""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from .._graph.edges import from_edges
@@ -15,6 +16,7 @@ from .._model.program import is_key
 from .._model.trained import trained_filter
 from .._op import MatMulOp, SpMatMulOp
 from .._op.param import ETraceParam
+from .._types import Loss, Model
 from ..cells import LeakyRate
 from .online import online_grad
 
@@ -28,10 +30,10 @@ class _Counter:
 class _Counted(eqx.Module):
     """A model that counts how often it is traced."""
 
-    model: Any
+    model: Model
     seen: _Counter = eqx.field(static=True)
 
-    def __call__(self, state: Any, x: Any) -> Any:
+    def __call__(self, state: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
         self.seen.count += 1
         return self.model(state, x)
 
@@ -41,7 +43,7 @@ class _Weighted(eqx.Module):
 
     loss_fn: Callable[..., Array] = eqx.field(static=True)
 
-    def __call__(self, out: Any, given: tuple[Any, Array]) -> Array:
+    def __call__(self, out: PyTree, given: tuple[PyTree, Array]) -> Array:
         return jnp.sum(given[1] * self.loss_fn(out, given[0]))
 
 
@@ -58,7 +60,9 @@ class _Stream(NamedTuple):
     def fresh(self) -> Carry:
         return self.learner.init(self.model, self.state, _at(self.xs, 0))
 
-    def run(self, carry: Carry, steps: slice, chunk: int = 1, weight: Any = 1.0) -> tuple[Array, list[Array], Carry]:
+    def run(
+        self, carry: Carry, steps: slice, chunk: int = 1, weight: ArrayLike = 1.0
+    ) -> tuple[Array, list[Array], Carry]:
         """Losses, summed gradients and carry; batch elements count by their weight."""
         xs, ys = _at((self.xs, self.ys), steps)
         weights = jnp.asarray(weight, jax.tree.leaves(ys)[0].dtype)[None]
@@ -76,11 +80,11 @@ class _Stream(NamedTuple):
 
 def check_learner(
     learner: Learner,
-    loss_fn: Callable[..., Any] | None = None,
-    model: Callable[..., Any] | None = None,
-    state: PyTree[Any] = None,
-    xs: PyTree[Any] = None,
-    ys: PyTree[Any] = None,
+    loss_fn: Loss | None = None,
+    model: Model | None = None,
+    state: PyTree = None,
+    xs: PyTree = None,
+    ys: PyTree = None,
     skip: tuple[str, ...] = (),
 ) -> None:
     """Test what every learner owes whoever uses it, on a stream of six steps, and say which law fails.
@@ -131,11 +135,11 @@ def check_learner(
                 _compare(name, got, expected)
 
 
-def _none(part: Any) -> bool | None:
+def _none(part: object) -> bool | None:
     return None if part is None else True
 
 
-def _network() -> tuple[Any, ...]:
+def _network() -> tuple[PyTree, ...]:
     """A sparse recurrent network with a hub, a batch of five, and six steps."""
     rng = np.random.default_rng(0)
     graph = from_edges([0, 1, 2, 3, 0, 0, 2], [1, 2, 3, 0, 2, 3, 1], rng.normal(size=7), dtype=float)
@@ -146,7 +150,7 @@ def _network() -> tuple[Any, ...]:
     return lambda out, y: jnp.sum((out - y) ** 2, axis=-1), model, model.init_state(5), xs, ys
 
 
-def _by_step(stream: _Stream, carry: Carry | None = None, first: int = 0, weight: Any = 1.0) -> tuple[list, ...]:
+def _by_step(stream: _Stream, carry: Carry | None = None, first: int = 0, weight: ArrayLike = 1.0) -> tuple[list, ...]:
     """Losses, gradients and carries of single steps, each in a call of its own."""
     now = stream.fresh() if carry is None else carry
     found = []
@@ -211,7 +215,7 @@ def _vmap(stream: _Stream, losses: list, grads: list, carries: list) -> Iterator
 
     @jax.jit
     @jax.vmap
-    def each(carry: Carry, xs: Any, ys: Any) -> tuple:
+    def each(carry: Carry, xs: PyTree, ys: PyTree) -> tuple:
         return single._replace(xs=xs, ys=ys).run(carry, slice(0, 2 * HALF))[:2]
 
     found, got = each(carry, xs, ys)
@@ -233,7 +237,7 @@ LAWS: dict[str, Callable[..., Iterator[tuple]]] = {
 }  # fmt: skip
 
 
-def _compare(name: str, got: PyTree[Any], expected: PyTree[Any]) -> None:
+def _compare(name: str, got: PyTree, expected: PyTree) -> None:
     here, there = (str(jax.tree.structure(tree)) for tree in (got, expected))
     if here != there:
         raise ValueError(
@@ -257,15 +261,15 @@ def _compare(name: str, got: PyTree[Any], expected: PyTree[Any]) -> None:
             )
 
 
-def _numbers(part: Any) -> np.ndarray:
+def _numbers(part: ArrayLike) -> np.ndarray:
     return np.asarray(jax.random.key_data(part) if hasattr(part, "dtype") and is_key(part) else part)
 
 
-def _text(leaf: Any) -> str:
+def _text(leaf: PyTree) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
-def _at(tree: PyTree[Any], where: Any) -> PyTree[Any]:
+def _at(tree: PyTree, where: PyTree) -> PyTree:
     return jax.tree.map(lambda a: a[where], tree)
 
 
