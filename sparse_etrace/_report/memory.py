@@ -88,7 +88,7 @@ def memory_plan(
     size = min(chunk or engine.window_steps(model, carry, stacked(1)) or steps, steps)
     xs = stacked(size)
 
-    def window(arrays: PyTree, carry: Carry, xs: PyTree) -> tuple[Array, PyTree, Carry]:
+    def gradient(arrays: PyTree, carry: Carry, xs: PyTree) -> tuple[Array, PyTree, Carry]:
         ys = None if jax.tree.leaves(xs) else jnp.zeros(size)
 
         def loss(out: PyTree, y: PyTree) -> tuple[ArrayLike, None]:
@@ -97,7 +97,7 @@ def memory_plan(
         result = engine.window(eqx.combine(arrays, static), carry, xs, ys, loss)
         return result.losses, result.grads, result.carry
 
-    memory: Any = jax.jit(window).lower(arrays, carry_arrays, xs).compile().memory_analysis()
+    memory: Any = jax.jit(gradient).lower(arrays, carry_arrays, xs).compile().memory_analysis()
     trained = eqx.filter(arrays, trained_filter(arrays, learner.train))
     buffers = {
         "parameters": nbytes(trained),
