@@ -53,7 +53,8 @@ NUMBERS = {
 }  # fmt: skip
 NO_NUMBERS = {
     "train", "trace_dtype", "allow_zero", "leaf", "feedback", "rate_leaf", "key", "pattern", "weight_mask", "weight_fn",
-    "connectivity", "tie", "fn", "xinfo", "value", "op", "grad", "inp", "rec", "spike", "activation", "derivative",
+    "bias", "connectivity", "tie", "fn", "xinfo", "value", "op", "grad", "inp", "rec", "spike", "activation",
+    "derivative",
     *GRU, *MGU,
 }  # fmt: skip
 AS = {
