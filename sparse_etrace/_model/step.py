@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,7 @@ class Terms(NamedTuple):
     last: list[Array | None] | None = None
 
 
+@runtime_checkable
 class Along(Protocol):
     """Which derivatives of a step are wanted."""
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ class TraceTerms(NamedTuple):
     F: Inexact[Array, "vars *y"]
 
 
+@runtime_checkable
 class OwnRule(Protocol):
     """A rule by what it does with the trace of one op call."""
 

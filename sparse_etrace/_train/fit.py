@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Never
 
 import equinox as eqx
 import jax
@@ -42,7 +41,7 @@ def fit(
     checkpoint: str | PathLike | Checkpoint | None = None,
     callbacks: Callback | Sequence[Callback] = (),
     progress: bool = True,
-    **unknown: Never,
+    **unknown: object,
 ) -> FitResult:
     """Train a model on sequences, one after the other.
 
