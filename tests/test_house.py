@@ -31,7 +31,7 @@ HOUSE = {
     "_kernels": "native products *",
     "_op": "windows contract weights boundary param initial *",
     "cells": "cell *",
-    "_model": "primitives program linear constant positions trained refusals call links origin reading "
+    "_model": "types primitives program linear constant positions trained refusals call links origin reading "
     "groups grouping batch_axes step unit_links",
     "_rule": "reach influence traces support notes signal engine trace_engine kept_traces own_traces "
     "influence_engine black_box",

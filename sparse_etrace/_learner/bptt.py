@@ -45,7 +45,7 @@ class Backward(Engine):
     def __init__(self, task: Task):
         self.task = task
 
-    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+    def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Check that every trained leaf reaches the output."""
         check_reach(model, state, x, self.task.train, self.task.allow_zero)
         return Carry(jax.tree.map(jnp.asarray, state), None)

@@ -33,7 +33,7 @@ class Learner(eqx.Module):
         return False
 
     @abc.abstractmethod
-    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+    def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Check the model against the rule, and start: see `D_RTRL`."""
 
     @abc.abstractmethod
@@ -48,11 +48,11 @@ class Learner(eqx.Module):
         """How many steps `online_grad` takes at once unless told; None for all of them."""
         return None
 
-    def prepare(self, model: Model, state: PyTree[Any], x: PyTree[Any], carry: Carry | None = None) -> Engine:
+    def prepare(self, model: Model, state: PyTree, x: PyTree, carry: Carry | None = None) -> Engine:
         """Read a model, once for all steps and windows of a gradient; `x` is one step's input."""
         return Stepwise(self)
 
-    def carry_shapes(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+    def carry_shapes(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Shapes and types of what `init` returns, for arguments that may have only these as well."""
         return self.prepare(model, state, x).carry_shapes(model, state, x)
 
@@ -124,7 +124,7 @@ class Stepwise(Engine):
     def __init__(self, learner: Learner):
         self.learner = learner
 
-    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+    def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """By the learner."""
         return self.learner.init(model, state, x)
 
@@ -159,7 +159,7 @@ class RuleLearner(Learner):
         """As the storage has it."""
         return self.rule().storage.is_differentiable
 
-    def prepare(self, model: Model, state: PyTree[Any], x: PyTree[Any], carry: Carry | None = None) -> Engine:
+    def prepare(self, model: Model, state: PyTree, x: PyTree, carry: Carry | None = None) -> Engine:
         """Read a model, once for all steps and windows of a gradient.
 
         Args:
@@ -177,7 +177,7 @@ class RuleLearner(Learner):
         storage, signal = self.rule()
         return storage.read(model, state, x, Task(self.train, self.allow_zero, signal, carry))
 
-    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+    def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Check the model against the rule, and start with traces of zero.
 
         Args:

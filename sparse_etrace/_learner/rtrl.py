@@ -108,7 +108,7 @@ class Everything(Storage):
 
     max_influences: int
 
-    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> Engine:
+    def read(self, model: Model, state: PyTree, x: PyTree, task: Task) -> Engine:
         """Read a model if its influences are kept one by one, as those of the carry are, or as is less work."""
         whole = Whole(self.max_influences, task)
         if task.carry is not None and isinstance(task.carry.traces, Dense):
@@ -139,7 +139,7 @@ class Whole(Engine):
     def __init__(self, limit: int, task: Task):
         self.limit, self.task = limit, task
 
-    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+    def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Start with a matrix of zeros.
 
         Raises:

@@ -80,14 +80,14 @@ class Sliding(Engine):
     def __init__(self, steps: int, task: Task):
         self.steps, self.task = steps, task
 
-    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+    def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Check that every trained leaf reaches the output within `steps` steps."""
         check_reach(model, state, x, self.task.train, self.task.allow_zero, self.steps)
         state = jax.tree.map(jnp.asarray, state)
         origin = origin_of(model, *axes_of(model, state, x, self.task.train))
         return Carry(state, self._start(state, x), origin=origin)
 
-    def _start(self, state: PyTree[Any], x: PyTree[Any]) -> History:
+    def _start(self, state: PyTree, x: PyTree) -> History:
         def room(leaf: Any) -> Array:
             leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
             shape = (self.steps - 1, *leaf.shape)

@@ -83,7 +83,7 @@ class Estimating(Engine):
     def __init__(self, key: Any, task: Task):
         self.key, self.task = key, task
 
-    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+    def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Check that every trained leaf reaches the output, and start with an estimate of zero."""
         check_reach(model, state, x, self.task.train, self.task.allow_zero)
         check_linear(model, state, x, self.task.train)

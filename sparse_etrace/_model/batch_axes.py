@@ -2,16 +2,16 @@
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from .call import Call
 from .grouping import Grouping, group
 from .reading import Reading
 from .trained import is_array_like, struct
+from .types import Filter, Model
 
 # A model that fits no other batch would be tried with every choice of leaves.
 TRIES = 64
@@ -34,9 +34,7 @@ def _has_batch(grouping: Grouping, call: Call, batch: tuple[int, ...]) -> bool:
     return not op.is_diagonal and x.shape[: min(len(batch), x.ndim - op.input_ndim)] == batch
 
 
-def axes_of(
-    model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any], train: Any
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def axes_of(model: Model, state: PyTree, x: PyTree, train: Filter) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """As `as_long_as_a_batch`, for rules that take models whose ops say nothing of a batch; by length there."""
     try:
         return as_long_as_a_batch(model, state, x, group(Reading(model, state, x, train)))
@@ -45,7 +43,7 @@ def axes_of(
 
 
 def as_long_as_a_batch(
-    model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any], grouping: Grouping
+    model: Model, state: PyTree, x: PyTree, grouping: Grouping
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Leaves of the state that are as long as the batch and have no batch axes, and those that do not say.
 
@@ -88,7 +86,7 @@ def as_long_as_a_batch(
     return alone, tuple(k for k in asked if k not in alone and works(*alone, k))
 
 
-def restarted(state: PyTree[Any], tree: PyTree[Any], zero: Callable[..., Any]) -> PyTree[Any]:
+def restarted(state: PyTree, tree: PyTree, zero: Callable[..., Array]) -> PyTree:
     """`zero(leaf, number)` of what has the leaves of a state, by their numbers, or None."""
     leaves, layout = jax.tree.flatten(state)
     numbers = jax.tree.unflatten(layout, range(len(leaves)))

@@ -1,13 +1,15 @@
 """One execution of an op, or of a cut, inside a step."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+from jaxtyping import PyTree
 
 from .._op.boundary import OpCall
 from .._op.contract import ETraceOp
-from .program import Atom, Node, Program
+from .program import Node, Program
+from .types import Atom
 
 
 class Call(NamedTuple):
@@ -20,22 +22,25 @@ class Call(NamedTuple):
     x_atoms: tuple[Atom, ...]
 
     @property
-    def call(self) -> Any:
+    def call(self) -> OpCall:
+        """What an op's call executes."""
         return self.node.eqn.params["call"]
 
     @property
     def is_op(self) -> bool:
-        return isinstance(self.call, OpCall)
+        return isinstance(self.node.eqn.params["call"], OpCall)
 
-    def unflatten(self, op: Iterable[Any], weights: Iterable[Any], x: Iterable[Any]) -> tuple[ETraceOp, Any, Any]:
+    def unflatten(
+        self, op: Iterable[object], weights: Iterable[object], x: Iterable[object]
+    ) -> tuple[ETraceOp, PyTree, PyTree]:
         """Op, weights and input, from the arrays of each."""
         return self.call.unflatten([*op, *weights, *x])
 
-    def template(self, program: Program) -> tuple[ETraceOp, Any, Any]:
+    def template(self, program: Program) -> tuple[ETraceOp, PyTree, PyTree]:
         """Op, weights and input, with shapes in place of arrays."""
         return self.call.unflatten([program.shapes([a])[0] if isinstance(a, int) else a.val for a in self.node.inputs])
 
-    def shapes_of(self, program: Program, fn: Callable[..., Any], *args: Any) -> Any:
+    def shapes_of(self, program: Program, fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
         """Shapes of `fn(op, v, *args)`; what the op's own arrays hold is as unknown as in a step under `jit`."""
         flat = [program.shapes([a])[0] if isinstance(a, int) else a.val for a in self.node.inputs]
         return jax.eval_shape(lambda flat, *args: fn(*self.call.unflatten(flat)[:2], *args), flat, *args)

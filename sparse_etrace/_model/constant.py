@@ -1,12 +1,10 @@
 """Results that have no derivative: who takes it is told, and is not given zero."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
-from jaxtyping import PyTree
+from jax.custom_derivatives import CustomVJPPrimal as Perturbed, SymbolicZero
+from jaxtyping import Array, PyTree
 
 from .program import is_inexact
 
@@ -20,18 +18,18 @@ class _About(eqx.Module):
     is_moved: bool = eqx.field(static=True)
 
 
-def is_traced(tree: PyTree[Any]) -> bool:
+def is_traced(tree: PyTree) -> bool:
     """Whether a transformation of JAX looks at any of the arrays."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def held(tree: PyTree[Any]) -> PyTree[Any]:
+def held(tree: PyTree) -> PyTree:
     """The same arrays without derivative."""
     arrays, rest = eqx.partition(tree, eqx.is_array)
     return eqx.combine(jax.lax.stop_gradient(arrays), rest)
 
 
-def constant(results: PyTree[Any], inputs: PyTree[Any], words: str, late: bool = False) -> PyTree[Any]:
+def constant(results: PyTree, inputs: PyTree, words: str, late: bool = False) -> PyTree:
     """`results`, made of what `inputs` hold, where a derivative by `inputs` is an error in `words`.
 
     What is differentiated without reading them is not touched, nor what they owe to other things than `inputs`.
@@ -49,10 +47,10 @@ def constant(results: PyTree[Any], inputs: PyTree[Any], words: str, late: bool =
         return results
 
     @jax.custom_vjp
-    def attach(floating: PyTree[Any], moving: list[Any]) -> PyTree[Any]:
+    def attach(floating: PyTree, moving: list[Array]) -> PyTree:
         return floating
 
-    def forward(floating: PyTree[Any], moving: list[Any]) -> Any:
+    def forward(floating: PyTree, moving: list[Perturbed]) -> tuple[PyTree, _About]:
         shapes = tuple(jax.ShapeDtypeStruct(p.value.shape, p.value.dtype) for p in moving)
         about = _About(words, late, shapes, any(p.perturbed for p in moving))
         return jax.tree.map(lambda p: p.value, floating, is_leaf=lambda p: hasattr(p, "perturbed")), about
@@ -66,7 +64,7 @@ def constant(results: PyTree[Any], inputs: PyTree[Any], words: str, late: bool =
         return results
 
 
-def _backward(about: _About, cts: PyTree[Any]) -> tuple[PyTree[Any], Any]:
+def _backward(about: _About, cts: PyTree) -> tuple[PyTree, list[Array] | None]:
     read = [ct for ct in jax.tree.leaves(cts, is_leaf=_is_zero) if not _is_zero(ct)]
     if not (about.is_moved and read):
         return cts, None
@@ -77,5 +75,5 @@ def _backward(about: _About, cts: PyTree[Any]) -> tuple[PyTree[Any], Any]:
     return None, [jnp.broadcast_to(zero.astype(s.dtype), s.shape) for s in about.inputs]
 
 
-def _is_zero(ct: Any) -> bool:
+def _is_zero(ct: Array | SymbolicZero) -> bool:
     return isinstance(ct, SymbolicZero)

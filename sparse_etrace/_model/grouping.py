@@ -10,9 +10,10 @@ import networkx as nx
 import numpy as np
 
 from .groups import Group, Variable, make_group
-from .program import Labels, Program, is_inexact
+from .program import Program, is_inexact
 from .reading import Reading
 from .refusals import refuse_unread, refuse_zero
+from .types import Labels
 
 OTHER = "anything but old state"
 

@@ -1,7 +1,7 @@
 """Hidden groups: units on which the step between ops acts one by one, and how the outputs of ops land on them."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ import numpy as np
 from .._op.windows import sum_to
 from .call import Call
 from .links import Between
-from .positions import Mixed
-from .program import Atom
+from .positions import Ids, Mixed
+from .types import Atom
 
 
 class Route(NamedTuple):
@@ -81,7 +81,7 @@ def make_group(
     what = f"the hidden state {', '.join(repr(v.name) for v in variables)}"
     origins = between.origins(what, sources, new)
 
-    def strays(ids: Any) -> bool:
+    def strays(ids: Ids) -> bool:
         return isinstance(ids, Mixed) or (ids is not None and bool(np.any((ids != numbers) & (ids >= 0))))
 
     found = origins(*range(len(new)))
@@ -104,7 +104,7 @@ def make_group(
     return Group(members, shape, tuple(routes))
 
 
-def _route(call: Call, ids: Any, numbers: np.ndarray, name: str) -> Route:
+def _route(call: Call, ids: Ids, numbers: np.ndarray, name: str) -> Route:
     if isinstance(ids, Mixed) or ids is None:
         how = "" if ids is None else f" {ids.words}"
         raise ValueError(

@@ -1,15 +1,16 @@
 """Is a backward pass linear in what it pulls back? Traces multiply derivatives of single steps, and need it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.extend.core as jex
 import jax.extend.source_info_util as source_info
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
 
-from .primitives import CALLS, PLACED, bind, branches, called, parameter, scan
+from .primitives import CALLS, PLACED, aval, bind, branches, called, parameter, scan
 from .program import is_inexact, is_key, vjp_jaxpr
 
 LARGE = 1 << 20
@@ -28,7 +29,7 @@ ACROSS = {"psum", "psum2", "psum_invariant", "unreduced_psum", "all_gather", "al
 NESTED = CALLS | {"shard_map"}
 
 
-def pushforward(pull: Callable[..., Any], out: Any) -> Callable[[Any], Any]:
+def pushforward(pull: Callable[[PyTree], PyTree], out: PyTree) -> Callable[[PyTree], PyTree]:
     """The forward derivative of which `pull` is the vector-Jacobian product, for outputs like `out`.
 
     A linear function is the transpose of its own vector-Jacobian product, so functions with a backward rule of their
@@ -42,7 +43,7 @@ class _BentError(Exception):
     """Carries the equation that is not linear, and its line."""
 
 
-def refuse_bent(what: str, fn: Callable[..., Any], args: Any, *rest: Any) -> None:
+def refuse_bent(what: str, fn: Callable[..., PyTree], args: PyTree, *rest: PyTree) -> None:
     """Raise where the vector-Jacobian product of `fn(args, *rest)` by `args` is not linear in its vector.
 
     Args:
@@ -57,7 +58,7 @@ def refuse_bent(what: str, fn: Callable[..., Any], args: Any, *rest: Any) -> Non
     check_linear(what, closed, range(first, first + count))
 
 
-def check_linear(what: str, closed: Any, vector: Sequence[int]) -> None:
+def check_linear(what: str, closed: jex.ClosedJaxpr, vector: Sequence[int]) -> None:
     """As `refuse_bent`, of the jaxpr of a vector-Jacobian product; `vector` are the numbers of its inputs."""
     kinds = [LINEAR if i in vector else CONSTANT for i in range(len(closed.jaxpr.invars))]
     try:
@@ -71,11 +72,11 @@ def check_linear(what: str, closed: Any, vector: Sequence[int]) -> None:
         ) from None
 
 
-def _follow(closed: Any, kinds: Sequence[str], caller: str) -> list[str]:
+def _follow(closed: jex.ClosedJaxpr, kinds: Sequence[str], caller: str) -> list[str]:
     env = dict(zip(closed.jaxpr.invars, kinds, strict=True))
     env.update((var, _kind(value)) for var, value in zip(closed.jaxpr.constvars, closed.consts, strict=True))
 
-    def get(var: Any) -> str:
+    def get(var: jex.Var | jex.Literal) -> str:
         return _kind(var.val) if isinstance(var, jex.Literal) else env[var]
 
     for eqn in closed.jaxpr.eqns:
@@ -85,22 +86,22 @@ def _follow(closed: Any, kinds: Sequence[str], caller: str) -> list[str]:
     return [get(v) for v in closed.jaxpr.outvars]
 
 
-def _kind(value: Any) -> str:
-    if isinstance(value, jax.core.Tracer) or np.size(value) > LARGE or (hasattr(value, "dtype") and is_key(value)):
+def _kind(value: ArrayLike) -> str:
+    if isinstance(value, jax.core.Tracer) or np.size(value) > LARGE or is_key(value):
         return CONSTANT
     return CONSTANT if np.any(value) else ZERO
 
 
-def _stays_zero(eqn: Any, given: list[str]) -> bool:
+def _stays_zero(eqn: jex.JaxprEqn, given: list[str]) -> bool:
     name, floating = eqn.primitive.name, _floating(eqn, given) or given
     return name in JOINT | SINGLE and (ZERO in floating if name == "mul" else set(floating) == {ZERO})
 
 
-def _floating(eqn: Any, given: list[str]) -> list[str]:
+def _floating(eqn: jex.JaxprEqn, given: list[str]) -> list[str]:
     return [kind for kind, v in zip(given, eqn.invars, strict=True) if is_inexact(v.aval)]
 
 
-def _through(eqn: Any, given: list[str], line: str) -> list[str]:
+def _through(eqn: jex.JaxprEqn, given: list[str], line: str) -> list[str]:
     name = eqn.primitive.name
     if name == "scan":
         first, count, _, body = scan(eqn)
@@ -128,8 +129,8 @@ def _through(eqn: Any, given: list[str], line: str) -> list[str]:
     return [LINEAR] * len(eqn.outvars)
 
 
-def _loop(body: Any, given: list[str], first: int, count: int, line: str) -> list[str]:
-    """Outputs of a loop, whose carry stands behind `first` constants."""
+def _loop(body: jex.ClosedJaxpr, given: list[str], first: int, count: int, line: str) -> list[str]:
+    """Outputs of a loop, whose carry stands after `first` constants."""
     given, carry = list(given), slice(first, first + count)
     while True:
         out = _follow(body, given, line)
@@ -146,13 +147,13 @@ def _joined(parts: list[str], name: str, line: str) -> str:
     return next((kind for kind in (LINEAR, CONSTANT) if kind in parts), ZERO)
 
 
-def _is_test_of_finite(eqn: Any) -> bool:
+def _is_test_of_finite(eqn: jex.JaxprEqn) -> bool:
     """Whether something is a number says the same of all numbers."""
     name = eqn.primitive.name
     return name == "is_finite" or (name == "ne" and eqn.invars[0] is eqn.invars[1])
 
 
-def _is_linear(eqn: Any, given: list[str]) -> bool:
+def _is_linear(eqn: jex.JaxprEqn, given: list[str]) -> bool:
     name, count = eqn.primitive.name, given.count(LINEAR)
     if not all(is_inexact(v.aval) for v in eqn.outvars):
         return not eqn.outvars
@@ -163,21 +164,22 @@ def _is_linear(eqn: Any, given: list[str]) -> bool:
     return given[1] != LINEAR if name == "div" else _has_transpose(eqn, given)
 
 
-def _has_transpose(eqn: Any, given: list[str]) -> bool:
+def _has_transpose(eqn: jex.JaxprEqn, given: list[str]) -> bool:
     """Ask jax, without running anything."""
-    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    avals, outs = (
+        [jax.ShapeDtypeStruct(aval(v).shape, aval(v).dtype) for v in part] for part in (eqn.invars, eqn.outvars)
+    )
 
-    def transposed(values: list[Any], out: list[Any]) -> Any:
-        def forward(*moved: Any) -> list[Any]:
+    def transposed(values: list[Array], out: list[Array]) -> tuple[Array, ...]:
+        def forward(*moved: Array) -> list[Array]:
             moving = iter(moved)
-            operands = [next(moving) if k == LINEAR else v for k, v in zip(given, values, strict=True)]
-            out = bind(eqn, operands)
-            return list(out) if eqn.primitive.multiple_results else [out]
+            return bind(eqn, [next(moving) if k == LINEAR else v for k, v in zip(given, values, strict=True)])
 
         return jax.linear_transpose(forward, *(a for a, k in zip(avals, given, strict=True) if k == LINEAR))(out)
 
     try:
-        jax.eval_shape(transposed, avals, [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.outvars])
+        jax.eval_shape(transposed, avals, outs)
+
     except Exception:  # what jax raises differs from primitive to primitive
         return False
     return True

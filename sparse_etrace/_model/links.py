@@ -7,7 +7,6 @@ D is the derivative along a link from old state to new, F along one from the out
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +15,9 @@ from jaxtyping import Array
 
 from .call import Call
 from .linear import check_linear, pushforward, refuse_bent
-from .positions import follow
-from .program import Atom, Program, vjp_jaxpr
+from .positions import Ids, follow
+from .program import Program, vjp_jaxpr
+from .types import Atom, Known
 
 
 class Between:
@@ -26,18 +26,18 @@ class Between:
     def __init__(self, program: Program, calls: Sequence[Call]):
         self.program, self.calls = program, calls
 
-    def _function(self, sources: list[int], sinks: Sequence[Atom]) -> tuple[Callable[..., list[Any]], list[int]]:
+    def _function(self, sources: list[int], sinks: Sequence[Atom]) -> tuple[Callable[..., list[Array]], list[int]]:
         """The sinks as a function of the sources, and what else it needs: inputs and the outputs of all calls."""
         given = [*self.program.inputs, *(o for c in self.calls for o in c.node.outputs)]
         rest = [a for a in given if a not in sources]
 
-        def fn(values: list[Any], *others: Any) -> list[Any]:
+        def fn(values: list[Array], *others: Array) -> list[Array]:
             known = dict(zip(sources, values, strict=True)) | dict(zip(rest, others, strict=True))
             return self.program.evaluate(known, sinks)
 
         return fn, rest
 
-    def origins(self, what: str, sources: list[int], sinks: Sequence[Atom]) -> Callable[..., list[Any]]:
+    def origins(self, what: str, sources: list[int], sinks: Sequence[Atom]) -> Callable[..., list[Ids]]:
         """For each entry of the sources, the one of the sinks that it acts on: `follow` of these sinks alone.
 
         Raises:
@@ -47,32 +47,32 @@ class Between:
         closed, out = vjp_jaxpr(fn, self.program.shapes(sources), *self.program.shapes(rest))
         check_linear(what, closed, range(len(sources), len(sources) + len(out)))
 
-        def of(*read: int) -> list[Any]:
+        def of(*read: int) -> list[Ids]:
             numbers = [_numbers(sink.shape) if k in read else None for k, sink in enumerate(out)]
             return follow(closed.jaxpr, closed.consts, [None] * len(sources) + numbers + [None] * len(rest))
 
         return of
 
-    def landings(self, what: str, source: int, sinks: Sequence[Atom]) -> list[Any]:
+    def landings(self, what: str, source: int, sinks: Sequence[Atom]) -> list[Ids]:
         """For each entry of each sink, the one of the source that acts on it; raises as `origins`."""
         fn, rest = self._function([source], sinks)
         (aval,) = self.program.shapes([source])
         refuse_bent(what, fn, [aval], *self.program.shapes(rest))
 
-        def push(tangent: Any, *others: Any) -> list[Any]:
+        def push(tangent: Array, *others: Array) -> list[Array]:
             return _forward(fn, jnp.zeros(aval.shape, aval.dtype), others)(tangent)
 
         closed = jax.make_jaxpr(push)(aval, *self.program.shapes(rest))
         return follow(closed.jaxpr, closed.consts, [_numbers(aval.shape)] + [None] * len(rest))
 
-    def derivatives(self, known: dict[int, Any], sources: list[int], sinks: Sequence[Atom]) -> list[list[Array]]:
+    def derivatives(self, known: Known, sources: list[int], sinks: Sequence[Atom]) -> list[list[Array]]:
         """For each sink the derivatives by the sources, whose entries act on no more than one of its entries each."""
         fn, rest = self._function(sources, sinks)
         others = [known[i] for i in rest]
         out, pull = jax.vjp(lambda v: fn(v, *others), [known[i] for i in sources])
         return [pull([jnp.full_like(o, float(i == k)) for i, o in enumerate(out)])[0] for k in range(len(out))]
 
-    def derivatives_forward(self, known: dict[int, Any], source: int, sinks: Sequence[Atom]) -> list[Array]:
+    def derivatives_forward(self, known: Known, source: int, sinks: Sequence[Atom]) -> list[Array]:
         """For each sink the derivatives by the source, of which no more than one entry acts on each of its entries.
 
         By a complex source they are those of reverse mode: the change is the real part of `derivative * dy`.
@@ -84,7 +84,7 @@ class Between:
         return [real - 1j * imaginary for real, imaginary in zip(push(one), push(1j * one), strict=True)]
 
 
-def _forward(fn: Callable[..., list[Any]], y: Any, others: tuple[Any, ...]) -> Callable[[Any], list[Any]]:
+def _forward(fn: Callable[..., list[Array]], y: Array, others: tuple[Array, ...]) -> Callable[[Array], list[Array]]:
     """Forward derivative of `fn([y], *others)`, which custom VJPs allow as well."""
     out, pull = jax.vjp(lambda y: fn([y], *others), y)
     return pushforward(pull, out)

@@ -3,17 +3,18 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, UInt32
 
 from .._graph.connectivity import Connectivity, digest_of
 from .._op.contract import ETraceOp
 from .program import is_inexact, is_key
+from .types import Model
 
 UNKNOWN = np.zeros(2, np.uint32)
 
@@ -34,7 +35,7 @@ class Origin(eqx.Module):
     into: tuple[tuple[int, ...], ...] = eqx.field(static=True, default=())
 
 
-def origin_of(model: PyTree[Any], *axes: Any) -> Origin:
+def origin_of(model: PyTree, *axes: tuple) -> Origin:
     """What a carry of this model is of.
 
     Raises:
@@ -42,7 +43,7 @@ def origin_of(model: PyTree[Any], *axes: Any) -> Origin:
     """
     parts = _parts(model)
     for k, part in enumerate(parts):
-        if _is_connectivity(part) and part.digest is not None and _is_here((part.digest, *part.arrays)):
+        if isinstance(part, Connectivity) and part.digest is not None and _is_here((part.digest, *part.arrays)):
             if not np.array_equal(part.digest, _digest_of_edges(part)):
                 raise ValueError(
                     f"model: the index arrays of {_name(model, k)!r} are not those that it was built with. Build it "
@@ -51,7 +52,7 @@ def origin_of(model: PyTree[Any], *axes: Any) -> Origin:
     return Origin(jnp.asarray(_wiring(parts)), *axes)
 
 
-def check_origin(origin: Origin | None, model: PyTree[Any]) -> Array | None:
+def check_origin(origin: Origin | None, model: PyTree) -> Array | None:
     """Refuse a carry of another connectivity.
 
     Inside a `jit` of the user's, where the numbers are not known, only a factor can say it: one, or NaN where a
@@ -76,19 +77,19 @@ def check_origin(origin: Origin | None, model: PyTree[Any]) -> Array | None:
     return None
 
 
-def scaled(tree: PyTree[Any], factor: Float[Array, ""] | None) -> PyTree[Any]:
+def scaled(tree: PyTree, factor: Float[Array, ""] | None) -> PyTree:
     """The floating numbers of a tree times a factor; None is one."""
     if factor is None:
         return tree
     return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype) if is_inexact(leaf) else leaf, tree)
 
 
-def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(step: Callable[..., tuple[PyTree, PyTree]]) -> Callable[..., tuple[PyTree, PyTree]]:
     """A `step` that is compiled, and refuses a carry of another connectivity."""
     run = eqx.filter_jit(step)
 
     @functools.wraps(step)
-    def checked(self: Any, model: Callable[..., Any], carry: Any, x: PyTree[Array]) -> tuple[Any, PyTree[Array]]:
+    def checked(self: PyTree, model: Model, carry: PyTree, x: PyTree[Array]) -> tuple[PyTree, PyTree]:
         factor = check_origin(carry.origin, model)
         new, out = run(self, model, carry, x)
         return dataclasses.replace(new, origin=carry.origin), scaled(out, factor)
@@ -103,25 +104,25 @@ def _refusal(how: str) -> str:
     )
 
 
-def _is_part(node: Any) -> bool:
+def _is_part(node: object) -> bool:
     return isinstance(node, ETraceOp | Connectivity)
 
 
-def _parts(model: PyTree[Any]) -> list[Any]:
+def _parts(model: PyTree) -> list[Connectivity | Array]:
     """Connectivities, and all other arrays of ops."""
     ops = [node for node in jax.tree.leaves(model, is_leaf=_is_part) if _is_part(node)]
     return [leaf for op in ops for leaf in jax.tree.leaves(op, is_leaf=_is_connectivity) if _says(leaf)]
 
 
-def _is_connectivity(node: Any) -> bool:
+def _is_connectivity(node: object) -> bool:
     return isinstance(node, Connectivity)
 
 
-def _says(leaf: Any) -> bool:
+def _says(leaf: object) -> bool:
     return _is_connectivity(leaf) or (hasattr(leaf, "dtype") and not is_key(leaf))
 
 
-def _name(model: PyTree[Any], k: int) -> str:
+def _name(model: PyTree, k: int) -> str:
     """Name of a part by its number."""
     flat = jax.tree_util.tree_flatten_with_path
     ops = [(path, node) for path, node in flat(model, is_leaf=_is_part)[0] if _is_part(node)]
@@ -129,11 +130,11 @@ def _name(model: PyTree[Any], k: int) -> str:
     return jax.tree_util.keystr(paths[k]).lstrip(".")
 
 
-def _wiring(parts: list[Any]) -> Any:
+def _wiring(parts: list[Connectivity | Array]) -> Array | np.ndarray:
     """Digests of what says which synapses there are, `(parts, 2)`; zeros where not known."""
-    rows: list[Any] = []
+    rows: list[Array | np.ndarray] = []
     for part in parts:
-        if not _is_connectivity(part):
+        if not isinstance(part, Connectivity):
             rows.append(_digest(part) if _is_here(part) else UNKNOWN)
         elif part.digest is not None:
             rows.append(part.digest if isinstance(part.digest, jax.core.Tracer) else np.asarray(part.digest))
@@ -148,10 +149,10 @@ def _digest_of_edges(connectivity: Connectivity) -> np.ndarray:
     return digest_of(connectivity.pre, connectivity.post_ptr, connectivity.num_pre)
 
 
-def _is_here(tree: PyTree[Any]) -> bool:
+def _is_here(tree: PyTree) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 
-def _digest(array: Any) -> np.ndarray:
+def _digest(array: ArrayLike) -> np.ndarray:
     """Digest of the integers of an array, or of where its numbers are zero."""
     return digest_of(np.asarray(array) != 0 if is_inexact(array) else array)

@@ -5,8 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
+from jax.typing import ArrayLike
+from jaxtyping import Array
 
 from .._op.boundary import CutCall, VmappedCall
+from .types import Aval
 
 INLINED = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
 # Where numbers lie, on which devices, and whether these hold the same: no number is changed.
@@ -16,7 +19,12 @@ PLACED = {"copy", "copy_p", "device_put", "layout_constraint", "mesh_cast", "nam
 CALLS = INLINED | {"custom_jvp_call", "custom_vjp_call"}
 
 
-def varying(aval: Any) -> list[str]:
+def aval(var: jex.Var | jex.Literal) -> Aval:
+    """Shape and type of a value."""
+    return var.aval  # type: ignore[return-value]
+
+
+def varying(aval: jax.core.AbstractValue) -> list[str]:
     """Axes of a mesh along which an array differs from device to device, where a `shard_map` follows that."""
     kind = getattr(aval, "manual_axis_type", aval)  # before jax 0.10 it is in the type itself
     return sorted(getattr(kind, "varying", getattr(kind, "vma", ())))
@@ -25,7 +33,7 @@ def varying(aval: Any) -> list[str]:
 class UnknownLayoutError(NotImplementedError):
     """An equation that this version of jax lays out in a way that is not known here."""
 
-    def __init__(self, eqn: Any, what: str):
+    def __init__(self, eqn: jex.JaxprEqn, what: str):
         super().__init__(
             f"jax {jax.__version__}: `{eqn.primitive.name}` {what}, with the parameters {', '.join(eqn.params)}. "
             "Its layout is known for jax 0.8 to 0.12: install one of these."
@@ -39,10 +47,10 @@ class Scan(NamedTuple):
     consts: int
     carry: int
     length: int
-    body: Any
+    body: jex.ClosedJaxpr
 
 
-def parameter(eqn: Any, name: str) -> Any:
+def parameter(eqn: jex.JaxprEqn, name: str) -> Any:
     """A parameter of an equation.
 
     Raises:
@@ -54,7 +62,7 @@ def parameter(eqn: Any, name: str) -> Any:
         raise UnknownLayoutError(eqn, f"has no parameter {name!r}") from None
 
 
-def scan(eqn: Any) -> Scan:
+def scan(eqn: jex.JaxprEqn) -> Scan:
     """The parts of a scan."""
     if "ft_in" in eqn.params:
         consts, carry, _ = map(len, eqn.params["ft_in"].unpack())
@@ -66,18 +74,18 @@ def scan(eqn: Any) -> Scan:
     return Scan(consts, carry, parameter(eqn, "length"), body)
 
 
-def branches(eqn: Any) -> list[Any]:
-    """The closed jaxprs of a cond, whose inputs are those of the equation behind the first, which chooses."""
+def branches(eqn: jex.JaxprEqn) -> list[jex.ClosedJaxpr]:
+    """The closed jaxprs of a cond, whose inputs are those of the equation after the first, which chooses."""
     return [_fitting(eqn, branch, 1) for branch in parameter(eqn, "branches")]
 
 
-def called(eqn: Any) -> Any:
+def called(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr:
     """The closed jaxpr of an equation that is a call, or of the body of a loop."""
     inner = eqn.params["call_jaxpr"] if "call_jaxpr" in eqn.params else parameter(eqn, "jaxpr")
     return _fitting(eqn, inner if isinstance(inner, jex.ClosedJaxpr) else jex.ClosedJaxpr(inner, ()), 0)
 
 
-def _fitting(eqn: Any, inner: Any, skipped: int) -> Any:
+def _fitting(eqn: jex.JaxprEqn, inner: jex.ClosedJaxpr, skipped: int) -> jex.ClosedJaxpr:
     counts = len(inner.jaxpr.invars), len(inner.jaxpr.outvars)
     if counts != (len(eqn.invars) - skipped, len(eqn.outvars)):
         given = f"{len(eqn.invars)} inputs and {len(eqn.outvars)} outputs"
@@ -85,7 +93,7 @@ def _fitting(eqn: Any, inner: Any, skipped: int) -> Any:
     return inner
 
 
-def sub_jaxprs(eqn: Any) -> list[Any]:
+def sub_jaxprs(eqn: jex.JaxprEqn) -> list[jex.Jaxpr]:
     """Jaxprs inside an equation, as open jaxprs, closed ones in containers included."""
     found = []
     for value in eqn.params.values():
@@ -99,9 +107,10 @@ def sub_jaxprs(eqn: Any) -> list[Any]:
     return found
 
 
-def bind(eqn: Any, values: Sequence[Any]) -> Any:
-    """Execute an equation on other values."""
+def bind(eqn: jex.JaxprEqn, values: Sequence[ArrayLike]) -> list[Array]:
+    """Execute an equation on other values: its outputs."""
     params = eqn.primitive.get_bind_params(eqn.params)
     # Before jax 0.9 the functions among the parameters come apart, as the first arguments.
     functions, params = params if isinstance(params, tuple) else ((), params)
-    return eqn.primitive.bind(*functions, *values, **params)
+    out = eqn.primitive.bind(*functions, *values, **params)
+    return list(out) if eqn.primitive.multiple_results else [out]

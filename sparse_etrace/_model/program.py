@@ -3,7 +3,8 @@
 import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from types import CodeType
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,16 +13,17 @@ import jax.extend.source_info_util as source_info
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, PyTree
 
 from .._op.boundary import boundary_p
-from .primitives import INLINED, bind, branches, called, scan, sub_jaxprs
+from .primitives import INLINED, aval, bind, branches, called, scan, sub_jaxprs
+from .types import Atom, Aval, Known, Labels
 
 for _module in (os.path.dirname(__file__), eqx.__file__, jaxtyping.__file__):
     source_info.register_exclusion(os.path.dirname(_module))
 
 TRACED_BY = os.path.join("_model", "reading.py")
-Atom = int | jex.Literal
-Labels = frozenset
 
 
 class Node(NamedTuple):
@@ -30,10 +32,10 @@ class Node(NamedTuple):
     `source` is the line of the user's code; an equation inside a cached call has only that of the call.
     """
 
-    eqn: Any
+    eqn: jex.JaxprEqn
     inputs: tuple[Atom, ...]
     outputs: tuple[int, ...]
-    source: Any
+    source: source_info.SourceInfo
 
     @property
     def where(self) -> str:
@@ -43,19 +45,18 @@ class Node(NamedTuple):
     def is_boundary(self) -> bool:
         return self.eqn.primitive is boundary_p
 
-    def run(self, values: Sequence[Any]) -> list[Any]:
+    def run(self, values: Sequence[ArrayLike]) -> list[Array]:
         """Execute the equation; an op or a cut without leaving a mark again."""
         if self.is_boundary:
             return list(self.eqn.params["call"](*values))
         with source_info.user_context(self.source.traceback), self.eqn.ctx.manager:
-            out = bind(self.eqn, values)
-        return list(out) if self.eqn.primitive.multiple_results else [out]
+            return bind(self.eqn, values)
 
 
-def line(source: Any) -> str:
+def line(source: source_info.SourceInfo) -> str:
     """The line of the user's code inside of the model, or nothing: jax 0.8 also knows who asked for the trace."""
     found = source_info.summarize(source)
-    codes = source.traceback.raw_frames()[0] if source.traceback else []
+    codes: list[CodeType] = source.traceback.raw_frames()[0] if source.traceback else []
     inside = itertools.takewhile(lambda code: not code.co_filename.endswith(TRACED_BY), codes)
     return found if any(found.startswith(f"{code.co_filename}:") for code in inside) else ""
 
@@ -66,18 +67,18 @@ class Program(NamedTuple):
     nodes: list[Node]
     inputs: list[int]
     outputs: list[Atom]
-    consts: dict[int, Any]
-    avals: list[Any]
+    consts: Known
+    avals: list[Aval]
 
     def evaluate(
-        self, known: Mapping[int, Any], wanted: Sequence[Atom], added: Mapping[int, Any] | None = None
-    ) -> list[Any]:
+        self, known: Mapping[int, Array], wanted: Sequence[Atom], added: Mapping[int, Array] | None = None
+    ) -> list[Array]:
         """Values of `wanted`, running only the equations that they need beyond what is `known`.
 
         `added` is added to a value where it arises.
         """
         added = added or {}
-        values = {**self.consts, **known}
+        values: Known = {**self.consts, **known}
         values.update((i, known[i] + extra) for i, extra in added.items() if i in known)
         needed = {a for a in wanted if isinstance(a, int)}
         run = []
@@ -107,36 +108,41 @@ class Program(NamedTuple):
         return found
 
 
-def constant(atom: Any) -> jax.Array:
+def constant(atom: jex.Literal) -> Array:
     """The array of a literal, which may hold a number."""
-    return jnp.asarray(atom.val, atom.aval.dtype)
+    return jnp.asarray(atom.val, aval(atom).dtype)
 
 
-def read(values: Mapping[int, Any], atom: Atom) -> Any:
+def read(values: Known, atom: Atom) -> ArrayLike:
     return values[atom] if isinstance(atom, int) else atom.val
 
 
-def flatten(closed: Any) -> Program:
+def flatten(closed: jex.ClosedJaxpr) -> Program:
     """Inline every call of a jaxpr, keeping the equations of control flow and custom derivatives whole.
 
     Raises:
         NotImplementedError: an op or a cut runs inside control flow or a custom derivative.
     """
     nodes: list[Node] = []
-    avals: list[Any] = []
-    consts: dict[int, Any] = {}
+    avals: list[Aval] = []
+    consts: Known = {}
 
-    def new(var: Any) -> int:
-        avals.append(var.aval)
+    def new(var: jex.Var) -> int:
+        avals.append(aval(var))
         return len(avals) - 1
 
-    def walk(jaxpr: Any, inner_consts: Iterable[Any], args: Sequence[Atom], caller: Any) -> list[Atom]:
-        env: dict[Any, Atom] = dict(zip(jaxpr.invars, args, strict=True))
+    def walk(
+        jaxpr: jex.Jaxpr,
+        inner_consts: Iterable[ArrayLike],
+        args: Sequence[Atom],
+        caller: source_info.SourceInfo | None,
+    ) -> list[Atom]:
+        env: dict[jex.Var, Atom] = dict(zip(jaxpr.invars, args, strict=True))
         for var, value in zip(jaxpr.constvars, inner_consts, strict=True):
             number = new(var)
-            env[var], consts[number] = number, value
+            env[var], consts[number] = number, value  # type: ignore[assignment]
 
-        def atom(var: Any) -> Atom:
+        def atom(var: jex.Var | jex.Literal) -> Atom:
             return var if isinstance(var, jex.Literal) else env[var]
 
         for eqn in jaxpr.eqns:
@@ -163,19 +169,19 @@ def flatten(closed: Any) -> Program:
     return Program(nodes, inputs, outputs, consts, avals)
 
 
-def _name(eqn: Any) -> str:
+def _name(eqn: jex.JaxprEqn) -> str:
     return "se.cut" if eqn.primitive is boundary_p else eqn.primitive.name
 
 
-def _has_boundary(jaxpr: Any) -> bool:
+def _has_boundary(jaxpr: jex.Jaxpr) -> bool:
     return any(e.primitive is boundary_p or any(map(_has_boundary, sub_jaxprs(e))) for e in jaxpr.eqns)
 
 
-def propagate(jaxpr: Any, labels: Sequence[Labels]) -> list[Labels]:
+def propagate(jaxpr: jex.Jaxpr, labels: Sequence[Labels]) -> list[Labels]:
     """Labels of the outputs of a jaxpr, given those of its inputs, through calls and control flow."""
-    env: dict[Any, Labels] = dict(zip(jaxpr.invars, labels, strict=True))
+    env: dict[jex.Var, Labels] = dict(zip(jaxpr.invars, labels, strict=True))
 
-    def get(var: Any) -> Labels:
+    def get(var: jex.Var | jex.Literal) -> Labels:
         return Labels() if isinstance(var, jex.Literal) else env.get(var, Labels())
 
     for eqn in jaxpr.eqns:
@@ -184,7 +190,7 @@ def propagate(jaxpr: Any, labels: Sequence[Labels]) -> list[Labels]:
     return [get(v) for v in jaxpr.outvars]
 
 
-def _through(eqn: Any, given: list[Labels]) -> list[Labels]:
+def _through(eqn: jex.JaxprEqn, given: list[Labels]) -> list[Labels]:
     name, inner = eqn.primitive.name, sub_jaxprs(eqn)
     if name == "scan":
         consts, count, _, body = scan(eqn)
@@ -198,7 +204,7 @@ def _through(eqn: Any, given: list[Labels]) -> list[Labels]:
     return [union] * len(eqn.outvars)
 
 
-def _fixed_point(body: Any, given: list[Labels], carry: slice) -> list[Labels]:
+def _fixed_point(body: jex.Jaxpr, given: list[Labels], carry: slice) -> list[Labels]:
     while True:
         out = propagate(body, given)
         carried = [a | b for a, b in zip(given[carry], out, strict=False)]
@@ -207,24 +213,26 @@ def _fixed_point(body: Any, given: list[Labels], carry: slice) -> list[Labels]:
         given[carry] = carried
 
 
-def vjp_jaxpr(fn: Callable[..., Any], args: Any, *rest: Any) -> tuple[Any, Any]:
+def vjp_jaxpr(fn: Callable[..., PyTree], args: PyTree, *rest: PyTree) -> tuple[jex.ClosedJaxpr, PyTree]:
     """Jaxpr of `(args, cotangents, rest) -> gradients` of `fn(args, *rest)`, and the shapes of the outputs of `fn`."""
     out = jax.eval_shape(fn, args, *rest)
     pull = jax.make_jaxpr(lambda args, cts, *rest: jax.vjp(lambda a: fn(a, *rest), args)[1](cts)[0])
     return pull(args, out, *rest), out
 
 
-def is_key(aval: Any) -> bool:
-    return jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key)
+def is_key(value: object) -> bool:
+    """Whether an array, or its type, holds keys of random numbers."""
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
 
 
-def cast(value: Any, dtype: Any) -> Any:
+def cast(value: Array, dtype: DTypeLike) -> Array:
     """A derivative in the type of what it is by: by real numbers, of a complex one the real part."""
     is_real = not jax.dtypes.issubdtype(dtype, np.complexfloating)
     return (value.real if is_real else value).astype(dtype)
 
 
-def is_inexact(value: Any) -> bool:
+def is_inexact(value: object) -> bool:
     """Whether an array, its type, or a number of Python is floating or complex."""
-    dtype = value.dtype if hasattr(value, "dtype") else np.result_type(value)
-    return jax.dtypes.issubdtype(dtype, np.inexact)
+    dtype = getattr(value, "dtype", None)
+    return jax.dtypes.issubdtype(np.result_type(value) if dtype is None else dtype, np.inexact)  # type: ignore[arg-type]

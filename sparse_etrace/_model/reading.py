@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,12 +13,11 @@ from .._op.boundary import OpCall, VmappedCall
 from .call import Call
 from .linear import refuse_bent
 from .links import Between
-from .program import Atom, Labels, Node, flatten, is_inexact, propagate, vjp_jaxpr
+from .program import Node, flatten, is_inexact, propagate, vjp_jaxpr
 from .trained import check_state, is_array_like, leaf_names, struct, trained_filter
+from .types import Atom, Filter, Labels, OpWeights, Weights
 
 Label = tuple
-Weights = dict[int, tuple[tuple[Any, ...], tuple[Any, ...]]]
-"""Own arrays and weights of every op call."""
 
 
 class Reading:
@@ -28,7 +26,7 @@ class Reading:
     Values and leaves are numbered as the flattened model, state and input come.
     """
 
-    def __init__(self, model: PyTree[Any], state: PyTree[Any], x: PyTree[Any], train: PyTree[bool] | None):
+    def __init__(self, model: PyTree, state: PyTree, x: PyTree, train: Filter):
         arrays, static = eqx.partition(model, is_array_like)
         self.param_names = leaf_names(arrays)
         of_trained = set(leaf_names(eqx.filter(model, trained_filter(model, train))))
@@ -36,7 +34,7 @@ class Reading:
         state, x = struct(state), struct(x)
         self.state_names = [name or "state" for name in leaf_names(state)]
 
-        def step(arrays: Any, state: Any, x: Any) -> Any:
+        def step(arrays: PyTree, state: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
             new, out = eqx.combine(arrays, static)(state, x)
             return jax.tree.map(jnp.asarray, new), jax.tree.map(jnp.asarray, out)
 
@@ -89,13 +87,13 @@ class Reading:
             return [a for a in atoms if isinstance(a, int) and is_inexact(avals[a])]
 
         made = {o for node in program.nodes for o in node.outputs}
-        sources: list[tuple[Label, Any]] = [
+        sources: list[tuple[Label, int]] = [
             *((("h", i), a) for i, a in enumerate(self.state) if is_inexact(avals[a])),
             *((("p", i), a) for i, a in enumerate(self.params) if is_inexact(avals[a])),
             *((("y", c.number), a) for c in self.calls for a in floating(c.node.outputs)),
         ]
         taps = sorted({a for a in floating(self.new) if a in made})
-        sinks: list[tuple[Label, Any]] = [
+        sinks: list[tuple[Label, Atom]] = [
             *((("n", i), a) for i, a in enumerate(self.new) if floating([a])),
             *((("x", c.number), a) for c in self.calls for a in floating(c.x_atoms)),
             *((("w", c.number, i), a) for c in self.calls for i, a in enumerate(c.weight_atoms) if floating([a])),
@@ -105,7 +103,7 @@ class Reading:
         rest += [a for c in self.calls for a in c.node.outputs if not is_inexact(avals[a])]
         rest += [a for a in self.x if is_inexact(avals[a])]
 
-        def segment(args: tuple, *others: Any) -> list[Any]:
+        def segment(args: tuple[list[Array], list[Array]], *others: Array) -> list[Array]:
             values, tapped = args
             known = dict(zip([a for _, a in sources], values, strict=True)) | dict(zip(rest, others, strict=True))
             return program.evaluate(known, [a for _, a in sinks], dict(zip(taps, tapped, strict=True)))
@@ -125,7 +123,7 @@ class Reading:
         wanted = [a for c in calls for a in (*c.op_atoms, *c.weight_atoms)]
         values = iter(self.program.evaluate(dict(zip(self.params, params, strict=True)), wanted))
         return {
-            c.number: (tuple(next(values) for _ in c.op_atoms), tuple(next(values) for _ in c.weight_atoms))
+            c.number: OpWeights(tuple(next(values) for _ in c.op_atoms), tuple(next(values) for _ in c.weight_atoms))
             for c in calls
         }
 
@@ -184,7 +182,7 @@ class Reading:
         for call in self.learning:
             wanted = [a for a, moves in zip(call.weight_atoms, self.weight_is_trained(call), strict=True) if moves]
 
-            def weights(values: list[Any], *given: Any, wanted: list[Atom] = wanted) -> list[Any]:
+            def weights(values: list[Array], *given: Array, wanted: list[Atom] = wanted) -> list[Array]:
                 return program.evaluate(dict(zip([*floating, *others], [*values, *given], strict=True)), wanted)
 
             what = f"the weights of the op called at {call.node.where}"

@@ -1,7 +1,9 @@
 """Models whose parameters or input would do nothing: refused, unless that is allowed by name."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+
+import jax
 
 
 def check_names(allow_zero: tuple[str, ...], names: list[str]) -> None:
@@ -15,7 +17,7 @@ def covers(allowed: str, name: str) -> bool:
     return name == allowed or name.startswith((allowed + ".", allowed + "["))
 
 
-def refuse_unread(x: list[Any], is_read: bool) -> None:
+def refuse_unread(x: Sequence[jax.ShapeDtypeStruct], is_read: bool) -> None:
     """Raise for an input that no output and no new state depends on, unless it is empty."""
     shapes = [leaf.shape for leaf in x if math.prod(leaf.shape)]
     if shapes and not is_read:

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .._sums import widened
 from .call import Call
 from .grouping import Grouping
 from .groups import Group
-from .program import Atom, Labels, Node, constant, is_inexact
-from .reading import Weights
+from .program import Node, constant, is_inexact
+from .types import Atom, Input, Known, Labels, Weights
 
 TAP = -1
 
@@ -41,7 +42,7 @@ class Terms(NamedTuple):
         last: for each group, derivative by its variables after the last step, without time axis; None for zero.
     """
 
-    x: dict[int, Any]
+    x: dict[int, Input]
     n: dict[int, Array]
     m: list[Array]
     hidden_jacobian: list[Array]
@@ -64,7 +65,7 @@ class Along(Protocol):
     def together(self, by_leaf: dict[int, Array]) -> list[Array]:
         """The derivatives by state leaves, as they are wanted."""
 
-    def jacobians(self, known: dict[int, Any]) -> tuple:
+    def jacobians(self, known: Known) -> tuple:
         """Derivatives of the op-free map, at known inputs and op outputs."""
 
 
@@ -84,7 +85,7 @@ class ByGroup:
         """For each group, what there is by its leaves, `(variables, *hidden)`."""
         return [jnp.stack([by_leaf[i] for i in g.variables]) for g in self.grouping.groups]
 
-    def jacobians(self, known: dict[int, Any]) -> tuple:
+    def jacobians(self, known: Known) -> tuple:
         """D and F of all groups, at known inputs and op outputs."""
         d, f = [], {}
         for number, group in enumerate(self.grouping.groups):
@@ -93,7 +94,7 @@ class ByGroup:
             d.append(hidden)
         return d, f
 
-    def _jacobian(self, group: Group, known: dict[int, Any]) -> tuple[Array, dict[int, Array]]:
+    def _jacobian(self, group: Group, known: Known) -> tuple[Array, dict[int, Array]]:
         """D and F of one group: one VJP with ones for each of its variables."""
         a = self.reading
         calls = [a.calls[r.call] for r in group.routes]
@@ -129,7 +130,7 @@ class Step:
         x: list[Array],
         weights: Weights,
         deltas: dict[int, Array],
-    ) -> tuple[list[Array], tuple[list[Array], dict[int, Any], list[Array]]]:
+    ) -> tuple[list[Array], tuple[list[Array], dict[int, Input], list[Array]]]:
         """One step in which each op reads the old state of the groups that it feeds as a constant.
 
         Returns:
@@ -137,18 +138,19 @@ class Step:
             of all calls.
         """
         inputs = [*params, *state, *x]
-        values: dict[tuple[int, Labels], Any] = {
+        values: dict[tuple[int, Labels], Array] = {
             (i, Labels()): v for i, v in [*self.program.consts.items(), *zip(self.program.inputs, inputs, strict=True)]
         }
-        found: dict[int, Any] = {}
+        found: dict[int, Input] = {}
         tapped: list[Array] = []
 
-        def get(atom: Atom, stop: Labels) -> Any:
-            if not isinstance(atom, int):
-                return atom.val
-            stop, is_constant = self._needed(atom, stop)
-            value = values[(atom, stop)]
+        def variant_of(number: int, stop: Labels) -> Array:
+            stop, is_constant = self._needed(number, stop)
+            value = values[(number, stop)]
             return jax.lax.stop_gradient(value) if is_constant else value
+
+        def get(atom: Atom, stop: Labels) -> ArrayLike:
+            return variant_of(atom, stop) if isinstance(atom, int) else atom.val
 
         index = {c.node.outputs: c for c in self.reading.calls}
         for node, stop in self._plan:
@@ -171,9 +173,9 @@ class Step:
                     tapped = tapped if variant else [v]
                     v = jax.lax.stop_gradient(v) if self.tap.is_cut else v + deltas[TAP]
                 values[(o, variant)] = v
-        everything = [get(a, Labels()) for c in self.reading.calls for a in c.node.outputs]
+        everything = [variant_of(a, Labels()) for c in self.reading.calls for a in c.node.outputs]
         new, out = (
-            [get(a, Labels()) if isinstance(a, int) else constant(a) for a in atoms]
+            [variant_of(a, Labels()) if isinstance(a, int) else constant(a) for a in atoms]
             for atoms in (self.reading.new, self.reading.out)
         )
         xs = {c.number: found[c.number] for c in self.along.watched}
@@ -194,7 +196,7 @@ class Step:
         return stop.union(~k for k in updated)
 
     @cached_property
-    def _plan(self) -> list[tuple[Any, Labels]]:
+    def _plan(self) -> list[tuple[Node, Labels]]:
         """Equations to run, each once for every set of clusters that some reader takes as constant."""
         a = self.reading
         wanted: dict[int, set[Labels]] = {}
@@ -231,13 +233,15 @@ class Step:
         Returns:
             The outputs, the new state, `pull` from the derivative of the loss by the floating outputs to
             `(m, n, gradients of the plain parameters, gradients by x)`, and a function that gives the inputs of the op
-            calls and the Jacobians D and F. With a tap, `pull` takes its derivative as well, behind the others.
+            calls and the Jacobians D and F. With a tap, `pull` takes its derivative as well, after the others.
         """
         a = self.reading
         live = self.along.leaves
         floating_x = [i for i, v in enumerate(x) if is_inexact(v)]
 
-        def loss_part(plain: list[Array], old: list[Array], deltas: dict[int, Array], xs: list[Array]) -> Any:
+        def loss_part(
+            plain: list[Array], old: list[Array], deltas: dict[int, Array], xs: list[Array]
+        ) -> tuple[list[Array], tuple]:
             with_plain, with_old, with_x = list(params), list(state), list(x)
             for i, v in zip(a.plain, plain, strict=True):
                 with_plain[i] = v
@@ -262,7 +266,7 @@ class Step:
 
         return out[: len(a.out)], new, jax.tree_util.Partial(self._pull, vjp), jacobians
 
-    def _pull(self, vjp: Callable[..., Any], cts: list[Array]) -> tuple:
+    def _pull(self, vjp: Callable[..., tuple], cts: list[Array]) -> tuple:
         plain, old, n, by_x = vjp(cts)
         return self.along.together(dict(zip(self.along.leaves, old, strict=True))), n, plain, by_x
 

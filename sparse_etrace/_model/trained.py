@@ -1,31 +1,32 @@
 """What of a model is trained, and what its leaves are called."""
 
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree, PyTreeDef
 
 from .._op.contract import ETraceOp
 from .._op.param import Fixed
 from .primitives import varying
 from .program import is_inexact
+from .types import Filter
 
 
-def struct(tree: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
+def struct(tree: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes and types of a pytree of arrays, numbers or structs."""
 
-    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+    def struct_of(leaf: ArrayLike | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         leaf = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
         refuse_varying(leaf)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(struct_of, tree)
 
 
-def refuse_varying(leaf: Any) -> None:
+def refuse_varying(leaf: Array | jax.ShapeDtypeStruct) -> None:
     """Raise inside a `jax.shard_map` that follows which arrays differ from device to device."""
     axes = varying(jax.typeof(leaf)) if isinstance(leaf, jax.core.Tracer) else []
     if axes:
@@ -35,17 +36,17 @@ def refuse_varying(leaf: Any) -> None:
         )
 
 
-def nbytes(tree: PyTree[Any]) -> int:
+def nbytes(tree: PyTree) -> int:
     """Bytes of all arrays of a pytree."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def structure(tree: PyTree[Any]) -> Any:
+def structure(tree: PyTree) -> PyTreeDef:
     return jax.tree.structure(tree)
 
 
-def check_state(old: PyTree[Any], new: PyTree[Any]) -> None:
+def check_state(old: PyTree, new: PyTree) -> None:
     """Raise for a new state of another structure, or with a leaf of another shape or type, than the old one."""
     if structure(old) != structure(new):
         raise ValueError(
@@ -60,11 +61,11 @@ def check_state(old: PyTree[Any], new: PyTree[Any]) -> None:
             )
 
 
-def leaf_names(tree: PyTree[Any]) -> list[str]:
+def leaf_names(tree: PyTree) -> list[str]:
     return [jax.tree_util.keystr(path).lstrip(".") for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
-def trainable(model: PyTree[Any]) -> PyTree[bool]:
+def trainable(model: PyTree) -> PyTree[bool]:
     """Filter specification: True on what is trained.
 
     That is every floating array that is neither `Fixed` nor inside an op: indices, masks and the arrays of weight
@@ -83,18 +84,18 @@ def trainable(model: PyTree[Any]) -> PyTree[bool]:
         ({'weight': True}, False)
     """
 
-    def is_apart(leaf: Any) -> bool:
+    def is_apart(leaf: object) -> bool:
         return isinstance(leaf, ETraceOp | Fixed)
 
-    def one(leaf: Any) -> Any:
+    def is_trained(leaf: PyTree) -> PyTree[bool]:
         if is_apart(leaf):
             return jax.tree.map(lambda _: False, leaf)
         return isinstance(leaf, jax.ShapeDtypeStruct | jax.Array) and is_inexact(leaf) or eqx.is_inexact_array(leaf)
 
-    return jax.tree.map(one, model, is_leaf=is_apart)
+    return jax.tree.map(is_trained, model, is_leaf=is_apart)
 
 
-def trained_filter(model: PyTree[Any], train: Any) -> PyTree[bool]:
+def trained_filter(model: PyTree, train: Filter) -> PyTree[bool]:
     """Filter specification of what is trainable and, where `train` is given, allowed by it."""
     spec = trainable(model)
     if train is None:
@@ -103,6 +104,6 @@ def trained_filter(model: PyTree[Any], train: Any) -> PyTree[bool]:
     return jax.tree.map(lambda a, b: bool(a and b), spec, allowed)
 
 
-def is_array_like(leaf: Any) -> bool:
+def is_array_like(leaf: object) -> bool:
     """Whether a leaf is an array, or its shape and type."""
     return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)

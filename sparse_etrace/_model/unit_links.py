@@ -2,15 +2,16 @@
 
 import math
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array
 
 from .grouping import Grouping
-from .positions import Mixed
+from .positions import Ids, Mixed
 from .program import is_inexact
+from .types import Known
 
 Node = tuple[str, int]
 """`("h", leaf)` old or new state, `("x", call)` input and `("y", call)` output of an op call."""
@@ -147,11 +148,11 @@ class UnitLinks:
             found.append((value, pulled + pushed))
         return found
 
-    def _origins(self, sources: list[Node], sink: Node, value: int) -> list[Any]:
+    def _origins(self, sources: list[Node], sink: Node, value: int) -> list[Ids]:
         values = [self._value(s) for s in sources]
         return self.between.origins(self.name(sink), values, [value])(0) if sources else []
 
-    def _landing(self, source: Node, sink: Node, value: int) -> Any:
+    def _landing(self, source: Node, sink: Node, value: int) -> Ids:
         return self.between.landings(self.name(sink), self._value(source), [value])[0]
 
     def _refuse_complex(self, sink: Node) -> None:
@@ -165,7 +166,7 @@ class UnitLinks:
                 "se.RTRL()."
             )
 
-    def _by_unit(self, source: Node, sink: Node, ids: Any, is_forward: bool) -> np.ndarray:
+    def _by_unit(self, source: Node, sink: Node, ids: Ids, is_forward: bool) -> np.ndarray:
         """Ids without batch axes, which have to be the same for every batch element."""
         here, there = (sink, source) if is_forward else (source, sink)
         count = math.prod(self.batch)
@@ -200,11 +201,11 @@ class UnitLinks:
         """What there is by each state leaf, in their order."""
         return [by_leaf[i] for i in self.leaves]
 
-    def jacobians(self, known: dict[int, Any]) -> tuple[list[Array]]:
+    def jacobians(self, known: Known) -> tuple[list[Array]]:
         """The values of all links."""
         return (self.values(known),)
 
-    def values(self, known: dict[int, Any]) -> list[Array]:
+    def values(self, known: Known) -> list[Array]:
         """Derivatives along each link, `(batch, places)`, at known inputs and op outputs."""
         found = []
         for value, links in self._into:

@@ -34,7 +34,7 @@ class FromOutside(Storage):
     grows: bool = False
     again: Callable[[Carry, Array, Callable[..., Array]], PyTree[Array]] | None = None
 
-    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> Engine:
+    def read(self, model: Model, state: PyTree, x: PyTree, task: Task) -> Engine:
         """Nothing is read."""
         return self.engine(task)
 
@@ -45,8 +45,8 @@ class FromOutside(Storage):
 
 def check_reach(
     model: Callable[..., Any],
-    state: PyTree[Any],
-    x: PyTree[Any],
+    state: PyTree,
+    x: PyTree,
     train: Any,
     allow_zero: tuple[str, ...],
     steps: int | None = None,
@@ -55,7 +55,7 @@ def check_reach(
     arrays, static = eqx.partition(model, eqx.is_array)
     names, old = leaf_names(arrays), struct(state)
 
-    def floating(tree: PyTree[Any]) -> list[Any]:
+    def floating(tree: PyTree) -> list[Any]:
         return [leaf for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
 
     def step(sources: tuple, rest: tuple) -> Any:
@@ -86,12 +86,12 @@ def check_reach(
             refuse_zero(name, allow_zero, used=bool(sink))
 
 
-def check_linear(model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any], train: Any) -> None:
+def check_linear(model: Callable[..., Any], state: PyTree, x: PyTree, train: Any) -> None:
     """Raise where the new state's derivative by the old one and by what is trained is not linear backward."""
     trained, fixed = eqx.filter_eval_shape(lambda model: split(model, train), model)
     live, rest = eqx.partition(struct(state), is_inexact)
 
-    def step(sources: tuple, *others: Any) -> PyTree[Any]:
+    def step(sources: tuple, *others: Any) -> PyTree:
         trained, live = sources
         fixed_arrays, rest, x = others
         new, _ = eqx.combine(trained, fixed_arrays, static)(eqx.combine(live, rest), x)
@@ -101,25 +101,25 @@ def check_linear(model: Callable[..., Any], state: PyTree[Any], x: PyTree[Any], 
     refuse_bent("the new state", step, (trained, live), arrays, rest, struct(x))
 
 
-def split(model: PyTree[Any], train: Any) -> tuple[PyTree[Any], PyTree[Any]]:
+def split(model: PyTree, train: Any) -> tuple[PyTree, PyTree]:
     """What is trained, and everything else as constants."""
     trained, fixed = eqx.partition(model, trained_filter(model, train))
     return trained, eqx.combine(jax.lax.stop_gradient(eqx.filter(fixed, eqx.is_array)), fixed)
 
 
-def joined(trained: PyTree[Any], fixed: PyTree[Any]) -> Callable[[Any, Any], Any]:
+def joined(trained: PyTree, fixed: PyTree) -> Callable[[Any, Any], Any]:
     """A model of both its parts, whose numbers are arrays."""
     return lambda state, x: jax.tree.map(jnp.asarray, eqx.combine(trained, fixed)(state, x))
 
 
 def by_step(
-    step: Callable[..., Any], train: Any, model: Any, carry: Any, xs: PyTree[Any], ys: PyTree[Any], loss_fn: Any
+    step: Callable[..., Any], train: Any, model: Any, carry: Any, xs: PyTree, ys: PyTree, loss_fn: Any
 ) -> tuple[Array, PyTree[Array], PyTree[Array], Any]:
     """Losses, aux, summed gradients and carry of several steps, each with a gradient of its own."""
     trained, fixed = eqx.partition(model, trained_filter(model, train))
 
     @eqx.filter_value_and_grad(has_aux=True)
-    def loss_of(trained: PyTree[Any], carry: Any, x: Any, y: Any) -> Any:
+    def loss_of(trained: PyTree, carry: Any, x: Any, y: Any) -> Any:
         carry, out = step(eqx.combine(trained, fixed), carry, x)
         loss, aux = loss_fn(out, y)
         return loss, (aux, carry)

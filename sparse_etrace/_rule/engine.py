@@ -38,7 +38,7 @@ class Carry(eqx.Module):
     origin: Origin | None = None
 
 
-def cut(carry: Carry, *inputs: PyTree[Any]) -> Carry:
+def cut(carry: Carry, *inputs: PyTree) -> Carry:
     """A carry after a step, which later steps read as a constant; a loss that reads it is an error."""
     words = (
         "carry: a loss reads what `step` returned for the next one, which has no derivative. Let the model return in "
@@ -99,7 +99,7 @@ class Engine(abc.ABC):
     """What a learner makes of a model by reading it once; every step and window of one gradient asks it."""
 
     @abc.abstractmethod
-    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+    def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Check the model against the rule, and start."""
 
     @abc.abstractmethod
@@ -110,7 +110,7 @@ class Engine(abc.ABC):
     def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
         """Several steps with their summed gradient; `loss_fn` returns `(loss, aux)`."""
 
-    def carry_shapes(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+    def carry_shapes(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Shapes and types of what `init` returns."""
         return eqx.filter_eval_shape(self.init, model, state, x)
 
@@ -135,7 +135,7 @@ class Engine(abc.ABC):
         """Of each trained leaf, how many entries a learning signal can reach; nothing where nobody asks."""
         return {}
 
-    def buffers(self, carry: Carry) -> dict[str, PyTree[Any]]:
+    def buffers(self, carry: Carry) -> dict[str, PyTree]:
         """Traces and what else the rule keeps, by names that `memory_plan` shows; traces begin with `trace of `."""
         return {"trace of all parameters": carry.traces}
 
@@ -156,7 +156,7 @@ class Storage(abc.ABC):
     max_influences: int | None = None
 
     @abc.abstractmethod
-    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> Engine:
+    def read(self, model: Model, state: PyTree, x: PyTree, task: Task) -> Engine:
         """Read a model, once."""
 
     def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> PyTree[Array]:
@@ -309,7 +309,7 @@ WRONG_TRACES = (
 )
 
 
-def refuse_traces(expected: PyTree[Any], got: PyTree[Any]) -> None:
+def refuse_traces(expected: PyTree, got: PyTree) -> None:
     """Raise for traces of another shape or type than `expected`, arrays or shapes."""
     if struct(got) != struct(expected):
         raise ValueError(WRONG_TRACES)

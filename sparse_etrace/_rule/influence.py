@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from .._kernels.influence import INDICES, MOST_COLUMNS, Blocks, advance
+from .._model.types import Input, Weights
 from .._model.unit_links import UnitLinks
 from .._sums import joined, wide
 from .reach import Wiring, both, entries, grown, spread
@@ -23,7 +25,7 @@ class Influences(eqx.Module):
     """Influences and where they belong; what goes from step to step.
 
     Attributes:
-        values: block by block, batch axes behind.
+        values: block by block, batch axes last.
         blocks: rows and columns of the blocks.
         edge_weight: for each edge, its entry of all weights of the carriers and a one.
         column_weight: for each column likewise.
@@ -166,15 +168,15 @@ def sizes_of(links: UnitLinks) -> tuple[int, ...]:
     return (*(links.size(("h", i)) for i in links.leaves), *outputs, *weights, *links.batch)
 
 
-def weights_of(links: UnitLinks, weights: dict[int, tuple[tuple, tuple]]) -> Array:
+def weights_of(links: UnitLinks, weights: Weights) -> Array:
     """All weights of the carriers, and a one."""
-    leaves = [jnp.ravel(leaf) for c in links.carriers for leaf in weights[c.number][1]]
+    leaves = [jnp.ravel(leaf) for c in links.carriers for leaf in weights[c.number].v]
     one = jnp.ones(1, jnp.result_type(*leaves) if leaves else float)
     return jnp.concatenate([*leaves, one])
 
 
 class InfluenceTerms(NamedTuple):
-    """What one step says to the influences, units first and the batch behind; over several, with a leading time axis.
+    """What one step says to the influences, units first and the batch last; over several, with a leading time axis.
 
     Attributes:
         along: derivatives along the links.
@@ -188,29 +190,29 @@ class InfluenceTerms(NamedTuple):
 
 
 def terms(
-    links: UnitLinks, values: list[Array], xs: dict[int, Any], m: list[Array], n: dict[int, Array], dtype: Any
+    links: UnitLinks, values: list[Array], xs: dict[int, Input], m: list[Array], n: dict[int, Array], dtype: DTypeLike
 ) -> InfluenceTerms:
     """Signals of a step from the derivatives along its links, the inputs of ops, and the learning signals."""
     batch = math.prod(links.batch)
 
-    def behind(part: Array) -> Array:
+    def batch_last(part: Array) -> Array:
         return part.reshape(batch, -1).T.astype(dtype)
 
     def of_output(part: Array, units: int) -> Array:
         # What has no input has no batch axes, and no influence enters there.
-        return behind(part) if part.size == units * batch else jnp.zeros((units, batch), dtype)
+        return batch_last(part) if part.size == units * batch else jnp.zeros((units, batch), dtype)
 
-    inputs = [behind(xs[c.number]) for c in links.carriers if xs.get(c.number) is not None]
+    inputs = [batch_last(xs[c.number]) for c in links.carriers if xs.get(c.number) is not None]
     by_output = [of_output(n[c.number], links.size(("y", c.number))) for c in links.carriers]
     return InfluenceTerms(
-        jnp.concatenate([jnp.zeros((0, batch), dtype), *(behind(v) for v in values)]),
+        jnp.concatenate([jnp.zeros((0, batch), dtype), *(batch_last(v) for v in values)]),
         jnp.concatenate([*inputs, jnp.ones((1, batch), dtype)]),
-        jnp.concatenate([jnp.zeros((0, batch), dtype), *(behind(part) for part in m), *by_output]),
+        jnp.concatenate([jnp.zeros((0, batch), dtype), *(batch_last(part) for part in m), *by_output]),
     )
 
 
 def window(old: Influences, weights: Array, said: InfluenceTerms) -> tuple[Influences, Array]:
-    """Influences behind several steps, and the gradient of all weights of the carriers by the old ones."""
+    """Influences after several steps, and the gradient of all weights of the carriers by the old ones."""
     dtype, size = old.values.dtype, old.blocks.size
     if not size:
         return old, jnp.zeros(weights.shape, dtype)

@@ -48,7 +48,7 @@ class Pattern(Storage):
     gradient: str
     traces_all: bool = False
 
-    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> "InfluenceEngine":
+    def read(self, model: Model, state: PyTree, x: PyTree, task: Task) -> "InfluenceEngine":
         """Read a model, once."""
         return InfluenceEngine(self, Teacher(task.signal, Reading(model, state, x, task.train)), task)
 
@@ -81,7 +81,7 @@ class InfluenceEngine(TermEngine):
         self.run = Step(teacher.grouping, self.links, teacher.tap)
         self._make: Make | None = None
 
-    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+    def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Find the pattern, check the model against the rule, and start with influences of zero.
 
         Raises:
@@ -92,7 +92,7 @@ class InfluenceEngine(TermEngine):
         origin = origin_of(model, *axes_of(model, state, x, self.task.train))
         return Carry(jax.tree.map(jnp.asarray, state), self.begin(model)(), origin=origin)
 
-    def carry_shapes(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+    def carry_shapes(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Shapes and types of what `init` returns. The model needs its arrays: they hold the synapses."""
         make = self.begin(model)
         return eqx.filter_eval_shape(lambda state: Carry(jax.tree.map(jnp.asarray, state), make()), state)
@@ -191,7 +191,7 @@ class InfluenceEngine(TermEngine):
         shape = jax.ShapeDtypeStruct((count, *values.shape[1:]), values.dtype)
         return Use(rule, (shape,), notes=(ends_at(cuts),) if cuts else ())
 
-    def buffers(self, carry: Carry) -> dict[str, PyTree[Any]]:
+    def buffers(self, carry: Carry) -> dict[str, PyTree]:
         """The influences, and where they belong."""
         others = eqx.tree_at(lambda t: t.values, carry.traces, None)
         return {"trace of all parameters": carry.traces.values, "indices of the trace": others}

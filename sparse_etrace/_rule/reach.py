@@ -1,13 +1,15 @@
 """Which units a synapse influences within so many steps: the sparse powers of a step's graph."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import scipy.sparse as sp
 
-from .._model.unit_links import UnitLinks
+from .._model.call import Call
+from .._model.types import Weights
+from .._model.unit_links import Node, UnitLinks
 from .._op.contract import Uses
 
 CHUNK = 4096
@@ -16,7 +18,7 @@ CHUNK = 4096
 class Edges(NamedTuple):
     """The step as weighted edges between rows: units of hidden variables first, then outputs of op calls.
 
-    The derivative along an edge is `weights[weight] * links[link]`: one of all weights of the carriers, behind them a
+    The derivative along an edge is `weights[weight] * links[link]`: one of all weights of the carriers, after them a
     one, and one of all values of all links. The first `num_cut` edges pass what the learning signal of `Step` leaves
     out, the old state that recurrent ops read as a constant.
     """
@@ -39,7 +41,7 @@ class Columns(NamedTuple):
     Attributes:
         row: the row.
         weight: entry of all weights of the carriers.
-        x: entry of all inputs of the carriers, behind them a one.
+        x: entry of all inputs of the carriers, after them a one.
     """
 
     row: np.ndarray
@@ -63,9 +65,9 @@ class Wiring:
         ends: hidden units by op outputs that read them along cut edges and drive no neuron, by no way.
     """
 
-    def __init__(self, links: UnitLinks, weights: dict[int, tuple[tuple, tuple]], every: bool = False):
+    def __init__(self, links: UnitLinks, weights: Weights, every: bool = False):
         self.links = links
-        self.offset: dict[Any, int] = {}
+        self.offset: dict[Node, int] = {}
         total = 0
         for node in [*(("h", i) for i in links.leaves), *(("y", c.number) for c in links.carriers)]:
             self.offset[node] = total
@@ -79,7 +81,7 @@ class Wiring:
         self.neuron = self._find_neurons()
         self._find_reach()
 
-    def _read_uses(self, weights: dict[int, tuple[tuple, tuple]]) -> dict[int, list[tuple[Uses, int]]]:
+    def _read_uses(self, weights: Weights) -> dict[int, list[tuple[Uses, int]]]:
         """For each carrier, the uses of each weight leaf, and where the leaf begins among all weights."""
         found: dict[int, list[tuple[Uses, int]]] = {}
         begin = 0
@@ -140,7 +142,7 @@ class Wiring:
             begin += self._input_size(call)
         return Columns(*_joined(found, 3))
 
-    def _input_size(self, call: Any) -> int:
+    def _input_size(self, call: Call) -> int:
         return 0 if not call.x_atoms else self.links.size(("x", call.number))
 
     def _find_neurons(self) -> np.ndarray:
@@ -195,7 +197,7 @@ class Wiring:
         """Neurons that each op output with columns influences, as a pattern, op outputs by neurons.
 
         Args:
-            steps: within so many steps behind the first; None for all.
+            steps: within so many steps after the first; None for all.
             given: instead, for each neuron those that its synapses are to influence beside itself.
             limit: of `count`.
 
@@ -234,7 +236,7 @@ class Wiring:
 
 
 def grown(
-    found: sp.csr_array, graph: sp.csr_array, steps: int | None = None, inside: sp.csr_array | None = None
+    found: sp.sparray, graph: sp.sparray, steps: int | None = None, inside: sp.sparray | None = None
 ) -> sp.csr_array:
     """A pattern, and all that a graph leads to from it, `inside` another, within so many steps; None: any number."""
     size = -1
@@ -245,7 +247,7 @@ def grown(
     return found.tocsr()
 
 
-def both(a: sp.csr_array, b: sp.csr_array) -> sp.csr_array:
+def both(a: sp.sparray, b: sp.sparray) -> sp.csr_array:
     """What is in two patterns."""
     return a.tocsr().multiply(b.tocsr()).tocsr().astype(bool)
 
@@ -258,7 +260,7 @@ def _at_positions(uses: Uses, count: int, pre: int, post: int) -> Uses:
 
 
 def _joined(parts: list[tuple[np.ndarray, ...]], count: int) -> list[np.ndarray]:
-    """The arrays of all parts, one behind the other."""
+    """The arrays of all parts, one after the other."""
     empty = (np.zeros(0, np.int64),) * count
     return [np.concatenate(arrays).astype(np.int64) for arrays in zip(empty, *parts, strict=True)]
 

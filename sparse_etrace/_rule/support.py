@@ -5,24 +5,29 @@ values are, where they do not depend on state or input. Nothing is compiled but 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array
 
 from .._model.grouping import Grouping
 from .._model.positions import moved
-from .._model.primitives import CALLS, PLACED, bind, branches, called, scan
+from .._model.primitives import CALLS, PLACED, aval, bind, branches, called, scan
 from .._model.program import is_inexact, is_key
 from .._model.step import Step
+from .._model.types import Like
 from .._op.windows import sum_to
 from .traces import routes_of
 
 Value = Any
 """Booleans or known numbers, an array or a scalar of numpy; None for what is not known."""
+
+Axes = tuple[Sequence[int], Sequence[int]]
 
 # Zero where all operands are.
 UNION = PLACED | {
@@ -34,20 +39,20 @@ REDUCED = {"reduce_sum", "reduce_max", "reduce_min"}
 # Linear in the floating operands: at ones and zeros nothing cancels.
 LINEAR = {"gather", "scatter", "scatter-add", "dynamic_slice", "dynamic_update_slice", "pad", "cumsum",
           "conv_general_dilated", "reduce_window_sum"}  # fmt: skip
-INTEGER: dict[str, Callable[..., Any]] = {
+INTEGER: dict[str, Callable[..., np.ndarray]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "max": np.maximum, "min": np.minimum, "neg": np.negative,
     "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal,
     "and": np.bitwise_and, "or": np.bitwise_or, "not": np.invert, "clamp": lambda low, x, high: np.clip(x, low, high),
 }  # fmt: skip
 
 
-def support(closed: Any, given: list[Value]) -> list[Value]:
+def support(closed: jex.ClosedJaxpr, given: list[Value]) -> list[Value]:
     """Values of the outputs of a jaxpr, given those of its inputs."""
     jaxpr = closed.jaxpr
-    env: dict[Any, Value] = dict(zip(jaxpr.invars, given, strict=True))
+    env: dict[jex.Var, Value] = dict(zip(jaxpr.invars, given, strict=True))
     env.update((var, known(value)) for var, value in zip(jaxpr.constvars, closed.consts, strict=True))
 
-    def read(var: Any) -> Value:
+    def read(var: jex.Var | jex.Literal) -> Value:
         return known(var.val) if isinstance(var, jex.Literal) else env[var]
 
     for eqn in jaxpr.eqns:
@@ -55,15 +60,15 @@ def support(closed: Any, given: list[Value]) -> list[Value]:
     return [read(v) for v in jaxpr.outvars]
 
 
-def known(value: Any) -> Value:
+def known(value: ArrayLike) -> Value:
     """What a number or an array says of itself."""
-    if is_key(value) if hasattr(value, "dtype") else False:
+    if is_key(value):
         return None
     array = np.asarray(value)
     return array != 0 if is_inexact(array) else array
 
 
-def _through(eqn: Any, values: list[Value]) -> list[Value]:
+def _through(eqn: jex.JaxprEqn, values: list[Value]) -> list[Value]:
     name = eqn.primitive.name
     if name in CALLS:
         return support(called(eqn), values)
@@ -79,14 +84,14 @@ def _through(eqn: Any, values: list[Value]) -> list[Value]:
     if any(v is None for v in values) or any(floating) or any(is_key(v.aval) for v in eqn.outvars):
         return [None] * len(eqn.outvars)
     if name in INTEGER:
-        return [INTEGER[name](*values).astype(eqn.outvars[0].aval.dtype)]
+        return [INTEGER[name](*values).astype(aval(eqn.outvars[0]).dtype)]
     found = moved(eqn, values)
     return found if found is not None else _run(eqn, values)
 
 
-def _floating(eqn: Any, values: list[Value], floating: list[bool]) -> list[Value]:
-    name, shape = eqn.primitive.name, eqn.outvars[0].aval.shape
-    mine: list[Any] = [v for v, is_one in zip(values, floating, strict=True) if is_one]
+def _floating(eqn: jex.JaxprEqn, values: list[Value], floating: list[bool]) -> list[Value]:
+    name, shape = eqn.primitive.name, aval(eqn.outvars[0]).shape
+    mine = [v for v, is_one in zip(values, floating, strict=True) if is_one]
     if name in UNION or (name == "integer_pow" and eqn.params["y"] > 0):
         return [np.broadcast_to(np.logical_or.reduce(np.broadcast_arrays(*mine)), shape)] * len(eqn.outvars)
     if name == "mul":
@@ -107,14 +112,14 @@ def _floating(eqn: Any, values: list[Value], floating: list[bool]) -> list[Value
         return found
     if (name in LINEAR or name.startswith("etrace_")) and all(v is not None for v in values):
         return _run(eqn, values)
-    return [np.ones(v.aval.shape, bool) if is_inexact(v.aval) else None for v in eqn.outvars]
+    return [np.ones(aval(v).shape, bool) if is_inexact(v.aval) else None for v in eqn.outvars]
 
 
-def _run(eqn: Any, values: list[Any]) -> list[Value]:
+def _run(eqn: jex.JaxprEqn, values: list[Value]) -> list[Value]:
     """Execute an equation at ones and zeros."""
     with jax.ensure_compile_time_eval():
-        out = bind(eqn, [jnp.asarray(v, var.aval.dtype) for v, var in zip(values, eqn.invars, strict=True)])
-    return [known(o) for o in (out if eqn.primitive.multiple_results else [out])]
+        out = bind(eqn, [jnp.asarray(v, aval(var).dtype) for v, var in zip(values, eqn.invars, strict=True)])
+    return [known(o) for o in out]
 
 
 def _either(*parts: Value) -> Value:
@@ -126,7 +131,9 @@ def _either(*parts: Value) -> Value:
     return parts[0] if all(np.array_equal(p, parts[0]) for p in parts) else None
 
 
-def _product(a: np.ndarray, b: np.ndarray, contracted: Any, batch: Any) -> np.ndarray:
+def _product(
+    a: np.ndarray, b: np.ndarray, contracted: Sequence[Sequence[int]], batch: Sequence[Sequence[int]]
+) -> np.ndarray:
     axes = [[i for i in range(part.ndim) if i not in (*c, *f)] for part, c, f in zip((a, b), contracted, batch)]
     front, free = [a.shape[i] for i in batch[0]], [[p.shape[i] for i in own] for p, own in zip((a, b), axes)]
     count = math.prod(a.shape[i] for i in contracted[0])
@@ -137,7 +144,7 @@ def _product(a: np.ndarray, b: np.ndarray, contracted: Any, batch: Any) -> np.nd
     return (total > 0).reshape(*front, *free[0], *free[1])
 
 
-def _scan(eqn: Any, values: list[Value]) -> list[Value]:
+def _scan(eqn: jex.JaxprEqn, values: list[Value]) -> list[Value]:
     parts = scan(eqn)
     first, last = parts.consts, parts.consts + parts.carry
     carry = values[first:last]
@@ -152,7 +159,7 @@ def _scan(eqn: Any, values: list[Value]) -> list[Value]:
     return [*carry, *stacked]
 
 
-def reached(grouping: Grouping, params: list[Any], state: list[Any], x: list[Any]) -> dict[int, int]:
+def reached(grouping: Grouping, params: list[Array], state: list[Like], x: list[Like]) -> dict[int, int]:
     """Entries of each trained leaf that a derivative of `out` reaches.
 
     State, input and what is trained may be anything: a readout that starts at zero does not stay there.
@@ -163,7 +170,7 @@ def reached(grouping: Grouping, params: list[Any], state: list[Any], x: list[Any
     """
     step = Step(grouping)
 
-    def gradients(params: list[Any], state: list[Any], x: list[Any], cts: list[Any]) -> list[Any]:
+    def gradients(params: list[Array], state: list[Array], x: list[Array], cts: list[Array]) -> list[Array]:
         weights = step.reading.weights(params)
         _, _, pull, jacobians = step.run(params, state, x, weights)
         m, n, plain, _ = pull(cts)
@@ -188,7 +195,7 @@ def reached(grouping: Grouping, params: list[Any], state: list[Any], x: list[Any
     cts = [s for s in program.shapes(a for a in grouping.reading.out if isinstance(a, int)) if is_inexact(s)]
     closed = jax.make_jaxpr(gradients)(params, state, x, cts)
 
-    def anything(leaf: Any) -> Value:
+    def anything(leaf: Like) -> Value:
         return np.ones(leaf.shape, bool) if is_inexact(leaf) else None
 
     values = [anything(p) if i in grouping.reading.trained else known(p) for i, p in enumerate(params)]

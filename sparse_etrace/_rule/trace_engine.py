@@ -32,7 +32,7 @@ ROOM = 2**25
 class ByCall(Storage):
     """What is kept of each op call by itself, fed with x, m, n, D and F."""
 
-    def read(self, model: Model, state: PyTree[Any], x: PyTree[Any], task: Task) -> "TraceEngine":
+    def read(self, model: Model, state: PyTree, x: PyTree, task: Task) -> "TraceEngine":
         """Read a model, once."""
         return TraceEngine(self, Teacher(task.signal, Reading(model, state, x, task.train)), task)
 
@@ -71,7 +71,7 @@ class TraceEngine(TermEngine):
         self.storage, self.teacher, self.task = storage, teacher, task
         self.run = Step(teacher.grouping, None, teacher.tap)
 
-    def init(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+    def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Check the model against the rule, and start with traces of zero."""
         grouping, reading = self.grouping, self.reading
         check_names(self.task.allow_zero, reading.param_names)
@@ -155,10 +155,10 @@ class TraceEngine(TermEngine):
         """By the structure of the step."""
         return reached(self.grouping, params, state, x)
 
-    def buffers(self, carry: Carry) -> dict[str, PyTree[Any]]:
+    def buffers(self, carry: Carry) -> dict[str, PyTree]:
         """The traces by the leaves that they are of."""
         a = self.reading
-        found: dict[str, PyTree[Any]] = {"memory of the rule": carry.memory}
+        found: dict[str, PyTree] = {"memory of the rule": carry.memory}
         for call in a.learning:
             owners = [
                 a.param_names[i] for i in a.trained if any(s[:2] == ("w", call.number) for s in a.within_step(("p", i)))

@@ -231,7 +231,7 @@ def _advance_call(
     return CallTrace(tuple(full) or trace.full, factors, windows), total
 
 
-def _leaves(tree: PyTree[Any]) -> list[Any]:
+def _leaves(tree: PyTree) -> list[Any]:
     return jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None)
 
 
