@@ -271,7 +271,7 @@ def test_a_readout_with_a_memory_of_its_own():
     assert not se.explain(se.D_RTRL(), leaky(), leaky().init_state(), jnp.ones(3)).notes
 
 
-@pytest.mark.parametrize("how, advice", [("direct", "ElemWiseParam"), ("op", "behind which"), ("cut", "behind which")])
+@pytest.mark.parametrize("how, advice", [("direct", "ElemWiseParam"), ("op", "after which"), ("cut", "after which")])
 def test_the_advice_for_a_plain_array(how, advice):
     """A trace helps where nothing stands between the array and hidden state."""
 

@@ -1,16 +1,16 @@
 """Backpropagation through time, the exact and memory-hungry reference."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._model.trained import trained_filter
+from .._model.types import Filter
 from .._rule.black_box import FromOutside, check_reach, joined, split
-from .._rule.engine import Carry, Engine, Loss, Model, Rule, Task, Window
+from .._rule.engine import Carry, Engine, Rule, Task, Window
 from .._sums import narrowed, widened
+from .._types import Loss, Model
 from .learner import RuleLearner
 
 
@@ -31,7 +31,7 @@ class BPTT(RuleLearner):
         Werbos 1990, Proceedings of the IEEE 78:1550.
     """
 
-    train: Any = None
+    train: Filter = None
     allow_zero: tuple[str, ...] = ()
 
     def rule(self) -> Rule:
@@ -60,8 +60,8 @@ class Backward(Engine):
         trained, fixed = eqx.partition(model, trained_filter(model, self.task.train))
 
         @eqx.filter_grad(has_aux=True)
-        def total(summed: PyTree[Array]) -> tuple[Array, Any]:
-            def one(state: PyTree[Array], now: tuple[Any, Any]) -> Any:
+        def total(summed: PyTree[Array]) -> tuple[Array, tuple]:
+            def one(state: PyTree[Array], now: tuple[PyTree, PyTree]) -> tuple[PyTree, tuple[Array, PyTree]]:
                 x, y = now
                 state, out = joined(narrowed(summed, trained), fixed)(state, x)
                 return state, loss_fn(out, y)

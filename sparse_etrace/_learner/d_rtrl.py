@@ -1,7 +1,8 @@
 """Diagonal real-time recurrent learning: one trace per synapse and hidden variable."""
 
-from typing import Any
+from jax.typing import DTypeLike
 
+from .._model.types import Filter
 from .._rule.engine import Rule
 from .._rule.kept_traces import Traces
 from .learner import RuleLearner
@@ -29,8 +30,8 @@ class D_RTRL(RuleLearner):
         Wang et al. 2024, bioRxiv 10.1101/2024.09.24.614728; Zucchet et al. 2023, NeurIPS.
     """
 
-    train: Any = None
-    trace_dtype: Any = None
+    train: Filter = None
+    trace_dtype: DTypeLike | None = None
     allow_zero: tuple[str, ...] = ()
 
     def rule(self) -> Rule:

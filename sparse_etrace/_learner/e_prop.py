@@ -1,10 +1,14 @@
 """E-prop: eligibility traces of D-RTRL, taught by a feedback of the output errors onto one hidden leaf."""
 
-from typing import Any
+from collections.abc import Callable
 
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
+
+from .._model.types import Filter
 from .._numbers import number, real
 from .._rule.engine import Rule
-from .._rule.kept_traces import kept
+from .._rule.kept_traces import traces_or_factors
 from .._rule.signal import Signal
 from .learner import RuleLearner
 
@@ -14,7 +18,7 @@ class EProp(RuleLearner):
 
     With `z` the new value of the leaf, `e_s` its trace `dz/dv`, and the matrix `B`, `dv_s += l[i] ebar_s`,
     `l = B dL_t/dout_t`, `ebar_s <- kappa ebar_s + (1 - kappa) e_s`. Each way from `z` to `out` is cut; others, and what
-    lies behind the leaf (a readout), keep the derivative of the model. Symmetric feedback is that derivative itself,
+    follows the leaf (a readout), keep the derivative of the model. Symmetric feedback is that derivative itself,
     `l = dL_t/dz_t`, and the filter then `ebar_s <- kappa ebar_s + e_s`, as the readout's own gain is in `l`: it is
     exact for a readout `y_t = kappa y_{t-1} + g W z_t`. The published trace of a spiking neuron lets no derivative
     through its reset: `reset_gradient=False` of `cells.LIF` and `cells.ALIF`.
@@ -56,14 +60,14 @@ class EProp(RuleLearner):
     """
 
     leaf: str  # type: ignore[misc]
-    feedback: Any = "symmetric"
-    key: Any = None
+    feedback: str | Array | Callable[[PyTree], Array] = "symmetric"
+    key: Array | None = None
     kappa: float | None = number(real, "kappa", optional=True, default=None)
     rate_strength: float = number(real, "rate_strength", default=0.0)
     rate_target: float = number(real, "rate_target", default=0.0)
     rate_leaf: str | None = None
-    train: Any = None
-    trace_dtype: Any = None
+    train: Filter = None
+    trace_dtype: DTypeLike | None = None
     allow_zero: tuple[str, ...] = ()
     factor_decay: float | None = number(real, "factor_decay", optional=True, default=None)
 
@@ -79,4 +83,4 @@ class EProp(RuleLearner):
         """Traces or factors, and feedback onto the leaf."""
         rate = (self.rate_leaf, self.rate_strength, self.rate_target)
         signal = Signal(self.leaf, self.feedback, self.key, self.kappa, *rate)
-        return Rule(kept(self.factor_decay, self.trace_dtype), signal)
+        return Rule(traces_or_factors(self.factor_decay, self.trace_dtype), signal)

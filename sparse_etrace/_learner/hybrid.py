@@ -1,10 +1,12 @@
 """Full traces where they are small, factors elsewhere."""
 
 import math
-from typing import Any
+
+from jax.typing import DTypeLike
 
 from .._model.call import Call
 from .._model.grouping import Grouping
+from .._model.types import Filter
 from .._numbers import number, share
 from .._op.param import ETraceGrad
 from .._rule.engine import Rule
@@ -34,8 +36,8 @@ class Hybrid(RuleLearner):
     """
 
     decay: float = number(share, "decay", default=0.9)
-    train: Any = None
-    trace_dtype: Any = None
+    train: Filter = None
+    trace_dtype: DTypeLike | None = None
     allow_zero: tuple[str, ...] = ()
 
     def rule(self) -> Rule:

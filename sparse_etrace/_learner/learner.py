@@ -2,24 +2,26 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, PyTree
 
 from .._model.origin import Origin, compiled
 from .._model.program import is_key
 from .._model.trained import structure
+from .._model.types import Filter
 from .._rule.black_box import by_step
-from .._rule.engine import Carry, Engine, Loss, Model, Rule, Task, Window
+from .._rule.engine import Carry, Engine, Rule, Task, Window
+from .._types import Loss, Model
 
 
 class Learner(eqx.Module):
     """A rule that turns a stream of inputs into gradients; the abstract base of all learners."""
 
-    train: eqx.AbstractVar[Any]
+    train: eqx.AbstractVar[Filter]
     allow_zero: eqx.AbstractVar[tuple[str, ...]]
 
     @property
@@ -84,12 +86,12 @@ class Learner(eqx.Module):
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(carry.state)]
         in_front = [shape[: where.ndim] == where.shape for shape in shapes]
 
-        def choose(start: Any, now: Array, has_batch: bool, axis: int = 0) -> Array:
+        def choose(start: ArrayLike, now: Array, has_batch: bool, axis: int = 0) -> Array:
             shape = *[1] * axis, *where.shape, *[1] * (now.ndim - axis - where.ndim)
             chosen = where.reshape(shape) if has_batch else jnp.all(where)
             return jnp.where(chosen, start if is_key(now) else jnp.asarray(start, now.dtype), now)
 
-        def restart(number: int, start: Any, now: Array) -> Array:
+        def restarted(number: int, start: ArrayLike, now: Array) -> Array:
             if jnp.shape(start) != now.shape:
                 raise ValueError(f"state: expected a leaf of shape {now.shape}, got {jnp.shape(start)}.")
             if not in_front[number] and now.ndim > 1 and where.shape[0] in now.shape[1:]:
@@ -109,7 +111,7 @@ class Learner(eqx.Module):
             return choose(0, now, fits and number not in origin.alone, axis)
 
         numbers = jax.tree.unflatten(got, range(got.num_leaves))
-        state = jax.tree.map(restart, numbers, state, carry.state)
+        state = jax.tree.map(restarted, numbers, state, carry.state)
         if shapes and not any(in_front):
             raise ValueError(
                 "where: expected a value for each batch element, as in front of a leaf of the state, "

@@ -1,7 +1,8 @@
 """Online spatio-temporal learning: temporal traces within a layer, spatial gradients within a step."""
 
-from typing import Any
+from jax.typing import DTypeLike
 
+from .._model.types import Filter
 from .._rule.engine import Rule
 from .._rule.kept_traces import Traces
 from .._rule.signal import Signal
@@ -29,8 +30,8 @@ class OSTL(RuleLearner):
         Bohnstingl et al. 2022, IEEE Transactions on Neural Networks and Learning Systems (arXiv 2007.12723).
     """
 
-    train: Any = None
-    trace_dtype: Any = None
+    train: Filter = None
+    trace_dtype: DTypeLike | None = None
     allow_zero: tuple[str, ...] = ()
 
     def rule(self) -> Rule:

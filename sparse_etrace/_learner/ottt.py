@@ -1,7 +1,8 @@
 """Online training through time: a filtered input is the only trace."""
 
-from typing import Any
+from jax.typing import DTypeLike
 
+from .._model.types import Filter
 from .._numbers import number, share
 from .._rule.engine import Rule
 from .._rule.kept_traces import Traces
@@ -33,8 +34,8 @@ class OTTT(RuleLearner):
     """
 
     decay: float = number(share, "decay")
-    train: Any = None
-    trace_dtype: Any = None
+    train: Filter = None
+    trace_dtype: DTypeLike | None = None
     allow_zero: tuple[str, ...] = ()
 
     def rule(self) -> Rule:

@@ -1,10 +1,12 @@
 """Random feedback local online learning, for rate units."""
 
-from typing import Any
+from jax.typing import DTypeLike
+from jaxtyping import Array
 
+from .._model.types import Filter
 from .._numbers import number, real
 from .._rule.engine import Rule
-from .._rule.kept_traces import kept
+from .._rule.kept_traces import traces_or_factors
 from .._rule.signal import Signal
 from .learner import RuleLearner
 
@@ -39,10 +41,10 @@ class RFLO(RuleLearner):
     """
 
     leaf: str  # type: ignore[misc]
-    feedback: Any = "random"
-    key: Any = None
-    train: Any = None
-    trace_dtype: Any = None
+    feedback: str | Array = "random"
+    key: Array | None = None
+    train: Filter = None
+    trace_dtype: DTypeLike | None = None
     allow_zero: tuple[str, ...] = ()
     factor_decay: float | None = number(real, "factor_decay", optional=True, default=None)
 
@@ -56,4 +58,4 @@ class RFLO(RuleLearner):
 
     def rule(self) -> Rule:
         """Traces or factors, and feedback onto the leaf."""
-        return Rule(kept(self.factor_decay, self.trace_dtype), Signal(self.leaf, self.feedback, self.key))
+        return Rule(traces_or_factors(self.factor_decay, self.trace_dtype), Signal(self.leaf, self.feedback, self.key))

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,13 +17,16 @@ from .._model.grouping import Grouping
 from .._model.linear import pushforward
 from .._model.origin import origin_of
 from .._model.program import is_inexact
+from .._model.types import Filter
 from .._model.unit_links import UnlinkedError
 from .._numbers import number, whole
 from .._rule.black_box import check_linear, check_reach, joined, split
-from .._rule.engine import Carry, Engine, Loss, Model, Rule, Storage, Task, Window, cut, refuse_traces
-from .._rule.influence_engine import Pattern, restart
+from .._rule.engine import Carry, Engine, Rule, Storage, Task, Window, cut, refuse_traces
+from .._rule.influence import Influences
+from .._rule.influence_engine import Pattern, restarted_influences
 from .._rule.reach import Wiring
 from .._sums import in_full, is_narrow, wide
+from .._types import Loss, Model
 from .learner import RuleLearner
 
 # Multiply-adds of a product of matrices in the time of one of the influences.
@@ -77,7 +79,7 @@ class RTRL(RuleLearner):
     """
 
     max_influences: int = number(whole, "max_influences", default=100_000_000)
-    train: Any = None
+    train: Filter = None
     allow_zero: tuple[str, ...] = ()
 
     def rule(self) -> Rule:
@@ -126,11 +128,11 @@ class Everything(Storage):
             pass  # units are mixed, or an op does not say which synapses it has
         return whole
 
-    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Any:
+    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Dense | Influences:
         """Influences on the units of some batch elements."""
         if isinstance(carry.traces, Dense):
             return Dense(restarted(carry.state, carry.traces.jacobian, zero))
-        return restart(carry.traces, where)
+        return restarted_influences(carry.traces, where)
 
 
 class Whole(Engine):
@@ -167,12 +169,12 @@ class Whole(Engine):
         values, to_values = _flat(trained)
         by_rows = _by_rows(ravel_pytree(eqx.filter(carry.state, is_inexact))[0], values)
 
-        def one(before: tuple[Any, Array, Array], now: tuple[Any, Any]) -> Any:
+        def one(before: tuple[PyTree, Array, Array], now: tuple[PyTree, PyTree]) -> tuple[tuple, tuple]:
             state, matrix, total = before
             x, y = now
             live, run = _as_vectors(to_values, fixed, state, x)
 
-            def loss_of(live: Array, values: Array) -> Any:
+            def loss_of(live: Array, values: Array) -> tuple[Array, tuple[PyTree, PyTree]]:
                 new, out = run(live, values)
                 loss, aux = loss_fn(out, y)
                 return loss, (new, aux)
@@ -219,15 +221,15 @@ def _flat(tree: PyTree[Array]) -> tuple[Inexact[Array, " numbers"], Callable[[Ar
 
 
 def _as_vectors(
-    to_values: Callable[[Array], Any], fixed: Any, state: PyTree[Array], x: Any
-) -> tuple[Inexact[Array, " state"], Callable[[Array, Array], tuple[Any, Any]]]:
+    to_values: Callable[[Array], PyTree], fixed: PyTree, state: PyTree[Array], x: PyTree
+) -> tuple[Inexact[Array, " state"], Callable[[Array, Array], tuple[PyTree, PyTree]]]:
     """The floating state in a row, and a step as a function of it and of all that is trained."""
     live, rest = eqx.partition(state, is_inexact)
     flat, to_live = ravel_pytree(live)
     return flat, lambda live, values: joined(to_values(values), fixed)(eqx.combine(to_live(live), rest), x)
 
 
-def _advance(run: Callable[..., Any], live: Array, values: Array, matrix: Array) -> Array:
+def _advance(run: Callable[[Array, Array], tuple[PyTree, PyTree]], live: Array, values: Array, matrix: Array) -> Array:
     """`J <- dh'/dh J + dh'/dtheta`, with rows in front, or with the columns where those are fewer."""
 
     def floating(live: Array, values: Array) -> Array:

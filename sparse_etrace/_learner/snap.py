@@ -1,15 +1,16 @@
 """SnAp: the influence of a synapse on the units that it reaches within a few steps."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import numpy as np
 import scipy.sparse as sp
+from jax.typing import ArrayLike
+from jaxtyping import Array
 
 from .._graph.connectivity import Connectivity
 from .._graph.graph import Graph
 from .._model.program import is_key
+from .._model.types import Filter
 from .._numbers import number, whole
 from .._rule.engine import Rule
 from .._rule.influence_engine import Pattern
@@ -19,7 +20,9 @@ from .learner import RuleLearner
 RANDOM = "random"
 
 
-def _read_pattern(pattern: Any) -> Any:
+def _read_pattern(
+    pattern: str | Connectivity | Graph | sp.sparray | ArrayLike | None,
+) -> str | Connectivity | None:
     if pattern is None or isinstance(pattern, str | Connectivity):
         return pattern
     if isinstance(pattern, Graph):
@@ -33,7 +36,7 @@ def _read_pattern(pattern: Any) -> Any:
     return Connectivity.from_edges(entries.row[kept], entries.col[kept], shape=entries.shape)
 
 
-def _is_one_key(key: Any) -> bool:
+def _is_one_key(key: object) -> bool:
     return isinstance(key, jax.Array) and is_key(key) and not key.shape
 
 
@@ -79,11 +82,11 @@ class SnAp(RuleLearner):
     """
 
     n: int | None = number(whole, "n", optional=True, default=2)
-    pattern: Any = eqx.field(converter=_read_pattern, default=None)
+    pattern: str | Connectivity | None = eqx.field(converter=_read_pattern, default=None)
     paths: int | None = number(whole, "paths", optional=True, default=None)
-    key: Any = None
+    key: Array | None = None
     max_influences: int = number(whole, "max_influences", default=100_000_000)
-    train: Any = None
+    train: Filter = None
     allow_zero: tuple[str, ...] = ()
 
     def __check_init__(self) -> None:
@@ -110,7 +113,7 @@ class SnAp(RuleLearner):
     def _reach(self, wiring: Wiring) -> sp.csr_array:
         """Neurons within `n - 1` steps, or as the pattern says."""
         if self.pattern is None or isinstance(self.pattern, str):
-            if self.paths is not None:
+            if self.paths is not None and self.key is not None:
                 seed = np.asarray(jax.random.key_data(self.key)).ravel()
                 wiring.keep_random_paths(self.paths, np.random.default_rng(seed))
             return wiring.reach(None if self.n is None else self.n - 1, None, self.max_influences)

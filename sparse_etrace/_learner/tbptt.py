@@ -2,20 +2,23 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from .._model.batch_axes import axes_of, restarted
 from .._model.origin import origin_of
 from .._model.program import is_inexact, is_key
+from .._model.types import Filter
 from .._numbers import number, whole
 from .._rule.black_box import FromOutside, by_step, check_reach, joined, split
-from .._rule.engine import Carry, Engine, Loss, Model, Rule, Task, Window, cut, refuse_traces
+from .._rule.engine import Carry, Engine, Rule, Task, Window, cut, refuse_traces
 from .._sums import narrowed, widened
+from .._types import Loss, Model
 from .learner import RuleLearner
 
 
@@ -57,7 +60,7 @@ class TBPTT(RuleLearner):
     """
 
     steps: int = number(whole, "steps")
-    train: Any = None
+    train: Filter = None
     allow_zero: tuple[str, ...] = ()
 
     def __check_init__(self) -> None:
@@ -88,8 +91,8 @@ class Sliding(Engine):
         return Carry(state, self._start(state, x), origin=origin)
 
     def _start(self, state: PyTree, x: PyTree) -> History:
-        def room(leaf: Any) -> Array:
-            leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+        def room(leaf: ArrayLike | jax.ShapeDtypeStruct) -> Array:
+            leaf = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
             shape = (self.steps - 1, *leaf.shape)
             return jax.random.split(jax.random.key(0), shape) if is_key(leaf) else jnp.zeros(shape, leaf.dtype)
 
@@ -119,7 +122,7 @@ class Sliding(Engine):
             x, then, age = now
             new, _ = joined(narrowed(summed, trained), fixed)(state, x)
 
-            def link(c: Array | None, then: Any, new: Any) -> Any:
+            def link(c: Array | None, then: Array, new: Array) -> Array:
                 if c is None:
                     return then
                 return jnp.where(c >= age, then + (new - jax.lax.stop_gradient(new)), then)

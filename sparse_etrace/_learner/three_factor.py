@@ -1,10 +1,11 @@
 """Three-factor learning: traces times one number for all, the loss."""
 
-from typing import Any
+from jax.typing import DTypeLike
 
+from .._model.types import Filter
 from .._numbers import number, real
 from .._rule.engine import Rule
-from .._rule.kept_traces import kept
+from .._rule.kept_traces import traces_or_factors
 from .._rule.signal import LOSS, Signal
 from .learner import RuleLearner
 
@@ -13,7 +14,7 @@ class ThreeFactor(RuleLearner):
     """Three-factor rule: the loss itself, minus a reward, is the learning signal of every unit of one leaf.
 
     `dv_s += L_t ebar_s`, with `e_s` the trace `dz/dv` of the leaf and `ebar_s <- kappa ebar_s + (1 - kappa) e_s`. Each
-    way from the new `z` to `out` is cut; what lies behind the leaf keeps the gradient of `L_t`. The gradient needs the
+    way from the new `z` to `out` is cut; what follows the leaf keeps the gradient of `L_t`. The gradient needs the
     value of the loss: use `online_grad` or `fit`; that of `step` is refused.
 
     Args:
@@ -42,8 +43,8 @@ class ThreeFactor(RuleLearner):
 
     leaf: str  # type: ignore[misc]
     kappa: float | None = number(real, "kappa", optional=True, default=None)
-    train: Any = None
-    trace_dtype: Any = None
+    train: Filter = None
+    trace_dtype: DTypeLike | None = None
     allow_zero: tuple[str, ...] = ()
     factor_decay: float | None = number(real, "factor_decay", optional=True, default=None)
 
@@ -52,4 +53,4 @@ class ThreeFactor(RuleLearner):
 
     def rule(self) -> Rule:
         """Traces or factors, and the loss as the learning signal of the leaf."""
-        return Rule(kept(self.factor_decay, self.trace_dtype), Signal(self.leaf, LOSS, None, self.kappa))
+        return Rule(traces_or_factors(self.factor_decay, self.trace_dtype), Signal(self.leaf, LOSS, None, self.kappa))

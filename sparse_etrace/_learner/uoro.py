@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,8 +13,10 @@ from .._model.batch_axes import axes_of, restarted
 from .._model.linear import pushforward
 from .._model.origin import origin_of
 from .._model.program import is_inexact, is_key
+from .._model.types import Filter
 from .._rule.black_box import FromOutside, by_step, check_linear, check_reach, joined, split
-from .._rule.engine import Carry, Engine, Loss, Model, Rule, Task, Window, cut, refuse_traces
+from .._rule.engine import Carry, Engine, Rule, Task, Window, cut, refuse_traces
+from .._types import Loss, Model
 from .learner import RuleLearner
 
 TINY = 1e-7
@@ -56,8 +58,8 @@ class UORO(RuleLearner):
         Tallec and Ollivier 2018, International Conference on Learning Representations (arXiv 1702.05043).
     """
 
-    key: Any  # type: ignore[misc]
-    train: Any = None
+    key: Array  # type: ignore[misc]
+    train: Filter = None
     allow_zero: tuple[str, ...] = ()
 
     def __check_init__(self) -> None:
@@ -80,7 +82,7 @@ def _again(carry: Carry, where: Array, zero: Callable[..., Array]) -> Estimate:
 class Estimating(Engine):
     """The estimate, step by step."""
 
-    def __init__(self, key: Any, task: Task):
+    def __init__(self, key: Array, task: Task):
         self.key, self.task = key, task
 
     def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:
@@ -124,8 +126,8 @@ class Estimating(Engine):
         return Window(*by_step(self.step, self.task.train, model, carry, xs, ys, loss_fn))
 
 
-def _advance(estimate: Estimate, pull: Callable[..., Any]) -> Estimate:
-    """The estimate behind a step, whose vector-Jacobian product by state and parameters is `pull`."""
+def _advance(estimate: Estimate, pull: Callable[[PyTree], tuple[PyTree, PyTree]]) -> Estimate:
+    """The estimate after a step, whose vector-Jacobian product by state and parameters is `pull`."""
     key, now = jax.random.split(estimate.key)
     leaves, shape = jax.tree.flatten(estimate.state)
     keys = jax.random.split(now, len(leaves))

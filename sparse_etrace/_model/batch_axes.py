@@ -7,11 +7,12 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
+from .._types import Model
 from .call import Call
 from .grouping import Grouping, group
 from .reading import Reading
 from .trained import is_array_like, struct
-from .types import Filter, Model
+from .types import Filter
 
 # A model that fits no other batch would be tried with every choice of leaves.
 TRIES = 64

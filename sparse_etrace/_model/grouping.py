@@ -26,8 +26,8 @@ class Grouping:
         reading: of the model.
         cluster: for each hidden variable the smallest of those that it is joined with by influence that passes no op.
         stops: for each call the clusters whose old state it reads as a constant.
-        updates: for each cluster, values behind which its old state counts as this step's: as the cluster `k` itself,
-            and in front of them as `~k`. None: old state is `k` everywhere.
+        updates: for each cluster, values after which its old state counts as this step's: as the cluster `k` itself,
+            and before them as `~k`. None: old state is `k` everywhere.
         live: hidden variables whose old value reaches `out`, in this step or later, by ways that are not cut.
         members: the variables of each group.
     """
@@ -82,7 +82,7 @@ class Grouping:
                     way_out = "Wrap it in se.ElemWiseParam (or another op) to give it a trace."
                 else:
                     way_out = (
-                        "It acts through an op or a cut, behind which no parameter has a trace: take it in front of "
+                        "It acts through an op or a cut, after which no parameter has a trace: take it in front of "
                         "none, or use se.RTRL(), se.TBPTT or se.BPTT()."
                     )
                 warnings.warn(

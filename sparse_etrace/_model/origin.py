@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, PyTree, UInt32
 
 from .._graph.connectivity import Connectivity, digest_of
 from .._op.contract import ETraceOp
+from .._types import Model
 from .program import is_inexact, is_key
-from .types import Model
 
 UNKNOWN = np.zeros(2, np.uint32)
 

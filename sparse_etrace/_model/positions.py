@@ -157,7 +157,7 @@ def _join(parts: list[Ids]) -> Ids:
     return total
 
 
-def _reduce(ids: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+def _reduce(ids: np.ndarray, axes: tuple) -> np.ndarray:
     """Unit numbers of a sum over axes, all summands of one unit."""
     top = ids.max(axis=axes, keepdims=True, initial=-1)
     if np.any((ids != top) & (ids >= 0)):
@@ -165,7 +165,7 @@ def _reduce(ids: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     return top.squeeze(axes)
 
 
-def _broadcast(ids: np.ndarray, shape: tuple[int, ...], dims: Sequence[int]) -> np.ndarray:
+def _broadcast(ids: np.ndarray, shape: tuple[int, ...], dims: Sequence) -> np.ndarray:
     expanded = [1] * len(shape)
     for axis, dim in enumerate(dims):
         expanded[dim] = ids.shape[axis]

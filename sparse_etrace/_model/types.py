@@ -1,16 +1,13 @@
 """What goes from room to room, by one name each."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.extend.core as jex
 from jaxtyping import Array, PyTree
 
-Model = Callable[..., tuple[PyTree, PyTree]]
-"""`state, out = model(state, x)`."""
-Filter = PyTree[bool] | None
-"""An equinox filter specification; None for all that can be trained."""
+Filter = PyTree | None
+"""An equinox filter specification, booleans and functions; None for all that can be trained."""
 Aval = jax.core.ShapedArray
 """Shape and type of a value of a jaxpr."""
 Atom = int | jex.Literal

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,11 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._model.linear import refuse_bent
-from .._model.program import Labels, is_inexact, propagate, vjp_jaxpr
+from .._model.program import is_inexact, propagate, vjp_jaxpr
 from .._model.refusals import check_names, refuse_unread, refuse_zero
 from .._model.trained import check_state, leaf_names, struct, trained_filter
+from .._model.types import Filter, Labels
 from .._sums import narrowed, widened, zeros
-from .engine import Carry, Engine, Model, Storage, Task
+from .._types import Loss, Model
+from .engine import Carry, Engine, Storage, Task
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class FromOutside(Storage):
 
 
 def check_reach(
-    model: Callable[..., Any],
+    model: Model,
     state: PyTree,
     x: PyTree,
-    train: Any,
+    train: Filter,
     allow_zero: tuple[str, ...],
     steps: int | None = None,
 ) -> None:
@@ -55,10 +56,10 @@ def check_reach(
     arrays, static = eqx.partition(model, eqx.is_array)
     names, old = leaf_names(arrays), struct(state)
 
-    def floating(tree: PyTree) -> list[Any]:
+    def floating(tree: PyTree) -> list[Array]:
         return [leaf for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
 
-    def step(sources: tuple, rest: tuple) -> Any:
+    def floating_step(sources: tuple, rest: tuple) -> tuple[list[Array], list[Array]]:
         model, state = (eqx.combine(a, b) for a, b in zip(sources, rest[:2], strict=True))
         new, out = joined(model, static)(state, rest[2])
         check_state(old, new)
@@ -69,13 +70,13 @@ def check_reach(
     whole = primal(struct(arrays), old, struct(x)).jaxpr
     refuse_unread(inputs, any(propagate(whole, [Labels()] * before + [Labels(["x"])] * len(inputs))))
     sources, others = eqx.partition((struct(arrays), old), is_inexact)
-    jaxpr, (new, out) = vjp_jaxpr(step, sources, (*others, struct(x)))
+    jaxpr, (new, out) = vjp_jaxpr(floating_step, sources, (*others, struct(x)))
     count = len(jax.tree.leaves(sources))
     sinks = [Labels([k]) for k in range(len(new))] + [Labels(["out"])] * len(out)
     rest = len(jaxpr.jaxpr.invars) - count - len(sinks)
     found = propagate(jaxpr.jaxpr, [Labels()] * count + sinks + [Labels()] * rest)
     by_state = found[count - len(new) :]
-    read: set[Any] = set()
+    read: set[int] = set()
     for _ in range(len(new) if steps is None else min(steps - 1, len(new))):
         read = {k for k, sink in enumerate(by_state) if "out" in sink or sink & read}
     trained = set(leaf_names(eqx.filter(model, trained_filter(model, train))))
@@ -86,45 +87,51 @@ def check_reach(
             refuse_zero(name, allow_zero, used=bool(sink))
 
 
-def check_linear(model: Callable[..., Any], state: PyTree, x: PyTree, train: Any) -> None:
+def check_linear(model: Model, state: PyTree, x: PyTree, train: Filter) -> None:
     """Raise where the new state's derivative by the old one and by what is trained is not linear backward."""
     trained, fixed = eqx.filter_eval_shape(lambda model: split(model, train), model)
     live, rest = eqx.partition(struct(state), is_inexact)
 
-    def step(sources: tuple, *others: Any) -> PyTree:
+    def live_step(sources: tuple, *others: PyTree) -> list[Array]:
         trained, live = sources
         fixed_arrays, rest, x = others
         new, _ = eqx.combine(trained, fixed_arrays, static)(eqx.combine(live, rest), x)
         return [leaf for leaf in jax.tree.leaves(new) if is_inexact(leaf)]
 
     arrays, static = eqx.partition(fixed, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-    refuse_bent("the new state", step, (trained, live), arrays, rest, struct(x))
+    refuse_bent("the new state", live_step, (trained, live), arrays, rest, struct(x))
 
 
-def split(model: PyTree, train: Any) -> tuple[PyTree, PyTree]:
+def split(model: PyTree, train: Filter) -> tuple[PyTree, PyTree]:
     """What is trained, and everything else as constants."""
     trained, fixed = eqx.partition(model, trained_filter(model, train))
     return trained, eqx.combine(jax.lax.stop_gradient(eqx.filter(fixed, eqx.is_array)), fixed)
 
 
-def joined(trained: PyTree, fixed: PyTree) -> Callable[[Any, Any], Any]:
+def joined(trained: PyTree, fixed: PyTree) -> Model:
     """A model of both its parts, whose numbers are arrays."""
     return lambda state, x: jax.tree.map(jnp.asarray, eqx.combine(trained, fixed)(state, x))
 
 
 def by_step(
-    step: Callable[..., Any], train: Any, model: Any, carry: Any, xs: PyTree, ys: PyTree, loss_fn: Any
-) -> tuple[Array, PyTree[Array], PyTree[Array], Any]:
+    step: Callable[..., tuple[Carry, PyTree]],
+    train: Filter,
+    model: Model,
+    carry: Carry,
+    xs: PyTree,
+    ys: PyTree,
+    loss_fn: Loss,
+) -> tuple[Array, PyTree[Array], PyTree[Array], Carry]:
     """Losses, aux, summed gradients and carry of several steps, each with a gradient of its own."""
     trained, fixed = eqx.partition(model, trained_filter(model, train))
 
     @eqx.filter_value_and_grad(has_aux=True)
-    def loss_of(trained: PyTree, carry: Any, x: Any, y: Any) -> Any:
+    def loss_of(trained: PyTree, carry: Carry, x: PyTree, y: PyTree) -> tuple[Array, tuple[PyTree, Carry]]:
         carry, out = step(eqx.combine(trained, fixed), carry, x)
         loss, aux = loss_fn(out, y)
         return loss, (aux, carry)
 
-    def one(before: tuple[Any, Any], now: tuple[Any, Any]) -> Any:
+    def one(before: tuple[Carry, PyTree], now: tuple[PyTree, PyTree]) -> tuple[tuple, tuple]:
         carry, total = before
         (loss, (aux, carry)), grads = loss_of(trained, carry, *now)
         return (carry, jax.tree.map(jnp.add, total, widened(grads))), (loss, aux)

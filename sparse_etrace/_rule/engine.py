@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,16 +14,16 @@ from .._model.constant import constant, held
 from .._model.grouping import Grouping
 from .._model.origin import Origin
 from .._model.program import is_inexact
-from .._model.reading import Reading, Weights
+from .._model.reading import Reading
 from .._model.step import Step
 from .._model.trained import struct
+from .._model.types import Filter, Like, Weights
 from .._sums import widened, zeros
-from .signal import Signal, Teacher, leaves_of
+from .._types import Loss, Model
+from .signal import Memory, Signal, Teacher, leaves_of
 
-Model = Callable[..., Any]
-"""`state, out = model(state, x)`."""
-Loss = Callable[..., Any]
-"""`(out, y) -> (loss, aux)`."""
+Absorbed = tuple[PyTree[Array], dict[int, list[Array]]]
+"""Traces after some steps, and for each op call the gradient of its weights."""
 
 
 class Carry(eqx.Module):
@@ -89,7 +89,7 @@ class Task(NamedTuple):
         carry: of a gradient that goes on; None at the start.
     """
 
-    train: Any
+    train: Filter
     allow_zero: tuple[str, ...]
     signal: Signal
     carry: Carry | None
@@ -131,7 +131,7 @@ class Engine(abc.ABC):
         """What the rule leaves out on this model that no leaf says."""
         return []
 
-    def reached(self, params: list[Any], state: list[Any], x: list[Any]) -> dict[int, int]:
+    def reached(self, params: list[Array], state: list[Like], x: list[Like]) -> dict[int, int]:
         """Of each trained leaf, how many entries a learning signal can reach; nothing where nobody asks."""
         return {}
 
@@ -221,14 +221,16 @@ class TermEngine(Engine):
         floating = [is_inexact(v) for v in jax.tree.leaves(x)]
         learned = teacher.learned(model)
 
-        def absorb(jacobians: tuple, old: tuple, signals: tuple, taught: tuple, only: str) -> Any:
+        def absorb(jacobians: tuple, old: tuple, signals: tuple, taught: tuple, only: str) -> Absorbed:
             weights, traces, before = old
             signal, *after = taught
             terms = self.terms(jacobians, signals[0], signals[1], traces)
             terms, signal = jax.tree.map(lambda s: s[None], (terms, signal))
             return self.absorb(weights, traces, terms, (signal, before, *after), only)
 
-        def forward(params: list, state: list, traces: Any, xs: list, memory: Any, matrix: Any) -> Any:
+        def forward(
+            params: list, state: list, traces: PyTree, xs: list, memory: Memory | None, matrix: Array | None
+        ) -> tuple[tuple, tuple]:
             weights = self.reading.weights(params)
             out, new, pull, jacobians = run.run(params, state, xs, weights)
             found, after, old = jacobians(), teacher.remember(memory, new), (weights, traces, memory)
@@ -236,10 +238,12 @@ class TermEngine(Engine):
             return (new, later, out, after), (params, old, pull, found, after, new, matrix)
 
         @jax.custom_vjp
-        def online(params: list, state: list, traces: Any, xs: list, memory: Any, matrix: Any) -> Any:
+        def online(
+            params: list, state: list, traces: PyTree, xs: list, memory: Memory | None, matrix: Array | None
+        ) -> tuple:
             return forward(params, state, traces, xs, memory, matrix)[0]
 
-        def backward(residuals: Any, cts: Any) -> Any:
+        def backward(residuals: tuple, cts: tuple) -> tuple:
             params, old, pull, found, after, new, matrix = residuals
             by_out = [c for c in cts[2] if c.dtype != jax.dtypes.float0]
             (m, n, plain, by_x), signal = teacher.pull(pull, by_out, matrix, new, None)
@@ -269,7 +273,7 @@ class TermEngine(Engine):
         matrix, learned = teacher.matrix(model), teacher.learned(model)
         moved = [matrix] if learned and matrix is not None else []
 
-        def one(before: tuple, now: tuple[Any, Any]) -> Any:
+        def one(before: tuple, now: tuple[PyTree, PyTree]) -> tuple[tuple, tuple]:
             state, added, memory = before
             x, y = now
             out, new, pull, jacobians = run.run(params, state, jax.tree.leaves(x), weights)
@@ -291,10 +295,10 @@ class TermEngine(Engine):
         return Window(losses, aux, grads, Carry(jax.tree.unflatten(shape, state), traces, memory))
 
 
-def _differentiate(loss_fn: Loss, reading: Reading, out: list[Array], y: Any) -> tuple[Array, Any, list]:
+def _differentiate(loss_fn: Loss, reading: Reading, out: list[Array], y: PyTree) -> tuple[Array, PyTree, list[Array]]:
     """The loss, what is returned besides, and the derivative by the floating outputs."""
 
-    def loss_of(floating: list[Array]) -> tuple[Array, Any]:
+    def loss_of(floating: list[Array]) -> tuple[Array, PyTree]:
         values = iter(floating)
         full = [next(values) if is_inexact(o) else o for o in out]
         return loss_fn(jax.tree.unflatten(reading.out_structure, full), y)

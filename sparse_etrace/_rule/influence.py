@@ -140,7 +140,7 @@ def _terms(wiring: Wiring, rows: sp.csr_array, limit: int) -> tuple[np.ndarray, 
 
 
 @jax.ensure_compile_time_eval()
-def start(wiring: Wiring, reach: sp.csr_array, limit: int, rule: tuple) -> Callable[[], Influences]:
+def zero_influences(wiring: Wiring, reach: sp.csr_array, limit: int, rule: tuple) -> Callable[[], Influences]:
     """What makes influences of zero; nothing as large as they are is allocated before."""
     blocks, columns = lay_out(wiring, reach, limit)
     links = wiring.links
@@ -189,7 +189,7 @@ class InfluenceTerms(NamedTuple):
     signal: Array
 
 
-def terms(
+def influence_terms(
     links: UnitLinks, values: list[Array], xs: dict[int, Input], m: list[Array], n: dict[int, Array], dtype: DTypeLike
 ) -> InfluenceTerms:
     """Signals of a step from the derivatives along its links, the inputs of ops, and the learning signals."""
@@ -211,7 +211,7 @@ def terms(
     )
 
 
-def window(old: Influences, weights: Array, said: InfluenceTerms) -> tuple[Influences, Array]:
+def influences_after(old: Influences, weights: Array, said: InfluenceTerms) -> tuple[Influences, Array]:
     """Influences after several steps, and the gradient of all weights of the carriers by the old ones."""
     dtype, size = old.values.dtype, old.blocks.size
     if not size:

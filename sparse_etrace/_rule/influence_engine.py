@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,15 +13,25 @@ from .._model.batch_axes import axes_of
 from .._model.call import Call
 from .._model.origin import origin_of
 from .._model.program import cast
-from .._model.reading import Reading, Weights
+from .._model.reading import Reading
 from .._model.refusals import check_names
 from .._model.step import Step
 from .._model.trained import is_array_like
+from .._model.types import Input, Weights
 from .._model.unit_links import UnitLinks
 from .._sums import widened
-from .engine import WRONG_TRACES, Carry, Model, Storage, Task, TermEngine, Use
-from .influence import Influences, InfluenceTerms, sizes_of, start, terms, weights_of, window
-from .notes import cuts_behind, ends_at
+from .._types import Model
+from .engine import WRONG_TRACES, Carry, Storage, Task, TermEngine, Use
+from .influence import (
+    Influences,
+    InfluenceTerms,
+    influence_terms,
+    influences_after,
+    sizes_of,
+    weights_of,
+    zero_influences,
+)
+from .notes import cuts_after, ends_at
 from .reach import Wiring
 from .signal import Teacher
 from .trace_engine import diagonal, without_trace
@@ -52,12 +61,12 @@ class Pattern(Storage):
         """Read a model, once."""
         return InfluenceEngine(self, Teacher(task.signal, Reading(model, state, x, task.train)), task)
 
-    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Any:
+    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Influences:
         """Influences on the units of some batch elements."""
-        return restart(carry.traces, where)
+        return restarted_influences(carry.traces, where)
 
 
-def restart(traces: Influences, where: Array) -> Influences:
+def restarted_influences(traces: Influences, where: Array) -> Influences:
     """Influences of which some batch elements start again."""
     values = traces.values
     if not values.size:
@@ -122,7 +131,7 @@ class InfluenceEngine(TermEngine):
             if reached[first[c.number] : first[c.number] + links.size(("y", c.number))].any()
         }  # fmt: skip
         self.grouping.check_reach(self.task.allow_zero, traced)
-        return start(wiring, reach, self.storage.max_influences, self._name)
+        return zero_influences(wiring, reach, self.storage.max_influences, self._name)
 
     @property
     def _name(self) -> tuple:
@@ -141,10 +150,10 @@ class InfluenceEngine(TermEngine):
 
     def terms(
         self, jacobians: tuple, m: list[Array], n: dict[int, Array], traces: Influences
-    ) -> tuple[InfluenceTerms, dict[int, Any], dict[int, Array]]:
+    ) -> tuple[InfluenceTerms, dict[int, Input], dict[int, Array]]:
         """What a step says to the influences, and inputs and learning signals of the calls that learn."""
         inputs, along = jacobians
-        said = terms(self.links, along, inputs, m, n, traces.values.dtype)
+        said = influence_terms(self.links, along, inputs, m, n, traces.values.dtype)
         xs, heard = ({c.number: part[c.number] for c in self.reading.learning} for part in (inputs, n))
         return said, xs, heard
 
@@ -153,11 +162,11 @@ class InfluenceEngine(TermEngine):
     ) -> tuple[Influences, dict[int, list[Array]]]:
         """The recursion of the influences through a window."""
         said, xs, n = terms
-        traces, before = window(traces, weights_of(self.links, weights), said)
+        traces, before = influences_after(traces, weights_of(self.links, weights), said)
         return traces, {} if only == "traces" else self._by_weights(weights, before, xs, n)
 
     def _by_weights(
-        self, weights: Weights, before: Array, xs: dict[int, Any], n: dict[int, Array]
+        self, weights: Weights, before: Array, xs: dict[int, Input], n: dict[int, Array]
     ) -> dict[int, list[Array]]:
         """Gradient of the weights of each learning call: what they influenced before, and what acts at once."""
         found, begin, total = {}, {}, 0
@@ -184,7 +193,7 @@ class InfluenceEngine(TermEngine):
         count = next((k for c, j, k in carry.traces.counts if (c, j) == (call.number, leaf)), 0)
         if not count:
             return Use(without_trace(self.grouping, call))
-        cuts, values = cuts_behind(self.grouping, call), carry.traces.values
+        cuts, values = cuts_after(self.grouping, call), carry.traces.values
         rule = "truncated" if cuts else self.storage.gradient
         if diagonal(self.grouping, call) == "exact":
             rule = "exact"

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from .._model.call import Call
 from .._model.grouping import Grouping
-from .._model.reading import Weights
 from .._model.step import Terms
+from .._model.types import Like, Weights
 from .engine import Carry
 from .trace_engine import ByCall, diagonal
-from .traces import CallTrace, Factors, advance, can_filter, init_trace, per_unit_leaves
+from .traces import CallTrace, Factors, can_filter, init_trace, per_unit_leaves, traces_after
 
 
 def every_synapse(grouping: Grouping, call: Call) -> list[bool]:
@@ -35,7 +35,7 @@ class Traces(ByCall):
     full: Callable[[Grouping, Call], list[bool]] = every_synapse
     decay: float = 0.0
     only_input: bool = False
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     def _full(self, grouping: Grouping, call: Call) -> list[bool]:
         """As `full`, and True throughout where the input is an index, which has no factor."""
@@ -50,13 +50,13 @@ class Traces(ByCall):
         self, grouping: Grouping, weights: Weights, traces: dict[int, CallTrace], terms: Terms, only: str | None = None
     ) -> tuple[dict[int, CallTrace], dict[int, list[Array]]]:
         """Each trace is touched once in a window."""
-        return advance(grouping, weights, traces, terms, self.decay, only)
+        return traces_after(grouping, weights, traces, terms, self.decay, only)
 
     def word(self, grouping: Grouping, call: Call, leaf: int) -> str:
         """Exact, diagonal or factorised."""
         return diagonal(grouping, call) if self._full(grouping, call)[leaf] else "factorised"
 
-    def kept(self, trace: CallTrace, leaf: int) -> list[Array]:
+    def kept(self, trace: CallTrace, leaf: int) -> list[Like]:
         """Traces of the leaf, or the factors that stand for them."""
         full = [jax.tree.leaves(t, is_leaf=lambda e: e is None)[leaf] for t in trace.full]
         if all(e is None for e in full) and trace.factors is not None:
@@ -83,7 +83,7 @@ class Traces(ByCall):
         return {number: one(trace, k) for (number, trace), k in zip(carry.traces.items(), into, strict=True)}
 
 
-def kept(factor_decay: float | None, dtype: Any) -> Traces:
+def traces_or_factors(factor_decay: float | None, dtype: DTypeLike | None) -> Traces:
     """One trace for each synapse, or factors that decay by `factor_decay` where it is given.
 
     Raises:

@@ -39,7 +39,7 @@ def one_step_only(grouping: Grouping, calls: list[Call]) -> str:
 
 
 def memory_elsewhere(grouping: Grouping) -> list[str]:
-    """Hidden variables behind an op whose own memory no trace follows, and which leads nowhere back."""
+    """Hidden variables after an op whose own memory no trace follows, and which leads nowhere back."""
     a, found = grouping.reading, []
     later = {
         i: {s[1] for s in a.within_step(("h", i)) if s[0] == "n"} & set(grouping.cluster) for i in grouping.cluster
@@ -63,7 +63,7 @@ def memory_elsewhere(grouping: Grouping) -> list[str]:
     return found
 
 
-def cuts_behind(grouping: Grouping, call: Call) -> list[Call]:
+def cuts_after(grouping: Grouping, call: Call) -> list[Call]:
     """Cuts on the way of what an op call influences, now or later, to hidden state."""
     a = grouping.reading
     later = {i: {s[1] for s in a.within_step(("h", i)) if s[0] == "n"} for i in range(len(a.state))}

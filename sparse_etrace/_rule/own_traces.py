@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ from .._model.call import Call
 from .._model.grouping import Grouping
 from .._model.groups import Route
 from .._model.program import cast
-from .._model.reading import Weights
 from .._model.step import Terms
+from .._model.types import Input, Like, Weights
 from .._op.contract import ETraceOp
 from .._sums import narrowed, widened, zeros
 from .engine import Carry
@@ -35,7 +35,7 @@ class TraceTerms(NamedTuple):
         F: derivative of the new hidden variables by `y`.
     """
 
-    x: Any
+    x: Input
     n: Inexact[Array, "*y"]
     m: Inexact[Array, "vars *y"]
     D: Inexact[Array, "vars vars *y"]
@@ -80,7 +80,7 @@ class OwnTraces(ByCall):
         op, _, x = call.template(grouping.program)
         y = call.y(grouping.program)
         shape = grouping.groups[g].shape if op.is_diagonal else y.shape
-        parts: Any = [
+        parts: PyTree = [
             jax.ShapeDtypeStruct((*front, *shape), y.dtype) for front in ((), (count,), (count, count), (count,))
         ]
 
@@ -91,8 +91,8 @@ class OwnTraces(ByCall):
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), found)
 
     def advance(
-        self, grouping: Grouping, weights: Weights, traces: dict[int, Any], terms: Terms, only: str | None = None
-    ) -> tuple[dict[int, Any], dict[int, list[Array]]]:
+        self, grouping: Grouping, weights: Weights, traces: dict[int, tuple], terms: Terms, only: str | None = None
+    ) -> tuple[dict[int, tuple], dict[int, list[Array]]]:
         """Step by step."""
         new, gradients = {}, {}
         for call in grouping.reading.learning:
@@ -126,7 +126,7 @@ class OwnTraces(ByCall):
     def _through(
         self, op: ETraceOp, v: PyTree[Array], trace: PyTree[Array], said: TraceTerms
     ) -> tuple[PyTree[Array], PyTree[Array]]:
-        def one(before: tuple[Any, Any], now: TraceTerms) -> tuple[tuple[Any, Any], None]:
+        def one(before: tuple[PyTree, PyTree], now: TraceTerms) -> tuple[tuple[PyTree, PyTree], None]:
             trace, total = before
             later, found = self.own.update(op, v, trace, now)
             return (narrowed(later, trace), jax.tree.map(jnp.add, total, found)), None
@@ -137,15 +137,15 @@ class OwnTraces(ByCall):
         """As it is named."""
         return self.named
 
-    def kept(self, trace: tuple[PyTree[Array], ...], leaf: int) -> list[Array]:
+    def kept(self, trace: tuple[PyTree[Like], ...], leaf: int) -> list[Like]:
         """All that is kept of the call."""
         return jax.tree.leaves(trace)
 
-    def entries(self, trace: tuple[PyTree[Array], ...], into: int) -> int:
+    def entries(self, trace: tuple[PyTree[Like], ...], into: int) -> int:
         """All of it."""
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trace[into]))
 
-    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Any:
+    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> PyTree[Array]:
         """Zero, in front of what has the batch axes in front."""
         return jax.tree.map(zero, carry.traces)
 

@@ -1,29 +1,31 @@
-"""A learning signal put onto one hidden leaf, and traces behind a leaf: of its filter, and of its rate."""
+"""A learning signal put onto one hidden leaf, and traces of what follows a leaf: its filter, and its rate."""
 
 import math
 import re
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from .._model.grouping import group
 from .._model.groups import Group
-from .._model.program import Labels, flatten, is_inexact
+from .._model.program import flatten, is_inexact
 from .._model.reading import Reading
 from .._model.step import TAP, Tap, Terms
+from .._model.types import Labels
 from .._sums import in_full, wide, widened
+from .._types import Model
 
 OWN, LOSS, RANDOM = "symmetric", "loss", "random"
 
 
 class Signal(eqx.Module):
-    """What stands in for the learning signal of one hidden leaf, what is kept behind it, and what ops hold constant.
+    """What stands in for the learning signal of one hidden leaf, what is kept after it, and what ops hold constant.
 
     Attributes:
         leaf: name of the state leaf; None: every learning signal stays as it is.
@@ -36,8 +38,8 @@ class Signal(eqx.Module):
     """
 
     leaf: str | None = None
-    source: Any = OWN
-    key: Any = None
+    source: str | Array | Callable[[PyTree], Array] = OWN
+    key: Array | None = None
     kappa: float | None = None
     rate_leaf: str | None = None
     rate_strength: float = 0.0
@@ -73,8 +75,8 @@ class Signal(eqx.Module):
         return not isinstance(self.source, str) or self.source == RANDOM
 
 
-class Behind(NamedTuple):
-    """A variable kept behind a state leaf, `b <- decay b + gain leaf`."""
+class Follower(NamedTuple):
+    """A variable that follows a state leaf, `b <- decay b + gain leaf`."""
 
     leaf: int
     decay: float
@@ -87,7 +89,7 @@ class Memory(eqx.Module):
 
     Attributes:
         total, steps: sum of the leaf whose rate is regularised, and of how many steps.
-        filtered: the leaf behind the filter, where feedback is learned.
+        filtered: the leaf as its filter leaves it, where feedback is learned.
     """
 
     total: Array | None
@@ -113,12 +115,12 @@ class Teacher:
 
     def __init__(self, feedback: Signal, reading: Reading):
         self.feedback, self.reading = feedback, reading
-        self.behind: list[Behind] = []
+        self.followers: list[Follower] = []
         self.tap: Tap | None = None
         self.gain = 1.0
         if feedback.leaf is not None:
             self._take(feedback)
-        self.grouping = group(reading, feedback.is_late_held, [behind.leaf for behind in self.behind])
+        self.grouping = group(reading, feedback.is_late_held, [b.leaf for b in self.followers])
 
     def _take(self, feedback: Signal) -> None:
         self.leaf = find_leaf(self.reading, feedback.leaf, "leaf")
@@ -126,10 +128,10 @@ class Teacher:
         own, kappa = not feedback.has_matrix and feedback.source == OWN, feedback.kappa
         if kappa is not None:
             self.gain = 1.0 if own else 1 - kappa
-            self.behind.append(Behind(self.leaf, kappa, self.gain, False))
+            self.followers.append(Follower(self.leaf, kappa, self.gain, False))
         if feedback.rate_strength:
             self.rate_leaf = find_leaf(self.reading, feedback.rate_leaf or feedback.leaf, "rate_leaf")
-            self.behind.append(Behind(self.rate_leaf, 1.0, 1.0, True))
+            self.followers.append(Follower(self.rate_leaf, 1.0, 1.0, True))
         if not own or kappa is not None:
             self.tap = Tap(self.new, not own)
 
@@ -153,7 +155,7 @@ class Teacher:
 
     # --- the feedback matrix ---------------------------------------------------------------------------------------
 
-    def matrix(self, model: Any) -> Array | None:
+    def matrix(self, model: Model) -> Array | None:
         """B, `(*out, *hidden)` without batch axes; None for a signal without one."""
         given = self.feedback
         if not given.has_matrix:
@@ -165,7 +167,7 @@ class Teacher:
             for k in range(min(out.ndim, leaf.ndim) + 1)
             if out.shape[:k] == leaf.shape[:k]
         }
-        if isinstance(given.source, str):
+        if given.key is not None:
             batch = self._num_batch()
             if batch not in shapes:
                 raise ValueError(
@@ -174,7 +176,7 @@ class Teacher:
                 )
             units = math.prod(leaf.shape[batch:])
             return jax.random.normal(given.key, shapes[batch], leaf.dtype) / math.sqrt(units)
-        b = given.source(model) if callable(given.source) else given.source
+        b = given.source(model) if callable(given.source) else jnp.asarray(given.source)
         if jnp.shape(b) not in shapes.values():
             raise ValueError(
                 f"feedback: expected shape {' or '.join(map(str, shapes.values()))}, (*out, *hidden) without batch "
@@ -191,7 +193,7 @@ class Teacher:
                 found |= set() if x is None else {x.ndim - op.input_ndim}
         return found.pop() if len(found) == 1 else None
 
-    def learned(self, model: Any) -> list[int]:
+    def learned(self, model: Model) -> list[int]:
         """Trained leaves that make B and are otherwise unused."""
         a = self.reading
         if not self.feedback.has_matrix or not callable(self.feedback.source):
@@ -202,14 +204,14 @@ class Teacher:
         used = Labels().union(*(found[o] for o in program.outputs if isinstance(o, int)))
         return [i for i in a.trained if i in used and not a.within_step(("p", i))]
 
-    def by_matrix(self, cts: list[Array], matrix: Array, memory: Memory, new: list[Array]) -> Array:
+    def by_matrix(self, cts: list[Array], matrix: Array, memory: Memory | None, new: list[Array]) -> Array:
         """Gradient of B: that of a readout of the leaf, transposed."""
-        h = new[self.leaf] if memory.filtered is None else memory.filtered
+        h = new[self.leaf] if memory is None or memory.filtered is None else memory.filtered
         batch = list(range((cts[0].ndim + h.ndim - matrix.ndim) // 2))
         with in_full():
             return jnp.tensordot(cts[0], h, (batch, batch)).astype(matrix.dtype)
 
-    def by_learned(self, model: Any, learned: list[int], by_matrix: Array) -> dict[int, Array]:
+    def by_learned(self, model: Model, learned: list[int], by_matrix: Array) -> dict[int, Array]:
         """Gradients of the leaves that make B, from that of B."""
         leaves, build = leaves_of(model)
 
@@ -223,10 +225,10 @@ class Teacher:
 
     # --- steps -----------------------------------------------------------------------------------------------------
 
-    def start(self) -> Memory:
+    def no_memory(self) -> Memory:
         """Memory of zero."""
         a, total, steps, filtered = self.reading, None, None, None
-        if any(b.is_rate for b in self.behind):
+        if any(b.is_rate for b in self.followers):
             (rate,) = a.program.shapes([a.state[self.rate_leaf]])
             total, steps = jnp.zeros(rate.shape, wide(rate.dtype)), jnp.zeros(rate.shape, jnp.int32)
         if self.feedback.kappa is not None and callable(self.feedback.source):
@@ -234,15 +236,15 @@ class Teacher:
             filtered = jnp.zeros(leaf.shape, wide(leaf.dtype))
         return Memory(total, steps, filtered)
 
-    def remember(self, memory: Memory, new: list[Array]) -> Memory:
+    def remember(self, memory: Memory | None, new: list[Array]) -> Memory | None:
         """Memory with one more step, whose new state is given."""
-        if not self.behind:
+        if not self.followers or memory is None:
             return memory
         total, steps, filtered = memory.total, memory.steps, memory.filtered
         if total is not None and steps is not None:
             total, steps = total + new[self.rate_leaf], steps + 1
         if filtered is not None:
-            filtered = self.behind[0].decay * filtered + self.gain * new[self.leaf]
+            filtered = self.followers[0].decay * filtered + self.gain * new[self.leaf]
         return Memory(total, steps, filtered)
 
     def pull(
@@ -271,17 +273,17 @@ class Teacher:
             m, n, plain, by_x = pull([*cts, self.gain * signal])
         return (m, n, plain, by_x), signal
 
-    # --- traces behind the leaf ------------------------------------------------------------------------------------
+    # --- traces of what follows the leaf ----------------------------------------------------------------------------
 
     @cached_property
     def counts(self) -> list[int]:
         """How many variables of each group have a trace."""
         return [len(kept) + len(own) for kept, own in map(self._layout, self.grouping.groups)]
 
-    def _layout(self, group: Group) -> tuple[list[int], list[Behind]]:
-        """Positions of a group's own variables that have a trace, and what is kept behind them.
+    def _layout(self, group: Group) -> tuple[list[int], list[Follower]]:
+        """Positions of a group's own variables that have a trace, and what follows them.
 
-        A leaf that is in its group for what is behind it only, and is not read again, needs no trace of its own.
+        A leaf that is in its group for what follows it only, and is not read again, needs no trace of its own.
         """
         a = self.reading
 
@@ -289,16 +291,16 @@ class Teacher:
             return any(("n", j) in a.direct.get(("h", i), ()) for j in group.variables)
 
         kept = [k for k, i in enumerate(group.variables) if i in self.grouping.live or acts(i)]
-        return kept, [b for b in self.behind if b.leaf in group.variables]
+        return kept, [b for b in self.followers if b.leaf in group.variables]
 
     def extend(self, terms: Terms, signal: Array | None, before: Memory, after: Memory) -> Terms:
-        """Terms of a window to the traces behind the leaf as well.
+        """Terms of a window to the traces of what follows the leaf as well.
 
         `b_t = decay b_{t-1} + gain leaf_t` has the rows `gain D[leaf]` and `gain F[leaf]`, and `decay` for itself. The
         loss acts on the old filter by `decay` times the learning signal of the leaf. The rate's part of the gradient is
         `c . b` at the end of the window less that at its start.
         """
-        if not self.behind:
+        if not self.followers:
             return terms
         m, d, f, signal = widened((list(terms.m), list(terms.hidden_jacobian), terms.output_jacobian, signal))
         last: list[Array | None] = [None] * len(m)
@@ -309,7 +311,7 @@ class Teacher:
             kept, rows = np.array(positions, int), [members.variables.index(b.leaf) for b in own]
             gains = np.array([b.gain for b in own])
 
-            def with_rows(part: Array, kept: Any = kept, rows: Any = rows, gains: Any = gains) -> Array:
+            def with_rows(part: Array, kept: np.ndarray = kept, rows: list = rows, gains: np.ndarray = gains) -> Array:
                 scale = jnp.asarray(gains, part.dtype).reshape(1, -1, *[1] * (part.ndim - 2))
                 return jnp.concatenate([part[:, kept], scale * part[:, np.array(rows)]], axis=1)
 
@@ -332,16 +334,16 @@ class Teacher:
             last[g] = jnp.stack(end)
         return terms._replace(m=m, hidden_jacobian=d, output_jacobian=f, last=last)
 
-    def _slope(self, memory: Memory) -> Any:
+    def _slope(self, memory: Memory) -> Array:
         """What the sum of the trace of the rate is multiplied by: `strength (mean rate - target) / steps`."""
         if memory.total is None or memory.steps is None:
-            return 0.0
+            return jnp.zeros(())
         steps = jnp.maximum(memory.steps, 1).astype(memory.total.dtype)
         slope = self.feedback.rate_strength * (memory.total / steps - self.feedback.rate_target) / steps
         return jnp.where(memory.steps > 0, slope, 0)
 
 
-def leaves_of(model: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
+def leaves_of(model: Model) -> tuple[list[Array], Callable[[list[Array]], Model]]:
     """Arrays of a model, and the model from arrays."""
     arrays, static = eqx.partition(model, eqx.is_array)
     leaves, layout = jax.tree.flatten(arrays)

@@ -4,7 +4,6 @@ import abc
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,11 +14,13 @@ from .._model.batch_axes import as_long_as_a_batch
 from .._model.call import Call
 from .._model.grouping import Grouping, closure
 from .._model.origin import origin_of
-from .._model.reading import Reading, Weights
+from .._model.reading import Reading
 from .._model.refusals import check_names
 from .._model.step import Step, Terms
 from .._model.trained import nbytes
-from .engine import Carry, Model, Storage, Task, TermEngine, Use, refuse_traces
+from .._model.types import Like, Weights
+from .._types import Model
+from .engine import Carry, Storage, Task, TermEngine, Use, refuse_traces
 from .notes import memory_elsewhere, one_step_only, untraced_recurrence, without_memory
 from .signal import Memory, Teacher
 from .support import reached
@@ -56,11 +57,11 @@ class ByCall(Storage):
         """The rule of a weight leaf that is traced into a group; see `Use`."""
 
     @abc.abstractmethod
-    def kept(self, trace: PyTree[Array], leaf: int) -> list[Array]:
+    def kept(self, trace: PyTree[Like], leaf: int) -> list[Like]:
         """What is kept of a weight leaf."""
 
     @abc.abstractmethod
-    def entries(self, trace: PyTree[Array], into: int) -> int:
+    def entries(self, trace: PyTree[Like], into: int) -> int:
         """How many numbers are kept of a call for the group that is so many among those that it leads into."""
 
 
@@ -88,7 +89,7 @@ class TraceEngine(TermEngine):
     def _start(self) -> tuple[dict[int, PyTree[Array]], Memory]:
         counts = self.teacher.counts
         traces = {c.number: self.storage.begin(self.grouping, c, counts) for c in self.reading.learning}
-        return traces, self.teacher.start()
+        return traces, self.teacher.no_memory()
 
     def check(self, carry: Carry) -> None:
         """Refuse other traces."""
@@ -151,7 +152,7 @@ class TraceEngine(TermEngine):
         calls = untraced_recurrence(self.grouping)
         return memory_elsewhere(self.grouping) + ([one_step_only(self.grouping, calls)] if calls else [])
 
-    def reached(self, params: list[Any], state: list[Any], x: list[Any]) -> dict[int, int]:
+    def reached(self, params: list[Array], state: list[Like], x: list[Like]) -> dict[int, int]:
         """By the structure of the step."""
         return reached(self.grouping, params, state, x)
 

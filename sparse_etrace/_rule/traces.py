@@ -1,20 +1,21 @@
 """The two ways to keep eligibility traces, full and factorised, over a window of steps."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from .._model.call import Call
 from .._model.grouping import Grouping
 from .._model.groups import Route
 from .._model.program import cast
-from .._model.reading import Weights
 from .._model.step import Terms
 from .._model.trained import nbytes
+from .._model.types import Input, OpWeights, Weights
 from .._sums import dot, is_narrow, joined, matmul, matvec, mixed, rounded, wide, widened
 
 
@@ -72,7 +73,7 @@ def can_filter(grouping: Grouping, call: Call) -> bool:
     return True
 
 
-def slot_shapes(grouping: Grouping, call: Call, group: int) -> list[Any]:
+def slot_shapes(grouping: Grouping, call: Call, group: int) -> list[jax.ShapeDtypeStruct]:
     """Shapes of the trace of each weight leaf of a call, without the axis of hidden variables."""
     op, _, x = call.template(grouping.program)
     aval = call.y(grouping.program)
@@ -82,7 +83,12 @@ def slot_shapes(grouping: Grouping, call: Call, group: int) -> list[Any]:
 
 
 def init_trace(
-    grouping: Grouping, call: Call, full: Sequence[bool], dtype: Any, counts: Sequence[int], only_input: bool = False
+    grouping: Grouping,
+    call: Call,
+    full: Sequence[bool],
+    dtype: DTypeLike | None,
+    counts: Sequence[int],
+    only_input: bool = False,
 ) -> CallTrace:
     """Traces of zero.
 
@@ -113,7 +119,7 @@ def init_trace(
     return CallTrace(tuple(traces), factors, jnp.zeros((), jnp.uint32) if is_rounded else None)
 
 
-def _stored(exact: Any, wanted: Any) -> Any:
+def _stored(exact: DTypeLike, wanted: DTypeLike | None) -> DTypeLike:
     """The type of a trace: what is `wanted`, if anything, or for complex numbers a complex type as wide as that."""
     if wanted is None or not jnp.issubdtype(exact, jnp.complexfloating):
         return wanted or exact
@@ -140,7 +146,7 @@ def adjoint(hidden_jacobian: Array, m: Array, last: Array | None = None) -> tupl
         `lam_1 .. lam_K`, `P_1 .. P_K`, `lam_0`, `P_0`.
     """
 
-    def back(carry: tuple[Array, Array], step: tuple[Array, Array]) -> tuple[tuple[Array, Array], Any]:
+    def back(carry: tuple[Array, Array], step: tuple[Array, Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         (lam, p), (d, m_k) = carry, step
         new = m_k + matvec(jnp.swapaxes(d, 0, 1), lam), matmul(p, d)
         return new, carry
@@ -152,7 +158,7 @@ def adjoint(hidden_jacobian: Array, m: Array, last: Array | None = None) -> tupl
     return lam, p, lam_0, p_0
 
 
-def advance(
+def traces_after(
     grouping: Grouping,
     weights: Weights,
     traces: dict[int, CallTrace],
@@ -181,7 +187,7 @@ def advance(
 def _advance_call(
     grouping: Grouping,
     call: Call,
-    weights: tuple[tuple, tuple],
+    weights: OpWeights,
     trace: CallTrace,
     terms: Terms,
     adjoints: list[tuple[Array, Array, Array, Array]],
@@ -195,7 +201,7 @@ def _advance_call(
     in_full = [f is not None for f in _leaves(trace.full[0])] if routes else [False] * len(trained)
     parts: list[list[Array | None]] = []
 
-    def sampled(x: Any, y: Array, kept: Sequence[bool]) -> None:
+    def sampled(x: Input, y: Array, kept: Sequence[bool]) -> None:
         if only != "traces":
             found = [jnp.sum(y, axis=0)] if op.is_diagonal else jax.tree.leaves(op.total_dw(x, y, v))
             parts.append([leaf if keep else None for leaf, keep in zip(found, kept, strict=True)])
@@ -231,7 +237,7 @@ def _advance_call(
     return CallTrace(tuple(full) or trace.full, factors, windows), total
 
 
-def _leaves(tree: PyTree) -> list[Any]:
+def _leaves(tree: PyTree) -> list[Array | None]:
     return jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None)
 
 
