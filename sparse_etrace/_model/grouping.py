@@ -1,4 +1,19 @@
-"""What a rule makes of a reading: hidden groups, live state, and the old state that each op reads as a constant."""
+"""What a rule makes of a reading: hidden groups, live state, and the old state that each op reads as a constant.
+
+Two layers, the lower one with an adaptation `b`; ops in capitals read what stands in brackets:
+
+    z  = tanh(v - b)
+    v' = 0.9 v + IN[x] + REC[z]         b' = 0.95 b + z         r' = 0.8 r + UP[tanh(v' - b')] + TOP[r]      out = r'
+
+    old to new without an op:   v -> v'   v -> b'   b -> b'   r -> r'
+    clusters:                   {v, b} and {r}, each by its first leaf: {0: 0, 1: 0, 2: 2}
+    groups:                     (v, b) and (r,): all of them reach `out`
+    outputs reach, in a step:   IN, REC -> v' -> UP -> r'       UP, TOP -> r'
+    stops:                      IN {0, 2}   REC {0, 2}   UP {2}   TOP {2}
+
+REC reads v and b, its own cluster, as constants: recurrence. UP reads them live, so that the derivative of r' passes to
+v and b. An op acts on `b` through `v` only, and yet in the step after: D of their group is 2 x 2 at each unit.
+"""
 
 import warnings
 from collections.abc import Callable, Sequence

@@ -1,4 +1,15 @@
-"""Which unit does each element of a derivative belong to? The check that dynamics act on each unit by itself."""
+"""Which unit does each element of a derivative belong to? The check that dynamics act on each unit by itself.
+
+Numbers of units, one for each element, go through a jaxpr as the elements do:
+
+    u            transpose       slice      broadcast                  sum over axis 0      sum over axis 1
+    [0 1 2]      [0 3]           [0 3]      [[0 3]  [1 4]]  twice      [0 3]                0 and 1 meet:
+    [3 4 5]      [1 4]           [1 4]                                 [1 4]                Mixed("reduce_sum", line)
+                 [2 5]
+
+The sum over axis 0 joins elements of one number and is no mixing. A slice that is pulled back pads with -1, no unit;
+a sum of two takes the number of either where the other has none, and is mixed where they differ.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -1,4 +1,22 @@
-"""Run one step of a model that was read, and take its derivatives where the learning rules want them."""
+"""Run one step of a model that was read, and take its derivatives where the learning rules want them.
+
+A step of three ops, with two layers `a` and `b`, each a cluster of its own:
+
+    a' = 0.9 a + op0(x) + op1(a)        holds constant:  op0  a b      as its output reaches both a' and b'
+    u  = a' + b                                          op1  a b
+    b' = 0.8 b + op2(u)                                  op2    b
+    out = u
+
+What a reader holds constant makes variants of a value, `(number, {clusters})`:
+
+    a  {}     for a' and, without derivative, for op1: all that it says is old state of `a`
+    a' {}     for all: it holds no `b` that op2 could ask to be constant
+    u  {}     for out
+    u  {b}    for op2, computed again with a constant b: u is `a` and `b` and more, so that no stop as a whole will do
+    b' {}     for the new state
+
+So `a' + b` is executed twice and all else once, and op2 lets the derivative of b' pass to `a`, but not to `b`.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property

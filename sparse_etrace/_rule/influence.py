@@ -1,4 +1,18 @@
-"""Influences of synapses on hidden units, kept on a sparse pattern: how they lie in memory, and a step of them."""
+"""Influences of synapses on hidden units, kept on a sparse pattern: how they lie in memory, and a step of them.
+
+Four leaky units with five synapses, `h' = 0.9 h + op(h)`, under SnAp-2. Rows of the step: h0 .. h3, then y0 .. y3.
+
+    synapse   0: 0 -> 2    1: 1 -> 2    2: 0 -> 3    3: 1 -> 3    4: 2 -> 3      unit 2 acts on 3, nothing on 0 and 1
+    pattern 0   of synapses onto 2, which reach 2 and 3     rows h2 h3 | y2 y3     2 of them hidden
+    pattern 1   of synapses onto 3, which reach 3           rows h3 | y3           1
+
+    values:     block 0                        block 1
+                h2: s0 s1    h3: s0 s1         h3: s2 s3 s4          first_entry 0 and 4, first_column 0, 2 and 5
+        entry    0  1         2  3              4  5  6
+
+Only hidden rows are stored, row by row; those of `y` are made anew in each step. Sums of pattern 0, in this order:
+`y2 = x` (no edge from its rows; synapses 0 and 1 enter there), `y3 = v4 h2`, `h2' = 0.9 h2 + y2`, `h3' = 0.9 h3 + y3`.
+"""
 
 import math
 from collections.abc import Callable
