@@ -250,6 +250,47 @@ def test_synapses_without_what_the_op_does():
             se.check_op(OwnSynapses(gain * jnp.ones(3), other * np.ones(3)), value, jnp.ones(2))
 
 
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (lambda use: use, r"synapses: expected a list with a Uses for each of the 1 leaves of v, got .*Uses"),
+        (lambda use: [use, use], "for each of the 1 leaves of v, got .*Give them in jax.tree order"),
+        (lambda use: [use._replace(slot=use.slot + 1)], r"slot of \['weight'\] as .* from 0 to below 20, .* got 20"),
+        (lambda use: [use._replace(pre=use.pre - 1)], r"pre of \['weight'\] as .* from 0 to below 4, .* got -1"),
+        (lambda use: [se.Uses(*(np.r_[a, 5] for a in use))], r"pre of \['weight'\] as .* from 0 to below 4, .* got 5"),
+        (lambda use: [use._replace(post=np.r_[use.post[1:], 5])], "post of .* from 0 to below 5, .* got 5"),
+        (lambda use: [use._replace(post=use.post[1:])], r"post of .* got shape \(19,\) .* slots of shape \(20,\)"),
+        (lambda use: [use._replace(pre=1.0 * use.pre)], r"pre of .* got shape \(20,\) of float"),
+        (lambda use: [se.Uses(*(a.reshape(4, 5) for a in use))], r"pre of .* as one axis .* got shape \(4, 5\)"),
+    ],
+)
+def test_synapses_that_are_none(change, match):
+    """Numbers beyond an end would be left out of the sum, or counted from its other end."""
+
+    class Changed(Dense):
+        def synapses(self, v, x):
+            return change(se.MatMulOp().synapses(v, x)[0])
+
+    for x in (jnp.ones(4), jnp.ones((3, 4))):
+        with pytest.raises(ValueError, match=match):
+            se.check_op(Changed(), value(Dense()), x)
+
+
+def test_ranks_that_are_none():
+    class Method(Dense):
+        def input_ndim(self):
+            return 1
+
+    class Two(Dense):
+        input_ndim: ClassVar = 2
+
+    for op, got in ((Method(), "a method"), (Two(), "2")):
+        with pytest.raises(
+            ValueError, match=rf"input_ndim: expected .* up to 1 for shape \(4,\), got {got}. .* property"
+        ):
+            se.check_op(op, value(op), jnp.ones(4))
+
+
 LEARNERS = [se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid(), se.RTRL()]
 
 

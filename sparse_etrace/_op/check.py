@@ -1,6 +1,6 @@
 """Does a user's op keep the contract?"""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -57,6 +57,7 @@ def check_op(op: ETraceOp, w: PyTree[Array], x: PyTree) -> None:
 
     v = jax.jit(run("phi"))(arrays, w)
     x = None if x is None else jnp.asarray(x)
+    one = _without_batch(op, x)
     y = shapes_of("xw_to_y", x, v)
     e = shapes_of("xy_to_dw", x, y, v)
     _ends_like(e, v, positions=not op.is_diagonal)
@@ -66,7 +67,7 @@ def check_op(op: ETraceOp, w: PyTree[Array], x: PyTree) -> None:
     es = [jax.tree.map(like, e), jax.tree.map(like, e)]
     coefficients = [like(y, 2, 2), like(y, 2, 2), like(y, 2), like(y, 2)]
     laws: list[tuple[str, float]] = []
-    uses = _uses(op, v, x if x is None else jax.ShapeDtypeStruct(x.shape[x.ndim - op.input_ndim :], x.dtype))
+    uses = _uses(op, v, one, shapes_of("xw_to_y", one, v).size)
 
     def errors(arrays: PyTree, *numbers: PyTree) -> list[Array]:
         laws.clear()
@@ -81,7 +82,7 @@ def check_op(op: ETraceOp, w: PyTree[Array], x: PyTree) -> None:
 def _laws(
     op: ETraceOp,
     has_real_x: bool,
-    uses: list[Uses] | None,
+    uses: Sequence[Uses] | None,
     v: PyTree,
     xs: PyTree,
     ys: PyTree,
@@ -123,15 +124,52 @@ def _laws(
     yield "window is that of ETraceOp", run("window", *args), ETraceOp.window(op, *args)
 
 
-def _uses(op: ETraceOp, v: PyTree[Array], x: PyTree) -> PyTree:
-    """What `synapses` says, if anything."""
+def _without_batch(op: ETraceOp, x: Array | None) -> jax.ShapeDtypeStruct | None:
+    """Shape and type of one input."""
+    if x is None:
+        return None
+    rank = op.input_ndim
+    if not hasattr(rank, "__index__") or not 0 <= rank <= x.ndim:
+        raise ValueError(
+            f"input_ndim: expected the rank of x without batch axes, a number up to {x.ndim} for shape {x.shape}, got "
+            f"{'a method' if callable(rank) else rank}. Make it a property, or an attribute of the class."
+        )
+    return jax.ShapeDtypeStruct(x.shape[x.ndim - rank :], x.dtype)
+
+
+def _uses(op: ETraceOp, v: PyTree[Array], x: jax.ShapeDtypeStruct | None, units: int) -> Sequence[Uses] | None:
+    """What `synapses` says, if anything, in the form that learners read."""
     try:
-        return op.synapses(v, x)
+        uses = op.synapses(v, x)
     except NotImplementedError:
         return None
+    leaves = _leaves(v, v)
+    of_each = isinstance(uses, list | tuple) and len(uses) == len(leaves) and all(isinstance(u, Uses) for u in uses)
+    if not of_each:
+        raise ValueError(
+            f"synapses: expected a list with a Uses for each of the {len(leaves)} leaves of v, got "
+            f"{jax.tree.map(type, uses, is_leaf=lambda part: isinstance(part, Uses))}. Give them in jax.tree order."
+        )
+    for (_, path, leaf, _), use in zip(leaves, uses, strict=True):
+        for name, size in (("pre", 0 if x is None else x.size), ("post", units), ("slot", leaf.size)):
+            given = getattr(use, name)
+            if given is None and name == "pre":
+                continue
+            a = np.asarray(given)
+            if a.shape != np.shape(use.slot) or a.ndim != 1 or not np.issubdtype(a.dtype, np.integer):
+                got = f"shape {a.shape} of {a.dtype} with slots of shape {np.shape(use.slot)}"
+            elif np.any((a < 0) | (a >= size)):
+                got = f"{a[(a < 0) | (a >= size)][0]}"
+            else:
+                continue
+            raise ValueError(
+                f"synapses: expected {name} of {path} as one axis of integers from 0 to below {size}, one for each use "
+                f"of a weight, got {got}. Units and slots are numbers in the flattened arrays without batch axes."
+            )
+    return uses
 
 
-def _summed(uses: list[Uses], v: PyTree[Array], x: PyTree, y: Array) -> Array:
+def _summed(uses: Sequence[Uses], v: PyTree[Array], x: PyTree, y: Array) -> Array:
     """`y[post] = sum of v[slot] * x[pre]`, in the shape and type of `y`."""
     total = jnp.zeros(y.size, y.dtype)
     for leaf, use in zip(jax.tree.leaves(v), uses, strict=True):
