@@ -57,6 +57,28 @@ def test_d_rtrl_in_public_lines(kind):
     assert oracles.relative_error(gradients(Own(), case), gradients(se.D_RTRL(), case)) < 1e-12
 
 
+@pytest.mark.parametrize(
+    "change, error, match",
+    [
+        (lambda new, dv: new, TypeError, "update: expected the trace and the gradient of v, .* got list"),
+        (lambda new, dv: (dv, new), ValueError, r"update: expected a trace of shapes \[\{'bias'.*, got \{'bias'"),
+        (
+            lambda new, dv: (new, jax.tree.map(lambda w: w[None], dv)),
+            ValueError,
+            r"update: expected a gradient of shapes \{'bias': \(4,\).*, got \{'bias': \(1, 4\).* sum over batch axes",
+        ),
+    ],
+)
+def test_updates_that_are_none(change, error, match):
+    class Changed(Own):
+        def update(self, *given):
+            return change(*super().update(*given))
+
+    case = models.build("rate")
+    with pytest.raises(error, match=match):
+        gradients(Changed(), case)
+
+
 class Late(Own):
     """A mistake: what enters a trace meets the learning signal of its own step."""
 

@@ -128,7 +128,7 @@ class OwnTraces(ByCall):
     ) -> tuple[PyTree[Array], PyTree[Array]]:
         def one(before: tuple[PyTree, PyTree], now: TraceTerms) -> tuple[tuple[PyTree, PyTree], None]:
             trace, total = before
-            later, found = self.own.update(op, v, trace, now)
+            later, found = _updated(self.own.update(op, v, trace, now), trace, v)
             return (narrowed(later, trace), jax.tree.map(jnp.add, total, found)), None
 
         return jax.lax.scan(one, (trace, zeros(v)), said)[0]
@@ -148,6 +148,23 @@ class OwnTraces(ByCall):
     def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> PyTree[Array]:
         """Zero, in front of what has the batch axes in front."""
         return jax.tree.map(zero, carry.traces)
+
+
+def _updated(said: object, trace: PyTree[Array], v: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
+    """What `update` returned, if it is a trace and a gradient."""
+    if not isinstance(said, tuple | list) or len(said) != 2:
+        raise TypeError(f"update: expected the trace and the gradient of v, a tuple of two, got {type(said).__name__}.")
+    later, found = said
+    for name, given, like, hint in (
+        ("trace", later, trace, "what trace_like returns"),
+        ("gradient", found, v, "v; sum over batch axes and positions"),
+    ):
+        got, expected = (str(jax.tree.map(jnp.shape, tree)) for tree in (given, like))
+        if got != expected:
+            raise ValueError(
+                f"update: expected a {name} of shapes {expected}, got {got}. It has the structure and shapes of {hint}."
+            )
+    return later, found
 
 
 def _at_units(op: ETraceOp, route: Route, v: PyTree[Array]) -> PyTree[Array]:
