@@ -30,6 +30,7 @@ from ._learner import (
     RTRL as RTRL,
     TBPTT as TBPTT,
     UORO as UORO,
+    Bridged as Bridged,
     Carry as Carry,
     EProp as EProp,
     Hybrid as Hybrid,

@@ -27,7 +27,7 @@ DATA_SETS: dict[str, Callable[[], Graph]] = {
     "fly_eye": datasets.fly_eye,
     "mushroom_body": datasets.mushroom_body,
 }
-NUMBERED = ("SnAp", "TBPTT", "BPTT")
+NUMBERED = ("SnAp", "Bridged", "TBPTT", "BPTT")
 MOST = 2**31 - 1
 
 

@@ -58,6 +58,7 @@ LEARNERS = {
     ),
     "TBPTT": Rule(lambda leaf: se.TBPTT(steps=3)),
     "SnAp": Rule(lambda leaf: se.SnAp(n=2)),
+    "Bridged": Rule(lambda leaf: se.Bridged(3), {"windows": "it is exact within a window, and a rule between them"}),
     "SnAp random": Rule(
         lambda leaf: se.SnAp(n=3, pattern="random", paths=1, key=KEY), {"dense": "its ways are others"}
     ),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 
 from .bptt import BPTT as BPTT
+from .bridged import Bridged as Bridged
 from .d_rtrl import D_RTRL as D_RTRL
 from .e_prop import EProp as EProp
 from .es_d_rtrl import ES_D_RTRL as ES_D_RTRL
@@ -31,6 +32,7 @@ LEARNERS: dict[str, Callable[..., Learner]] = {
     "ThreeFactor": lambda leaf: ThreeFactor(leaf=leaf),
     "OSTL": lambda leaf: OSTL(),
     "OTTT": lambda leaf: OTTT(decay=0.9),
+    "Bridged": lambda leaf, window=16: Bridged(window),
     "UORO": lambda leaf: UORO(key=jax.random.key(0)),
     "SnAp": lambda leaf, n=2: SnAp(n=n),
     "RTRL": lambda leaf: RTRL(),

@@ -208,6 +208,28 @@ class Whole(Engine):
         later = _advance(run, live, constant, matrix if by_rows else matrix.T)
         return cut(Carry(new, carry.traces.with_matrix(later if by_rows else later.T)), *given), out
 
+    def recall(self, model: Model, carry: Carry, by_state: list[Array]) -> PyTree[Array]:
+        """The signals of the state on the matrix."""
+        trained, _ = split(model, self.task.train)
+        signal = ravel_pytree([part for part in by_state if is_inexact(part)])[0]
+        matrix, (values, _) = carry.traces.matrix, _flat(trained)
+        taught = (signal.astype(matrix.dtype) @ matrix).astype(values.dtype)
+        return jax.vjp(lambda trained: _flat(trained)[0], trained)[1](taught)[0]
+
+    def follow(self, model: Model, carry: Carry, xs: PyTree[Array], steps: int) -> PyTree[Array]:
+        """The matrix through several steps."""
+        trained, fixed = split(model, self.task.train)
+        refuse_traces(jax.eval_shape(_zeros, trained, carry.state), carry.traces)
+        values, to_values = _flat(trained)
+
+        def one(before: tuple[PyTree[Array], Array], x: PyTree[Array]) -> tuple[tuple[PyTree[Array], Array], None]:
+            state, matrix = before
+            live, run = _as_vectors(to_values, fixed, state, x)
+            return (run(live, values)[0], _advance(run, live, values, matrix)), None
+
+        (_, matrix), _ = jax.lax.scan(one, (carry.state, carry.traces.matrix), xs, steps)
+        return carry.traces.with_matrix(matrix)
+
 
 def _flat(tree: PyTree[Array]) -> tuple[Inexact[Array, " numbers"], Callable[[Array], PyTree[Array]]]:
     """All numbers in a row, of a complex one the real and the imaginary part; and the way back."""

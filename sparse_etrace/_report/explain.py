@@ -111,7 +111,7 @@ def explain(learner: Learner, model: Model, state: PyTree, x: PyTree) -> Explana
     carry = engine.carry_shapes(model, state, x)
     grouping = engine.grouping or group(Reading(model, state, x, learner.train))
     reading = grouping.reading
-    by_step = learner.gradient if engine.grouping is None else "same-step only"
+    by_step = engine.of_plain or learner.gradient
     params = jax.tree.leaves(eqx.filter(model, is_array_like))
     is_known = not any(isinstance(p, jax.ShapeDtypeStruct) for p in params)
     reached = engine.reached(params, *map(jax.tree.leaves, (struct(state), struct(x)))) if is_known else {}

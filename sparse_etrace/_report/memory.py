@@ -13,6 +13,7 @@ from .._model.program import is_inexact
 from .._model.trained import is_array_like, nbytes, struct, trained_filter
 from .._numbers import positive
 from .._text import as_table, data_frame, in_bytes
+from .._train.online import window_length
 from .._types import Model
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def memory_plan(
     def stacked(count: int) -> PyTree:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype), struct(x))
 
-    size = min(chunk or engine.window_steps(model, carry, stacked(1)) or steps, steps)
+    size = window_length(engine, model, carry, stacked(1), steps, chunk)
     xs = stacked(size)
 
     def gradient(arrays: PyTree, carry: Carry, xs: PyTree) -> tuple[Array, PyTree, Carry]:

@@ -87,12 +87,20 @@ class Task(NamedTuple):
         allow_zero: names of leaves that may stay without gradient.
         signal: what teaches.
         carry: of a gradient that goes on; None at the start.
+        is_all: whether what the storage does not follow has no gradient, so that it is refused or warned of.
     """
 
     train: Filter
     allow_zero: tuple[str, ...]
     signal: Signal
     carry: Carry | None
+    is_all: bool = True
+
+
+NO_PAST = (
+    "rule: expected one whose traces are derivatives of the state and whose learning signal is the model's own, got "
+    "another. Take se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid(), se.SnAp() or se.RTRL()."
+)
 
 
 class Engine(abc.ABC):
@@ -117,6 +125,27 @@ class Engine(abc.ABC):
     def window_steps(self, model: Model, carry: Carry, xs: PyTree[Array]) -> int | None:
         """How many steps `online_grad` takes at once unless told; None for all of them."""
         return None
+
+    def recall(self, model: Model, carry: Carry, by_state: list[Array]) -> PyTree[Array]:
+        """The gradient that the past has in a loss, from its derivative by each leaf of the state that `carry` holds.
+
+        It is like the model, with None where there is none.
+        """
+        raise NotImplementedError(NO_PAST)
+
+    def follow(self, model: Model, carry: Carry, xs: PyTree[Array], steps: int) -> PyTree[Array]:
+        """The traces after so many steps without a loss."""
+        raise NotImplementedError(NO_PAST)
+
+    @property
+    def windows_are_free(self) -> bool:
+        """Whether the gradient is the same for each length of windows."""
+        return True
+
+    @property
+    def of_plain(self) -> str | None:
+        """The rule of a plain array that acts on hidden state; None where it is that of all that is trained."""
+        return None if self.grouping is None else "same-step only"
 
     @property
     def grouping(self) -> Grouping | None:
@@ -202,6 +231,31 @@ class TermEngine(Engine):
         `taught` holds the signals that were put in place, and the memory before and after. `only` is `"traces"` or
         `"gradients"` where the other is not wanted.
         """
+
+    @abc.abstractmethod
+    def recalled(self, weights: Weights, traces: PyTree[Array], m: list[Array]) -> dict[int, list[Array]]:
+        """For each op call the gradient of its weights by its traces alone, from the learning signals of old state."""
+
+    def recall(self, model: Model, carry: Carry, by_state: list[Array]) -> PyTree[Array]:
+        """The signals of the state on the traces."""
+        self.check(carry)
+        params, layout = jax.tree.flatten(eqx.filter(model, eqx.is_array))
+        m = self.run.along.together({i: by_state[i] for i in self.run.along.leaves})
+        dv = self.recalled(self.reading.weights(params), carry.traces, m)
+        found = self.run.by_parameter(params, dv, [jnp.zeros_like(params[i]) for i in self.reading.plain])
+        return jax.tree.unflatten(layout, [found.get(i) for i in range(len(params))])
+
+    def follow(self, model: Model, carry: Carry, xs: PyTree[Array], steps: int) -> PyTree[Array]:
+        """The recursion of the traces, for which no loss is needed."""
+        run, weights = self.run, self.reading.weights(jax.tree.leaves(eqx.filter(model, eqx.is_array)))
+        params = jax.tree.leaves(eqx.filter(model, eqx.is_array))
+
+        def one(state: list[Array], x: PyTree[Array]) -> tuple[list[Array], PyTree[Array]]:
+            _, new, _, jacobians = run.run(params, state, jax.tree.leaves(x), weights)
+            return new, self.terms(jacobians(), *run.silence(state), carry.traces)
+
+        _, terms = jax.lax.scan(one, jax.tree.leaves(carry.state), xs, steps)
+        return self.absorb(weights, carry.traces, terms, (None, carry.memory, carry.memory), "traces")[0]
 
     @property
     def reading(self) -> Reading:

@@ -1,5 +1,6 @@
 """Influences of synapses on a sparse pattern of hidden units as an engine."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -120,7 +121,8 @@ class InfluenceEngine(TermEngine):
                 "outside of jit and vmap, with the arrays themselves."
             )
         links = self.links
-        check_names(self.task.allow_zero, self.reading.param_names)
+        if self.task.is_all:
+            check_names(self.task.allow_zero, self.reading.param_names)
         weights = self.reading.weights(list(map(jnp.asarray, params)))
         wiring = Wiring(links, weights, self.storage.traces_all)
         reach = self.storage.reach(wiring)
@@ -130,7 +132,8 @@ class InfluenceEngine(TermEngine):
             c.number for c in links.carriers
             if reached[first[c.number] : first[c.number] + links.size(("y", c.number))].any()
         }  # fmt: skip
-        self.grouping.check_reach(self.task.allow_zero, traced)
+        if self.task.is_all:
+            self.grouping.check_reach(self.task.allow_zero, traced)
         return zero_influences(wiring, reach, self.storage.max_influences, self._name)
 
     @property
@@ -164,6 +167,19 @@ class InfluenceEngine(TermEngine):
         said, xs, n = terms
         traces, before = influences_after(traces, weights_of(self.links, weights), said)
         return traces, {} if only == "traces" else self._by_weights(weights, before, xs, n)
+
+    def recalled(self, weights: Weights, traces: Influences, m: list[Array]) -> dict[int, list[Array]]:
+        """The influences of old weights on old state."""
+        links, dtype = self.links, traces.values.dtype
+        silence = [jnp.zeros((math.prod(links.batch), len(link.ids)), dtype) for link in links.all]
+        calls = {c.number: c for c in [*links.carriers, *self.reading.learning]}
+        inputs = {k: c.template(links.program)[2] for k, c in calls.items()}
+        xs = {k: None if x is None else jnp.zeros(x.shape, x.dtype) for k, x in inputs.items()}
+        n = {k: jnp.zeros(c.y(links.program).shape, c.y(links.program).dtype) for k, c in calls.items()}
+        said = influence_terms(links, silence, xs, m, n, dtype)
+        said, xs, n = jax.tree.map(lambda part: part[None], (said, xs, n))
+        _, before = influences_after(traces, weights_of(links, weights), said)
+        return self._by_weights(weights, before, xs, n)
 
     def _by_weights(
         self, weights: Weights, before: Array, xs: dict[int, Input], n: dict[int, Array]

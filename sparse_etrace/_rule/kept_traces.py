@@ -11,9 +11,9 @@ from .._model.call import Call
 from .._model.grouping import Grouping
 from .._model.step import Terms
 from .._model.types import Like, Weights
-from .engine import Carry
+from .engine import NO_PAST, Carry
 from .trace_engine import ByCall, diagonal
-from .traces import CallTrace, Factors, can_filter, init_trace, per_unit_leaves, traces_after
+from .traces import CallTrace, Factors, can_filter, init_trace, per_unit_leaves, recalled, traces_after
 
 
 def every_synapse(grouping: Grouping, call: Call) -> list[bool]:
@@ -51,6 +51,14 @@ class Traces(ByCall):
     ) -> tuple[dict[int, CallTrace], dict[int, list[Array]]]:
         """Each trace is touched once in a window."""
         return traces_after(grouping, weights, traces, terms, self.decay, only)
+
+    def recalled(
+        self, grouping: Grouping, weights: Weights, traces: dict[int, CallTrace], m: list[Array]
+    ) -> dict[int, list[Array]]:
+        """Traces, and what factors stand for."""
+        if self.only_input:
+            raise NotImplementedError(NO_PAST)
+        return recalled(grouping, weights, traces, m, self.decay)
 
     def word(self, grouping: Grouping, call: Call, leaf: int) -> str:
         """Exact, diagonal or factorised."""

@@ -20,7 +20,7 @@ from .._model.step import Step, Terms
 from .._model.trained import nbytes
 from .._model.types import Like, Weights
 from .._types import Model
-from .engine import Carry, Storage, Task, TermEngine, Use, refuse_traces
+from .engine import NO_PAST, Carry, Storage, Task, TermEngine, Use, refuse_traces
 from .notes import memory_elsewhere, one_step_only, untraced_recurrence, without_memory
 from .signal import Memory, Teacher
 from .support import reached
@@ -52,6 +52,12 @@ class ByCall(Storage):
     ) -> tuple[dict[int, PyTree[Array]], dict[int, list[Array]]]:
         """See `TermEngine.absorb`."""
 
+    def recalled(
+        self, grouping: Grouping, weights: Weights, traces: dict[int, PyTree[Array]], m: list[Array]
+    ) -> dict[int, list[Array]]:
+        """See `TermEngine.recalled`."""
+        raise NotImplementedError(NO_PAST)
+
     @abc.abstractmethod
     def word(self, grouping: Grouping, call: Call, leaf: int) -> str:
         """The rule of a weight leaf that is traced into a group; see `Use`."""
@@ -75,16 +81,20 @@ class TraceEngine(TermEngine):
     def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Check the model against the rule, and start with traces of zero."""
         grouping, reading = self.grouping, self.reading
-        check_names(self.task.allow_zero, reading.param_names)
-        learned = tuple(reading.param_names[i] for i in self.teacher.learned(model))
-        grouping.check_reach(self.task.allow_zero + learned)
-        if (calls := untraced_recurrence(grouping)) and not without_memory(grouping, calls):
-            warnings.warn(one_step_only(grouping, calls), stacklevel=3)
+        if self.task.is_all:
+            self._check_reach(model)
         self.teacher.matrix(model)
         first = [group.variables[0] for group in grouping.groups]
         into = tuple(tuple(first[g] for g, _ in routes_of(grouping, c)) for c in reading.learning)
         origin = origin_of(model, *as_long_as_a_batch(model, state, x, grouping), into)
         return Carry(jax.tree.map(jnp.asarray, state), *self._start(), origin)
+
+    def _check_reach(self, model: Model) -> None:
+        grouping, names = self.grouping, self.reading.param_names
+        check_names(self.task.allow_zero, names)
+        grouping.check_reach(self.task.allow_zero + tuple(names[i] for i in self.teacher.learned(model)))
+        if (calls := untraced_recurrence(grouping)) and not without_memory(grouping, calls):
+            warnings.warn(one_step_only(grouping, calls), stacklevel=4)
 
     def _start(self) -> tuple[dict[int, PyTree[Array]], Memory]:
         counts = self.teacher.counts
@@ -130,6 +140,10 @@ class TraceEngine(TermEngine):
     ) -> tuple[dict[int, PyTree[Array]], dict[int, list[Array]]]:
         """The recursion of the traces through a window."""
         return self.storage.advance(self.grouping, weights, traces, self.teacher.extend(terms, *taught), only)
+
+    def recalled(self, weights: Weights, traces: dict[int, PyTree[Array]], m: list[Array]) -> dict[int, list[Array]]:
+        """By the storage."""
+        return self.storage.recalled(self.grouping, weights, traces, m)
 
     # --- what it is, in words ---------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from .._model.program import cast
 from .._model.step import Terms
 from .._model.trained import nbytes
 from .._model.types import Input, OpWeights, Weights
-from .._sums import dot, is_narrow, joined, matmul, matvec, mixed, rounded, wide, widened
+from .._sums import dot, is_narrow, joined, matmul, matvec, mixed, rounded, wide, widened, zeros
 
 
 class Factors(eqx.Module):
@@ -235,6 +235,38 @@ def _advance_call(
         total.append(cast(sum(present[1:], present[0]), leaf.dtype) if present else jnp.zeros_like(leaf))
     windows = None if trace.windows is None else trace.windows + 1
     return CallTrace(tuple(full) or trace.full, factors, windows), total
+
+
+def recalled(
+    grouping: Grouping, weights: Weights, traces: dict[int, CallTrace], m: list[Array], decay: float
+) -> dict[int, list[Array]]:
+    """For each op call `dv_s = sum_a m[i,a] eps_s[a]`; a factorised trace is `xhat[j] fhat[i,a] / (1 - decay^t)`."""
+    gradients = {}
+    for call in grouping.reading.learning:
+        op, given, _ = call.unflatten(*weights[call.number], call.x_atoms)
+        v, trace, total = widened(given), traces[call.number], zeros(jax.tree.leaves(given))
+        _, _, x = call.template(grouping.program)
+        taught: list[Array] = []
+        for number, (g, route) in enumerate(routes_of(grouping, call)):
+            signal = route.spread(widened(m[g]), len(grouping.groups[g].shape))
+            if not all(leaf is None for leaf in jax.tree.leaves(trace.full[number], is_leaf=lambda e: e is None)):
+                own = route.at_units(v) if op.is_diagonal else v
+                silent = jnp.zeros_like(signal[:1])
+                nothing = None if x is None else jnp.zeros((1, *x.shape), x.dtype)
+                _, found = op.window(own, trace.full[number], None, None, signal, silent, nothing)
+                found = _leaves(route.total(found, v) if op.is_diagonal else found)
+                total = [t if f is None else t + f for t, f in zip(total, found, strict=True)]
+            if trace.factors is not None:
+                taught.append(dot(signal, trace.factors.f[number].astype(signal.dtype)))
+        if trace.factors is not None and taught:
+            signal = sum(taught[1:], taught[0])
+            steps = trace.factors.steps.astype(signal.dtype)
+            signal = signal / jnp.where(steps > 0, 1 - decay**steps, 1)
+            found = jax.tree.leaves(op.total_dw(trace.factors.x.astype(signal.dtype), signal, v))
+            kept = [leaf is not None for leaf in _leaves(trace.full[0])]
+            total = [t if k else t + f for t, f, k in zip(total, found, kept, strict=True)]
+        gradients[call.number] = [cast(t, leaf.dtype) for t, leaf in zip(total, jax.tree.leaves(given), strict=True)]
+    return gradients
 
 
 def _leaves(tree: PyTree) -> list[Array | None]:

@@ -24,7 +24,10 @@ HALF = 3  # steps before the place at which a stream is parted
 
 
 class _Counter:
-    count = 0
+    """How often a model was traced in all, and after each of the first steps."""
+
+    def __init__(self) -> None:
+        self.count, self.after = 0, list[int]()
 
 
 class _Counted(eqx.Module):
@@ -91,7 +94,7 @@ def check_learner(
 
     - `interface`: losses and state are those of the model, gradients have the shapes and types of what is trained, and
       a carry keeps its structure.
-    - `compiled`: a second call with other numbers does not trace the model again.
+    - `compiled`: later calls with other numbers do not trace the model again.
     - `step`: the gradient of a loss of what `step` returns is that of a window of one step, by the carry it is zero.
     - `windows`: two calls of `online_grad`, each a window of three steps, give what single steps give.
     - `batch`: the gradient of a batch is the sum of those of its elements.
@@ -157,6 +160,7 @@ def _by_step(stream: _Stream, carry: Carry | None = None, first: int = 0, weight
     for t in range(first, 2 * HALF):
         losses, grads, now = stream.run(now, slice(t, t + 1), weight=weight)
         found.append((losses[0], grads, now))
+        stream.model.seen.after.append(stream.model.seen.count)
     return tuple(map(list, zip(*found, strict=True)))
 
 
@@ -176,6 +180,8 @@ def _interface(stream: _Stream, losses: list, grads: list, carries: list) -> Ite
 
 
 def _compiled(stream: _Stream, losses: list, grads: list, carries: list) -> Iterator[tuple]:
+    first, *after = stream.model.seen.after[: 2 * HALF]
+    yield after, [first] * len(after)
     seen = stream.model.seen.count
     stream.run(carries[1], slice(HALF, HALF + 1), weight=0.5)
     yield stream.model.seen.count, seen

@@ -13,6 +13,7 @@ from .._model.constant import constant, held, is_traced
 from .._model.origin import check_origin, scaled
 from .._model.trained import refuse_varying, trained_filter
 from .._numbers import positive
+from .._rule.engine import Engine
 from .._sums import narrowed, widened, zeros
 from .._types import Loss, Model
 
@@ -94,10 +95,15 @@ def read_stream(xs: PyTree, ys: PyTree) -> tuple[PyTree[Array], PyTree[Array]]:
     return xs, ys
 
 
-def _even(steps: int, size: int, most: int) -> int:
-    """A length near `size` that parts the steps evenly, if there is one: a window of another length at the end would
-    be compiled for itself, which takes longer than a window does."""
-    return next((k for k in range(most, size - 2 * size // 5 - 1, -1) if steps % k == 0), size)
+def window_length(engine: Engine, model: Model, carry: Carry, xs: PyTree, steps: int, chunk: int | None) -> int:
+    """Steps in a window: `chunk` or what the engine takes; a length near that where it parts the steps evenly, as a
+    window of another length at the end would be compiled for itself, which takes longer than a window does."""
+    own = engine.window_steps(model, carry, xs)
+    size = min(chunk or own or steps, steps)
+    if own is None or not engine.windows_are_free:
+        return size
+    most, least = size if chunk else size + size // 4, size - 2 * size // 5
+    return next((k for k in range(most, least - 1, -1) if steps % k == 0), size)
 
 
 @eqx.filter_jit
@@ -114,10 +120,7 @@ def gradient(
     """`online_grad` of arrays that were checked; always with `aux` at the end."""
     steps = jax.tree.leaves((xs, ys))[0].shape[0]
     engine = learner.prepare(model, carry.state, jax.tree.map(lambda a: a[0], xs), carry)
-    own = engine.window_steps(model, carry, xs)
-    size = min(chunk or own or steps, steps)
-    if own is not None:
-        size = _even(steps, size, size if chunk else size + size // 4)
+    size = window_length(engine, model, carry, xs, steps, chunk)
     count, rest = divmod(steps, size)
 
     def paired(out: PyTree, y: PyTree) -> tuple[Array, PyTree]:

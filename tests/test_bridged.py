@@ -1,0 +1,199 @@
+"""Windows in reverse mode, bridged by the traces of a rule: exact where these are, and by the formula elsewhere."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import models
+import numpy as np
+import oracles
+import pytest
+from soak import few
+
+import sparse_etrace as se
+
+pytestmark = pytest.mark.usefixtures("x64")
+TOLERANCE = 1e-10
+KINDS = [kind for kind in models.KINDS if kind not in ("memoryless", "no_recurrence")]
+
+
+def run(learner, case, ends, chunk=None):
+    """Gradients of calls that end there, each going on from the one before."""
+    carry, found, begin = learner.init(case.model, case.twin.state, case.xs[0]), [], 0
+    for end in ends:
+        part = slice(begin, end)
+        _, grads, carry = se.online_grad(
+            learner, oracles.loss_fn, case.model, carry, case.xs[part], case.ys[part], chunk
+        )
+        found.append(jax.tree.leaves(grads))
+        begin = end
+    return found
+
+
+def total(parts):
+    return [sum(leaves) for leaves in zip(*parts, strict=True)]
+
+
+def bptt(case):
+    return total(run(se.BPTT(), case, [len(case.xs)]))
+
+
+@pytest.mark.parametrize("kind", few(KINDS, ["two", "cut", "nontemp", "split"]))
+def test_one_window_of_all_steps_is_bptt(kind):
+    """Also where a rule refuses or warns of what it cannot trace: plain arrays, what is in front of a cut."""
+    case = models.build(kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (grads,) = run(se.Bridged(len(case.xs)), case, [len(case.xs)])
+    assert oracles.relative_error(grads, bptt(case)) < TOLERANCE
+
+
+EXACT = [(kind, window) for kind in KINDS for window in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("kind, window", few(EXACT, [("rate", 1), ("alif_v", 2), ("two", 3), ("nontemp", 2)]))
+def test_exact_traces_bridge_exactly(kind, window):
+    """In two calls, the first of which ends within a window."""
+    case = models.build(kind)
+    parts = run(se.Bridged(window, se.RTRL()), case, [3, len(case.xs)])
+    assert oracles.relative_error(total(parts), bptt(case)) < TOLERANCE
+    forgetful = run(se.BPTT(), case, [3, len(case.xs)], window)
+    assert oracles.relative_error(total(forgetful), bptt(case)) > 1e-3
+
+
+def test_all_influences_bridge_exactly():
+    case = models.build("lif_vjp")
+    parts = run(se.Bridged(2, se.SnAp(None)), case, [3, len(case.xs)])
+    assert oracles.relative_error(total(parts), bptt(case)) < TOLERANCE
+
+
+# --- by the formula --------------------------------------------------------------------------------------------------
+
+ALPHA = 0.8
+
+
+def trace(carry, factorised):
+    """`eps` of the input weights, `(batch, inputs, units)`, and of the recurrent ones, `(batch, synapses)`."""
+    inp, rec = (carry.traces[k] for k in (0, 1))
+    if not factorised:
+        return inp.full[0]["weight"][0], rec.full[0]["weight"][0]
+    inp, rec = ((t.factors.x, t.factors.f[0][0] / (1 - ALPHA**t.factors.steps)) for t in (inp, rec))
+    return jnp.einsum("bi,bj->bij", *inp), rec
+
+
+@pytest.mark.parametrize("rule", [se.D_RTRL(), se.ES_D_RTRL(decay=ALPHA)], ids=["full", "factors"])
+@pytest.mark.parametrize("window", [1, 3])
+def test_the_formula(rule, window):
+    """`dL/dtheta` with the state at the start held, and `lam_0 . eps_0`; three mistakes are seen."""
+    case, before = models.build("rate"), 3
+    conn = case.model.params["rec"].op.connectivity
+    part = slice(before, before + window)
+    factorised = isinstance(rule, se.ES_D_RTRL)
+    carry = rule.init(case.model, case.twin.state, case.xs[0])
+    _, _, carry = se.online_grad(rule, oracles.loss_fn, case.model, carry, case.xs[:before], case.ys[:before])
+
+    def losses(state, model=case.model):
+        for x, y in zip(case.xs[part], case.ys[part], strict=True):
+            state, out = model(state, x)
+            yield oracles.loss_fn(out, y)
+
+    def expected(lam, eps):
+        inp, rec = eps
+        if factorised:
+            x, f = rec
+            rec = (x[:, conn.pre] * f[:, conn.post]) if x.ndim == 2 else None
+        now = jax.grad(lambda model: sum(losses(carry.state, model)), allow_int=True)(case.model)
+        return [
+            now.params["inp"].value["weight"] + jnp.einsum("bj,bij->ij", lam, inp),
+            now.params["rec"].value["weight"] + jnp.einsum("bs,bs->s", lam[:, conn.post], rec),
+        ]
+
+    lam = jax.grad(lambda state: sum(losses(state)))(carry.state)["h"]
+    learner = se.Bridged(window, rule)
+    _, grads, after = se.online_grad(learner, oracles.loss_fn, case.model, carry, case.xs[part], case.ys[part])
+    got = [grads.params[key].value["weight"] for key in ("inp", "rec")]
+    assert oracles.relative_error(got, expected(lam, trace(carry, factorised))) < TOLERANCE
+    first = jax.grad(lambda state: next(losses(state)))(carry.state)["h"]
+    mistakes = [expected(0 * lam, trace(carry, factorised)), expected(lam, trace(after, factorised))]
+    if window > 1:
+        mistakes.append(expected(first, trace(carry, factorised)))
+    assert all(oracles.relative_error(got, mistake) > 1e-3 for mistake in mistakes)
+
+
+def test_windows_are_those_that_were_asked_for():
+    """Not made of one length, as the windows of other rules are; `chunk` takes their place."""
+    case = models.build("rate")
+    steps = len(case.xs)
+    ends = [*range(3, steps, 3), steps]
+    whole, parts = run(se.Bridged(3), case, [steps]), run(se.Bridged(16), case, ends)
+    assert oracles.relative_error(total(whole), total(parts)) < TOLERANCE
+    assert oracles.relative_error(total(run(se.Bridged(16), case, [steps], 3)), total(parts)) < TOLERANCE
+
+
+def test_laws():
+    for learner in (se.Bridged(3), se.Bridged(3, se.SnAp(2)), se.Bridged(3, se.RTRL())):
+        se.check_learner(learner, skip=("windows",))
+
+
+def test_it_says_what_comes_from_before():
+    case = models.build("gru_cell")
+    given = case.model, case.twin.state, case.xs[0]
+    alone = {row.name: row.rule for row in se.explain(se.D_RTRL(), *given).rows}
+    found = se.explain(se.Bridged(8), *given)
+    rules = {row.name: row.rule for row in found.rows}
+    assert "Within a window of 8 steps all is exact" in str(found)
+    changed = {name for name in rules if rules[name] != alone[name]}
+    assert changed and all((alone[name], rules[name]) == ("same-step only", "truncated") for name in changed)
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: se.Bridged(0), ValueError, "window: expected at least 1"),
+        (lambda: se.Bridged(1.5), TypeError, "window: expected a whole number"),
+        (lambda: se.Bridged(4, "D_RTRL"), TypeError, r"rule: expected a learner such as se.D_RTRL\(\), got 'D_RTRL'"),
+        (lambda: se.Bridged(4, se.EProp(leaf="h")).rule(), NotImplementedError, "rule: expected one whose traces are"),
+        (
+            lambda: run(se.Bridged(4, se.OTTT(0.5)), models.build("rate"), [4]),
+            NotImplementedError,
+            "rule: expected one",
+        ),
+        (lambda: run(se.Bridged(4, se.TBPTT(3)), models.build("rate"), [4]), NotImplementedError, "rule: expected one"),
+    ],
+)
+def test_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_memory_does_not_grow():
+    """All but the inputs and losses themselves."""
+    case = models.build("rate")
+    plans = [se.memory_plan(se.Bridged(4), case.model, case.twin.state, case.xs[0], steps) for steps in (8, 800)]
+    few, many = (plan.buffers["workspace"] for plan in plans)
+    assert plans[0].traces == plans[1].traces > 0 and many == few
+
+
+def test_it_points_where_bptt_does():
+    """More than windows alone and the rule alone, on leaky units with 10 % of the synapses, over 240 steps."""
+    rng = np.random.default_rng(0)
+    mask = rng.random((60, 60)) < 0.1
+    pre, post = np.nonzero(mask)
+    graph = se.from_edges(pre, post, rng.normal(size=pre.size), (60, 60))
+    graph = se.scale_spectral_radius(graph, 1.1)
+    inp = se.ETraceParam({"weight": jnp.asarray(rng.normal(size=(4, 60)) / 2)}, se.MatMulOp())
+    rec = se.ETraceParam({"weight": jnp.asarray(graph.weight, float)}, se.SpMatMulOp(graph))
+    cell = se.cells.LeakyRate(60, inp, rec, decay=0.9)
+    xs, ys = jnp.asarray(rng.normal(size=(240, 4))), jnp.asarray(0.3 * rng.normal(size=(240, 60)))
+    loss_fn = lambda out, y: jnp.sum((out - y) ** 2)
+
+    def gradient(learner, chunk=None):
+        carry = learner.init(cell, cell.init_state(), xs[0])
+        return se.online_grad(learner, loss_fn, cell, carry, xs, ys, chunk)[1].rec.value["weight"]
+
+    exact = gradient(se.BPTT())
+    cosine = lambda g: float(g @ exact / jnp.linalg.norm(g) / jnp.linalg.norm(exact))
+    for window in (8, 32):
+        bridged, alone = cosine(gradient(se.Bridged(window))), cosine(gradient(se.BPTT(), window))
+        print(window, bridged, alone, cosine(gradient(se.D_RTRL())))
+        assert bridged > alone and bridged > cosine(gradient(se.D_RTRL()))
