@@ -274,6 +274,9 @@ def test_synapses_that_are_none(change, match):
     for x in (jnp.ones(4), jnp.ones((3, 4))):
         with pytest.raises(ValueError, match=match):
             se.check_op(Changed(), value(Dense()), x)
+    cell = se.cells.LeakyRate(5, se.ETraceParam(value(Dense()), Changed()))
+    with pytest.raises(ValueError, match=match):
+        se.SnAp(n=2).init(cell, cell.init_state(), jnp.ones(4))
 
 
 def test_ranks_that_are_none():

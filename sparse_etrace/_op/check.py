@@ -67,7 +67,10 @@ def check_op(op: ETraceOp, w: PyTree[Array], x: PyTree) -> None:
     es = [jax.tree.map(like, e), jax.tree.map(like, e)]
     coefficients = [like(y, 2, 2), like(y, 2, 2), like(y, 2), like(y, 2)]
     laws: list[tuple[str, float]] = []
-    uses = _uses(op, v, one, shapes_of("xw_to_y", one, v).size)
+    try:
+        uses = uses_of(op, v, one, shapes_of("xw_to_y", one, v).size)
+    except NotImplementedError:
+        uses = None
 
     def errors(arrays: PyTree, *numbers: PyTree) -> list[Array]:
         laws.clear()
@@ -137,12 +140,14 @@ def _without_batch(op: ETraceOp, x: Array | None) -> jax.ShapeDtypeStruct | None
     return jax.ShapeDtypeStruct(x.shape[x.ndim - rank :], x.dtype)
 
 
-def _uses(op: ETraceOp, v: PyTree[Array], x: jax.ShapeDtypeStruct | None, units: int) -> Sequence[Uses] | None:
-    """What `synapses` says, if anything, in the form that learners read."""
-    try:
-        uses = op.synapses(v, x)
-    except NotImplementedError:
-        return None
+def uses_of(op: ETraceOp, v: PyTree, x: jax.ShapeDtypeStruct | None, units: int) -> Sequence[Uses]:
+    """What `synapses` says of weights `v`, arrays or shapes, onto so many units.
+
+    Raises:
+        NotImplementedError: it says nothing.
+        ValueError: it is no `Uses` for each leaf, or names units or slots that are not there.
+    """
+    uses = op.synapses(v, x)
     leaves = _leaves(v, v)
     of_each = isinstance(uses, list | tuple) and len(uses) == len(leaves) and all(isinstance(u, Uses) for u in uses)
     if not of_each:

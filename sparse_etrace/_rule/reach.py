@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from .._model.call import Call
 from .._model.types import Weights
 from .._model.unit_links import Node, UnitLinks
+from .._op.check import uses_of
 from .._op.contract import Uses
 
 CHUNK = 4096
@@ -88,14 +89,15 @@ class Wiring:
         for call in self.links.carriers:
             op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
             _, shapes, x = call.template(self.links.program)
-            count, units = 1, (0, 0)
+            count, senders = 1, 0
             if x is not None:
                 front = x.ndim - op.input_ndim
                 count = math.prod(x.shape[len(self.links.batch) : front])
                 x = jax.ShapeDtypeStruct(x.shape[front:], x.dtype)
-                units = x.size, self.links.size(("y", call.number)) // max(count, 1)
+                senders = x.size
+            units = senders, self.links.size(("y", call.number)) // max(count, 1)
             found[call.number] = []
-            for leaf, uses in zip(jax.tree.leaves(shapes), op.synapses(shapes, x), strict=True):
+            for leaf, uses in zip(jax.tree.leaves(shapes), uses_of(op, shapes, x, units[1]), strict=True):
                 self.leaf_sizes[(call.number, len(found[call.number]))] = math.prod(leaf.shape)
                 found[call.number].append((_at_positions(uses, count, *units), begin))
                 begin += math.prod(leaf.shape)
