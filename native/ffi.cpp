@@ -154,6 +154,17 @@ void window(ffi::ThreadPool& pool, Window<T> work, T* rows, int64_t variables, b
     });
 }
 
+template <class T>
+void dense(ffi::ThreadPool& pool, const Window<T>& work, int64_t variables, bool is_bf16) {
+  auto kernel = (is_bf16 ? table->of<T>().dense_bf16 : table->of<T>().dense)[variables];
+  // Blocks of some tiles of senders, because each lays out the coefficients of all receivers.
+  constexpr int64_t tile = 8;
+  const int64_t tiles = (work.synapses.num_pre + tile - 1) / tile;
+  const int64_t blocks = blocks_of(work.synapses.count * work.steps * work.batch, 1 << 18, tiles / 2);
+  auto start = [&](int64_t block) { return std::min(tiles * block / blocks * tile, work.synapses.num_pre); };
+  parallel_for(pool, blocks, [&](int64_t block) { kernel(work, start(block), start(block + 1)); });
+}
+
 template <class F>
 ffi::Error by_type(ffi::DataType type, F&& body) {
   if (type == ffi::F32) body(float());
@@ -198,6 +209,11 @@ ffi::Error WindowOf(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer pos
   const int64_t count = size[0], steps = size[1], batch = size[2];
   for (ffi::AnyBuffer buffer : {*next, *gradient, *rows}) expect_large(buffer);
   Synapses synapses = Ids{pre, post, post_ptr}.synapses(size[3]);
+  const bool is_dense = !post_ptr.element_count();
+  if (is_dense) {
+    synapses.num_post = trace.dimensions().back();
+    synapses.count = synapses.num_pre * synapses.num_post;
+  }
   return by_type(x.element_type(), [&](auto zero) {
     typedef decltype(zero) T;
     auto part = [&](ffi::AnyBuffer buffer, int64_t i) {
@@ -211,7 +227,9 @@ ffi::Error WindowOf(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer pos
       Window<T> work{synapses,        steps, batch, rows->dimensions()[1], part(carried, i), part(entering, i),
                      part(signal, i), part(direct, i), part(x, i), nullptr, trace_part(trace, i),
                      trace_part(*next, i), part(*gradient, i), bits ? bits + i : nullptr};
-      window(pool, work, data<T>(*rows), variables, trace.element_type() == ffi::BF16);
+      const bool is_bf16 = trace.element_type() == ffi::BF16;
+      if (is_dense) dense(pool, work, variables, is_bf16);
+      else window(pool, work, data<T>(*rows), variables, is_bf16);
     }
   });
 }
@@ -318,7 +336,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_window, WindowOf,
                                   .Attr<int64_t>("variables"));
 
 // The same number in sparse_etrace/_kernels/native.py.
-extern "C" int sparse_etrace_interface() { return 3; }
+extern "C" int sparse_etrace_interface() { return 4; }
 
 extern "C" const char* sparse_etrace_kernels() {
   return table ? table->name : nullptr;

@@ -32,7 +32,8 @@ struct Product {
 };
 
 // A window of steps: next[a] = carried[a, b] trace[b] + sum over k of entering[k, a] x[k], and the gradient
-// signal . trace + sum over k of direct[k] x[k], summed over the batch. Null pointers are zeros, or not wanted.
+// signal . trace + sum over k of direct[k] x[k], summed over the batch. Null pointers are zeros, or not wanted. Where
+// everything is connected there are no indices, and synapse (pre, post) is the one at pre * num_post + post.
 template <class T>
 struct Window {
   Synapses synapses;
@@ -72,6 +73,9 @@ struct Kernels {
   void (*window[4])(const Window<T>& work, int64_t b, int64_t begin, int64_t end);
   // The same where the trace is stored in bfloat16.
   void (*window_bf16[4])(const Window<T>& work, int64_t b, int64_t begin, int64_t end);
+  // Where everything is connected, for all synapses of the senders of a range.
+  void (*dense[4])(const Window<T>& work, int64_t begin, int64_t end);
+  void (*dense_bf16[4])(const Window<T>& work, int64_t begin, int64_t end);
   // The blocks of a range.
   void (*influence)(const Influence<T>& work, int64_t begin, int64_t end);
 };

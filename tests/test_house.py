@@ -28,8 +28,8 @@ HOUSE = {
     "_graph": "columns connectivity labels table graph build edges networks matrices transforms summary",
     "_files": "safe columns cells text arrow npz graphml_document *",
     "datasets": "",
-    "_kernels": "native products *",
-    "_op": "windows contract weights boundary param initial *",
+    "_kernels": "native windows dense products *",
+    "_op": "contract weights boundary param initial *",
     "cells": "cell *",
     "_model": "types primitives program linear constant positions trained refusals call links origin reading "
     "groups grouping batch_axes step unit_links",

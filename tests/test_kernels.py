@@ -124,6 +124,47 @@ def test_trace_window(conn, batch, variables, dtype, seed):
 
 
 @pytest.mark.optimized
+@pytest.mark.parametrize(
+    "sizes, batch, variables, steps, dtype",
+    [
+        ((43, 21), (3,), 2, 16, np.float32),
+        ((43, 21), (2, 3), 3, 18, np.float64),
+        ((9, 16), (), 1, 1, np.float32),
+        ((5, 2), (3,), 4, 3, np.float32),
+        ((0, 3), (0,), 1, 3, np.float64),
+    ],
+)
+def test_window_where_everything_is_connected(sizes, batch, variables, steps, dtype):
+    with jax.enable_x64(True):
+        pre, post = (part.ravel() for part in np.indices(sizes))
+        conn = se.Connectivity.from_edges(pre, post, shape=sizes)
+        place = np.asarray(conn.pre) * sizes[1] + np.asarray(conn.post)
+
+        def laid_out(values):
+            """From the order of synapses to `(pre, post)`."""
+            out = np.empty_like(values)
+            out[..., place] = values
+            return out.reshape(*values.shape[:-1], *sizes)
+
+        args, expected, gradient = window_of(conn, batch, variables, steps, normal(0, dtype))
+        carried, entering, signal, direct, x, trace = map(jnp.asarray, (*args[:-1], laid_out(args[-1])))
+        window = functools.partial(_kernels.trace.advance, None)
+        new, taught = window(carried, entering, signal, direct, x, trace)
+        same(new, laid_out(expected), dtype)
+        same(taught, laid_out(gradient), dtype)
+        only, none = window(carried, entering, None, None, x, trace)
+        assert none is None and np.array_equal(only, new)
+        none, only = window(None, None, signal, direct, x, trace)
+        assert none is None and np.array_equal(only, taught)
+        narrow = trace.astype(jnp.bfloat16)
+        rounded, taught = window(carried, entering, signal, direct, x, narrow)
+        new, wide = window(carried, entering, signal, direct, x, narrow.astype(dtype))
+        assert rounded.dtype == jnp.bfloat16
+        np.testing.assert_allclose(rounded.astype(dtype), new, rtol=2.0**-8, atol=1e-5)
+        same(taught, wide, dtype)
+
+
+@pytest.mark.optimized
 @few
 @cases
 def test_a_narrow_trace_is_rounded_once(conn, batch, variables, dtype, seed):
@@ -200,6 +241,10 @@ def test_derivatives(x64):
         (_kernels.spmv_t, (weight, y)),
         (_kernels.sampled, (x, y)),
         (_kernels.trace.advance, (d, f[None], f, y[None], x[None], trace)),
+        (
+            lambda _, *given: _kernels.trace.advance(None, *given),
+            (d, f[None], f, y[None], x[None], new(2, *batch, 3, 2)),
+        ),
     ):
         check_grads(jax.jit(lambda *args, fn=fn: fn(conn, *args)), tuple(map(jnp.asarray, args)), order=1)
 
@@ -214,6 +259,9 @@ MAPPED = {
         [(2, 2, 4), (3, 2, 4), (2, 4), (3, 4), (3, 5), (2, 9)],
     ),
 }
+SHAPES = [(2, 2, 4), (3, 2, 4), (2, 4), (3, 4), (3, 5), (2, 5, 4)]
+MAPPED["dense window"] = (lambda _, *args: _kernels.trace.advance(None, *args)[0], SHAPES)
+MAPPED["dense gradient"] = (lambda _, *args: _kernels.trace.advance(None, *args)[1], SHAPES)
 
 
 @pytest.mark.parametrize("mapped", ["all", "first", "last", "connectivity"])

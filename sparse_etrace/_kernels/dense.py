@@ -1,5 +1,7 @@
 """The same products where everything is connected, for a weight matrix and a bias."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Shaped
 
@@ -25,3 +27,14 @@ def sum_outer(x: Shaped[Array, "k *batch pre"], y: Inexact[Array, "k *batch post
     """The sum of `outer` over the leading time axis, a matrix product for each batch element."""
     slots = {"weight": jnp.einsum("k...i,k...j->...ij", x, y), "bias": jnp.sum(y, axis=0)}
     return {key: slots[key] for key in v}
+
+
+@in_full()
+def total_outer(x: Shaped[Array, "*batch pre"], y: Inexact[Array, "*batch post"], v: Weights) -> Weights:
+    """The sum of `outer` over all leading axes."""
+    slots = {"weight": jnp.einsum("...i,...j->ij", x, y), "bias": jnp.sum(y, axis=tuple(range(y.ndim - 1)))}
+    return {key: slots[key] for key in v}
+
+
+ALL_TO_ALL = SimpleNamespace(input_ndim=1, yw_to_w=spread, xy_to_dw=outer, sum_dw=sum_outer, total_dw=total_outer)
+"""The contract of an op that connects everything."""

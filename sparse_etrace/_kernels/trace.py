@@ -14,29 +14,31 @@ from jaxtyping import Array, Inexact, Shaped, UInt32
 
 from .._graph.connectivity import Connectivity
 from .._sums import dot, joined, mixed, rounded
-from . import native
+from . import dense, native
 from .products import Axes, Tangent, batch_by_loop, connectivity_of, in_front, merged, sampled_sum
+from .windows import window_by_blocks
 
 MOST_VARIABLES = 3
 UNITS = 4  # coefficients among the operands of a window; after them come x, the noise and the trace
 
 
 def advance(
-    connectivity: Connectivity,
+    connectivity: Connectivity | None,
     carried: Inexact[Array, "vars vars *batch post"] | None,
     entering: Inexact[Array, "steps vars *batch post"] | None,
     signal: Inexact[Array, "vars *batch post"] | None,
     direct: Inexact[Array, "steps *batch post"] | None,
     x: Shaped[Array, "steps *batch pre"],
-    trace: Inexact[Array, "vars *batch synapses"],
+    trace: Inexact[Array, "vars *batch_and_synapses"],
     noise: UInt32[Array, ""] | None = None,
-) -> tuple[Inexact[Array, "vars *batch synapses"] | None, Inexact[Array, " synapses"] | None]:
+) -> tuple[Inexact[Array, "vars *batch_and_synapses"] | None, Inexact[Array, "*synapses"] | None]:
     """Steps of a trace and their gradient, each synapse read and written once.
 
     `eps' = carried eps + sum_k entering[k] x[k]` and `dv = signal . eps + sum_k direct[k] x[k]`, the latter summed
     over the batch axes. Without `carried` and `entering` the new trace is not wanted, without `signal` and `direct` the
     gradient is not. A trace may be stored in a narrower type than the coefficients, and keeps it; by other `noise`
-    in each window, half precision is rounded without bias.
+    in each window, half precision is rounded without bias. Without a connectivity everything is connected, and for
+    `synapses` stand two axes, `(pre, post)`.
     """
     given = [part for part in (carried, entering, signal, direct) if part is not None]
     dtype = joined(*given)
@@ -50,9 +52,10 @@ def advance(
 
     operands = [flat(carried, 2), flat(entering, 2), flat(signal, 1), flat(direct, 1), flat(x, 1)]
     operands.append(jnp.zeros((1, 0), jnp.uint32) if noise is None else noise.reshape(1, 1))
-    ids = connectivity.arrays
-    new, gradient = trace_p.bind(*ids, *operands, trace, sizes=connectivity.shape, variables=len(trace))
-    return None if carried is None else new, None if signal is None else gradient[0]
+    ids, sizes = ((), trace.shape[-2:]) if connectivity is None else (connectivity.arrays, connectivity.shape)
+    new, gradient = trace_p.bind(*ids, *operands, trace, sizes=sizes, variables=len(trace))
+    taught = None if signal is None else gradient[0].reshape(sizes if connectivity is None else -1)
+    return None if carried is None else new, taught
 
 
 def _is_compiled(dtype: np.dtype, stored: np.dtype) -> bool:
@@ -72,55 +75,85 @@ def _types(*avals: jax.core.ShapedArray, sizes: tuple[int, int], variables: int)
 
 def _xla(*operands: Array, sizes: tuple[int, int], variables: int) -> list[Array]:
     count = len(operands) - UNITS - 3
-    connectivity = connectivity_of(operands[:count], sizes)
-
-    def one(
-        carried: Array, entering: Array, signal: Array, direct: Array, x: Array, noise: Array, trace: Array
-    ) -> tuple[Array, Array]:
-        """One batch element after the other, so that no array has synapses and batch but the trace itself."""
-
-        def add(b: ArrayLike, now: tuple[Array, Array]) -> tuple[Array, Array]:
-            def pick(part: Array) -> Array:
-                return jax.lax.dynamic_index_in_dim(part, b, part.ndim - 2, keepdims=False)
-
-            new, gradient = now
-            eps, x_b = pick(trace).astype(x.dtype), pick(x)
-            if signal.ndim > 1:
-                gradient = gradient + dot(_at_post(connectivity, pick(signal)), eps)
-                gradient = gradient + sampled_sum(connectivity, x_b, pick(direct))
-            if carried.ndim > 1:
-                later = sampled_sum(connectivity, x_b[:, None], pick(entering))
-                later = later + jnp.stack([dot(_at_post(connectivity, row), eps) for row in pick(carried)])
-                bits = mixed(noise[0], b) if noise.size else None
-                new = jax.lax.dynamic_update_index_in_dim(new, rounded(later, new.dtype, bits), b, 1)
-            return new, gradient
-
-        # A new array: XLA would copy one that is read and written in turns as often as there are batch elements.
-        start = jnp.zeros_like(trace), jnp.zeros(connectivity.num_synapses if signal.ndim > 1 else 0, x.dtype)
-        return jax.lax.fori_loop(0, x.shape[1], add, start) if x.shape[1] else start
-
     *parts, trace = operands[count:]
     num, batch = parts[-2].shape[0], parts[-2].shape[2]
-    shape = variables, batch, connectivity.num_synapses
+    connectivity = connectivity_of(operands[:count], sizes) if count else None
+    shape = variables, batch, *(sizes if connectivity is None else (connectivity.num_synapses,))
+    run = (
+        functools.partial(_all_to_all, sizes) if connectivity is None else functools.partial(_by_element, connectivity)
+    )
     if num == 1:
-        new, gradient = one(*[*(part[0] for part in parts), trace.reshape(shape)])
+        new, gradient = run(*[*(part[0] for part in parts), trace.reshape(shape)])
         gradient = gradient[None]
     else:
-        new, gradient = jax.vmap(one)(*[*parts, trace.reshape(num, *shape)])
+        new, gradient = jax.vmap(run)(*[*parts, trace.reshape(num, *shape)])
     return [new.reshape(trace.shape) if parts[0].ndim > 2 else jnp.zeros((num, 0), trace.dtype), gradient]
+
+
+def _by_element(
+    connectivity: Connectivity,
+    carried: Array,
+    entering: Array,
+    signal: Array,
+    direct: Array,
+    x: Array,
+    noise: Array,
+    trace: Array,
+) -> tuple[Array, Array]:
+    """One batch element after the other, so that no array has synapses and batch but the trace itself."""
+
+    def add(b: ArrayLike, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        def pick(part: Array) -> Array:
+            return jax.lax.dynamic_index_in_dim(part, b, part.ndim - 2, keepdims=False)
+
+        new, gradient = now
+        eps, x_b = pick(trace).astype(x.dtype), pick(x)
+        if signal.ndim > 1:
+            gradient = gradient + dot(_at_post(connectivity, pick(signal)), eps)
+            gradient = gradient + sampled_sum(connectivity, x_b, pick(direct))
+        if carried.ndim > 1:
+            later = sampled_sum(connectivity, x_b[:, None], pick(entering))
+            later = later + jnp.stack([dot(_at_post(connectivity, row), eps) for row in pick(carried)])
+            bits = mixed(noise[0], b) if noise.size else None
+            new = jax.lax.dynamic_update_index_in_dim(new, rounded(later, new.dtype, bits), b, 1)
+        return new, gradient
+
+    # A new array: XLA would copy one that is read and written in turns as often as there are batch elements.
+    start = jnp.zeros_like(trace), jnp.zeros(connectivity.num_synapses if signal.ndim > 1 else 0, x.dtype)
+    return jax.lax.fori_loop(0, x.shape[1], add, start) if x.shape[1] else start
+
+
+def _all_to_all(
+    sizes: tuple[int, int],
+    carried: Array,
+    entering: Array,
+    signal: Array,
+    direct: Array,
+    x: Array,
+    noise: Array,
+    trace: Array,
+) -> tuple[Array, Array]:
+    later: tuple[Any, Any] = (carried, entering) if carried.ndim > 1 else (None, None)
+    now: tuple[Any, Any] = (signal, direct) if signal.ndim > 1 else (None, None)
+    bits, v = (noise[0] if noise.size else None), {"weight": jnp.zeros(sizes, x.dtype)}
+    new, taught = window_by_blocks(dense.ALL_TO_ALL, v, {"weight": trace}, *later, *now, x, bits)
+    return trace if new is None else new["weight"], jnp.zeros(0, x.dtype) if taught is None else taught[
+        "weight"
+    ].ravel()
 
 
 def _native(*operands: Array, sizes: tuple[int, int], variables: int) -> list[Array]:
     count = len(operands) - UNITS - 3
-    connectivity = connectivity_of(operands[:count], sizes)
     carried, _, signal, _, x, _, trace = parts = operands[count:]
     steps, batch = x.shape[1:3]
+    # All-to-all is told by having no indices. Others are the senders, the receivers and where those begin.
+    ids = operands[:3] if count else (jnp.zeros(0, jnp.int32),) * 3
+    synapses = len(ids[0]) if count else math.prod(sizes)
     results = [
         jax.ShapeDtypeStruct(trace.shape if carried.ndim > 2 else (len(x), 0), trace.dtype),
-        jax.ShapeDtypeStruct((len(x), connectivity.num_synapses if signal.ndim > 2 else 0), x.dtype),
-        jax.ShapeDtypeStruct((sizes[0] * batch if steps > 1 else 0, native.pitch(max(steps, 16))), x.dtype),
+        jax.ShapeDtypeStruct((len(x), synapses if signal.ndim > 2 else 0), x.dtype),
+        jax.ShapeDtypeStruct((sizes[0] * batch if steps > 1 and count else 0, native.pitch(max(steps, 16))), x.dtype),
     ]
-    ids = (connectivity.pre, connectivity.post, connectivity.post_ptr)
     aliases = {len(ids) + len(parts) - 1: 0} if carried.ndim > 2 else None
     return native.call("window", results, *ids, *parts, aliases=aliases, variables=np.int64(variables))
 

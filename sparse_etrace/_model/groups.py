@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._op.windows import sum_to
+from .._kernels.windows import sum_to
 from .call import Call
 from .links import Between
 from .positions import Ids, Mixed

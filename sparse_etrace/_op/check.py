@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._kernels.windows import sum_to
 from .contract import ETraceOp, Uses
-from .windows import sum_to
 
 
 def check_op(op: ETraceOp, w: PyTree[Array], x: PyTree) -> None:

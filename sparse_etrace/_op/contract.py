@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, PyTree, UInt32
 
-from .windows import window_by_blocks
+from .._kernels.windows import window_by_blocks
 
 
 class Uses(NamedTuple):

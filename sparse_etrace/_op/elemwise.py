@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
+from .._kernels.windows import window_per_unit
 from .contract import ETraceOp, Uses
 from .initial import size, weights
 from .param import ETraceGrad, ETraceParam
 from .weights import one_to_one
-from .windows import window_per_unit
 
 
 class ElemWiseOp(ETraceOp):

@@ -19,8 +19,7 @@ from .._sums import widened
 from .contract import ETraceOp, Uses
 from .initial import parameter
 from .param import ETraceParam
-from .weights import applied, check_bias, check_input, check_shape, read_weights, with_bias
-from .windows import window_per_unit
+from .weights import applied, check_bias, check_input, check_shape, read_weights, window_of_weights, with_bias
 
 Weights = dict[str, Array]
 Traces = dict[str, Array | None]
@@ -190,16 +189,7 @@ class SpMatMulOp(ETraceOp):
     ) -> tuple[Traces, Traces]:
         parts = (None if part is None else self._last(part) for part in (carried, entering, signal, direct))
         carried, entering, signal, direct = parts
-        new: Traces = dict.fromkeys(v)
-        taught: Traces = dict.fromkeys(v)
-        weight, bias = trace["weight"], trace.get("bias")
-        if weight is not None:
-            new["weight"], taught["weight"] = _kernels.trace.advance(
-                self.connectivity, carried, entering, signal, direct, self._last(x), weight, noise
-            )
-        if bias is not None:
-            new["bias"], taught["bias"] = window_per_unit(v["bias"], bias, carried, entering, signal, direct, noise)
-        return new, taught
+        return window_of_weights(self.connectivity, v, trace, carried, entering, signal, direct, self._last(x), noise)
 
     def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:
         """The synapses of the connectivity, once for each feature."""

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .. import _kernels
+from .._graph.connectivity import Connectivity
+from .._kernels.windows import window_per_unit
 from .contract import Uses
 
 
@@ -63,6 +66,28 @@ def check_input(x: PyTree, axis: int, num_pre: int) -> None:
         raise ValueError(
             f"x: expected {num_pre} presynaptic units on axis {axis}, got shape {shape}. Batch axes come in front."
         )
+
+
+def window_of_weights(
+    connectivity: Connectivity | None,
+    v: dict[str, Array],
+    trace: dict[str, Array | None],
+    carried: Array | None,
+    entering: Array | None,
+    signal: Array | None,
+    direct: Array | None,
+    x: Array,
+    noise: Array | None,
+) -> tuple[dict[str, Array | None], dict[str, Array | None]]:
+    """`ETraceOp.window` of weights and biases; without a connectivity everything is connected."""
+    new: dict[str, Array | None] = dict.fromkeys(v)
+    taught: dict[str, Array | None] = dict.fromkeys(v)
+    weight, bias, units = trace["weight"], trace.get("bias"), (carried, entering, signal, direct)
+    if weight is not None:
+        new["weight"], taught["weight"] = _kernels.trace.advance(connectivity, *units, x, weight, noise)
+    if bias is not None:
+        new["bias"], taught["bias"] = window_per_unit(v["bias"], bias, *units, noise)
+    return new, taught
 
 
 def with_bias(y: Array, w: dict[str, Array]) -> Array:

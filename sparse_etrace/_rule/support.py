@@ -15,13 +15,13 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from .._kernels.windows import sum_to
 from .._model.grouping import Grouping
 from .._model.positions import moved
 from .._model.primitives import CALLS, PLACED, aval, bind, branches, called, scan
 from .._model.program import is_inexact, is_key
 from .._model.step import Step
 from .._model.types import Like
-from .._op.windows import sum_to
 from .traces import routes_of
 
 Value = Any
