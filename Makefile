@@ -14,8 +14,10 @@ test: $(VENV)/installed-test
 	$(BIN)/pytest -n 2 --dist worksteal
 
 # What some rules owe, on compiled kernels: `make short PYTHON=python3.13 VENV=.venv-newest` is for another Python.
-short: $(VENV)/made
-	$(BIN)/python -m pip install . beartype hypothesis pandas pytest pytest-xdist
+short: $(VENV)/made build/wheel/made
+	wheel=$$(ls build/wheel/*.whl) && \
+		$(BIN)/python -m pip install "$$wheel" beartype hypothesis pandas pytest pytest-xdist && \
+		$(BIN)/python -m pip install --force-reinstall --no-deps "$$wheel"
 	$(BIN)/pytest -n 2 tests/test_conformance.py -k "test_laws and (D_RTRL or SnAp or BPTT or random)"
 
 # The tests whose counts are small above, with their full ones.
@@ -58,7 +60,7 @@ format: $(VENV)/installed-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers results dist site
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-newest build results dist site
 
 $(VENV)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -72,6 +74,13 @@ $(VENV)/installed: $(VENV)/made $(SOURCES)
 	$(BIN)/python -m pip install .
 	@touch $@
 
-$(VENV)/installed-test: $(VENV)/made $(SOURCES)
-	$(BIN)/python -m pip install '.[test]'
+# One wheel for every Python: the kernels are called without Python's own interface.
+build/wheel/made: $(SOURCES) | $(VENV)/made
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir build/wheel .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/made build/wheel/made
+	wheel=$$(ls build/wheel/*.whl) && $(BIN)/python -m pip install "$$wheel[test]" && \
+		$(BIN)/python -m pip install --force-reinstall --no-deps "$$wheel"
 	@touch $(VENV)/installed $@

@@ -11,7 +11,8 @@ import jax
 import pytest
 from quick import compile_quickly
 
-MOST_MEMORY, STATUS = 1_000_000_000, Path("/proc/self/statm")
+# What a process may hold after a module, and after any test.
+MOST_MEMORY, STATUS = (1_000_000_000, 1_600_000_000), Path("/proc/self/statm")
 os.environ.setdefault("MPLBACKEND", "Agg")
 compile_quickly()
 # The first example of a test compiles, so its time says nothing.
@@ -63,7 +64,7 @@ def pytest_collection_finish():
 def pytest_runtest_protocol(item, nextitem):
     """Without most optimizations but where they matter; around fixtures too, also those of a module.
 
-    The tests of a module share programs, which are dropped after it.
+    The tests of a module share programs, which are dropped after it, or where they are too many.
     """
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimized") is None)
@@ -71,7 +72,7 @@ def pytest_runtest_protocol(item, nextitem):
         return (yield)
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
-        if (nextitem is None or nextitem.path != item.path) and _memory() > MOST_MEMORY:
+        if _memory() > MOST_MEMORY[nextitem is not None and nextitem.path == item.path]:
             eqx.clear_caches()
             jax.clear_caches()
             gc.collect()
