@@ -33,7 +33,7 @@ HOUSE = {
     "cells": "cell *",
     "_model": "types primitives program linear constant positions trained refusals call links origin reading "
     "groups grouping batch_axes step unit_links",
-    "_rule": "reach influence traces support notes signal engine trace_engine kept_traces own_traces "
+    "_rule": "reach influence traces support notes signal engine term_engine trace_engine kept_traces own_traces "
     "influence_engine black_box bridge",
     "_learner": "learner trace_learner * d_rtrl bridged",
     "_train": "online check_learner batches updates fit_result non_finite facts lock checkpoint fit_options fit_file "

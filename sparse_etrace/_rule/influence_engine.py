@@ -22,7 +22,7 @@ from .._model.types import Input, Weights
 from .._model.unit_links import UnitLinks
 from .._sums import widened
 from .._types import Model
-from .engine import WRONG_TRACES, Carry, Storage, Task, TermEngine, Use
+from .engine import WRONG_TRACES, Carry, Storage, Task, Use
 from .influence import (
     Influences,
     InfluenceTerms,
@@ -35,6 +35,7 @@ from .influence import (
 from .notes import cuts_after, ends_at
 from .reach import Wiring
 from .signal import Teacher
+from .term_engine import TermEngine
 from .trace_engine import diagonal, without_trace
 
 Make = Callable[[], Influences]

@@ -20,10 +20,11 @@ from .._model.step import Step, Terms
 from .._model.trained import nbytes
 from .._model.types import Like, Weights
 from .._types import Model
-from .engine import NO_PAST, Carry, Storage, Task, TermEngine, Use, refuse_traces
+from .engine import NO_PAST, Carry, Storage, Task, Use, refuse_traces
 from .notes import memory_elsewhere, one_step_only, untraced_recurrence, without_memory
 from .signal import Memory, Teacher
 from .support import reached
+from .term_engine import TermEngine
 from .traces import bytes_of_step, routes_of
 
 WINDOW = 16
