@@ -131,8 +131,8 @@ def test_windows_are_those_that_were_asked_for():
 
 
 def test_laws():
-    for learner in (se.Bridged(3), se.Bridged(3, se.SnAp(2)), se.Bridged(3, se.RTRL())):
-        se.check_learner(learner, skip=("windows",))
+    """Those of D-RTRL's traces are in the table of conformance."""
+    se.check_learner(se.Bridged(3, se.SnAp(2)), skip=("windows",))
 
 
 def test_it_says_what_comes_from_before():

@@ -197,8 +197,11 @@ def far(got, expected):
 SKIPPED = {"step": ("step",), "windows": ("windows",), "vmap": ("batch", "vmap"), "elements": ("reset",)}
 
 
-@every
-@kinds
+FEW = ("D_RTRL", "ES_D_RTRL", "EProp random", "ThreeFactor factors", "TBPTT", "SnAp", "Bridged", "RTRL", "UORO", "BPTT")
+LAWS = [(name, kind) for name in LEARNERS for kind in KINDS]
+
+
+@pytest.mark.parametrize("name, kind", few(LAWS, [(name, "lif_cell") for name in FEW]))
 def test_laws(name, kind):
     """What `check_learner` asks, on a sparse recurrent network with two hidden variables for each unit."""
     stream = build(name, kind)

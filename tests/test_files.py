@@ -25,7 +25,7 @@ from hypothesis import example, given, settings, strategies as st
 
 import sparse_etrace as se
 from sparse_etrace import cli
-from sparse_etrace._files import text
+from sparse_etrace._files import cells as cells_of_text, text
 from sparse_etrace._files.arrow import encoded, node_positions
 from sparse_etrace._files.npz import bytes_of
 from sparse_etrace._files.safe import only_strings
@@ -355,7 +355,7 @@ CELLS += ["18446744073709551615", "18446744073709551616", "-9223372036854775809"
 @example(["0", "1"])
 def test_types_of_columns(cells):
     """By a rule written anew in plain Python."""
-    found, expected = text.typed(text.column_of(cells)).tolist(), fuzz_files.typed(cells)
+    found, expected = cells_of_text.typed(cells_of_text.column_of(cells)).tolist(), fuzz_files.typed(cells)
     assert list(map(repr, found)) == list(map(repr, expected))
 
 

@@ -388,7 +388,7 @@ def test_every_machine_gets_the_same(amount):
             [
                 *map(str, command),
                 "-k",
-                amount("products or trace_window", "products or window or narrow or hubs or spikes"),
+                amount("products", "products or window or narrow or hubs or spikes"),
             ],
             env={**os.environ, native.VARIABLE: kernels},
             cwd=Path(__file__).parents[1],

@@ -24,6 +24,7 @@ NUMBERS = {
     se.D_RTRL: {}, se.BPTT: {}, se.OSTL: {}, se.UORO: {"key": KEY},
     se.RFLO: {"leaf": "h", "key": KEY, "factor_decay": 0.5},
     se.ES_D_RTRL: {"decay": 0.5}, se.Hybrid: {"decay": 0.5}, se.OTTT: {"decay": 0.5}, se.TBPTT: {"steps": 4},
+    se.Bridged: {"window": 4},
     se.EProp: {"leaf": "h", "kappa": 0.5, "rate_strength": 0.0, "rate_target": 0.25, "factor_decay": 0.5},
     se.ThreeFactor: {"leaf": "h", "kappa": 0.5, "factor_decay": 0.5},
     se.SnAp: {"n": 2, "paths": 1, "max_influences": 500, "pattern": "random", "key": KEY},
@@ -54,7 +55,7 @@ NUMBERS = {
 NO_NUMBERS = {
     "train", "trace_dtype", "allow_zero", "leaf", "feedback", "rate_leaf", "key", "pattern", "weight_mask", "weight_fn",
     "bias", "connectivity", "tie", "fn", "xinfo", "value", "op", "grad", "inp", "rec", "spike", "activation",
-    "derivative",
+    "derivative", "rule",
     *GRU, *MGU,
 }  # fmt: skip
 AS = {
@@ -124,6 +125,7 @@ LEARNERS = {
     "kappa": (se.ThreeFactor("['h']", kappa=0.5), lambda n: se.ThreeFactor("['h']", kappa=n(0.5))),
     "n": (se.SnAp(2), lambda n: se.SnAp(n(2))),
     "steps": (se.TBPTT(4), lambda n: se.TBPTT(n(4))),
+    "window": (se.Bridged(4), lambda n: se.Bridged(n(4))),
 }
 
 

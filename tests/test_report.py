@@ -518,11 +518,11 @@ def test_plan_prints():
 def test_plan_tells_the_sequence_from_the_window(learner, batch):
     """A longer sequence needs room for its inputs; only BPTT without `chunk` keeps what is between."""
     model, given = leaky(), (leaky().init_state(*batch), jnp.ones((*batch, 3)))
-    short, long = (se.memory_plan(learner, model, *given, steps=steps) for steps in (16, 1600))
-    inputs = 1584 * given[1].nbytes
+    short, long = (se.memory_plan(learner, model, *given, steps=steps) for steps in (20, 2000))
+    inputs = 1980 * given[1].nbytes
     if isinstance(learner, se.BPTT):
         assert long.total > short.total + 2 * inputs
-        long = se.memory_plan(learner, model, *given, steps=1600, chunk=16)
+        long = se.memory_plan(learner, model, *given, steps=2000, chunk=20)
     assert {**short.buffers, "inputs of other windows": inputs} == long.buffers
     assert se.memory_plan(learner, model, *given, steps=8, chunk=99).buffers["inputs of other windows"] == 0
 
