@@ -2,6 +2,7 @@
 
 import warnings
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import models
@@ -120,6 +121,74 @@ def test_the_formula(rule, window):
     assert all(oracles.relative_error(got, mistake) > 1e-3 for mistake in mistakes)
 
 
+class Written(eqx.Module):
+    """The same units with what they send computed where it is read, or kept in the state."""
+
+    inp: se.ETraceParam
+    rec: se.ETraceParam
+    is_kept: bool = eqx.field(static=True)
+
+    def __call__(self, state, x):
+        sent = state["z"] if self.is_kept else jnp.tanh(state["v"])
+        v = 0.9 * state["v"] + self.inp(x) + self.rec(sent)
+        return {"v": v, "z": jnp.tanh(v)} if self.is_kept else {"v": v}, jnp.tanh(v)
+
+
+@pytest.mark.parametrize("rule", [se.D_RTRL(), se.ES_D_RTRL(decay=ALPHA), se.SnAp(1)], ids=["full", "factors", "SnAp"])
+def test_how_a_model_is_written_changes_nothing(rule):
+    """State that only a recurrent op reads has a trace here."""
+    case, found = models.build("rate"), []
+    params = case.model.params["inp"], case.model.params["rec"]
+    for is_kept in (False, True):
+        model = Written(*params, is_kept)
+        state = {name: jnp.zeros_like(case.twin.state["h"]) for name in ("v", "z")[: 1 + is_kept]}
+        other = case._replace(
+            model=model, twin=case.twin._replace(state=state), ys=case.xs @ jnp.ones((case.xs.shape[-1], 1))
+        )
+        found.append(total(run(se.Bridged(3, rule), other, [3, len(case.xs)])))
+    assert oracles.relative_error(found[1], found[0]) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "op",
+    [se.MatMulOp(), se.SpMatMulOp(se.Connectivity.from_edges([0, 1, 2], [0, 2, 1], shape=(3, 3)))],
+    ids=["dense", "sparse"],
+)
+def test_complex_weights(op):
+    """On one layer of linear recurrent units the traces of D-RTRL are exact."""
+    rng = np.random.default_rng(0)
+    shape = (3, 3) if isinstance(op, se.MatMulOp) else (3,)
+    weight = jnp.asarray(rng.normal(size=shape) + 1j * rng.normal(size=shape))
+    cell = se.cells.LRU(3, se.ETraceParam({"weight": weight}, op), se.cells.LRU.ring(jax.random.key(0), 3, 0.5, 0.9))
+    xs, ys = jnp.asarray(rng.normal(size=(7, 2, 3))), jnp.zeros((7, 2, 6))
+
+    def gradient(learner):
+        carry = learner.init(cell, cell.init_state(2), xs[0])
+        return jax.tree.leaves(se.online_grad(learner, lambda out, y: jnp.sum((out - 1) ** 2), cell, carry, xs, ys)[1])
+
+    assert oracles.relative_error(gradient(se.Bridged(2)), gradient(se.BPTT())) < TOLERANCE
+
+
+class Halving(eqx.Module):
+    op: se.ETraceParam
+
+    def __call__(self, h, x):
+        y = self.op(x)
+        return 0.5 * h + y, y
+
+
+def test_half_precision_is_summed_in_single():
+    """A sum of 256 in steps of 1 / 8 comes to a stop at 32 in bfloat16."""
+    with jax.enable_x64(False):
+        model = Halving(se.ETraceParam({"weight": jnp.zeros((1, 2), jnp.bfloat16)}, se.MatMulOp()))
+        xs, ys = jnp.ones((2048, 1), jnp.bfloat16), jnp.zeros(2048)
+        learner = se.Bridged(2048)
+        carry = learner.init(model, jnp.zeros(2, jnp.bfloat16), xs[0])
+        loss_fn = lambda out, y: jnp.sum(out.astype(jnp.float32)) / 8
+        grads = se.online_grad(learner, loss_fn, model, carry, xs, ys)[1]
+    assert np.allclose(np.asarray(grads.op.value["weight"], float), 256)
+
+
 def test_windows_are_those_that_were_asked_for():
     """Not made of one length, as the windows of other rules are; `chunk` takes their place."""
     case = models.build("rate")
@@ -141,7 +210,7 @@ def test_it_says_what_comes_from_before():
     alone = {row.name: row.rule for row in se.explain(se.D_RTRL(), *given).rows}
     found = se.explain(se.Bridged(8), *given)
     rules = {row.name: row.rule for row in found.rows}
-    assert "Within a window of 8 steps all is exact" in str(found)
+    assert "Within a window of 8 steps (or `chunk`) all is exact" in str(found)
     changed = {name for name in rules if rules[name] != alone[name]}
     assert changed and all((alone[name], rules[name]) == ("same-step only", "truncated") for name in changed)
 

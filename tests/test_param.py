@@ -359,3 +359,13 @@ REFUSED = [
 def test_what_no_parameter_can_start_from(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("low, high", [(1.0, 2.0), (-2.0, -1.0), (0.5, 1.5)])
+def test_bounds_far_from_zero(low, high):
+    """Where nearly nothing of the normal distribution lies within the bounds, weights are drawn evenly between them."""
+    param = se.MatMulOp(weight_fn=se.Bounded(low, high)).param(jax.random.key(0), 300, 40)
+    weights = np.asarray(param.op.phi(param.value)["weight"])
+    assert abs(weights.mean() - (low + high) / 2) < 0.02 and weights.std() == pytest.approx(
+        (high - low) / 12**0.5, rel=0.05
+    )

@@ -16,8 +16,8 @@ class Bridged(RuleLearner):
     For a window of K steps from state `h_0`, with traces `eps_0 = dh_0/dtheta` as the rule keeps them,
     `dtheta += dL/dtheta (h_0 constant) + lam_0 . eps_0`, `L` the losses of the window and `lam_0 = dL/dh_0` through
     everything in it; then the rule's recursion takes `eps` through the window. With all steps in one window that is
-    BPTT, with `RTRL` it is exact for each K. Inside of a window nothing has to be an op. A parameter without a trace
-    (a plain array, one in front of a cut) has its window's gradient.
+    BPTT, with `RTRL` it is exact for each K. A parameter without a trace (a plain array, one in front of a cut) has its
+    window's gradient. Hidden state that the rule traces has to be made of units, as the rule asks.
 
     Args:
         window: K, at least 1; `chunk` of `online_grad` takes its place. A call of fewer steps is a window of its own.
@@ -54,10 +54,11 @@ class Bridged(RuleLearner):
             raise ValueError(f"window: expected at least 1 step, got {self.steps}.")
         if not isinstance(self.before, RuleLearner):
             raise TypeError(f"rule: expected a learner such as se.D_RTRL(), got {self.before!r}.")
+        self.rule()
 
     def rule(self) -> Rule:
         """Windows, bridged by what the rule keeps."""
         storage, signal = self.before.rule()
-        if signal != Signal():
+        if signal != Signal() or not storage.has_past:
             raise NotImplementedError(NO_PAST)
         return Rule(Bridge(storage, self.steps))

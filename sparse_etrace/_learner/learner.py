@@ -121,7 +121,9 @@ class Learner(eqx.Module):
 
 
 class Stepwise(Engine):
-    """A learner by its own methods."""
+    """A learner by its own methods, which may be another for each length of windows."""
+
+    windows_are_free = False
 
     def __init__(self, learner: Learner):
         self.learner = learner

@@ -109,6 +109,7 @@ class Everything(Storage):
     """All influences: on the pairs of synapse and unit that act on each other, or as one matrix."""
 
     max_influences: int
+    has_past = True
 
     def read(self, model: Model, state: PyTree, x: PyTree, task: Task) -> Engine:
         """Read a model if its influences are kept one by one, as those of the carry are, or as is less work."""
@@ -227,8 +228,10 @@ class Whole(Engine):
             live, run = _as_vectors(to_values, fixed, state, x)
             return (run(live, values)[0], _advance(run, live, values, matrix)), None
 
-        (_, matrix), _ = jax.lax.scan(one, (carry.state, carry.traces.matrix), xs, steps)
-        return carry.traces.with_matrix(matrix)
+        by_rows = _by_rows(ravel_pytree(eqx.filter(carry.state, is_inexact))[0], values)
+        matrix = carry.traces.matrix if by_rows else carry.traces.matrix.T
+        (_, matrix), _ = jax.lax.scan(one, (carry.state, matrix), xs, steps)
+        return carry.traces.with_matrix(matrix if by_rows else matrix.T)
 
 
 def _flat(tree: PyTree[Array]) -> tuple[Inexact[Array, " numbers"], Callable[[Array], PyTree[Array]]]:

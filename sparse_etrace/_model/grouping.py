@@ -15,6 +15,7 @@ REC reads v and b, its own cluster, as constants: recurrence. UP reads them live
 v and b. An op acts on `b` through `v` only, and yet in the step after: D of their group is 2 x 2 at each unit.
 """
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ class Grouping:
                 )
 
 
-def group(reading: Reading, is_late_held: bool = False, joined: Sequence[int] = ()) -> Grouping:
+def group(reading: Reading, is_late_held: bool = False, joined: Sequence[int] = (), every: bool = False) -> Grouping:
     """Group the hidden variables of a reading.
 
     Args:
@@ -115,6 +116,7 @@ def group(reading: Reading, is_late_held: bool = False, joined: Sequence[int] = 
         is_late_held: whether every op whose output reaches hidden state reads old state of other clusters as a constant
             as well, and live only what this step has made of it.
         joined: state leaves that are members of a group, read or not, with all whose old value acts on them.
+        every: whether hidden variables that only recurrent ops read are in groups as well, unless units of one mix.
     """
     a = reading
     cluster = _clusters(a)
@@ -136,11 +138,19 @@ def group(reading: Reading, is_late_held: bool = False, joined: Sequence[int] = 
 
     seen = {i for i in cluster if ("out",) in a.within_step(("h", i), passes(i))}
     live = closure(seen, {i: {j for j in cluster if ("n", i) in a.direct[("h", j)]} for i in cluster})
-    groups = components(live, {i: a.op_free(i) & live for i in live})
-    members = [tuple(sorted(i for i in live if groups[i] == g)) for g in sorted(set(groups.values()))]
-    for leaf in joined:
-        members = _join(a, members, leaf)
-    return Grouping(a, cluster, stops, updates, live, members)
+
+    def grouped(live: set[int]) -> Grouping:
+        groups = components(live, {i: a.op_free(i) & live for i in live})
+        members = [tuple(sorted(i for i in live if groups[i] == g)) for g in sorted(set(groups.values()))]
+        for leaf in joined:
+            members = _join(a, members, leaf)
+        return Grouping(a, cluster, stops, updates, live, members)
+
+    if every:
+        wide = grouped(set(cluster))
+        with contextlib.suppress(ValueError):  # what only ops read may be mixed across units: then `live` tells
+            return wide if wide.groups else grouped(live)
+    return grouped(live)
 
 
 def _clusters(a: Reading) -> dict[int, int]:

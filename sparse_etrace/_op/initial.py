@@ -106,6 +106,10 @@ def _drawn(key: Array, shape: tuple[int, ...], fan_in: Any, kind: Any, bounds: t
         return scale * jax.random.normal(key, shape, kind)
     low, high = (jnp.broadcast_to(jnp.asarray(bound, kind), shape) for bound in bounds)
     w = scale * jax.random.truncated_normal(key, low / scale, high / scale, shape, kind)
+    # Of a normal distribution that lies outside nothing is left to draw from.
+    is_far = (low > 2 * scale) | (high < -2 * scale)
+    start, end = jnp.where(is_far, low, 0), jnp.where(is_far, high, 1)
+    w = jnp.where(is_far, start + (end - start) * jax.random.uniform(key, shape, kind), w)
     return jnp.clip(w, low, high)
 
 

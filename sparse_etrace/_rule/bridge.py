@@ -67,6 +67,11 @@ class Bridged(Engine):
         check_reach(model, state, x, self.task.train, self.task.allow_zero)
         return self.inner.init(model, state, x)
 
+    def carry_shapes(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
+        """Of the traces."""
+        check_reach(model, state, x, self.task.train, self.task.allow_zero)
+        return self.inner.carry_shapes(model, state, x)
+
     def _remembered(self, model: Model, carry: Carry) -> PyTree[Array]:
         """The state of a carry, with the traces as its derivative by the model."""
         arrays, static = eqx.partition(model, eqx.is_array)
@@ -111,14 +116,15 @@ class Bridged(Engine):
 
         @eqx.filter_grad(has_aux=True)
         def total(summed: PyTree[Array]) -> tuple[Array, Any]:
-            model = eqx.combine(narrowed(summed, trained), fixed)
+            def now_narrow() -> Model:
+                return eqx.combine(narrowed(summed, trained), fixed)
 
             def one(state: PyTree[Array], now: tuple[Any, Any]) -> Any:
                 x, y = now
-                state, out = _numbers(model, state, x)
+                state, out = _numbers(now_narrow(), state, x)  # narrow within a step: sums over steps are wide
                 return state, loss_fn(out, y)
 
-            state, (losses, aux) = jax.lax.scan(one, self._remembered(model, carry), (xs, ys))
+            state, (losses, aux) = jax.lax.scan(one, self._remembered(now_narrow(), carry), (xs, ys))
             return jnp.sum(losses), (losses, aux, state)
 
         grads, (losses, aux, state) = total(widened(trained))
@@ -140,9 +146,17 @@ class Bridged(Engine):
     def notes(self) -> list[str]:
         """How far reverse mode reaches."""
         return [
-            f"Within a window of {self.storage.steps} steps all is exact; the rule of a parameter is that of what came "
-            "before it, and 'truncated' where no trace says anything of that."
+            f"Within a window of {self.storage.steps} steps (or `chunk`) all is exact; the rule of a parameter is that "
+            "of what came before it, and 'truncated' where no trace says anything of that.",
+            *self._without_trace(),
         ]
+
+    def _without_trace(self) -> list[str]:
+        """State that only recurrent ops read, where it is mixed across units."""
+        grouping = self.inner.grouping
+        left = [] if grouping is None else sorted(set(grouping.cluster) - grouping.live)
+        names = ", ".join(repr(grouping.reading.state_names[i]) for i in left) if grouping else ""
+        return [f"What {names} holds from before a window is left out: it is mixed across units."] if left else []
 
     def buffers(self, carry: Carry) -> dict[str, PyTree[Any]]:
         """Of the traces."""

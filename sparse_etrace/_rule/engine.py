@@ -168,12 +168,15 @@ class Storage(abc.ABC):
         gradient: what `explain` calls the gradient where nothing of the model makes it less.
         is_differentiable: whether derivatives of what `online_grad` returns are what JAX makes of them.
         grows: whether what is needed grows with the number of steps.
+        has_past: whether what is kept is the derivative of the state by what is trained, so that `Engine.recall` knows
+            what the past has in a loss.
         max_influences: the most that are kept; None for a rule without influences.
     """
 
     gradient: str = "exact"
     is_differentiable: bool = False
     grows: bool = False
+    has_past: bool = False
     max_influences: int | None = None
 
     @abc.abstractmethod

@@ -58,6 +58,7 @@ class Pattern(Storage):
     max_influences: int
     gradient: str
     traces_all: bool = False
+    has_past = True
 
     def read(self, model: Model, state: PyTree, x: PyTree, task: Task) -> "InfluenceEngine":
         """Read a model, once."""

@@ -11,7 +11,7 @@ from .._model.call import Call
 from .._model.grouping import Grouping
 from .._model.step import Terms
 from .._model.types import Like, Weights
-from .engine import NO_PAST, Carry
+from .engine import Carry
 from .trace_engine import ByCall, diagonal
 from .traces import CallTrace, Factors, can_filter, init_trace, per_unit_leaves, recalled, traces_after
 
@@ -37,6 +37,11 @@ class Traces(ByCall):
     only_input: bool = False
     dtype: DTypeLike | None = None
 
+    @property
+    def has_past(self) -> bool:  # type: ignore[override]
+        """Not of the input alone."""
+        return not self.only_input
+
     def _full(self, grouping: Grouping, call: Call) -> list[bool]:
         """As `full`, and True throughout where the input is an index, which has no factor."""
         full = self.full(grouping, call)
@@ -56,8 +61,6 @@ class Traces(ByCall):
         self, grouping: Grouping, weights: Weights, traces: dict[int, CallTrace], m: list[Array]
     ) -> dict[int, list[Array]]:
         """Traces, and what factors stand for."""
-        if self.only_input:
-            raise NotImplementedError(NO_PAST)
         return recalled(grouping, weights, traces, m, self.decay)
 
     def word(self, grouping: Grouping, call: Call, leaf: int) -> str:

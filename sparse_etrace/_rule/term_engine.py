@@ -65,6 +65,7 @@ class TermEngine(Engine):
 
     def follow(self, model: Model, carry: Carry, xs: PyTree[Array], steps: int) -> PyTree[Array]:
         """The recursion of the traces, for which no loss is needed."""
+        self.check(carry)
         run, weights = self.run, self.reading.weights(jax.tree.leaves(eqx.filter(model, eqx.is_array)))
         params = jax.tree.leaves(eqx.filter(model, eqx.is_array))
 

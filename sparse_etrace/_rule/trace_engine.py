@@ -36,7 +36,7 @@ class ByCall(Storage):
 
     def read(self, model: Model, state: PyTree, x: PyTree, task: Task) -> "TraceEngine":
         """Read a model, once."""
-        return TraceEngine(self, Teacher(task.signal, Reading(model, state, x, task.train)), task)
+        return TraceEngine(self, Teacher(task.signal, Reading(model, state, x, task.train), not task.is_all), task)
 
     @abc.abstractmethod
     def begin(self, grouping: Grouping, call: Call, counts: Sequence[int]) -> PyTree[Array]:
