@@ -215,6 +215,13 @@ def test_it_says_what_comes_from_before():
     assert changed and all((alone[name], rules[name]) == ("same-step only", "truncated") for name in changed)
 
 
+def test_it_is_planned_with_influences():
+    """Their pattern needs the arrays of a model."""
+    case = models.build("rate")
+    plan = se.memory_plan(se.Bridged(4, se.SnAp(2)), case.model, case.twin.state, case.xs[0])
+    assert plan.traces == se.memory_plan(se.SnAp(2), case.model, case.twin.state, case.xs[0]).traces > 0
+
+
 @pytest.mark.parametrize(
     "make, error, message",
     [

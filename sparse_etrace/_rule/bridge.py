@@ -69,7 +69,11 @@ class Bridged(Engine):
 
     def carry_shapes(self, model: Model, state: PyTree[Any], x: PyTree[Any]) -> Carry:
         """Of the traces."""
-        check_reach(model, state, x, self.task.train, self.task.allow_zero)
+
+        def check(model: Model, state: PyTree, x: PyTree) -> None:
+            check_reach(model, state, x, self.task.train, self.task.allow_zero)
+
+        eqx.filter_eval_shape(check, model, state, x)
         return self.inner.carry_shapes(model, state, x)
 
     def _remembered(self, model: Model, carry: Carry) -> PyTree[Array]:
