@@ -1,15 +1,12 @@
 """Backpropagation through time, the exact and memory-hungry reference."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._model.trained import trained_filter
 from .._model.types import Filter
-from .._rule.black_box import FromOutside, check_reach, joined, split
+from .._rule.black_box import FromOutside, check_reach, in_reverse, joined, split
 from .._rule.engine import Carry, Engine, Rule, Task, Window
-from .._sums import narrowed, widened
 from .._types import Loss, Model
 from .learner import RuleLearner
 
@@ -57,18 +54,5 @@ class Backward(Engine):
 
     def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
         """Steps differentiated together."""
-        trained, fixed = eqx.partition(model, trained_filter(model, self.task.train))
-
-        @eqx.filter_grad(has_aux=True)
-        def total(summed: PyTree[Array]) -> tuple[Array, tuple]:
-            def one(state: PyTree[Array], now: tuple[PyTree, PyTree]) -> tuple[PyTree, tuple[Array, PyTree]]:
-                x, y = now
-                state, out = joined(narrowed(summed, trained), fixed)(state, x)
-                return state, loss_fn(out, y)
-
-            state, (losses, aux) = jax.lax.scan(one, carry.state, (xs, ys))
-            return jnp.sum(losses), (losses, aux, state)
-
-        grads, (losses, aux, state) = total(widened(trained))
-        grads = narrowed(eqx.filter(grads, eqx.is_array), trained)
+        losses, aux, grads, state = in_reverse(model, self.task.train, lambda _: carry.state, xs, ys, loss_fn)
         return Window(losses, aux, grads, Carry(state, None))

@@ -25,6 +25,7 @@ from .._rule.engine import Carry, Engine, Rule, Storage, Task, Window, cut, refu
 from .._rule.influence import Influences
 from .._rule.influence_engine import Pattern, restarted_influences
 from .._rule.reach import Wiring
+from .._rule.signal import leaves_of
 from .._sums import in_full, is_narrow, wide
 from .._types import Loss, Model
 from .learner import RuleLearner
@@ -186,11 +187,11 @@ class Whole(Engine):
                 total = total + (by_state @ matrix if by_rows else matrix @ by_state) + by_values
             return (new, _advance(run, live, values, matrix), total), (loss, aux)
 
-        matrix = carry.traces.matrix if by_rows else carry.traces.matrix.T
+        matrix = _turned(carry.traces.matrix, by_rows)
         start = (carry.state, matrix, jnp.zeros(len(values), matrix.dtype))
         (state, matrix, total), (losses, aux) = jax.lax.scan(one, start, (xs, ys))
         (grads,) = jax.vjp(lambda trained: _flat(trained)[0], trained)[1](total.astype(values.dtype))
-        return Window(losses, aux, grads, Carry(state, carry.traces.with_matrix(matrix if by_rows else matrix.T)))
+        return Window(losses, aux, grads, Carry(state, carry.traces.with_matrix(_turned(matrix, by_rows))))
 
     def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         """One step of the model and of the matrix."""
@@ -206,16 +207,17 @@ class Whole(Engine):
         new, out = run(live + moved.astype(live.dtype), values)
         by_rows = _by_rows(live, values)
         run = _as_vectors(to_values, fixed, carry.state, held)[1]
-        later = _advance(run, live, constant, matrix if by_rows else matrix.T)
-        return cut(Carry(new, carry.traces.with_matrix(later if by_rows else later.T)), *given), out
+        later = _advance(run, live, constant, _turned(matrix, by_rows))
+        return cut(Carry(new, carry.traces.with_matrix(_turned(later, by_rows))), *given), out
 
-    def recall(self, model: Model, carry: Carry, by_state: list[Array]) -> PyTree[Array]:
+    def recall(self, model: Model, carry: Carry, by_state: list[Array]) -> list[Array | None]:
         """The signals of the state on the matrix."""
-        trained, _ = split(model, self.task.train)
-        signal = ravel_pytree([part for part in by_state if is_inexact(part)])[0]
-        matrix, (values, _) = carry.traces.matrix, _flat(trained)
-        taught = (signal.astype(matrix.dtype) @ matrix).astype(values.dtype)
-        return jax.vjp(lambda trained: _flat(trained)[0], trained)[1](taught)[0]
+        params, build = leaves_of(model)
+        values, pull = jax.vjp(lambda params: _flat(split(build(params), self.task.train)[0])[0], params)
+        signal, matrix = ravel_pytree([part for part in by_state if is_inexact(part)])[0], carry.traces.matrix
+        with in_full():
+            taught = signal.astype(matrix.dtype) @ matrix
+        return pull(taught.astype(values.dtype))[0]
 
     def follow(self, model: Model, carry: Carry, xs: PyTree[Array], steps: int) -> PyTree[Array]:
         """The matrix through several steps."""
@@ -229,9 +231,14 @@ class Whole(Engine):
             return (run(live, values)[0], _advance(run, live, values, matrix)), None
 
         by_rows = _by_rows(ravel_pytree(eqx.filter(carry.state, is_inexact))[0], values)
-        matrix = carry.traces.matrix if by_rows else carry.traces.matrix.T
+        matrix = _turned(carry.traces.matrix, by_rows)
         (_, matrix), _ = jax.lax.scan(one, (carry.state, matrix), xs, steps)
-        return carry.traces.with_matrix(matrix if by_rows else matrix.T)
+        return carry.traces.with_matrix(_turned(matrix, by_rows))
+
+
+def _turned(matrix: Array, by_rows: bool) -> Array:
+    """The matrix as it goes through a window, with its columns in front where those are fewer; and back."""
+    return matrix if by_rows else matrix.T
 
 
 def _flat(tree: PyTree[Array]) -> tuple[Inexact[Array, " numbers"], Callable[[Array], PyTree[Array]]]:

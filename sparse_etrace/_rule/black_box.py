@@ -113,6 +113,33 @@ def joined(trained: PyTree, fixed: PyTree) -> Model:
     return lambda state, x: jax.tree.map(jnp.asarray, eqx.combine(trained, fixed)(state, x))
 
 
+def in_reverse(
+    model: Model,
+    train: Filter,
+    start: Callable[[Model], PyTree[Array]],
+    xs: PyTree[Array],
+    ys: PyTree[Array],
+    loss_fn: Loss,
+) -> tuple[Array, PyTree[Array], PyTree[Array], PyTree[Array]]:
+    """Losses, aux, gradients and state of several steps differentiated together, from the state `start(model)`."""
+    trained, fixed = eqx.partition(model, trained_filter(model, train))
+
+    @eqx.filter_grad(has_aux=True)
+    def total(summed: PyTree[Array]) -> tuple[Array, tuple]:
+        def one(state: PyTree[Array], now: tuple[PyTree, PyTree]) -> tuple[PyTree, tuple[Array, PyTree]]:
+            x, y = now
+            # Narrow within a step, so that the sum over steps is wide.
+            state, out = joined(narrowed(summed, trained), fixed)(state, x)
+            return state, loss_fn(out, y)
+
+        begin = start(eqx.combine(narrowed(summed, trained), fixed))
+        state, (losses, aux) = jax.lax.scan(one, begin, (xs, ys))
+        return jnp.sum(losses), (losses, aux, state)
+
+    grads, (losses, aux, state) = total(widened(trained))
+    return losses, aux, narrowed(eqx.filter(grads, eqx.is_array), trained), state
+
+
 def by_step(
     step: Callable[..., tuple[Carry, PyTree]],
     train: Filter,

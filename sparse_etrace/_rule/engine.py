@@ -118,10 +118,10 @@ class Engine(abc.ABC):
         """How many steps `online_grad` takes at once unless told; None for all of them."""
         return None
 
-    def recall(self, model: Model, carry: Carry, by_state: list[Array]) -> PyTree[Array]:
+    def recall(self, model: Model, carry: Carry, by_state: list[Array]) -> list[Array | None]:
         """The gradient that the past has in a loss, from its derivative by each leaf of the state that `carry` holds.
 
-        It is like the model, with None where there is none.
+        It has an entry for each array of the model, None where there is none.
         """
         raise NotImplementedError(NO_PAST)
 

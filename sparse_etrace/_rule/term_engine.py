@@ -54,20 +54,20 @@ class TermEngine(Engine):
     def recalled(self, weights: Weights, traces: PyTree[Array], m: list[Array]) -> dict[int, list[Array]]:
         """For each op call the gradient of its weights by its traces alone, from the learning signals of old state."""
 
-    def recall(self, model: Model, carry: Carry, by_state: list[Array]) -> PyTree[Array]:
+    def recall(self, model: Model, carry: Carry, by_state: list[Array]) -> list[Array | None]:
         """The signals of the state on the traces."""
         self.check(carry)
-        params, layout = jax.tree.flatten(eqx.filter(model, eqx.is_array))
+        params, _ = leaves_of(model)
         m = self.run.along.together({i: by_state[i] for i in self.run.along.leaves})
         dv = self.recalled(self.reading.weights(params), carry.traces, m)
         found = self.run.by_parameter(params, dv, [jnp.zeros_like(params[i]) for i in self.reading.plain])
-        return jax.tree.unflatten(layout, [found.get(i) for i in range(len(params))])
+        return [found.get(i) for i in range(len(params))]
 
     def follow(self, model: Model, carry: Carry, xs: PyTree[Array], steps: int) -> PyTree[Array]:
         """The recursion of the traces, for which no loss is needed."""
         self.check(carry)
-        run, weights = self.run, self.reading.weights(jax.tree.leaves(eqx.filter(model, eqx.is_array)))
-        params = jax.tree.leaves(eqx.filter(model, eqx.is_array))
+        run, (params, _) = self.run, leaves_of(model)
+        weights = self.reading.weights(params)
 
         def one(state: list[Array], x: PyTree[Array]) -> tuple[list[Array], PyTree[Array]]:
             _, new, _, jacobians = run.run(params, state, jax.tree.leaves(x), weights)

@@ -250,7 +250,7 @@ def recalled(
         for number, (g, route) in enumerate(routes_of(grouping, call)):
             signal = route.spread(widened(m[g]), len(grouping.groups[g].shape))
             signal = signal.astype(joined(signal.dtype, wide(call.y(grouping.program).dtype)))
-            if not all(leaf is None for leaf in jax.tree.leaves(trace.full[number], is_leaf=lambda e: e is None)):
+            if jax.tree.leaves(trace.full[number]):
                 own = route.at_units(v) if op.is_diagonal else v
                 silent = jnp.zeros_like(signal[:1])
                 nothing = None if x is None else jnp.zeros((1, *x.shape), x.dtype)
