@@ -90,6 +90,21 @@ def window_of_weights(
     return new, taught
 
 
+def window_all_to_all(
+    op: object,
+    v: dict[str, Array],
+    trace: dict[str, Array | None],
+    carried: Array | None,
+    entering: Array | None,
+    signal: Array | None,
+    direct: Array | None,
+    x: Array,
+    noise: Array | None = None,
+) -> tuple[dict[str, Array | None], dict[str, Array | None]]:
+    """`ETraceOp.window` of an op where everything is connected."""
+    return window_of_weights(None, v, trace, carried, entering, signal, direct, x, noise)
+
+
 def with_bias(y: Array, w: dict[str, Array]) -> Array:
     return y + in_front(w["bias"], y.ndim) if "bias" in w else y
 
