@@ -12,7 +12,7 @@ import pytest
 from quick import compile_quickly
 
 # What a process may hold after a module, and after any test.
-MOST_MEMORY, STATUS = (1_000_000_000, 1_600_000_000), Path("/proc/self/statm")
+AFTER_MODULE, AFTER_TEST, STATUS = 1_000_000_000, 1_600_000_000, Path("/proc/self/statm")
 os.environ.setdefault("MPLBACKEND", "Agg")
 compile_quickly()
 # The first example of a test compiles, so its time says nothing.
@@ -72,7 +72,8 @@ def pytest_runtest_protocol(item, nextitem):
         return (yield)
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
-        if _memory() > MOST_MEMORY[nextitem is not None and nextitem.path == item.path]:
+        is_last = nextitem is None or nextitem.path != item.path
+        if _memory() > (AFTER_MODULE if is_last else AFTER_TEST):
             eqx.clear_caches()
             jax.clear_caches()
             gc.collect()

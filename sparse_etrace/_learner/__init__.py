@@ -10,7 +10,7 @@ from .d_rtrl import D_RTRL as D_RTRL
 from .e_prop import EProp as EProp
 from .es_d_rtrl import ES_D_RTRL as ES_D_RTRL
 from .hybrid import Hybrid as Hybrid
-from .learner import Carry as Carry, Learner as Learner, Window as Window
+from .learner import Carry as Carry, Learner as Learner, RuleLearner, Window as Window
 from .ostl import OSTL as OSTL
 from .ottt import OTTT as OTTT
 from .rflo import RFLO as RFLO
@@ -23,7 +23,7 @@ from .uoro import UORO as UORO
 
 # Every rule by its name, made for a state leaf that is taught where a rule needs one: for the command line, costs and
 # tests. A number is that of the rule's own steps.
-LEARNERS: dict[str, Callable[..., Learner]] = {
+LEARNERS: dict[str, Callable[..., RuleLearner]] = {
     "D_RTRL": lambda leaf: D_RTRL(),
     "ES_D_RTRL": lambda leaf: ES_D_RTRL(),
     "Hybrid": lambda leaf: Hybrid(),

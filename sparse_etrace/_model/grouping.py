@@ -149,7 +149,8 @@ def group(reading: Reading, is_late_held: bool = False, joined: Sequence[int] = 
     if every:
         wide = grouped(set(cluster))
         with contextlib.suppress(ValueError):  # what only ops read may be mixed across units: then `live` tells
-            return wide if wide.groups else grouped(live)
+            if wide.groups:
+                return wide
     return grouped(live)
 
 

@@ -137,11 +137,10 @@ def learner_costs(
 
 
 def _choice() -> list[Learner]:
-    """Those that keep other things than the ones before them."""
-    made = [make("state") for make in LEARNERS.values()]
-    kept = [learner.rule().storage for learner in made if isinstance(learner, RuleLearner)]
-    chosen = [learner for i, learner in enumerate(made) if kept[i] not in kept[:i]]
-    return [*chosen[:-3], SnAp(n=3), *chosen[-3:]]
+    """Those that keep other things than the ones before them, and SnAp with one step more."""
+    made = [make("state", *own) for name, make in LEARNERS.items() for own in ([(), (3,)] if name == "SnAp" else [()])]
+    kept = [learner.rule().storage for learner in made]
+    return [learner for i, learner in enumerate(made) if kept[i] not in kept[:i]]
 
 
 def _name(learner: Learner) -> str:

@@ -60,6 +60,11 @@ class _Stream(NamedTuple):
     xs: PyTree[Array]
     ys: PyTree[Array]
 
+    @property
+    def size(self) -> int:
+        """Of the batch."""
+        return len(jax.tree.leaves(self.state)[0])
+
     def fresh(self) -> Carry:
         return self.learner.init(self.model, self.state, _at(self.xs, 0))
 
@@ -127,7 +132,7 @@ def check_learner(
     if unknown:
         raise ValueError(f"skip: expected some of {', '.join(LAWS)}, got {', '.join(map(repr, sorted(unknown)))}.")
     given = [loss_fn, model, state, xs, ys]
-    if None in map(_none, given) and any(part is not None for part in given):
+    if 0 < sum(part is None for part in given) < len(given):
         raise ValueError("model: expected all of loss_fn, model, state, xs and ys, or none of them, got some.")
     with jax.enable_x64(model is None or bool(jax.config.read("jax_enable_x64"))):
         parts = _network() if model is None else given
@@ -136,10 +141,6 @@ def check_learner(
         for name, law in LAWS.items():
             for got, expected in () if name in skip else law(stream, *by_step):
                 _compare(name, got, expected)
-
-
-def _none(part: object) -> bool | None:
-    return None if part is None else True
 
 
 def _network() -> tuple[PyTree, ...]:
@@ -206,16 +207,14 @@ def _windows(stream: _Stream, losses: list, grads: list, carries: list) -> Itera
 
 
 def _batch(stream: _Stream, losses: list, grads: list, carries: list) -> Iterator[tuple]:
-    size = len(jax.tree.leaves(stream.state)[0])
-    parts = [stream.alone(slice(i, i + 1)) for i in range(size)]
+    parts = [stream.alone(slice(i, i + 1)) for i in range(stream.size)]
     found = [part.run(part.fresh(), slice(0, 2 * HALF))[1] for part in parts]
     yield _total(found), _total(grads)
 
 
 def _vmap(stream: _Stream, losses: list, grads: list, carries: list) -> Iterator[tuple]:
-    size = len(jax.tree.leaves(stream.state)[0])
     single = stream.alone(0)
-    carry = jax.tree.map(lambda a: jnp.broadcast_to(a, (size, *a.shape)), single.fresh())
+    carry = jax.tree.map(lambda a: jnp.broadcast_to(a, (stream.size, *a.shape)), single.fresh())
     carry = eqx.tree_at(lambda c: c.state, carry, stream.state)
     xs, ys = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (stream.xs, stream.ys))
 
@@ -230,7 +229,7 @@ def _vmap(stream: _Stream, losses: list, grads: list, carries: list) -> Iterator
 
 def _reset(stream: _Stream, losses: list, grads: list, carries: list) -> Iterator[tuple]:
     before, fresh = carries[HALF - 1], stream.fresh()
-    some = jnp.arange(len(jax.tree.leaves(stream.state)[0])) % 3 == 0
+    some = jnp.arange(stream.size) % 3 == 0
     after = stream.learner.reset(before, some, stream.state)
     yield jax.tree.map(_text, after), jax.tree.map(_text, before)
     for chosen, expected in ((some, fresh), (~some, before)):
