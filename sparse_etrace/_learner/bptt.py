@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._model.types import Filter
-from .._rule.black_box import FromOutside, check_reach, in_reverse, joined, split
+from .._rule.black_box import FromOutside, alone, check_reach, in_reverse, joined, split
 from .._rule.engine import Carry, Engine, Rule, Task, Window
 from .._types import Loss, Model
 from .learner import RuleLearner
@@ -54,5 +54,5 @@ class Backward(Engine):
 
     def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
         """Steps differentiated together."""
-        losses, aux, grads, state = in_reverse(model, self.task.train, lambda _: carry.state, xs, ys, loss_fn)
+        losses, aux, grads, state, _ = in_reverse(alone, model, self.task.train, lambda _: carry.state, xs, ys, loss_fn)
         return Window(losses, aux, grads, Carry(state, None))

@@ -219,20 +219,24 @@ class Whole(Engine):
             taught = signal.astype(matrix.dtype) @ matrix
         return pull(taught.astype(values.dtype))[0]
 
-    def follow(self, model: Model, carry: Carry, xs: PyTree[Array], steps: int) -> PyTree[Array]:
+    def observed(
+        self, model: Model, state: PyTree[Array], x: PyTree[Array]
+    ) -> tuple[PyTree[Array], PyTree[Array], PyTree[Array]]:
+        """The step, whose state and input say all."""
+        return *joined(model)(state, x), jax.lax.stop_gradient((state, x))
+
+    def follow(self, model: Model, carry: Carry, said: PyTree[Array]) -> PyTree[Array]:
         """The matrix through several steps."""
         trained, fixed = split(model, self.task.train)
         refuse_traces(jax.eval_shape(_zeros, trained, carry.state), carry.traces)
         values, to_values = _flat(trained)
 
-        def one(before: tuple[PyTree[Array], Array], x: PyTree[Array]) -> tuple[tuple[PyTree[Array], Array], None]:
-            state, matrix = before
-            live, run = _as_vectors(to_values, fixed, state, x)
-            return (run(live, values)[0], _advance(run, live, values, matrix)), None
+        def one(matrix: Array, now: tuple[PyTree[Array], PyTree[Array]]) -> tuple[Array, None]:
+            live, run = _as_vectors(to_values, fixed, *now)
+            return _advance(run, live, values, matrix), None
 
         by_rows = _by_rows(ravel_pytree(eqx.filter(carry.state, is_inexact))[0], values)
-        matrix = _turned(carry.traces.matrix, by_rows)
-        (_, matrix), _ = jax.lax.scan(one, (carry.state, matrix), xs, steps)
+        matrix, _ = jax.lax.scan(one, _turned(carry.traces.matrix, by_rows), said)
         return carry.traces.with_matrix(_turned(matrix, by_rows))
 
 

@@ -71,11 +71,15 @@ class Program(NamedTuple):
     avals: list[Aval]
 
     def evaluate(
-        self, known: Mapping[int, Array], wanted: Sequence[Atom], added: Mapping[int, Array] | None = None
+        self,
+        known: Mapping[int, Array],
+        wanted: Sequence[Atom],
+        added: Mapping[int, Array] | None = None,
+        acts: bool = False,
     ) -> list[Array]:
         """Values of `wanted`, running only the equations that they need beyond what is `known`.
 
-        `added` is added to a value where it arises.
+        `added` is added to a value where it arises. Where it `acts`, equations with effects run as well.
         """
         added = added or {}
         values: Known = {**self.consts, **known}
@@ -83,7 +87,7 @@ class Program(NamedTuple):
         needed = {a for a in wanted if isinstance(a, int)}
         run = []
         for node in reversed(self.nodes):
-            if any(o in needed and o not in known for o in node.outputs):
+            if any(o in needed and o not in known for o in node.outputs) or (acts and node.eqn.effects):
                 run.append(node)
                 needed.update(a for a in node.inputs if isinstance(a, int))
         for node in reversed(run):

@@ -288,6 +288,21 @@ class Step:
         plain, old, n, by_x = vjp(cts)
         return self.along.together(dict(zip(self.along.leaves, old, strict=True))), n, plain, by_x
 
+    def written(
+        self, params: list[Array], state: list[Array], x: list[Array]
+    ) -> tuple[list[Array], list[Array], tuple]:
+        """New state and output of one step with all derivatives, and as constants what `jacobians` of `run` gives."""
+        a, watched = self.reading, self.along.watched
+        known = dict(zip(self.program.inputs, [*params, *state, *x], strict=True))
+        made = [o for c in a.calls for o in c.node.outputs]
+        read = [i for c in watched for i in c.x_atoms]
+        found = iter(self.program.evaluate(known, [*a.new, *a.out, *made, *read], acts=True))
+        new, out, ys, given = ([next(found) for _ in part] for part in (a.new, a.out, made, read))
+        known, given = jax.lax.stop_gradient((known | dict(zip(made, ys, strict=True)), given))
+        each = iter(given)
+        xs = {c.number: c.unflatten(c.op_atoms, c.weight_atoms, [next(each) for _ in c.x_atoms])[2] for c in watched}
+        return new, out, (xs, *self.along.jacobians(known))
+
     def silence(self, state: list[Array]) -> tuple[list[Array], dict[int, Array]]:
         """Learning signals `m` and `n` of zero."""
         m = self.along.together({i: jnp.zeros_like(state[i]) for i in self.along.leaves})

@@ -108,36 +108,45 @@ def split(model: PyTree, train: Filter) -> tuple[PyTree, PyTree]:
     return trained, eqx.combine(jax.lax.stop_gradient(eqx.filter(fixed, eqx.is_array)), fixed)
 
 
-def joined(trained: PyTree, fixed: PyTree) -> Model:
-    """A model of both its parts, whose numbers are arrays."""
-    return lambda state, x: jax.tree.map(jnp.asarray, eqx.combine(trained, fixed)(state, x))
+def joined(*parts: PyTree) -> Model:
+    """A model of its parts, whose numbers are arrays."""
+    return lambda state, x: jax.tree.map(jnp.asarray, eqx.combine(*parts)(state, x))
+
+
+def alone(model: Model, state: PyTree[Array], x: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array], None]:
+    """A step of which nobody is told."""
+    return *joined(model)(state, x), None
 
 
 def in_reverse(
+    step: Callable[..., tuple[PyTree[Array], PyTree[Array], PyTree[Array]]],
     model: Model,
     train: Filter,
     start: Callable[[Model], PyTree[Array]],
     xs: PyTree[Array],
     ys: PyTree[Array],
     loss_fn: Loss,
-) -> tuple[Array, PyTree[Array], PyTree[Array], PyTree[Array]]:
-    """Losses, aux, gradients and state of several steps differentiated together, from the state `start(model)`."""
+) -> tuple[Array, PyTree[Array], PyTree[Array], PyTree[Array], PyTree[Array]]:
+    """Losses, aux, gradients and state of several steps differentiated together, from the state `start(model)`.
+
+    `step(model, state, x)` gives the new state, the output and what is wanted of each step besides, returned last.
+    """
     trained, fixed = eqx.partition(model, trained_filter(model, train))
 
     @eqx.filter_grad(has_aux=True)
     def total(summed: PyTree[Array]) -> tuple[Array, tuple]:
-        def one(state: PyTree[Array], now: tuple[PyTree, PyTree]) -> tuple[PyTree, tuple[Array, PyTree]]:
+        def one(state: PyTree[Array], now: tuple[PyTree, PyTree]) -> tuple[PyTree, tuple]:
             x, y = now
             # Narrow within a step, so that the sum over steps is wide.
-            state, out = joined(narrowed(summed, trained), fixed)(state, x)
-            return state, loss_fn(out, y)
+            state, out, said = step(eqx.combine(narrowed(summed, trained), fixed), state, x)
+            return state, (*loss_fn(out, y), said)
 
         begin = start(eqx.combine(narrowed(summed, trained), fixed))
-        state, (losses, aux) = jax.lax.scan(one, begin, (xs, ys))
-        return jnp.sum(losses), (losses, aux, state)
+        state, (losses, aux, said) = jax.lax.scan(one, begin, (xs, ys))
+        return jnp.sum(losses), (losses, aux, state, said)
 
-    grads, (losses, aux, state) = total(widened(trained))
-    return losses, aux, narrowed(eqx.filter(grads, eqx.is_array), trained), state
+    grads, (losses, aux, state, said) = total(widened(trained))
+    return losses, aux, narrowed(eqx.filter(grads, eqx.is_array), trained), state, said
 
 
 def by_step(

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from .._model.call import Call
 from .._model.constant import held
 from .._model.grouping import Grouping
-from .black_box import check_reach, in_reverse, joined, split
+from .black_box import check_reach, in_reverse, split
 from .engine import Carry, Engine, Loss, Model, Storage, Task, Use, Window, cut
 from .signal import leaves_of
 
@@ -96,17 +96,19 @@ class Bridged(Engine):
 
     def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         """A window of one step."""
-        given, (fixed, carry, first) = (model, carry, x), held((model, carry, jax.tree.map(lambda a: a[None], x)))
-        trained, rest = split(model, self.task.train)
-        state, out = joined(trained, rest)(self._remembered(eqx.combine(trained, rest), carry), x)
-        return cut(Carry(state, self.inner.follow(fixed, carry, first, 1), carry.memory), *given), out
+        given, (constant, carry) = (model, carry, x), held((model, carry))
+        model = eqx.combine(*split(model, self.task.train))
+        state, out, said = self.inner.observed(model, self._remembered(model, carry), x)
+        traces = self.inner.follow(constant, carry, jax.tree.map(lambda part: part[None], said))
+        return cut(Carry(state, traces, carry.memory), *given), out
 
     def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
         """Steps differentiated together, and the traces after them."""
         start = partial(self._remembered, carry=carry)
-        losses, aux, grads, state = in_reverse(model, self.task.train, start, xs, ys, loss_fn)
-        traces = self.inner.follow(model, carry, xs, len(losses))
-        return Window(losses, aux, grads, Carry(state, traces, carry.memory))
+        losses, aux, grads, state, said = in_reverse(
+            self.inner.observed, model, self.task.train, start, xs, ys, loss_fn
+        )
+        return Window(losses, aux, grads, Carry(state, self.inner.follow(model, carry, said), carry.memory))
 
     def window_steps(self, model: Model, carry: Carry, xs: PyTree[Array]) -> int:
         """Those of the rule."""

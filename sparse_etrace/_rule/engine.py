@@ -125,8 +125,14 @@ class Engine(abc.ABC):
         """
         raise NotImplementedError(NO_PAST)
 
-    def follow(self, model: Model, carry: Carry, xs: PyTree[Array], steps: int) -> PyTree[Array]:
-        """The traces after so many steps without a loss."""
+    def observed(
+        self, model: Model, state: PyTree[Array], x: PyTree[Array]
+    ) -> tuple[PyTree[Array], PyTree[Array], PyTree[Array]]:
+        """One step as the model is written, without any rule: new state, output, and what it says to the traces."""
+        raise NotImplementedError(NO_PAST)
+
+    def follow(self, model: Model, carry: Carry, said: PyTree[Array]) -> PyTree[Array]:
+        """The traces after steps that said this, one after the other."""
         raise NotImplementedError(NO_PAST)
 
     @property

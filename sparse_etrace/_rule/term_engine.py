@@ -63,17 +63,20 @@ class TermEngine(Engine):
         found = self.run.by_parameter(params, dv, [jnp.zeros_like(params[i]) for i in self.reading.plain])
         return [found.get(i) for i in range(len(params))]
 
-    def follow(self, model: Model, carry: Carry, xs: PyTree[Array], steps: int) -> PyTree[Array]:
-        """The recursion of the traces, for which no loss is needed."""
+    def observed(
+        self, model: Model, state: PyTree[Array], x: PyTree[Array]
+    ) -> tuple[PyTree[Array], PyTree[Array], PyTree[Array]]:
+        """The program of the step, with D and F where it passes."""
+        old, layout = jax.tree.flatten(state)
+        new, out, jacobians = self.run.written(leaves_of(model)[0], old, jax.tree.leaves(x))
+        return jax.tree.unflatten(layout, new), jax.tree.unflatten(self.reading.out_structure, out), jacobians
+
+    def follow(self, model: Model, carry: Carry, said: PyTree[Array]) -> PyTree[Array]:
+        """The recursion of the traces."""
         self.check(carry)
-        run, (params, _) = self.run, leaves_of(model)
-        weights = self.reading.weights(params)
-
-        def one(state: list[Array], x: PyTree[Array]) -> tuple[list[Array], PyTree[Array]]:
-            _, new, _, jacobians = run.run(params, state, jax.tree.leaves(x), weights)
-            return new, self.terms(jacobians(), *run.silence(state), carry.traces)
-
-        _, terms = jax.lax.scan(one, jax.tree.leaves(carry.state), xs, steps)
+        weights = self.reading.weights(leaves_of(model)[0])
+        m, n = self.run.silence(jax.tree.leaves(carry.state))
+        terms = jax.vmap(lambda said: self.terms(said, m, n, carry.traces))(said)
         return self.absorb(weights, carry.traces, terms, (None, carry.memory, carry.memory), "traces")[0]
 
     @property
