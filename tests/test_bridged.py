@@ -15,6 +15,7 @@ import sparse_etrace as se
 
 pytestmark = pytest.mark.usefixtures("x64")
 TOLERANCE = 1e-10
+ALPHA = 0.8
 KINDS = [kind for kind in models.KINDS if kind not in ("memoryless", "no_recurrence")]
 
 
@@ -68,9 +69,85 @@ def test_all_influences_bridge_exactly():
     assert oracles.relative_error(total(parts), bptt(case)) < TOLERANCE
 
 
-# --- by the formula --------------------------------------------------------------------------------------------------
+# --- what a rule refuses ---------------------------------------------------------------------------------------------
 
-ALPHA = 0.8
+
+class Refused(eqx.Module):
+    """Units mixed in one way or another, and beside them leaky ones that nothing mixes."""
+
+    inp: se.ETraceParam
+    side: se.ETraceParam
+    mix: jax.Array
+    how: str = eqx.field(static=True)
+
+    def __call__(self, state, x):
+        h, side = state
+        op = se.ETraceParam({"weight": self.mix}, se.MatMulOp())
+        match self.how:
+            case "plain":
+                new = jnp.tanh(0.5 * h + h @ self.mix + self.inp(x))
+            case "attention":
+                new = jnp.tanh(0.5 * h + jax.nn.softmax(h @ h.T) @ op(h) + self.inp(x))
+            case "weights":
+                op = se.ETraceParam({"weight": self.mix * jnp.tanh(h[0, :, None])}, se.MatMulOp())
+                new = jnp.tanh(0.5 * h + op(h) + self.inp(x))
+            case "loop":
+                new = jax.lax.fori_loop(0, 2, lambda _, h: jnp.tanh(0.5 * h + op(h)), h) + self.inp(x)
+            case "clip":
+                new = 0.5 * h + clipped(op(h) + self.inp(x))
+            case "complex":
+                new = 0.8j * h + h @ self.mix + self.inp(x)
+        side = 0.9 * side + self.side(x)
+        return (new, side), (new + side).real
+
+
+@jax.custom_vjp
+def clipped(v):
+    return jnp.tanh(v)
+
+
+clipped.defvjp(lambda v: (jnp.tanh(v), v), lambda v, g: (jnp.clip(g, -0.1, 0.1),))
+PARTLY = ["plain", "attention", "clip"]
+
+
+@pytest.mark.parametrize("rule", few([se.D_RTRL(), se.SnAp(2), se.RTRL()], [se.D_RTRL()]))
+@pytest.mark.parametrize("how", [*PARTLY, "weights", "loop", "complex"])
+def test_no_model_is_refused(how, rule):
+    """A window's gradient is exact; from before it comes what the rule can trace, which it says."""
+    rng = np.random.default_rng(0)
+    inp, side = (se.ETraceParam({"weight": models.array(rng, 3, 4)}, se.MatMulOp()) for _ in range(2))
+    model = Refused(inp, side, models.array(rng, 4, 4) / 2, how)
+    xs, ys = models.array(rng, 7, 2, 3), models.array(rng, 7, 2, 4)
+    state = jnp.zeros((2, 4), complex if how == "complex" else float), jnp.zeros((2, 4))
+
+    def gradient(learner, ends, chunk=None):
+        carry, found, begin = learner.init(model, state, xs[0]), None, 0
+        for end in ends:
+            part = slice(begin, end)
+            grads, carry = se.online_grad(learner, oracles.loss_fn, model, carry, xs[part], ys[part], chunk)[1:]
+            found = grads if found is None else jax.tree.map(jnp.add, found, grads)
+            begin = end
+        return {"inp": found.inp.value["weight"], "side": found.side.value["weight"], "mix": found.mix}
+
+    exact, cut = gradient(se.BPTT(), [7]), gradient(se.BPTT(), [3, 7], 2)
+    takes_all = isinstance(rule, se.RTRL) and how != "clip"
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        bridged, whole = gradient(se.Bridged(2, rule), [3, 7]), gradient(se.Bridged(7, rule), [7])
+    assert oracles.relative_error(whole, exact) < TOLERANCE
+    traced = exact if takes_all else cut | ({"side": exact["side"]} if how in PARTLY and not is_all(rule) else {})
+    assert oracles.relative_error(bridged, traced) < TOLERANCE < oracles.relative_error(cut, exact)
+    assert takes_all or any("What came before a window is left out" in str(w.message) for w in found)
+    rows = {row.name.partition(".")[0]: row.rule for row in se.explain(se.Bridged(2, rule), model, state, xs[0]).rows}
+    assert takes_all or rows["mix"] == "truncated"
+
+
+def is_all(rule):
+    """Whether it traces all of a model or nothing."""
+    return isinstance(rule, se.SnAp | se.RTRL)
+
+
+# --- by the formula --------------------------------------------------------------------------------------------------
 
 
 def trace(carry, factorised):

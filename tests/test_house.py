@@ -31,7 +31,7 @@ HOUSE = {
     "_kernels": "native windows dense products *",
     "_op": "contract weights boundary param initial *",
     "cells": "cell *",
-    "_model": "types primitives program linear constant positions trained refusals call links origin reading "
+    "_model": "types primitives program refusals linear constant positions trained call links origin reading "
     "groups grouping batch_axes step unit_links",
     "_rule": "reach influence traces support notes signal engine term_engine trace_engine kept_traces own_traces "
     "influence_engine black_box bridge",

@@ -129,22 +129,24 @@ def test_plain_arrays():
 
 
 class Nodes(eqx.Module):
-    """A complex number and a matrix outside of ops, shared by all nodes."""
+    """A complex number and a matrix outside of ops, shared by all nodes; the state is real or complex."""
 
     turn: jax.Array
     mix: jax.Array
 
     def __call__(self, h, x):
-        h = jnp.tanh((self.turn * (1 + 1j * h)).real + jnp.roll(h, 1, axis=0) @ self.mix + x)
-        return h, h
+        new = jnp.tanh(self.turn * (1 + 1j * h) + jnp.roll(h, 1, axis=0) @ self.mix + x)
+        return (new if jnp.iscomplexobj(h) else new.real), new.real + new.imag
 
 
 @pytest.mark.parametrize("nodes", [2, 9])
+@pytest.mark.parametrize("dtype", [float, complex])
 @pytest.mark.usefixtures("x64")
-def test_more_parameters_than_state_or_fewer(nodes):
+def test_more_parameters_than_state_or_fewer(nodes, dtype):
     rng = np.random.default_rng(nodes)
-    model = Nodes(jnp.asarray(0.5 + 0.4j), models.array(rng, 3, 3))
+    model = Nodes(jnp.asarray(0.2 + 0.1j), models.array(rng, 3, 3) / 4)
     xs, ys, h = (models.array(rng, *shape) for shape in ((6, nodes, 3), (6, nodes, 3), (nodes, 3)))
+    h = h.astype(dtype)
 
     def gradient(learner, chunk, *parts):
         carry, total = learner.init(model, h, xs[0]), None
@@ -154,8 +156,10 @@ def test_more_parameters_than_state_or_fewer(nodes):
         return total
 
     expected = gradient(se.BPTT(), None, slice(6))
-    got = gradient(se.RTRL(), 3, slice(3), slice(3, 6))
-    assert oracles.nonzero(expected) and oracles.relative_error(got, expected) < TOLERANCE
+    for learner in se.RTRL(), se.Bridged(3, se.RTRL()):
+        for chunk in 1, 2:
+            got = gradient(learner, chunk, slice(3), slice(3, 6))
+            assert oracles.nonzero(expected) and oracles.relative_error(got, expected) < TOLERANCE
 
 
 @pytest.mark.usefixtures("x64")

@@ -17,8 +17,8 @@ from .._model.grouping import Grouping
 from .._model.linear import pushforward
 from .._model.origin import origin_of
 from .._model.program import is_inexact
+from .._model.refusals import UntracedError
 from .._model.types import Filter
-from .._model.unit_links import UnlinkedError
 from .._numbers import number, whole
 from .._rule.black_box import check_linear, check_reach, joined, split
 from .._rule.engine import Carry, Engine, Rule, Storage, Task, Window, cut, refuse_traces
@@ -35,19 +35,25 @@ PRODUCTS = 2
 
 
 class Dense(eqx.Module):
-    """Derivative of the floating state by all that is trained: for each leaf of the state `(*leaf, params)`."""
+    """Derivative of the floating state by all that is trained: for each leaf of the state `(*leaf, params)`.
+
+    A complex leaf has a row for its real and one for its imaginary part in `matrix`, as in `_flat`.
+    """
 
     jacobian: PyTree[Array]
 
     @property
     def matrix(self) -> Inexact[Array, "state params"]:
-        return jnp.concatenate([leaf.reshape(_rows(leaf), leaf.shape[-1]) for leaf in jax.tree.leaves(self.jacobian)])
+        leaves = [leaf.reshape(math.prod(leaf.shape[:-1]), leaf.shape[-1]) for leaf in jax.tree.leaves(self.jacobian)]
+        return jnp.concatenate([part for leaf in leaves for part in _parts(leaf)])
 
     def with_matrix(self, matrix: Inexact[Array, "state params"]) -> "Dense":
         """Other numbers, cut into leaves of the state."""
         leaves, shape = jax.tree.flatten(self.jacobian)
-        parts = jnp.split(matrix, np.cumsum([_rows(leaf) for leaf in leaves])[:-1])
-        return Dense(jax.tree.unflatten(shape, [p.reshape(leaf.shape) for p, leaf in zip(parts, leaves, strict=True)]))
+        rows = [math.prod(leaf.shape[:-1]) for leaf in leaves for _ in _parts(leaf)]
+        parts = iter(jnp.split(matrix, np.cumsum(rows)[:-1]))
+        own = [[next(parts).reshape(leaf.shape) for _ in _parts(leaf)] for leaf in leaves]
+        return Dense(jax.tree.unflatten(shape, [jax.lax.complex(*p) if len(p) == 2 else p[0] for p in own]))
 
 
 class RTRL(RuleLearner):
@@ -92,7 +98,7 @@ def _all(wiring: Wiring, limit: int) -> sp.csr_array:
     """All neurons that any number of steps leads to.
 
     Raises:
-        UnlinkedError: nearly all are reached by nearly all ways, so that the whole derivative takes less time.
+        UntracedError: nearly all are reached by nearly all ways, so that the whole derivative takes less time.
     """
     reach = wiring.reach(None, None, limit)
     a, units, batch = wiring.links.grouping.reading, wiring.num_hidden, math.prod(wiring.links.batch)
@@ -101,7 +107,7 @@ def _all(wiring: Wiring, limit: int) -> sp.csr_array:
     if 0 < full <= 2 * kept and batch * full <= limit:
         along_edges, as_a_whole = kept * len(wiring.edges.sink), full * units * units * batch
         if as_a_whole <= PRODUCTS * along_edges:
-            raise UnlinkedError("model: its units act on each other by nearly all ways that there are.")
+            raise UntracedError("model: its units act on each other by nearly all ways that there are.")
     return reach
 
 
@@ -126,8 +132,9 @@ class Everything(Storage):
             if _acts_through_ops(engine.grouping):
                 engine.begin(model)
                 return engine
-        except (UnlinkedError, NotImplementedError):
+        except (UntracedError, NotImplementedError):
             pass  # units are mixed, or an op does not say which synapses it has
+        check_linear(model, state, x, task.train)
         return whole
 
     def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Dense | Influences:
@@ -147,9 +154,8 @@ class Whole(Engine):
         """Start with a matrix of zeros.
 
         Raises:
-            ValueError: it is too large, or a backward pass of the model is not linear.
+            ValueError: it is too large.
         """
-        check_linear(model, state, x, self.task.train)
         shapes = eqx.filter_eval_shape(
             lambda model, state: _zeros(split(model, self.task.train)[0], state), model, state
         )
@@ -169,7 +175,7 @@ class Whole(Engine):
         trained, fixed = split(model, self.task.train)
         refuse_traces(jax.eval_shape(_zeros, trained, carry.state), carry.traces)
         values, to_values = _flat(trained)
-        by_rows = _by_rows(ravel_pytree(eqx.filter(carry.state, is_inexact))[0], values)
+        by_rows = _by_rows(_flat(eqx.filter(carry.state, is_inexact))[0], values)
 
         def one(before: tuple[PyTree, Array, Array], now: tuple[PyTree, PyTree]) -> tuple[tuple, tuple]:
             state, matrix, total = before
@@ -214,7 +220,9 @@ class Whole(Engine):
         """The signals of the state on the matrix."""
         params, build = leaves_of(model)
         values, pull = jax.vjp(lambda params: _flat(split(build(params), self.task.train)[0])[0], params)
-        signal, matrix = ravel_pytree([part for part in by_state if is_inexact(part)])[0], carry.traces.matrix
+        live, to_live = _flat([leaf for leaf in jax.tree.leaves(carry.state) if is_inexact(leaf)])
+        (signal,) = jax.vjp(to_live, live)[1]([part for part in by_state if is_inexact(part)])
+        matrix = carry.traces.matrix
         with in_full():
             taught = signal.astype(matrix.dtype) @ matrix
         return pull(taught.astype(values.dtype))[0]
@@ -235,7 +243,7 @@ class Whole(Engine):
             live, run = _as_vectors(to_values, fixed, *now)
             return _advance(run, live, values, matrix), None
 
-        by_rows = _by_rows(ravel_pytree(eqx.filter(carry.state, is_inexact))[0], values)
+        by_rows = _by_rows(_flat(eqx.filter(carry.state, is_inexact))[0], values)
         matrix, _ = jax.lax.scan(one, _turned(carry.traces.matrix, by_rows), said)
         return carry.traces.with_matrix(_turned(matrix, by_rows))
 
@@ -247,13 +255,17 @@ def _turned(matrix: Array, by_rows: bool) -> Array:
 
 def _flat(tree: PyTree[Array]) -> tuple[Inexact[Array, " numbers"], Callable[[Array], PyTree[Array]]]:
     """All numbers in a row, of a complex one the real and the imaginary part; and the way back."""
-    parts = jax.tree.map(lambda z: (z.real, z.imag) if jnp.iscomplexobj(z) else z, tree)
+    parts = jax.tree.map(_parts, tree)
     flat, apart = ravel_pytree(parts)
 
     def back(flat: Array) -> PyTree[Array]:
-        return jax.tree.map(lambda z, p: jax.lax.complex(*p) if jnp.iscomplexobj(z) else p, tree, apart(flat))
+        return jax.tree.map(lambda z, p: jax.lax.complex(*p) if jnp.iscomplexobj(z) else p[0], tree, apart(flat))
 
     return flat, back
+
+
+def _parts(z: Array) -> tuple[Array, ...]:
+    return (z.real, z.imag) if jnp.iscomplexobj(z) else (z,)
 
 
 def _as_vectors(
@@ -261,7 +273,7 @@ def _as_vectors(
 ) -> tuple[Inexact[Array, " state"], Callable[[Array, Array], tuple[PyTree, PyTree]]]:
     """The floating state in a row, and a step as a function of it and of all that is trained."""
     live, rest = eqx.partition(state, is_inexact)
-    flat, to_live = ravel_pytree(live)
+    flat, to_live = _flat(live)
     return flat, lambda live, values: joined(to_values(values), fixed)(eqx.combine(to_live(live), rest), x)
 
 
@@ -269,7 +281,7 @@ def _advance(run: Callable[[Array, Array], tuple[PyTree, PyTree]], live: Array, 
     """`J <- dh'/dh J + dh'/dtheta`, with rows in front, or with the columns where those are fewer."""
 
     def floating(live: Array, values: Array) -> Array:
-        return ravel_pytree(eqx.filter(run(live, values)[0], is_inexact))[0]
+        return _flat(eqx.filter(run(live, values)[0], is_inexact))[0]
 
     new, pull = jax.vjp(floating, live, values)
     if _by_rows(live, values):
@@ -287,14 +299,15 @@ def _by_rows(live: Array, values: Array) -> bool:
     return len(live) <= len(values) or is_narrow(live.dtype) or is_narrow(values.dtype)
 
 
-def _rows(leaf: Array) -> int:
-    return math.prod(leaf.shape[:-1])
-
-
 def _zeros(trained: PyTree[Array], state: PyTree[Array]) -> Dense:
     values = _flat(trained)[0]
     live = eqx.filter(jax.tree.map(jnp.asarray, state), is_inexact)
-    return Dense(jax.tree.map(lambda s: jnp.zeros((*s.shape, values.size), wide(values.dtype)), live))
+
+    def zero(leaf: Array) -> Array:
+        part = jnp.zeros((*leaf.shape, values.size), wide(values.dtype))
+        return jax.lax.complex(part, part) if jnp.iscomplexobj(leaf) else part
+
+    return Dense(jax.tree.map(zero, live))
 
 
 def _acts_through_ops(grouping: Grouping) -> bool:

@@ -15,10 +15,9 @@ REC reads v and b, its own cluster, as constants: recurrence. UP reads them live
 v and b. An op acts on `b` through `v` only, and yet in the step after: D of their group is 2 x 2 at each unit.
 """
 
-import contextlib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import jax
@@ -28,7 +27,7 @@ import numpy as np
 from .groups import Group, Variable, make_group
 from .program import Program, is_inexact
 from .reading import Reading
-from .refusals import refuse_unread, refuse_zero
+from .refusals import UntracedError, refuse_unread, refuse_zero
 from .types import Labels
 
 OTHER = "anything but old state"
@@ -46,6 +45,7 @@ class Grouping:
             and before them as `~k`. None: old state is `k` everywhere.
         live: hidden variables whose old value reaches `out`, in this step or later, by ways that are not cut.
         members: the variables of each group.
+        untraced: why hidden variables are in no group.
     """
 
     reading: Reading
@@ -54,6 +54,7 @@ class Grouping:
     updates: dict[int, set[int]] | None
     live: set[int]
     members: list[tuple[int, ...]]
+    untraced: tuple[str, ...] = ()
 
     @property
     def program(self) -> Program:
@@ -63,9 +64,9 @@ class Grouping:
     @cached_property
     def groups(self) -> list[Group]:
         """The hidden groups; raises where one is mixed by anything but an op."""
-        return [self._make_group(m) for m in self.members]
+        return [self.group_of(m) for m in self.members]
 
-    def _make_group(self, members: tuple[int, ...]) -> Group:
+    def group_of(self, members: tuple[int, ...]) -> Group:
         a = self.reading
         inner = {c.number for c in a.calls if any(("n", i) in a.direct.get(("y", c.number), ()) for i in members)}
         traced = [c for c in a.learning if c.number in inner and c.call.traced]
@@ -116,7 +117,8 @@ def group(reading: Reading, is_late_held: bool = False, joined: Sequence[int] = 
         is_late_held: whether every op whose output reaches hidden state reads old state of other clusters as a constant
             as well, and live only what this step has made of it.
         joined: state leaves that are members of a group, read or not, with all whose old value acts on them.
-        every: whether hidden variables that only recurrent ops read are in groups as well, unless units of one mix.
+        every: whether hidden variables that only recurrent ops read are in groups as well, and those are in none whose
+            units are mixed, where that is refused otherwise.
     """
     a = reading
     cluster = _clusters(a)
@@ -146,12 +148,24 @@ def group(reading: Reading, is_late_held: bool = False, joined: Sequence[int] = 
             members = _join(a, members, leaf)
         return Grouping(a, cluster, stops, updates, live, members)
 
-    if every:
-        wide = grouped(set(cluster))
-        with contextlib.suppress(ValueError):  # what only ops read may be mixed across units: then `live` tells
-            if wide.groups:
-                return wide
-    return grouped(live)
+    return _made_of_units(grouped(set(cluster)), grouped(live)) if every else grouped(live)
+
+
+def _made_of_units(wide: Grouping, narrow: Grouping) -> Grouping:
+    """The groups of `wide` that act on each unit by itself, and for the others those of `narrow` that do."""
+    kept: list[tuple[int, ...]] = []
+    refused: dict[tuple[int, ...], str] = {}
+    for grouping in (wide, narrow):
+        for members in grouping.members:
+            if not any(set(members) <= set(other) for other in kept):
+                try:
+                    grouping.group_of(members)
+                    kept.append(members)
+                except UntracedError as reason:
+                    refused[members] = str(reason)
+    traced = {i for members in kept for i in members}
+    untraced = tuple(refused[members] for members in wide.members if not traced.issuperset(members))
+    return replace(wide, members=sorted(kept), untraced=untraced)
 
 
 def _clusters(a: Reading) -> dict[int, int]:
@@ -165,7 +179,7 @@ def _clusters(a: Reading) -> dict[int, int]:
     hidden = driven & closure(read, {i: {j for j in leaves if ("n", i) in every[j]} for i in leaves})
     for i in sorted(hidden):
         if not jax.dtypes.issubdtype(a.program.avals[a.state[i]].dtype, np.floating):
-            raise ValueError(
+            raise UntracedError(
                 f"state: the hidden variable {a.state_names[i]!r} is complex, traces are real. "
                 "Split it into two leaves, its real and its imaginary part."
             )

@@ -11,6 +11,7 @@ from .._kernels.windows import sum_to
 from .call import Call
 from .links import Between
 from .positions import Ids, Mixed
+from .refusals import UntracedError
 from .types import Atom
 
 
@@ -64,13 +65,13 @@ def make_group(
     """Check that the step between ops acts on each unit by itself, and find how the `traced` calls reach the units.
 
     Raises:
-        ValueError: units are mixed, variables differ in shape, or one output of an op drives several units.
+        UntracedError: units are mixed, variables differ in shape, or one output of an op drives several units.
     """
     program = between.program
     shape = program.avals[variables[0].old].shape
     for other in variables:
         if program.avals[other.old].shape != shape:
-            raise ValueError(
+            raise UntracedError(
                 f"state: {variables[0].name!r} of shape {shape} and {other.name!r} of shape "
                 f"{program.avals[other.old].shape} influence each other without an op between, so their units have to "
                 "match one by one as they lie. Store both in one shape and order, or put an op or se.cut between them."
@@ -93,7 +94,7 @@ def make_group(
             others = [repr(v.name) for v, part in zip(variables, alone, strict=True) if strays(part)]
             if not strays(alone[number]) and not any(isinstance(part, Mixed) for part in alone):
                 how = f"as {', '.join(others)} lies in another order (if these are the same units, store both in one)"
-            raise ValueError(
+            raise UntracedError(
                 f"model: the hidden state {variable.name!r} is mixed across units or batch {how}. A trace per "
                 "synapse needs dynamics that act on each unit by itself: make the mixing an op (ETraceParam), declare "
                 "it a boundary with se.cut, or use a learner without that need, BPTT."
@@ -107,7 +108,7 @@ def make_group(
 def _route(call: Call, ids: Ids, numbers: np.ndarray, name: str) -> Route:
     if isinstance(ids, Mixed) or ids is None:
         how = "" if ids is None else f" {ids.words}"
-        raise ValueError(
+        raise UntracedError(
             f"model: one output of the op called at {call.node.where} drives several units of {name!r}{how}. Give each "
             "unit its own output (an input without batch axes has to be broadcast first; an index array that is a leaf "
             "of the model cannot be followed, a slice or a constant can), or declare the mixing with se.cut."
@@ -130,7 +131,7 @@ def _route_diagonal(between: Between, call: Call, variables: Sequence[Variable],
     for variable, ids in zip(variables, landed, strict=True):
         if isinstance(ids, Mixed) or (ids is not None and np.any((ids != value) & (ids >= 0) & (value >= 0))):
             how = f" {ids.words}" if isinstance(ids, Mixed) else ", each on another variable of it"
-            raise ValueError(
+            raise UntracedError(
                 f"model: several values of the elementwise parameter called at {call.node.where} act on one unit of "
                 f"{variable.name!r}{how}. A unit has one trace of it: take one parameter for each role, or use "
                 "se.RTRL()."

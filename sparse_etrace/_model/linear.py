@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 
 from .primitives import CALLS, PLACED, aval, bind, branches, called, parameter, scan
 from .program import is_inexact, is_key, vjp_jaxpr
+from .refusals import UntracedError
 
 LARGE = 1 << 20
 ZERO, CONSTANT, LINEAR = "zero", "constant", "linear"
@@ -51,7 +52,7 @@ def refuse_bent(what: str, fn: Callable[..., PyTree], args: PyTree, *rest: PyTre
         fn, args, rest: as of `vjp_jaxpr`.
 
     Raises:
-        ValueError: it is not.
+        UntracedError: it is not.
     """
     closed, out = vjp_jaxpr(fn, args, *rest)
     first, count = len(jax.tree.leaves(args)), len(jax.tree.leaves(out))
@@ -65,7 +66,7 @@ def check_linear(what: str, closed: jex.ClosedJaxpr, vector: Sequence[int]) -> N
         _follow(closed, kinds, "")
     except _BentError as found:
         name, where = found.args
-        raise ValueError(
+        raise UntracedError(
             f"model: the backward pass of {what} is not linear, by `{name}` at {where}: it clips, rounds or adds to "
             "the derivative itself. A trace multiplies derivatives of single steps, which gives another gradient then. "
             "Clip the finished gradient instead (optax.clip), or use se.BPTT() or se.TBPTT()."

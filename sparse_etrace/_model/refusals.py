@@ -6,6 +6,10 @@ from collections.abc import Sequence
 import jax
 
 
+class UntracedError(ValueError):
+    """What a rule can keep no trace of: units that act on each other by other ways than ops, and their like."""
+
+
 def check_names(allow_zero: tuple[str, ...], names: list[str]) -> None:
     for allowed in allow_zero:
         if not any(covers(allowed, name) for name in names):

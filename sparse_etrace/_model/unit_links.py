@@ -11,14 +11,11 @@ from jaxtyping import Array
 from .grouping import Grouping
 from .positions import Ids, Mixed
 from .program import is_inexact
+from .refusals import UntracedError
 from .types import Known
 
 Node = tuple[str, int]
 """`("h", leaf)` old or new state, `("x", call)` input and `("y", call)` output of an op call."""
-
-
-class UnlinkedError(ValueError):
-    """A model whose units act on each other by other ways than ops."""
 
 
 class Link(NamedTuple):
@@ -62,7 +59,7 @@ class UnitLinks:
         odd = next((b for b in found if b[: len(shortest)] != shortest), None)
         if odd is not None:
             first, second = ((b, found[b]) for b in (shortest, odd))
-            raise UnlinkedError(
+            raise UntracedError(
                 f"model: the ops called at {first[1].node.where} and {second[1].node.where} have batch axes {first[0]} "
                 f"and {second[0]}. Influences are kept for each batch element: give both the same, or use se.RTRL()."
             )
@@ -73,11 +70,11 @@ class UnitLinks:
             hidden = [self.program.avals[self.grouping.reading.state[i]].shape for i in self.leaves[:1]]
             batch = hidden[0][: len(hidden[0]) - own] if hidden and own else ()
         if 0 in batch:
-            raise UnlinkedError(f"state: expected at least one batch element, got batch axes {batch}.")
+            raise UntracedError(f"state: expected at least one batch element, got batch axes {batch}.")
         for i in self.leaves:
             shape = self.program.avals[self.grouping.reading.state[i]].shape
             if shape[: len(batch)] != batch:
-                raise UnlinkedError(
+                raise UntracedError(
                     f"state: {self.grouping.reading.state_names[i]!r} of shape {shape} has the batch axes {batch} "
                     "elsewhere than in front. Put them first, or use se.RTRL()."
                 )
@@ -160,7 +157,7 @@ class UnitLinks:
         call = self.grouping.reading.calls[sink[1]]
         _, _, x = call.template(self.program)
         if any(jax.dtypes.issubdtype(a.dtype, np.complexfloating) for a in (x, call.y(self.program))):
-            raise UnlinkedError(
+            raise UntracedError(
                 f"model: {self.name(sink)} is driven by hidden state or another op, and input or output of that op are "
                 "complex. Influences pass through real ops: split it into two, its real and its imaginary part, or use "
                 "se.RTRL()."
@@ -173,7 +170,7 @@ class UnitLinks:
         if ids is None:
             return np.full(self.size(here), -1)
         if isinstance(ids, Mixed):
-            raise UnlinkedError(
+            raise UntracedError(
                 f"model: {self.name(source)} acts on several units of {self.name(sink)} that others of it act on as "
                 f"well, or across batch elements {ids.words}. Influences pass from unit to unit through ops: make the "
                 "mixing an op (ETraceParam), declare it a boundary with se.cut, or use se.RTRL()."
@@ -182,7 +179,7 @@ class UnitLinks:
         offset = 0 if self._is_diagonal(source) else self.size(there) * np.arange(count)[:, None]
         by_unit = np.where(ids >= 0, ids - offset, -1)
         if np.any(by_unit != by_unit[:1]):
-            raise UnlinkedError(
+            raise UntracedError(
                 f"model: {self.name(source)} acts on {self.name(sink)} across batch elements {self.batch}. Influences "
                 "are kept for each of them: put the batch axes first in all hidden state, declare the exchange a "
                 "boundary with se.cut, or use se.RTRL()."

@@ -12,7 +12,8 @@ from jaxtyping import PyTree
 from .._learner import Learner
 from .._model.grouping import group
 from .._model.reading import Reading
-from .._model.trained import is_array_like, struct
+from .._model.refusals import UntracedError
+from .._model.trained import is_array_like, leaf_names, struct, trained_filter
 from .._rule.engine import Use
 from .._text import as_table, data_frame
 from .._types import Model
@@ -109,9 +110,12 @@ def explain(learner: Learner, model: Model, state: PyTree, x: PyTree) -> Explana
     """
     engine = learner.prepare(model, state, x)
     carry = engine.carry_shapes(model, state, x)
-    grouping = engine.grouping or group(Reading(model, state, x, learner.train))
-    reading = grouping.reading
     by_step = engine.of_plain or learner.gradient
+    try:
+        grouping = engine.grouping or group(Reading(model, state, x, learner.train))
+    except (UntracedError, NotImplementedError):
+        return Explanation(_from_outside(learner, model, by_step), tuple(engine.notes()))
+    reading = grouping.reading
     params = jax.tree.leaves(eqx.filter(model, is_array_like))
     is_known = not any(isinstance(p, jax.ShapeDtypeStruct) for p in params)
     reached = engine.reached(params, *map(jax.tree.leaves, (struct(state), struct(x)))) if is_known else {}
@@ -146,6 +150,15 @@ def explain(learner: Learner, model: Model, state: PyTree, x: PyTree) -> Explana
             )
         )
     return Explanation(tuple(rows), tuple(dict.fromkeys(notes)))
+
+
+def _from_outside(learner: Learner, model: PyTree, rule: str) -> tuple[Row, ...]:
+    """Rows of a model of which nobody can tell what is computed by which op."""
+    trained = eqx.filter(model, trained_filter(model, learner.train))
+    return tuple(
+        Row(name, leaf.shape, (), (), (), 0, rule, None, leaf.size)
+        for name, leaf in zip(leaf_names(trained), jax.tree.leaves(trained), strict=True)
+    )
 
 
 def _times(shape: tuple[int, ...]) -> str:

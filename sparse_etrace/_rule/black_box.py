@@ -16,7 +16,7 @@ from .._model.trained import check_state, leaf_names, struct, trained_filter
 from .._model.types import Filter, Labels
 from .._sums import narrowed, widened, zeros
 from .._types import Loss, Model
-from .engine import Carry, Engine, Storage, Task
+from .engine import Carry, Engine, Storage, Task, Window
 
 
 @dataclass(frozen=True)
@@ -175,3 +175,34 @@ def by_step(
     start = dataclasses.replace(carry, origin=None)  # of which no step says anything
     (carry, grads), (losses, aux) = jax.lax.scan(one, (start, zeros(trained)), (xs, ys))
     return losses, aux, narrowed(grads, trained), carry
+
+
+class Backward(Engine):
+    """Reverse mode through a window."""
+
+    def __init__(self, task: Task):
+        self.task = task
+
+    def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:
+        """Check that every trained leaf reaches the output."""
+        check_reach(model, state, x, self.task.train, self.task.allow_zero)
+        return Carry(jax.tree.map(jnp.asarray, state), None)
+
+    def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
+        """One step of the model, differentiable also with respect to `carry`."""
+        state, out = joined(*split(model, self.task.train))(carry.state, x)
+        return Carry(state, None), out
+
+    def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
+        """Steps differentiated together."""
+        losses, aux, grads, state, _ = in_reverse(alone, model, self.task.train, lambda _: carry.state, xs, ys, loss_fn)
+        return Window(losses, aux, grads, Carry(state, None))
+
+    observed = staticmethod(alone)
+
+    def recall(self, model: Model, carry: Carry, by_state: list[Array]) -> list[Array | None]:
+        """Nothing is known of the past."""
+        return [None] * len(jax.tree.leaves(eqx.filter(model, eqx.is_array)))
+
+    def follow(self, model: Model, carry: Carry, said: PyTree[Array]) -> None:
+        """Nothing is kept."""

@@ -1,5 +1,6 @@
 """Windows in reverse mode whose start remembers: what came before a window is in the traces of a rule."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,8 @@ from jaxtyping import Array, PyTree
 from .._model.call import Call
 from .._model.constant import held
 from .._model.grouping import Grouping
-from .black_box import check_reach, in_reverse, split
+from .._model.refusals import UntracedError
+from .black_box import Backward, check_reach, in_reverse, split
 from .engine import Carry, Engine, Loss, Model, Storage, Task, Use, Window, cut
 from .signal import leaves_of
 
@@ -40,30 +42,45 @@ class Bridge(Storage):
 
     def read(self, model: Model, state: PyTree, x: PyTree, task: Task) -> "Bridged":
         """Read a model for the traces."""
-        return Bridged(self.inner.read(model, state, x, task._replace(is_all=False)), self, task)
+        task = task._replace(is_all=False)
+        if task.carry is not None:
+            has_traces = task.carry.traces is not None
+            return Bridged(self.inner.read(model, state, x, task) if has_traces else Backward(task), self, task)
+        try:
+            inner = self.inner.read(model, state, x, task)
+            inner.begin(model)
+            return Bridged(inner, self, task, inner.grouping.untraced if inner.grouping else ())
+        except (UntracedError, NotImplementedError) as reason:
+            return Bridged(Backward(task), self, task, (str(reason),))
 
     def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> PyTree[Array]:
         """Of the traces."""
-        return self.inner.restart(carry, where, zero)
+        return None if carry.traces is None else self.inner.restart(carry, where, zero)
 
 
 class Bridged(Engine):
     """Reverse mode within windows, from a state that is a function of what its traces say."""
 
     windows_are_free = False
-    of_plain = "truncated"
 
-    def __init__(self, inner: Engine, storage: Bridge, task: Task):
-        self.inner, self.storage, self.task = inner, storage, task
+    def __init__(self, inner: Engine, storage: Bridge, task: Task, untraced: tuple[str, ...] = ()):
+        self.inner, self.storage, self.task, self.untraced = inner, storage, task, untraced
 
     @property
     def grouping(self) -> Grouping | None:
         """That of the traces."""
         return self.inner.grouping
 
+    @property
+    def of_plain(self) -> str | None:
+        """Truncated, unless the traces are of the model as a whole."""
+        return "truncated" if self.untraced or self.grouping else None
+
     def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:
-        """Check that every trained leaf reaches the output, and start with traces of zero."""
+        """Check that every trained leaf reaches the output, say what has no trace, and start with traces of zero."""
         self._check(model, state, x)
+        for note in self._without_trace():
+            warnings.warn(note, stacklevel=4)
         return self.inner.init(model, state, x)
 
     def carry_shapes(self, model: Model, state: PyTree, x: PyTree) -> Carry:
@@ -118,8 +135,8 @@ class Bridged(Engine):
 
     def use(self, carry: Carry, call: Call, leaf: int) -> Use | None:
         """The rule of what came before a window; a leaf without trace is truncated there."""
-        use = self.inner.use(carry, call, leaf)
-        return use if use is None or use.rule != "same-step only" else Use("truncated")
+        use = self.inner.use(carry, call, leaf) or Use(self.of_plain or self.storage.gradient)
+        return use if use.rule != "same-step only" else Use("truncated")
 
     def notes(self) -> list[str]:
         """How far reverse mode reaches."""
@@ -130,11 +147,10 @@ class Bridged(Engine):
         ]
 
     def _without_trace(self) -> list[str]:
-        """State that only recurrent ops read, where it is mixed across units."""
-        grouping = self.inner.grouping
-        left = [] if grouping is None else sorted(set(grouping.cluster) - grouping.live)
-        names = ", ".join(repr(grouping.reading.state_names[i]) for i in left) if grouping else ""
-        return [f"What {names} holds from before a window is left out: it is mixed across units."] if left else []
+        """What the rule would have refused by itself."""
+        return [
+            f"What came before a window is left out where the rule can keep no trace. {why}" for why in self.untraced
+        ]
 
     def buffers(self, carry: Carry) -> dict[str, PyTree]:
         """Of the traces."""

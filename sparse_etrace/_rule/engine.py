@@ -102,6 +102,10 @@ class Engine(abc.ABC):
     def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Check the model against the rule, and start."""
 
+    def begin(self, model: Model) -> object:
+        """Refuse what only the arrays of a model show."""
+        return None
+
     @abc.abstractmethod
     def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         """One step of the model and of the traces."""
