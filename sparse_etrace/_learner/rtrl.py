@@ -137,11 +137,11 @@ class Everything(Storage):
         check_linear(model, state, x, task.train)
         return whole
 
-    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Dense | Influences:
+    def restart(self, carry: Carry, where: Array | None, zero: Callable[..., Array]) -> Dense | Influences:
         """Influences on the units of some batch elements."""
         if isinstance(carry.traces, Dense):
             return Dense(restarted(carry.state, carry.traces.jacobian, zero))
-        return restarted_influences(carry.traces, where)
+        return restarted_influences(carry.traces, where, zero)
 
 
 class Whole(Engine):

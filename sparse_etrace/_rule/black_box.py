@@ -39,9 +39,9 @@ class FromOutside(Storage):
         """Nothing is read."""
         return self.engine(task)
 
-    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> PyTree[Array]:
+    def restart(self, carry: Carry, where: Array | None, zero: Callable[..., Array]) -> PyTree[Array]:
         """As `again` says."""
-        return carry.traces if self.again is None else self.again(carry, where, zero)
+        return carry.traces if self.again is None or where is None else self.again(carry, where, zero)
 
 
 def check_reach(

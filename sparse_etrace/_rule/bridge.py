@@ -40,6 +40,11 @@ class Bridge(Storage):
         """Of the traces."""
         return self.inner.max_influences
 
+    @property
+    def has_rows(self) -> bool:
+        """As the traces."""
+        return self.inner.has_rows
+
     def read(self, model: Model, state: PyTree, x: PyTree, task: Task) -> "Bridged":
         """Read a model for the traces."""
         task = task._replace(is_all=False)
@@ -53,7 +58,7 @@ class Bridge(Storage):
         except (UntracedError, NotImplementedError) as reason:
             return Bridged(Backward(task), self, task, (str(reason),))
 
-    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> PyTree[Array]:
+    def restart(self, carry: Carry, where: Array | None, zero: Callable[..., Array]) -> PyTree[Array]:
         """Of the traces."""
         return None if carry.traces is None else self.inner.restart(carry, where, zero)
 

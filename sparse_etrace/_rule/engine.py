@@ -189,14 +189,20 @@ class Storage(abc.ABC):
     has_past: bool = False
     max_influences: int | None = None
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether what is kept of a batch element goes with its row of the state."""
+        return self.has_past
+
     @abc.abstractmethod
     def read(self, model: Model, state: PyTree, x: PyTree, task: Task) -> Engine:
         """Read a model, once."""
 
-    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> PyTree[Array]:
-        """Traces of which some batch elements start again.
+    def restart(self, carry: Carry, where: Array | None, zero: Callable[..., Array]) -> PyTree[Array]:
+        """Traces of which some batch elements start again: those that `where` chooses, if it is given.
 
-        `zero(now, number, axis)` is zero where batch elements start again that a leaf of the state has.
+        `zero(now, number, axis)` is what becomes of an array whose axes from `axis` on are batch axes, if a leaf of the
+        state has them: zero where batch elements start again.
         """
         return carry.traces
 

@@ -64,24 +64,23 @@ class Pattern(Storage):
         """Read a model, once."""
         return InfluenceEngine(self, Teacher(task.signal, Reading(model, state, x, task.train)), task)
 
-    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> Influences:
+    def restart(self, carry: Carry, where: Array | None, zero: Callable[..., Array]) -> Influences:
         """Influences on the units of some batch elements."""
-        return restarted_influences(carry.traces, where)
+        return restarted_influences(carry.traces, where, zero)
 
 
-def restarted_influences(traces: Influences, where: Array) -> Influences:
+def restarted_influences(traces: Influences, where: Array | None, zero: Callable[..., Array]) -> Influences:
     """Influences of which some batch elements start again."""
     values = traces.values
     if not values.size:
         return traces
-    if values.shape[1 : 1 + where.ndim] != where.shape:
+    if where is not None and values.shape[1 : 1 + where.ndim] != where.shape:
         raise ValueError(
             f"where: influences of this model have the batch axes {values.shape[1:]}, which all its ops share, so that "
             f"they cannot start again for some of {where.shape} only. Give every op an input with batch axes, start "
             "all again, or use se.D_RTRL() or se.TBPTT."
         )
-    chosen = where.reshape(1, *where.shape, *[1] * (values.ndim - 1 - where.ndim))
-    return eqx.tree_at(lambda t: t.values, traces, jnp.where(chosen, 0, values))
+    return eqx.tree_at(lambda t: t.values, traces, zero(values, None, 1))
 
 
 class InfluenceEngine(TermEngine):

@@ -78,7 +78,7 @@ class Traces(ByCall):
         """Of full traces."""
         return sum(leaf.size for leaf in jax.tree.leaves(trace.full[into]))
 
-    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> dict[int, CallTrace]:
+    def restart(self, carry: Carry, where: Array | None, zero: Callable[..., Array]) -> dict[int, CallTrace]:
         """Traces of the batch elements of the groups that they lead into."""
 
         def one(trace: CallTrace, into: Sequence[int | None]) -> CallTrace:

@@ -145,7 +145,7 @@ class OwnTraces(ByCall):
         """All of it."""
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trace[into]))
 
-    def restart(self, carry: Carry, where: Array, zero: Callable[..., Array]) -> PyTree[Array]:
+    def restart(self, carry: Carry, where: Array | None, zero: Callable[..., Array]) -> PyTree[Array]:
         """Zero, in front of what has the batch axes in front."""
         return jax.tree.map(zero, carry.traces)
 
