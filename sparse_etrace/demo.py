@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ._graph.connectivity import Connectivity
 from ._graph.graph import Graph
 from ._graph.transforms import scale_spectral_radius
-from ._learner import BPTT, D_RTRL, ES_D_RTRL, RTRL, Learner, SnAp
+from ._learner import BPTT, D_RTRL, ES_D_RTRL, RTRL, Bridged, Learner, SnAp
 from ._model.trained import trainable
 from ._op import ElemWiseParam, MatMulOp, SignLock, SpMatMulOp
 from ._op.param import ETraceParam, NonTempParam
@@ -31,10 +31,11 @@ from .datasets import MNIST1D, mnist1d, worm
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STEPS, READ, CHUNK, BATCH, HELD_OUT = 40, 20, 20, 50, 500
+STEPS, READ, CHUNK, WINDOW, BATCH, HELD_OUT = 40, 20, 20, 10, 50, 500
 UPDATES, QUICK_UPDATES = 1500, 300
 READOUT_ONLY = "readout only"
-COMPARED = (READOUT_ONLY, "ES-D-RTRL", "D-RTRL", "SnAp-2", "RTRL", "BPTT")
+BRIDGED = f"Bridged({WINDOW})"
+COMPARED = ("BPTT", "ES-D-RTRL", "D-RTRL", BRIDGED, "SnAp-2", READOUT_ONLY, "RTRL")
 
 
 class WormNet(eqx.Module):
@@ -99,6 +100,7 @@ def rules(model: WormNet, exact: bool = False) -> list[Rule]:
         Rule(READOUT_ONLY, D_RTRL(train=only_readout), 0.1),
         Rule("ES-D-RTRL", ES_D_RTRL(decay=0.98), 0.02),
         Rule("D-RTRL", D_RTRL(), 0.02),
+        Rule(BRIDGED, Bridged(WINDOW), 0.02),
         Rule("SnAp-2", SnAp(n=2), 0.02),
         *([Rule("RTRL", RTRL(), 0.02)] if exact else []),
         Rule("BPTT", BPTT(), 0.02),
@@ -150,7 +152,7 @@ def train(rule: Rule, model: WormNet, data: MNIST1D, updates: int, seed: int) ->
             curve.append((now.updates, accuracy(now.model, *held_out)))
             bar.set_postfix(held_out=f"{100 * curve[-1][1]:.1f} %")
 
-    update = Update(chunk=None if isinstance(rule.learner, BPTT) else CHUNK)
+    update = Update(chunk=None if isinstance(rule.learner, BPTT | Bridged) else CHUNK)
     options: dict[str, Any] = {"state": model.init_state(BATCH), "update": update, "callbacks": look}
     with tqdm(total=updates, desc=rule.name.ljust(12), unit="update") as bar:
         model = fit(rule.learner, loss_fn, optimizer, model, stream, progress=False, **options).model
@@ -165,7 +167,7 @@ def train(rule: Rule, model: WormNet, data: MNIST1D, updates: int, seed: int) ->
 def memory(model: WormNet) -> dict[str, Any]:
     """Bytes at batch 1: the traces, whatever the length, and the working memory by the length of a sequence."""
     state, x = model.init_state(1), jnp.zeros((1, 1))
-    online = [rule for rule in rules(model, True) if rule.name not in (READOUT_ONLY, "BPTT")]
+    online = [rule for rule in rules(model, True) if rule.name != "BPTT"]
     forward = {rule.name: memory_plan(rule.learner, model, state, x) for rule in online}
     return {
         "trace_bytes": {name: plan.traces for name, plan in forward.items()},
@@ -245,9 +247,9 @@ def draw(results: dict[str, Any], graph: Graph, weight: np.ndarray, traces: np.n
     plot.learning_curves(accuracies, updates, ylabel="accuracy on held-out sequences (%)", ax=learning)
     used = results["memory"]
     lengths = list(used["bptt_total_bytes"])
-    sizes = {"BPTT": list(used["bptt_total_bytes"].values())}
-    sizes |= {name: [size] * len(lengths) for name, size in used["total_bytes"].items()}
-    megabytes = {name: np.array(values) / 1e6 for name, values in sizes.items()}
+    sizes = {name: [size] * len(lengths) for name, size in used["total_bytes"].items()}
+    sizes["BPTT"] = list(used["bptt_total_bytes"].values())
+    megabytes = {name: np.array(sizes[name]) / 1e6 for name in COMPARED}
     plot.learning_curves(megabytes, lengths, "steps in a sequence", "memory of one gradient (MB)", log=True, ax=bytes_)
     bytes_.set_xscale("log")
     plot.connectivity(graph, weight, group="role", ax=wiring)
@@ -266,7 +268,7 @@ def summary(results: dict[str, Any]) -> str:
         if (found := results.get(name)) is None:
             continue
         lines.append(f"{name:32}{100 * found['test_accuracy']:6.1f} %   {found['seconds']:6.1f} s")
-    for name in ("D-RTRL", "SnAp-2", "RTRL"):
+    for name in ("D-RTRL", BRIDGED, "SnAp-2", "RTRL"):
         if name in results:
             gap = results["BPTT"]["test_accuracy"] - results[name]["test_accuracy"]
             lines.append(
@@ -274,6 +276,8 @@ def summary(results: dict[str, Any]) -> str:
             )
     used = results["memory"]
     for name, size in used["trace_bytes"].items():
+        if name == READOUT_ONLY:
+            continue
         lines.append(f"{'traces of ' + name:32}{size / 1e3:10,.1f} kB   for any number of steps")
     for steps, size in used["bptt_total_bytes"].items():
         lines.append(f"{f'BPTT, {steps:,} steps':32}{size / 1e3:10,.1f} kB   (all buffers)")
