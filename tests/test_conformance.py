@@ -57,6 +57,7 @@ LEARNERS = {
         {"step": "it needs the value of the loss", "vmap": TOGETHER, "elements": TOGETHER},
     ),
     "TBPTT": Rule(lambda leaf: se.TBPTT(steps=3)),
+    "TBPTT passes": Rule(lambda leaf: se.TBPTT(3, every=2), {"windows": "a pass goes through all of a window"}),
     "SnAp": Rule(lambda leaf: se.SnAp(n=2)),
     "Bridged": Rule(lambda leaf: se.Bridged(3), {"windows": "it is exact within a window, and a rule between them"}),
     "SnAp random": Rule(

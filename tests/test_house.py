@@ -32,7 +32,7 @@ HOUSE = {
     "_op": "contract weights boundary param initial *",
     "cells": "cell *",
     "_model": "types primitives program refusals linear constant positions trained call links origin reading "
-    "groups grouping batch_axes step unit_links",
+    "through groups grouping batch_axes step unit_links",
     "_rule": "reach influence traces support notes signal engine term_engine trace_engine kept_traces own_traces "
     "influence_engine black_box bridge rows",
     "_learner": "learner trace_learner * d_rtrl bridged",

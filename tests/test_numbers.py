@@ -21,9 +21,10 @@ LRU_INP = se.ETraceParam({"weight": jnp.ones((3, 3), complex)}, se.MatMulOp())
 
 # Each public constructor, with a value for each of its numbers; what is left out takes none.
 NUMBERS = {
-    se.D_RTRL: {}, se.BPTT: {}, se.OSTL: {}, se.UORO: {"key": KEY},
+    se.D_RTRL: {"through_ops": True}, se.BPTT: {}, se.OSTL: {}, se.UORO: {"key": KEY},
     se.RFLO: {"leaf": "h", "key": KEY, "factor_decay": 0.5},
-    se.ES_D_RTRL: {"decay": 0.5}, se.Hybrid: {"decay": 0.5}, se.OTTT: {"decay": 0.5}, se.TBPTT: {"steps": 4},
+    se.ES_D_RTRL: {"decay": 0.5}, se.Hybrid: {"decay": 0.5}, se.OTTT: {"decay": 0.5},
+    se.TBPTT: {"steps": 4, "every": 2},
     se.Bridged: {"window": 4},
     se.EProp: {"leaf": "h", "kappa": 0.5, "rate_strength": 0.0, "rate_target": 0.25, "factor_decay": 0.5},
     se.ThreeFactor: {"leaf": "h", "kappa": 0.5, "factor_decay": 0.5},

@@ -1,4 +1,4 @@
-"""Truncated BPTT: a sliding window, whatever the windows and calls of `online_grad`."""
+"""Truncated BPTT: a sliding window, whatever the windows and calls of `online_grad`; or a pass for several losses."""
 
 import equinox as eqx
 import jax
@@ -51,14 +51,15 @@ def jacobians(case, values, path):
 def truncated(case, steps, values=None, path=None, cuts=None):
     """Gradient of each loss through the last `steps` steps: products of explicit Jacobians, in numpy.
 
+    steps: a number, or one for each loss.
     cuts: for each batch element the step before which it began again, which no derivative passes.
     """
     path = states(case) if path is None else path
     (by_h, by_theta, d, b), unflatten = jacobians(case, case.twin.values if values is None else values, path)
-    grads = []
+    grads, reach = [], np.broadcast_to(steps, len(by_h))
     for t in range(len(by_h)):
         signal, grad = by_h[t], by_theta[t]
-        for s in range(t - 1, max(-1, t - steps), -1):
+        for s in range(t - 1, max(-1, t - reach[t]), -1):
             signal = signal if cuts is None else signal * _goes_on(case, [not s < cut <= t for cut in cuts])
             grad = grad + signal @ b[s]
             signal = signal @ d[s]
@@ -95,11 +96,14 @@ def test_windows_and_split_calls(chunk):
     assert oracles.relative_error(jax.tree.map(jnp.add, before, after), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind, steps", [("gru_cell", models.STEPS), ("rate", models.STEPS + 3)])
-def test_many_steps_are_bptt(kind, steps):
+@pytest.mark.parametrize(
+    "kind, learner",
+    [("gru_cell", se.TBPTT(models.STEPS)), ("rate", se.TBPTT(models.STEPS + 3)), ("rate", se.TBPTT(models.STEPS, 3))],
+)
+def test_many_steps_are_bptt(kind, learner):
     case = models.build(kind)
     expected = oracles.bptt(case.twin, case.xs, case.ys)
-    assert oracles.relative_error(run(se.TBPTT(steps=steps), case, 2)[1], expected) < TOLERANCE
+    assert oracles.relative_error(run(learner, case, 2)[1], expected) < TOLERANCE
     assert oracles.relative_error(models.total(truncated(case, models.STEPS - 1)), expected) > 1e-6
 
 
@@ -168,6 +172,87 @@ def test_no_silent_zero():
     start(se.TBPTT(steps=1, allow_zero=("params['inp']", "params['rec']")), case)
     grads = run(se.TBPTT(steps=2), case)[1]
     assert oracles.nonzero(grads)
+
+
+# --- a pass for several losses ---------------------------------------------------------------------------------------
+
+
+def reach(steps, every, ends):
+    """How many steps each loss goes through: those of a pass one more than the one before."""
+    return [steps + (t - begin) % every for begin, end in zip([0, *ends], ends) for t in range(begin, end)]
+
+
+PASSES = [
+    ("rate", 3, 2), ("rate", 2, 7), ("alif_v", 2, 4), ("gru_cell", 1, 3), ("delay_buffer", 4, 3), ("clock", 5, 2),
+    ("lif_vjp", 3, 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, steps, every", few(PASSES, [("alif_v", 2, 4)]))
+def test_one_pass_for_several_losses(kind, steps, every):
+    """In two calls, which cut a pass short where they end; a step more is seen, and a pass for each loss."""
+    case, ends = models.build(kind), [3, models.STEPS]
+    _, before, carry = run(se.TBPTT(steps, every), case, None, steps=slice(3))
+    _, after, _ = run(se.TBPTT(steps, every), case, None, carry, slice(3, None))
+    got, reached = jax.tree.map(jnp.add, before, after), np.array(reach(steps, every, ends))
+    path = states(case)
+    assert oracles.relative_error(got, models.total(truncated(case, reached, path=path))) < TOLERANCE
+    for mistake in (reached + 1, steps):
+        assert oracles.relative_error(got, models.total(truncated(case, mistake, path=path))) > 1e-6
+
+
+@pytest.mark.parametrize("steps, every", few([(2, 3), (1, 4), (3, 1)], [(2, 3)]))
+def test_windows_from_a_constant_state(steps, every):
+    """Explicit loops, each from the state `steps - 1` steps before its first loss; the last one is shorter."""
+    case = models.build("rate")
+    path = states(case)
+
+    @jax.jit
+    @jax.grad
+    def loops(values):
+        total = 0.0
+        for begin in range(0, models.STEPS, every):
+            first, end = max(begin - steps + 1, 0), min(begin + every, models.STEPS)
+            state = {name: leaf[first] for name, leaf in path.items()}
+            for t in range(first, end):
+                ops = oracles._Ops(case.twin, oracles._weights(case.twin, values), values)
+                state, out = case.twin.forward(ops, state, state, case.xs[t])
+                total += oracles.loss_fn(out, case.ys[t]) if t >= begin else 0.0
+        return total
+
+    expected = loops(case.twin.values)
+    assert oracles.relative_error(run(se.TBPTT(steps, every), case, None)[1], expected) < TOLERANCE
+    chunked = run(se.TBPTT(steps, models.STEPS if every > 1 else 1), case, every)[1]
+    assert oracles.relative_error(chunked, expected) < TOLERANCE
+
+
+def test_step_reaches_as_far_as_without():
+    case = models.build("alif_v")
+    _, got = run_by_step(se.TBPTT(4, every=4), case)
+    assert oracles.relative_error_by_step(got, truncated(case, 4)) < TOLERANCE
+
+
+def test_reset_between_passes():
+    """Element 1 of two starts again after three steps, in the middle of what later passes go back to."""
+    case, learner, reached = models.build("alif_v"), se.TBPTT(2, every=4), reach(2, 4, [3, models.STEPS])
+    _, before, carry = run(learner, case, None, steps=slice(3))
+    carry = learner.reset(carry, jnp.array([False, True]), case.twin.state)
+    _, after, _ = run(learner, case, None, carry, slice(3, None))
+    expected = models.total(truncated(case, reached, path=states(case, [0, 3]), cuts=[0, 3]))
+    got = jax.tree.map(jnp.add, before, after)
+    assert oracles.relative_error(got, expected) < TOLERANCE
+    assert oracles.relative_error(got, models.total(truncated(case, reached))) > 1e-4
+
+
+@pytest.mark.parametrize("every, error, message", [
+    (0, ValueError, "every: expected at least 1, got 0"), (1.5, TypeError, "every: expected a whole number, got 1.5"),
+])  # fmt: skip
+def test_what_is_no_number_of_losses(every, error, message):
+    with pytest.raises(error, match=message):
+        se.TBPTT(2, every=every)
+
+
+# --- refused ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [2.5, True])

@@ -1,5 +1,6 @@
 """Diagonal real-time recurrent learning: one trace per synapse and hidden variable."""
 
+import equinox as eqx
 from jax.typing import DTypeLike
 
 from .._model.types import Filter
@@ -18,6 +19,13 @@ class D_RTRL(RuleLearner):
         train: an equinox filter specification of what is trained; None for all of `trainable(model)`.
         trace_dtype: type in which traces are stored; None for that of the weights.
         allow_zero: names of leaves that may stay without gradient.
+        through_ops: whether the trace of an op is carried through ops of fixed weights behind it (`Fixed`, or left out
+            by `train`), which needs that these act on other axes: with `u = A (x W)`, `W` on features and `A` on nodes,
+            the trace of `W` reads `A x`. Otherwise what such an op sends has the gradient of its own step only.
+
+    Raises:
+        NotImplementedError: at `init`, an op behind another acts on the same axes, so that its trace would need more
+            than one entry for each weight and unit.
 
     Example:
         >>> import jax, jax.numpy as jnp, sparse_etrace as se
@@ -33,7 +41,8 @@ class D_RTRL(RuleLearner):
     train: Filter = None
     trace_dtype: DTypeLike | None = None
     allow_zero: tuple[str, ...] = ()
+    through_ops: bool = eqx.field(converter=bool, default=False)
 
     def rule(self) -> Rule:
         """A trace for each synapse, and the model's own learning signal."""
-        return Rule(Traces(dtype=self.trace_dtype))
+        return Rule(Traces(dtype=self.trace_dtype, through_ops=self.through_ops))

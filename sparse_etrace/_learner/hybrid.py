@@ -55,10 +55,10 @@ def smaller(grouping: Grouping, call: Call) -> list[bool]:
     _, _, x = call.template(grouping.program)
     y = call.y(grouping.program)
     full, factors = 0, 0 if x is None else math.prod(x.shape)
-    for g, _ in routes:
+    for g, route in routes:
         count = len(grouping.groups[g].variables)
         full += count * sum(
-            math.prod(s.shape) for s, u in zip(slot_shapes(grouping, call, g), per_unit, strict=True) if not u
+            math.prod(s.shape) for s, u in zip(slot_shapes(grouping, call, g, route), per_unit, strict=True) if not u
         )
         factors += count * math.prod(y.shape)
     return [u or full <= factors for u in per_unit]

@@ -28,6 +28,7 @@ from .groups import Group, Variable, make_group
 from .program import Program, is_inexact
 from .reading import Reading
 from .refusals import UntracedError, refuse_unread, refuse_zero
+from .through import Spread, Ways, find_ways, spread
 from .types import Labels
 
 OTHER = "anything but old state"
@@ -45,6 +46,7 @@ class Grouping:
             and before them as `~k`. None: old state is `k` everywhere.
         live: hidden variables whose old value reaches `out`, in this step or later, by ways that are not cut.
         members: the variables of each group.
+        ways: of traced op calls to hidden state through ops of fixed weights, by which their traces are carried.
         untraced: why hidden variables are in no group.
     """
 
@@ -54,6 +56,7 @@ class Grouping:
     updates: dict[int, set[int]] | None
     live: set[int]
     members: list[tuple[int, ...]]
+    ways: Ways
     untraced: tuple[str, ...] = ()
 
     @property
@@ -70,8 +73,18 @@ class Grouping:
         a = self.reading
         inner = {c.number for c in a.calls if any(("n", i) in a.direct.get(("y", c.number), ()) for i in members)}
         traced = [c for c in a.learning if c.number in inner and c.call.traced]
+        carried = {k: [o for o, way in self.ways.items() if k in way] for k in inner}
         variables = [Variable(a.state_names[i], a.state[i], a.new[i]) for i in members]
-        return make_group(a.between, members, variables, traced)
+        made = make_group(a.between, members, variables, traced + [a.calls[k] for k in sorted(inner) if carried[k]])
+        through = [r._replace(call=o, via=r.call) for r in made.routes for o in carried[r.call]]
+        return made._replace(routes=(*(r for r in made.routes if not carried[r.call]), *through))
+
+    @cached_property
+    def spread_shapes(self) -> Spread:
+        """Shapes of what passes along `ways`."""
+        given = [*self.program.inputs, *(o for c in self.reading.calls for o in c.node.outputs)]
+        values = dict(zip(given, self.program.shapes(given), strict=True))
+        return jax.eval_shape(lambda known: spread(self.reading, self.ways, known), values)
 
     @cached_property
     def depends(self) -> list[Labels]:
@@ -109,7 +122,13 @@ class Grouping:
                 )
 
 
-def group(reading: Reading, is_late_held: bool = False, joined: Sequence[int] = (), every: bool = False) -> Grouping:
+def group(
+    reading: Reading,
+    is_late_held: bool = False,
+    joined: Sequence[int] = (),
+    every: bool = False,
+    through_ops: bool = False,
+) -> Grouping:
     """Group the hidden variables of a reading.
 
     Args:
@@ -119,6 +138,8 @@ def group(reading: Reading, is_late_held: bool = False, joined: Sequence[int] = 
         joined: state leaves that are members of a group, read or not, with all whose old value acts on them.
         every: whether hidden variables that only recurrent ops read are in groups as well, and those are in none whose
             units are mixed, where that is refused otherwise.
+        through_ops: whether traces are carried through ops of fixed weights; unless `every`, ways by which they cannot
+            be are refused.
     """
     a = reading
     cluster = _clusters(a)
@@ -146,7 +167,8 @@ def group(reading: Reading, is_late_held: bool = False, joined: Sequence[int] = 
         members = [tuple(sorted(i for i in live if groups[i] == g)) for g in sorted(set(groups.values()))]
         for leaf in joined:
             members = _join(a, members, leaf)
-        return Grouping(a, cluster, stops, updates, live, members)
+        ways = find_ways(a, live, not every) if through_ops else {}
+        return Grouping(a, cluster, stops, updates, live, members, ways)
 
     return _made_of_units(grouped(set(cluster)), grouped(live)) if every else grouped(live)
 

@@ -19,11 +19,18 @@ class Route(NamedTuple):
     """How the output of an op call lands on the units of a hidden group.
 
     `ids` where it is neither equal nor a tile: the unit of each output; of an elementwise op, the value of each unit.
+    Where it passes through ops of fixed weights, that is the output of the last of them, `via`.
     """
 
     call: int
     repeats: tuple[int, ...] | None
     ids: np.ndarray | None
+    via: int | None = None
+
+    @property
+    def source(self) -> int:
+        """The op call whose output acts on the units."""
+        return self.call if self.via is None else self.via
 
     def spread(self, hidden: jax.Array, ndim: int) -> jax.Array:
         """Values on the units of the group, the last `ndim` axes, as values on the output of the op."""

@@ -26,7 +26,7 @@ class Between:
     def __init__(self, program: Program, calls: Sequence[Call]):
         self.program, self.calls = program, calls
 
-    def _function(self, sources: list[int], sinks: Sequence[Atom]) -> tuple[Callable[..., list[Array]], list[int]]:
+    def function(self, sources: list[int], sinks: Sequence[Atom]) -> tuple[Callable[..., list[Array]], list[int]]:
         """The sinks as a function of the sources, and what else it needs: inputs and the outputs of all calls."""
         given = [*self.program.inputs, *(o for c in self.calls for o in c.node.outputs)]
         rest = [a for a in given if a not in sources]
@@ -43,7 +43,7 @@ class Between:
         Raises:
             ValueError: the backward pass of the sinks, `what` in words, is not linear.
         """
-        fn, rest = self._function(sources, sinks)
+        fn, rest = self.function(sources, sinks)
         closed, out = vjp_jaxpr(fn, self.program.shapes(sources), *self.program.shapes(rest))
         check_linear(what, closed, range(len(sources), len(sources) + len(out)))
 
@@ -55,7 +55,7 @@ class Between:
 
     def landings(self, what: str, source: int, sinks: Sequence[Atom]) -> list[Ids]:
         """For each entry of each sink, the one of the source that acts on it; raises as `origins`."""
-        fn, rest = self._function([source], sinks)
+        fn, rest = self.function([source], sinks)
         (aval,) = self.program.shapes([source])
         refuse_bent(what, fn, [aval], *self.program.shapes(rest))
 
@@ -67,7 +67,7 @@ class Between:
 
     def derivatives(self, known: Known, sources: list[int], sinks: Sequence[Atom]) -> list[list[Array]]:
         """For each sink the derivatives by the sources, whose entries act on no more than one of its entries each."""
-        fn, rest = self._function(sources, sinks)
+        fn, rest = self.function(sources, sinks)
         others = [known[i] for i in rest]
         out, pull = jax.vjp(lambda v: fn(v, *others), [known[i] for i in sources])
         return [pull([jnp.full_like(o, float(i == k)) for i, o in enumerate(out)])[0] for k in range(len(out))]
@@ -77,7 +77,7 @@ class Between:
 
         By a complex source they are those of reverse mode: the change is the real part of `derivative * dy`.
         """
-        fn, rest = self._function([source], sinks)
+        fn, rest = self.function([source], sinks)
         push, one = _forward(fn, known[source], tuple(known[i] for i in rest)), jnp.ones_like(known[source])
         if not jnp.iscomplexobj(one):
             return push(one)

@@ -32,6 +32,7 @@ from .call import Call
 from .grouping import Grouping
 from .groups import Group
 from .program import Node, constant, is_inexact
+from .through import Spread, spread
 from .types import Atom, Input, Known, Labels, Weights
 
 TAP = -1
@@ -56,8 +57,9 @@ class Terms(NamedTuple):
         n: derivative of the loss by the output of each learning op call, through everything later in the step.
         m: for each group, derivative of the loss by its old variables, `(variables, *hidden)`.
         hidden_jacobian: D for each group, `(variables, variables, *hidden)`.
-        output_jacobian: F for each (group, op call), `(variables, *y)`.
+        output_jacobian: F for each (group, op call that acts on it), `(variables, *y)`.
         last: for each group, derivative by its variables after the last step, without time axis; None for zero.
+        spread: what stands for the input where a trace was carried through ops; see `through`.
     """
 
     x: dict[int, Input]
@@ -66,6 +68,7 @@ class Terms(NamedTuple):
     hidden_jacobian: list[Array]
     output_jacobian: dict[tuple[int, int], Array]
     last: list[Array | None] | None = None
+    spread: Spread = {}
 
 
 @runtime_checkable
@@ -104,18 +107,18 @@ class ByGroup:
         return [jnp.stack([by_leaf[i] for i in g.variables]) for g in self.grouping.groups]
 
     def jacobians(self, known: Known) -> tuple:
-        """D and F of all groups, at known inputs and op outputs."""
+        """D and F of all groups, at known inputs and op outputs, and what passes through ops of fixed weights."""
         d, f = [], {}
         for number, group in enumerate(self.grouping.groups):
             hidden, output = self._jacobian(group, known)
             f.update({(number, c): value for c, value in output.items()})
             d.append(hidden)
-        return d, f
+        return d, f, spread(self.reading, self.grouping.ways, known)
 
     def _jacobian(self, group: Group, known: Known) -> tuple[Array, dict[int, Array]]:
         """D and F of one group: one VJP with ones for each of its variables."""
         a = self.reading
-        calls = [a.calls[r.call] for r in group.routes]
+        calls = [a.calls[k] for k in dict.fromkeys(r.source for r in group.routes)]
         dense = [c for c in calls if not c.template(self.program)[0].is_diagonal]
         sources = [a.state[i] for i in group.variables] + [c.node.outputs[0] for c in dense]
         new = [a.new[i] for i in group.variables]

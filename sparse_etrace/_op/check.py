@@ -28,6 +28,7 @@ def check_op(op: ETraceOp, w: PyTree[Array], x: PyTree) -> None:
     - summed over batch and positions, `xy_to_dw` equals the vector-Jacobian product of `xw_to_y` in `v`;
     - a leading batch axis changes nothing;
     - where an op has `synapses`, `y[post]` is the sum of `v[slot] * x[pre]` over them;
+    - along the last `carried_ndim` axes, `xw_to_y` takes each entry by itself, as if there were no other;
     - where an op has its own `sum_dw` or `window`, it equals that of `ETraceOp`.
 
     Args:
@@ -116,6 +117,10 @@ def _laws(
         yield "synapses: xw_to_y is the sum of v[slot] * x[pre] into post", _summed(uses, v, one, out), out
     if x is None:
         return
+    for axis in range(-op.carried_ndim, 0):
+        out = run("xw_to_y", x, v)
+        alone = [run("xw_to_y", part, v) for part in jnp.split(x, x.shape[axis], axis)]
+        yield f"carried_ndim: xw_to_y takes each entry of axis {axis} by itself", jnp.concatenate(alone, axis), out
     law = "a leading batch axis changes nothing in "
     xs, ys, es = jnp.stack(xs), jnp.stack(ys), _stack(*es)
     yield law + "xw_to_y", run("xw_to_y", xs, v), _stack(run("xw_to_y", x, v), run("xw_to_y", x2, v))

@@ -38,6 +38,7 @@ class ETraceOp(eqx.Module):
         per_unit: keys of `v` whose slot is the target unit itself (a bias). Every learner keeps their exact trace.
         is_diagonal: True for an op without input, one weight per unit.
         input_ndim: rank of `x` without batch axes.
+        carried_ndim: how many of its last axes `xw_to_y` carries along, each entry of them by the same weights.
 
     Example:
         >>> class Gain(ETraceOp):
@@ -54,6 +55,11 @@ class ETraceOp(eqx.Module):
     def input_ndim(self) -> int:
         """Rank of `x` without batch axes."""
         return 1
+
+    @property
+    def carried_ndim(self) -> int:
+        """How many of the last axes of `x` and `y` are carried along, each entry of them by the same weights."""
+        return 0
 
     def phi(self, theta: PyTree[Array]) -> PyTree[Array]:
         """Weights on the synapses, `v = phi(theta)`; the identity unless overridden."""

@@ -143,6 +143,11 @@ class SpMatMulOp(ETraceOp):
         """Rank of `x` without batch axes."""
         return -self.axis
 
+    @property
+    def carried_ndim(self) -> int:
+        """The features behind the presynaptic units."""
+        return -1 - self.axis
+
     def phi(self, theta: PyTree[Array]) -> Weights:
         weight = read_weights(theta, 1, f"({self.num_weights},)")["weight"]
         hint = "One for each synapse of the op's connectivity, or for each index in tie."

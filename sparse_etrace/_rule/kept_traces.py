@@ -30,12 +30,14 @@ class Traces(ByCall):
         decay: share of the old factor where traces are factorised.
         only_input: whether the input is the only factor.
         dtype: type in which traces are stored; None for that of the weights.
+        through_ops: whether full traces are carried through ops of fixed weights.
     """
 
     full: Callable[[Grouping, Call], list[bool]] = every_synapse
     decay: float = 0.0
     only_input: bool = False
     dtype: DTypeLike | None = None
+    through_ops: bool = False
 
     @property
     def has_past(self) -> bool:  # type: ignore[override]

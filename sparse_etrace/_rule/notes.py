@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from .._model.call import Call
 from .._model.grouping import Grouping, closure
+from .._model.through import find_ways
 
 
 def untraced_recurrence(grouping: Grouping) -> list[Call]:
@@ -32,6 +33,8 @@ def one_step_only(grouping: Grouping, calls: list[Call]) -> str:
     else:
         why = f"what the op called at {_places(calls)} puts out reaches hidden state only through another op"
         way_out = "Let the op that learns come last (spread, then multiply)"
+        if not {c.number for c in calls}.isdisjoint(find_ways(grouping.reading, grouping.live, is_strict=False)):
+            way_out += ", take se.D_RTRL(through_ops=True)"
     return (
         f"No recurrent parameter has a trace: {why}. The rule learns from the same step only, as backpropagation "
         f"truncated after one step does. {way_out}, or use se.SnAp(2), se.RTRL() or se.TBPTT."

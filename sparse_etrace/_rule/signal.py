@@ -113,14 +113,14 @@ def find_leaf(reading: Reading, name: str | None, argument: str) -> int:
 class Teacher:
     """The executable side of a `Signal` on a model that was read, and the groups by which it goes."""
 
-    def __init__(self, feedback: Signal, reading: Reading, every: bool = False):
+    def __init__(self, feedback: Signal, reading: Reading, every: bool = False, through_ops: bool = False):
         self.feedback, self.reading = feedback, reading
         self.followers: list[Follower] = []
         self.tap: Tap | None = None
         self.gain = 1.0
         if feedback.leaf is not None:
             self._take(feedback)
-        self.grouping = group(reading, feedback.is_late_held, [b.leaf for b in self.followers], every)
+        self.grouping = group(reading, feedback.is_late_held, [b.leaf for b in self.followers], every, through_ops)
 
     def _take(self, feedback: Signal) -> None:
         self.leaf = find_leaf(self.reading, feedback.leaf, "leaf")

@@ -174,20 +174,26 @@ def reached(grouping: Grouping, params: list[Array], state: list[Like], x: list[
         weights = step.reading.weights(params)
         _, _, pull, jacobians = step.run(params, state, x, weights)
         m, n, plain, _ = pull(cts)
-        xs, d, f = jacobians()
+        xs, d, f, spread = jacobians()
         taught = {}
         for call in grouping.reading.learning:
             op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
-            y, routes = n[call.number], routes_of(grouping, call)
-            for g, route in routes:
+            y, carried = n[call.number], []
+            for g, route in routes_of(grouping, call):
                 heard = m[g]
                 for _ in range(len(heard)):
                     heard = heard + jnp.sum(d[g] * heard[:, None], axis=0)
-                landed = route.spread(heard, len(grouping.groups[g].shape)) * f[(g, call.number)]
+                landed = route.spread(heard, len(grouping.groups[g].shape)) * f[(g, route.source)]
                 landed = jnp.sum(landed, axis=0).astype(y.dtype)
-                y = y + (route.total(landed, y) if op.is_diagonal else landed)
-            ones = None if op.is_diagonal else jnp.ones_like(xs[call.number])
-            taught[call.number] = jax.tree.leaves(sum_to(op.xy_to_dw(ones, y, v), v))
+                if route.via is None:
+                    y = y + (route.total(landed, y) if op.is_diagonal else landed)
+                else:
+                    carried.append((spread[call.number, route.via][0], landed))
+            parts = [
+                sum_to(op.xy_to_dw(None if op.is_diagonal else jnp.ones_like(x), y, v), v)
+                for x, y in [(xs[call.number], y), *carried]
+            ]
+            taught[call.number] = jax.tree.leaves(jax.tree.map(lambda *leaves: sum(leaves), *parts))
         grads = step.by_parameter(params, taught, plain)
         return [grads[i] for i in grouping.reading.trained]
 

@@ -32,11 +32,18 @@ ROOM = 2**25
 
 
 class ByCall(Storage):
-    """What is kept of each op call by itself, fed with x, m, n, D and F."""
+    """What is kept of each op call by itself, fed with x, m, n, D and F.
+
+    Attributes:
+        through_ops: whether it is carried through ops of fixed weights.
+    """
+
+    through_ops: bool = False
 
     def read(self, model: Model, state: PyTree, x: PyTree, task: Task) -> "TraceEngine":
         """Read a model, once."""
-        return TraceEngine(self, Teacher(task.signal, Reading(model, state, x, task.train), not task.is_all), task)
+        reading = Reading(model, state, x, task.train)
+        return TraceEngine(self, Teacher(task.signal, reading, not task.is_all, self.through_ops), task)
 
     @abc.abstractmethod
     def begin(self, grouping: Grouping, call: Call, counts: Sequence[int]) -> PyTree[Array]:
@@ -133,8 +140,8 @@ class TraceEngine(TermEngine):
 
     def terms(self, jacobians: tuple, m: list[Array], n: dict[int, Array], traces: PyTree[Array]) -> Terms:
         """Inputs, learning signals, D and F."""
-        xs, d, f = jacobians
-        return Terms(xs, n, m, d, f)
+        xs, d, f, spread = jacobians
+        return Terms(xs, n, m, d, f, spread=spread)
 
     def absorb(
         self, weights: Weights, traces: PyTree[Array], terms: Terms, taught: tuple, only: str | None = None
@@ -192,7 +199,8 @@ def without_trace(grouping: Grouping, call: Call) -> str:
 def diagonal(grouping: Grouping, call: Call) -> str:
     """Whether what an op call says to hidden state passes on through each unit's own memory alone."""
     a, hit = grouping.reading, _hit(grouping, call)
-    straight = {s[1] for s in a.direct[("y", call.number)] if s[0] == "n"}
+    ends = [call.number, *grouping.ways.get(call.number, ())]
+    straight = {s[1] for k in ends for s in a.direct[("y", k)] if s[0] == "n"}
     later = closure(hit, {i: a.op_free(i) for i in range(len(a.state))})
     readers = {i: [s[1] for s in a.direct.get(("h", i), ()) if s[0] == "x"] for i in later}
     drops = any(grouping.stops[c] for calls in readers.values() for c in calls)

@@ -1,7 +1,7 @@
 """The two ways to keep eligibility traces, full and factorised, over a window of steps."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,6 +16,7 @@ from .._model.program import cast
 from .._model.step import Terms
 from .._model.trained import nbytes
 from .._model.types import Input, OpWeights, Weights
+from .._op.contract import ETraceOp
 from .._sums import dot, is_narrow, joined, matmul, matvec, mixed, rounded, wide, widened, zeros
 
 
@@ -73,10 +74,12 @@ def can_filter(grouping: Grouping, call: Call) -> bool:
     return True
 
 
-def slot_shapes(grouping: Grouping, call: Call, group: int) -> list[jax.ShapeDtypeStruct]:
+def slot_shapes(grouping: Grouping, call: Call, group: int, route: Route) -> list[jax.ShapeDtypeStruct]:
     """Shapes of the trace of each weight leaf of a call, without the axis of hidden variables."""
     op, _, x = call.template(grouping.program)
-    aval = call.y(grouping.program)
+    aval = grouping.reading.calls[route.source].y(grouping.program)
+    if route.via is not None:
+        x, _ = grouping.spread_shapes[call.number, route.via]
     shape = grouping.groups[group].shape if op.is_diagonal else aval.shape
     y = jax.ShapeDtypeStruct(shape, aval.dtype)
     return jax.tree.leaves(call.shapes_of(grouping.program, lambda op, v, x, y: op.xy_to_dw(x, y, v), x, y))
@@ -103,10 +106,10 @@ def init_trace(
     trained = grouping.reading.weight_is_trained(call)
     y = call.y(grouping.program)
     traces = []
-    for g, _ in routes:
+    for g, route in routes:
         leaves = [
             jnp.zeros((counts[g], *s.shape), _stored(s.dtype, dtype)) if keep and f else None
-            for s, keep, f in zip(slot_shapes(grouping, call, g), trained, full, strict=True)
+            for s, keep, f in zip(slot_shapes(grouping, call, g, route), trained, full, strict=True)
         ]
         traces.append(jax.tree.unflatten(jax.tree.structure(v), leaves))
     factors = None
@@ -136,7 +139,7 @@ def bytes_of_step(grouping: Grouping, counts: Sequence[int]) -> int:
     for group, count in zip(grouping.groups, counts, strict=True):
         (state,) = grouping.program.shapes([grouping.reading.state[group.variables[0]]])
         total += 2 * count * (1 + count) * nbytes(state)
-    return total
+    return total + (nbytes(grouping.spread_shapes) if grouping.ways else 0)
 
 
 def adjoint(hidden_jacobian: Array, m: Array, last: Array | None = None) -> tuple[Array, Array, Array, Array]:
@@ -206,21 +209,24 @@ def _advance_call(
             found = [jnp.sum(y, axis=0)] if op.is_diagonal else jax.tree.leaves(op.total_dw(x, y, v))
             parts.append([leaf if keep else None for leaf, keep in zip(found, kept, strict=True)])
 
-    if not routes or op.is_diagonal:
+    direct_routes = [number for number, (_, route) in enumerate(routes) if route.via is None]
+    if not direct_routes or op.is_diagonal:
         sampled(x, n, trained)
     full = []
     for number, (g, route) in enumerate(routes if any(in_full) else []):
         ndim = len(grouping.groups[g].shape)
-        f = terms.output_jacobian[(g, call.number)].astype(n.dtype)
+        f = terms.output_jacobian[(g, route.source)].astype(n.dtype)
         lam, p, lam_0, p_0 = (route.spread(part, ndim).astype(n.dtype) for part in adjoints[g])
         entering, direct = jax.vmap(matvec)(p, f), jax.vmap(dot)(lam, f)
-        if number == 0 and not op.is_diagonal:
+        if number in direct_routes[:1] and not op.is_diagonal:
             direct = direct + n
         later: tuple = (p_0, entering) if only != "gradients" else (None, None)
         now: tuple = (lam_0, direct) if only != "traces" else (None, None)
         kept = {} if noise is None else {"noise": mixed(noise, number)}
         own = route.at_units(v) if op.is_diagonal else v
-        eps, gradient = op.window(own, trace.full[number], later[0], later[1], now[0], now[1], x, **kept)
+        read = x if route.via is None else terms.spread[call.number, route.via]
+        of_units = None if route.via is None else per_unit_leaves(grouping, call)
+        eps, gradient = _window(op, of_units, own, trace.full[number], (*later, *now), read, **kept)
         if only != "gradients":
             full.append(eps)
         if only != "traces":
@@ -235,6 +241,30 @@ def _advance_call(
         total.append(cast(sum(present[1:], present[0]), leaf.dtype) if present else jnp.zeros_like(leaf))
     windows = None if trace.windows is None else trace.windows + 1
     return CallTrace(tuple(full) or trace.full, factors, windows), total
+
+
+def _window(
+    op: ETraceOp,
+    of_units: Sequence[bool] | None,
+    v: PyTree[Array],
+    trace: PyTree[Array],
+    units: tuple[Array | None, ...],
+    x: PyTree,
+    **noise: Any,
+) -> tuple[PyTree[Array], PyTree[Array]]:
+    """`ETraceOp.window`; of a trace that was carried through ops, `x` also holds what leaves `of_units` read for 1."""
+    carried, entering, signal, direct = units
+    if of_units is None:
+        return op.window(v, trace, carried, entering, signal, direct, x, **noise)
+    (x, ones), found = x, []
+    scaled = None if entering is None else entering * ones[:, None], None if direct is None else direct * ones
+    for (into, now), kept in (((entering, direct), False), (scaled, True)):
+        leaves = [e if own == kept else None for e, own in zip(_leaves(trace), of_units, strict=True)]
+        if jax.tree.leaves(leaves):
+            part = jax.tree.unflatten(jax.tree.structure(v), leaves)
+            found.append(op.window(v, part, carried, into, signal, now, x, **noise))
+    new, taught = (eqx.combine(*parts) for parts in zip(*found, strict=True))
+    return new, taught
 
 
 def recalled(
@@ -253,8 +283,11 @@ def recalled(
             if jax.tree.leaves(trace.full[number]):
                 own = route.at_units(v) if op.is_diagonal else v
                 silent = jnp.zeros_like(signal[:1])
-                nothing = None if x is None else jnp.zeros((1, *x.shape), x.dtype)
-                _, found = op.window(own, trace.full[number], None, None, signal, silent, nothing)
+                read = x if route.via is None else grouping.spread_shapes[call.number, route.via]
+                nothing = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), read)
+                of_units = None if route.via is None else per_unit_leaves(grouping, call)
+                units = (None, None, signal, silent)
+                _, found = _window(op, of_units, own, trace.full[number], units, nothing)
                 found = _leaves(route.total(found, v) if op.is_diagonal else found)
                 total = [t if f is None else t + f for t, f in zip(total, found, strict=True)]
             if trace.factors is not None:
