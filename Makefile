@@ -2,7 +2,7 @@ VENV := .venv
 PYTHON := python3
 BIN := $(VENV)/bin
 PYTHON := python3
-SOURCES := pyproject.toml README.md $(shell find sparse_etrace native datasets -name __pycache__ -prune -o -print)
+SOURCES := Makefile pyproject.toml README.md $(shell find sparse_etrace native datasets -name __pycache__ -prune -o -print)
 
 .PHONY: demo test short soak docs figures bench bench-gpu study bench-peers lint format clean
 
@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 
 # The tests import the installed package: `pytest` puts no checkout on the path, `python -m pytest` would.
 test: $(VENV)/installed-test
-	$(BIN)/pytest -n 2 --dist worksteal
+	BUILT=$(CURDIR)/build/wheel $(BIN)/pytest -n 2 --dist worksteal
 
 # What some rules owe, on compiled kernels: `make short PYTHON=python3.13 VENV=.venv-newest` is for another Python.
 short: $(VENV)/made build/wheel/made
@@ -74,10 +74,11 @@ $(VENV)/installed: $(VENV)/made $(SOURCES)
 	$(BIN)/python -m pip install .
 	@touch $@
 
-# One wheel for every Python: the kernels are called without Python's own interface.
+# The sdist and, from it, one wheel for every Python: the kernels are called without Python's own interface.
 build/wheel/made: $(SOURCES) | $(VENV)/made
 	rm -rf build/wheel
-	$(BIN)/python -m pip wheel --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m pip install build
+	$(BIN)/python -m build --outdir build/wheel .
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/made build/wheel/made
