@@ -11,7 +11,7 @@ import models
 import numpy as np
 import oracles
 import pytest
-from soak import few
+from soak import ONLY, few
 
 import sparse_etrace as se
 
@@ -74,7 +74,7 @@ LEARNERS = {
         },
     ),
 }
-every = pytest.mark.parametrize("name", LEARNERS)
+SELDOM = ("TBPTT passes",)  # with `make soak`: otherwise as another row
 kinds = pytest.mark.parametrize("kind", few([*KINDS], ["lif_cell"]))
 
 
@@ -83,10 +83,16 @@ def able(*what):
     return pytest.mark.parametrize(
         "name",
         [
-            pytest.param(name, marks=[pytest.mark.skip(rule.cannot[w]) for w in what if w in rule.cannot])
+            pytest.param(
+                name,
+                marks=[pytest.mark.skip(rule.cannot[w]) for w in what if w in rule.cannot] + [ONLY] * (name in SELDOM),
+            )
             for name, rule in LEARNERS.items()
         ],
     )
+
+
+every = able()
 
 
 # --- one stream ------------------------------------------------------------------------------------------------------
