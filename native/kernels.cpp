@@ -244,15 +244,18 @@ INLINE void put(E* to, P value, int64_t count) {
 
 // The lanes of a vector are steps, then synapses. The coefficients of a unit lie as carried (A x A), signal (A), and for
 // each variable the steps of entering, and the steps of direct, padded with zeros to a multiple of 16. Fixed: that
-// number of steps where it is known, or 0.
-template <class T, class Store, int A, int Fixed>
+// number of steps where it is known, or 0. First to Last: the sums that are made, those of the new trace before that of
+// the gradient. Across: the synapses of a vector may belong to several units of a group, where units have few.
+template <class T, class Store, int A, int Fixed, int First, int Last, bool Across>
 INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int64_t end) {
-  constexpr int n = lanes<T>;
+  constexpr int n = lanes<T>, sums = Last - First + 1;
+  constexpr int64_t group = Across ? 32 : 1;
   typedef pack<T, n> V;
   typedef typename Store::type Stored;
   const Synapses synapses = work.synapses;
   const int64_t num_post = synapses.num_post, padded = Fixed ? Fixed : (work.steps + 15) / 16 * 16;
-  T* const room = new T[(A + 1) * (A + padded)]();
+  const int64_t width = (A + 1) * (A + padded);
+  T* const room = new T[group * width]();
   const uint32_t noise = work.noise ? *work.noise + uint32_t(b) * 0x27d4eb2fu : 0;
 
   const T* x = work.x + b * synapses.num_pre;
@@ -264,68 +267,95 @@ INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int6
     next[a] = static_cast<Stored*>(work.next) + (a * work.batch + b) * synapses.count;
   }
 
-  auto run = [&](int64_t s, int64_t count, const int32_t* pre) __attribute__((always_inline)) {
-    const T* q = room;
-    V old[A + 1], sum[A + 1] = {};
+  // `pre` and `at` say for each lane its sender and where its coefficients begin.
+  auto run = [&](int64_t s, int64_t count, const int32_t* pre, const int64_t* at) __attribute__((always_inline)) {
+    auto of = [&](int64_t i) __attribute__((always_inline)) {
+      if constexpr (!Across) return V{} + room[i];
+      V all;
+#pragma GCC unroll 16
+      for (int l = 0; l < n; ++l) all[l] = room[at[l] + i];
+      return all;
+    };
+    V old[A + 1], sum[sums] = {};
     for (int a = 0; a < A; ++a) old[a] = get<Store, n>(trace[a] + s, count);
-    for (int a = 0; a <= A; ++a)
-      for (int c = 0; c < A; ++c) sum[a] += q[a * A + c] * old[c];
-    q += A * (A + 1);
+    for (int a = First; a <= Last; ++a)
+      for (int c = 0; c < A; ++c) sum[a - First] += of(a * A + c) * old[c];
+    constexpr int64_t entering = A * (A + 1);
     if (work.steps == 1) {
       V now;
 #pragma GCC unroll 16
       for (int l = 0; l < n; ++l) now[l] = x[pre[l]];
-      for (int a = 0; a <= A; ++a) sum[a] += q[a * padded] * now;
+      for (int a = First; a <= Last; ++a) sum[a - First] += of(entering + a * padded) * now;
     } else {
       // What the next synapses will gather is fetched early, but not from after the last of them.
       const int32_t* soon = s + 2 * n <= synapses.count ? synapses.pre + s + n : pre;
-      V part[A + 1][n];
+      V part[sums][n];
 #pragma GCC unroll 16
       for (int l = 0; l < n; ++l) {
         const T* row = rows + pre[l] * work.pitch;
+        const T* q = room + entering + (Across ? at[l] : 0);
         __builtin_prefetch(rows + soon[l] * work.pitch);
-        V total[A + 1] = {};
+        V total[sums] = {};
 #pragma GCC unroll 8
         for (int64_t k = 0; k < (Fixed ? Fixed : padded); k += n) {
           V now = load<V>(row + k);
-          for (int a = 0; a <= A; ++a) total[a] += load<V>(q + a * padded + k) * now;
+          for (int a = First; a <= Last; ++a) total[a - First] += load<V>(q + a * padded + k) * now;
         }
-        for (int a = 0; a <= A; ++a) part[a][l] = total[a];
+        for (int a = 0; a < sums; ++a) part[a][l] = total[a];
       }
-      for (int a = 0; a <= A; ++a) sum[a] += lane_sums(part[a]);
+      for (int a = 0; a < sums; ++a) sum[a] += lane_sums(part[a]);
     }
     if (work.next)
-      for (int a = 0; a < A; ++a) {
+      for (int a = First; a < A; ++a) {
         uint32_t place = uint32_t(a * synapses.count + s);
-        put(next[a] + s, Store::put(sum[a], place, work.noise ? &noise : nullptr), count);
+        put(next[a] + s, Store::put(sum[a - First], place, work.noise ? &noise : nullptr), count);
       }
-    if (work.gradient) {
-      if (b) sum[A] += get<AsIs<T>, n>(work.gradient + s, count);
-      put(work.gradient + s, sum[A], count);
+    if (Last == A && work.gradient) {
+      if (b) sum[A - First] += get<AsIs<T>, n>(work.gradient + s, count);
+      put(work.gradient + s, sum[A - First], count);
     }
   };
 
-  for_each_unit(synapses, begin, end, [&](int64_t unit, int64_t first, int64_t last) __attribute__((always_inline)) {
-    auto at = [&](const T* from, int64_t i) { return from ? from[(i * work.batch + b) * num_post + unit] : T(0); };
-    T* q = room;
-    for (int64_t i = 0; i < A * A; ++i) *q++ = at(work.carried, i);
-    for (int64_t i = 0; i < A; ++i) *q++ = at(work.signal, i);
-    for (int64_t a = 0; a < A; ++a, q += padded)
-      for (int64_t k = 0; k < work.steps; ++k) q[k] = at(work.entering, k * A + a);
-    for (int64_t k = 0; k < work.steps; ++k) q[k] = at(work.direct, k);
-    for (; first + n <= last; first += n) run(first, n, synapses.pre + first);
-    if (first == last) return;
-    int32_t rest[n] = {};
-    for (int64_t l = 0; l < last - first; ++l) rest[l] = synapses.pre[first + l];
-    run(first, last - first, rest);
-  });
+  for (int64_t s = begin; s < end;) {
+    const int64_t unit = synapses.post[s], units = min(group, num_post - unit);
+    const int64_t last = min(synapses.post_ptr[unit + units], end);
+    auto fill = [&](int64_t to, const T* from, int64_t i) __attribute__((always_inline)) {
+      from = from ? from + (i * work.batch + b) * num_post + unit : nullptr;
+      for (int64_t u = 0; u < units; ++u) room[u * width + to] = from ? from[u] : T(0);
+    };
+    int64_t to = 0;
+    for (int64_t i = 0; i < A * A; ++i) fill(to++, work.carried, i);
+    for (int64_t i = 0; i < A; ++i) fill(to++, work.signal, i);
+    for (int64_t a = 0; a < A; ++a, to += padded)
+      for (int64_t k = 0; k < work.steps; ++k) fill(to + k, work.entering, k * A + a);
+    for (int64_t k = 0; k < work.steps; ++k) fill(to + k, work.direct, k);
+    for (int64_t count = n; s < last; s += count) {
+      count = min(n, last - s);
+      const int32_t* pre = synapses.pre + s;
+      int32_t rest[n] = {};
+      int64_t at[n] = {};
+      if (count < n) {
+        for (int64_t l = 0; l < count; ++l) rest[l] = pre[l];
+        pre = rest;
+      }
+      if constexpr (Across)
+        for (int64_t l = 0; l < count; ++l) at[l] = (synapses.post[s + l] - unit) * width;
+      run(s, count, pre, at);
+    }
+  }
   delete[] room;
 }
 
 template <class T, class Store, int A>
 void window(const Window<T>& work, int64_t b, int64_t begin, int64_t end) {
-  if (work.steps <= 16) window_of_steps<T, Store, A, 16>(work, b, begin, end);
-  else window_of_steps<T, Store, A, 0>(work, b, begin, end);
+  if (work.steps > 16) return window_of_steps<T, Store, A, 0, 0, A, false>(work, b, begin, end);
+  if constexpr (A > 0 && std::is_same_v<T, typename Store::type>)
+    if (work.synapses.count < 4 * lanes<T> * work.synapses.num_post) {
+      if (!work.gradient) return window_of_steps<T, Store, A, 16, 0, A - 1, true>(work, b, begin, end);
+      if (!work.next) return window_of_steps<T, Store, A, 16, A, A, true>(work, b, begin, end);
+      return window_of_steps<T, Store, A, 16, 0, A, true>(work, b, begin, end);
+    }
+  window_of_steps<T, Store, A, 16, 0, A, false>(work, b, begin, end);
 }
 
 // Windows where everything is connected. The lanes of a vector are receivers; a tile of R senders and one vector stays

@@ -108,6 +108,21 @@ def window_of(conn, batch, variables, steps, new):
     dtype=np.float32,
     seed=0,
 )
+# Units of many synapses, and more units of few than go through a window together.
+@hypothesis.example(
+    conn=se.Connectivity.from_edges(np.arange(400) % 7, np.arange(400) % 3, shape=(7, 3)),
+    batch=(2,),
+    variables=2,
+    dtype=np.float32,
+    seed=2,
+)
+@hypothesis.example(
+    conn=se.Connectivity.from_edges(np.arange(150) % 7, np.arange(150) ** 2 % 71, shape=(7, 71)),
+    batch=(2,),
+    variables=2,
+    dtype=np.float32,
+    seed=1,
+)
 def test_trace_window(conn, batch, variables, dtype, seed):
     with jax.enable_x64(True):
         steps = (1, 3, 16, 18)[seed % 4]

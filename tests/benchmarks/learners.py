@@ -1,8 +1,9 @@
 """What each rule gives for its memory and its time, and how far two of them learn to copy.
 
-Study `alignment`: on three small networks, the cosine of each rule's gradient of the recurrent weights with the exact
-one, what is carried from one step to the next, and the time of a step in turns with that of a forward step. Study
-`copy`: one update per batch of whole sequences; the length to copy grows by one whenever it is mastered.
+Study `alignment`: on small networks and a graph network over traffic sensors, the cosine of each rule's gradient of the
+recurrent weights with the exact one, what is carried from one step to the next, and the time of a step in turns with
+that of a forward step. Study `copy`: one update per batch of whole sequences; the length to copy grows by one whenever
+it is mastered.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -29,7 +30,7 @@ import sparse_etrace as se
 from sparse_etrace.plot import MARKERS, PALETTE
 
 matplotlib.use("Agg")
-BATCH, STEPS, CHANNELS = 4, 60, 3
+BATCH, STEPS, CHANNELS, FEATURES = 4, 150, 3, 16
 SYMBOLS, COPIES, MASTERED, ROUND, BUCKET = 4, 16, 0.15, 10, 4
 BLANK, RECALL = 0, 3
 FULL = {"units": 64, "density": 0.125, "updates": 2000, "rate": 3e-3, "seeds": (0, 1, 2)}
@@ -57,6 +58,24 @@ class GatedUnits(eqx.Module):
         (a, b, c), (d, e, f) = ([p(v) for p in part] for part, v in ((self.inp, x), (self.rec, h)))
         update = jax.nn.sigmoid(b + e)
         h = (1 - update) * h + update * jnp.tanh(c + jax.nn.sigmoid(a + d) * f)
+        return h, h
+
+
+class GraphUnits(eqx.Module):
+    """A gated recurrent unit at each node of a graph, which reads its neighbours' mean before or after the matrix."""
+
+    inp: list[se.ETraceParam]
+    rec: list[se.ETraceParam]
+    spread: se.ETraceParam
+    spread_first: bool = eqx.field(static=True)
+
+    def __call__(self, h, x):
+        def read(matrix, h):
+            return matrix(self.spread(h)) if self.spread_first else self.spread(matrix(h))
+
+        (a, b, c), (d, e, f) = ([p(x) for p in self.inp], self.rec)
+        update, reset = jax.nn.sigmoid(a + read(d, h)), jax.nn.sigmoid(b + read(e, h))
+        h = update * h + (1 - update) * jnp.tanh(c + read(f, reset * h))
         return h, h
 
 
@@ -137,18 +156,38 @@ def copy_curve(learner, units, density, seed, updates, rate):
 # --- alignment --------------------------------------------------------------------------------------------------
 
 
+class Case(NamedTuple):
+    """A net, its first state for one sequence and for a batch, the leaf that is read, and what is trained."""
+
+    net: Net
+    one: Any
+    start: Any
+    leaf: str
+    train: Any
+    xs: jax.Array
+    ys: jax.Array
+
+
+def only(net, recurrent):
+    """A filter of these weights."""
+    nothing = jax.tree.map(lambda _: False, net)
+    return eqx.tree_at(lambda m: [p.value["weight"] for p in recurrent(m.cell)], nothing, replace_fn=lambda _: True)
+
+
 def networks(units):
-    """Name, net, function to its first state, leaf that is read, and filter of the recurrent weights."""
+    """Cases by their names, on inputs and targets that are sums of sines."""
     keys = iter(jax.random.split(jax.random.key(0), 20))
     graph = [wiring(units, 0.1, 1.1, seed) for seed in range(3)]
+    xs, ys = smooth(jax.random.key(1), CHANNELS), smooth(jax.random.key(2), 2)
 
     def inp(gain=1.0, bias=0.0):
         return dense(next(keys), CHANNELS, units, gain=gain, bias=bias)
 
+    strong = sparse(graph[0], 3 * graph[0].weight)
     cells = {
         "rate": (se.cells.LeakyRate(units, inp(), sparse(graph[0]), decay=0.9), "state", lambda c: [c.rec]),
-        "spiking": (se.cells.LIF(units, inp(3.0, 1.0), sparse(graph[0], 3 * graph[0].weight)), "z", lambda c: [c.rec]),
-        "gated": (
+        "ALIF": (se.cells.ALIF(units, inp(3.0, 1.0), strong), "z", lambda c: [c.rec]),
+        "GRU": (
             se.cells.GRU(units, *(inp() for _ in range(3)), *map(sparse, graph)),
             "state",
             lambda c: [c.rec_r, c.rec_u, c.rec_c],
@@ -156,12 +195,30 @@ def networks(units):
     }
     for name, (cell, leaf, recurrent) in cells.items():
         net = Net(cell, dense(next(keys), units, 2))
-        train = eqx.tree_at(
-            lambda m, of=recurrent: [p.value["weight"] for p in of(m.cell)],
-            jax.tree.map(lambda _: False, net),
-            replace_fn=lambda _: True,
-        )
-        yield name, net, cell.init_state, leaf, train
+        yield name, Case(net, cell.init_state(1), cell.init_state(BATCH), leaf, only(net, recurrent), xs, ys)
+
+
+def traffic(path):
+    """The same for a graph network on a week of traffic sensors, which looks a quarter of an hour ahead."""
+    if path is None or not path.is_file():
+        print("the graph networks are left out: --traffic names no file of speeds and roads")
+        return
+    found = np.load(path)
+    speed = (found["speed"] - found["speed"].mean()) / found["speed"].std()
+    nodes = speed.shape[1]
+    roads = se.from_edges(found["src"], found["dst"], found["w"], (nodes, nodes))
+    total = np.bincount(roads.connectivity.post, roads.weight, nodes)[roads.connectivity.post]
+    means = roads.with_weight(np.asarray(roads.weight / total, np.float32))
+    now, ahead = slice(0, STEPS), slice(3, STEPS + 3)
+    xs, ys = jnp.asarray(speed[now, :, None], jnp.float32), jnp.asarray(speed[ahead, :, None], jnp.float32)
+    for spread_first in (True, False):
+        keys = iter(jax.random.split(jax.random.key(0), 7))
+        spread = se.ETraceParam({"weight": means.weight}, se.SpMatMulOp(means, axis=-2))
+        inp, rec = ([dense(next(keys), size, FEATURES) for _ in range(3)] for size in (1, FEATURES))
+        net = Net(GraphUnits(inp, rec, spread, spread_first), dense(next(keys), FEATURES, 1))
+        name = "graph GRU, spread first" if spread_first else "graph GRU, matrix first"
+        state = jnp.zeros((nodes, FEATURES))
+        yield name, Case(net, state, state, "state", only(net, lambda c: c.rec), xs, ys)
 
 
 def rules(leaf, train, is_rate):
@@ -176,11 +233,14 @@ def rules(leaf, train, is_rate):
         "e-prop, random": se.EProp(leaf, "random", key=key, train=train),
         "RFLO": se.RFLO(leaf, key=key, train=train) if is_rate else None,
         "three-factor": se.ThreeFactor(leaf, train=train),
+        "Bridged(16)": se.Bridged(16, train=train),
+        "Bridged(16), SnAp-2": se.Bridged(16, se.SnAp(2), train=train),
         "SnAp-2": se.SnAp(2, train=train),
         "SnAp-3": se.SnAp(3, train=train),
         "RTRL": se.RTRL(train=train),
         "UORO": se.UORO(key, train=train),
-        "TBPTT(8)": se.TBPTT(8, train=train),
+        "TBPTT(16)": se.TBPTT(16, train=train),
+        "TBPTT(16, every=16)": se.TBPTT(16, every=16, train=train),
         "BPTT": se.BPTT(train=train),
     }
     return {name: rule for name, rule in found.items() if rule is not None}
@@ -197,9 +257,10 @@ def square(out, y):
     return jnp.mean((out - y) ** 2)
 
 
-def carried(rule, net, state, x):
+def carried(rule, case):
     """Bytes that a rule keeps for one sequence besides the state, without the indices of a pattern."""
-    kept = rule.carry_shapes(net, state, x)
+    state, x = case.one, case.xs[0, : len(case.one)] if case.start is case.one else case.xs[0, :1]
+    kept = rule.carry_shapes(case.net, state, x)
     if isinstance(rule, se.BPTT):
         return STEPS * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     traces = kept.traces.values if hasattr(kept.traces, "blocks") else kept.traces
@@ -208,11 +269,11 @@ def carried(rule, net, state, x):
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def alignment(units, repeats, most=3, every=1):
-    """Of the first `most` networks the size, and of every so many rules cosine, norm ratio, memory and time."""
-    xs, ys = smooth(jax.random.key(1), CHANNELS), smooth(jax.random.key(2), 2)
+def alignment(cases, repeats, every=1):
+    """Of each case the size, and of every so many rules cosine, norm ratio, memory and time."""
     found = {}
-    for name, net, init_state, leaf, train in itertools.islice(networks(units), most):
+    for name, case in cases:
+        net, start, xs, ys = case.net, case.start, case.xs, case.ys
 
         @jax.jit
         def forward(state, xs, ys, net=net):
@@ -222,9 +283,8 @@ def alignment(units, repeats, most=3, every=1):
 
             return jax.lax.scan(one, state, (xs, ys))
 
-        start, rows = init_state(BATCH), {}
-        runs = [functools.partial(forward, start, xs, ys)]
-        for rule, learner in list(rules(leaf, train, name == "rate").items())[::every]:
+        rows, runs = {}, [functools.partial(forward, start, xs, ys)]
+        for rule, learner in list(rules(case.leaf, case.train, name == "rate").items())[::every]:
             try:
                 compared = se.gradient_alignment(learner, square, net, start, xs, ys)
             except (ValueError, NotImplementedError) as error:
@@ -233,7 +293,7 @@ def alignment(units, repeats, most=3, every=1):
             rows[rule] = {
                 "cosine": compared.total_cosine,
                 "norm_ratio": compared.total_norm_ratio,
-                "bytes": carried(learner, net, init_state(1), xs[0, :1]),
+                "bytes": carried(learner, case),
             }
             carry = learner.init(net, start, xs[0])
             runs.append(functools.partial(se.online_grad, learner, square, net, carry, xs, ys))
@@ -241,7 +301,7 @@ def alignment(units, repeats, most=3, every=1):
         step, *times = seconds(*runs, repeats=repeats)
         for row, t in zip(rows.values(), times, strict=True):
             row |= {"ms": t / STEPS * 1e3, "ratio": t / step}
-        weights = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(net, train)))
+        weights = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(net, case.train)))
         found[name] = {"weights": weights, "forward_ms": step / STEPS * 1e3, "rules": rows}
         found[name]["mean_activity"] = float(jnp.abs(activity).mean())
     return found
@@ -301,12 +361,15 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
     parser.add_argument("--quick", action="store_true", help="small networks, few updates: does it run, not how well")
     parser.add_argument("--only", choices=("alignment", "copy"), help="one of the two studies")
+    parser.add_argument("--traffic", type=Path, help="metr_la_week.npz, for the graph networks")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "learners.json"
     found = {"jax": jax.__version__, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     if args.only != "copy":
-        found["alignment"] = alignment(*((20, 1, 1, 7) if args.quick else (60, 41)))
+        cases = itertools.chain(networks(20 if args.quick else 60), traffic(args.traffic))
+        cases = itertools.islice(cases, 1 if args.quick else None)
+        found["alignment"] = alignment(cases, *((1, 7) if args.quick else (21,)))
         alignment_figure(found["alignment"], args.out / "learners.png")
         for name, row in found["alignment"].items():
             print(f"{name}: {row['weights']:,} weights, forward {row['forward_ms']:.4f} ms a step")
