@@ -17,7 +17,9 @@ class Bridged(RuleLearner):
     `dtheta += dL/dtheta (h_0 constant) + lam_0 . eps_0`, `L` the losses of the window and `lam_0 = dL/dh_0` through
     everything in it; then the rule's recursion takes `eps` through the window. With all steps in one window that is
     BPTT, with `RTRL` it is exact for each K. A parameter without a trace (a plain array, one in front of a cut) has its
-    window's gradient. Hidden state that the rule traces has to be made of units, as the rule asks.
+    window's gradient; so have those of hidden state of which the rule refuses to keep traces, because its units are
+    mixed by anything but ops or the like, of which a warning at `init` tells. In graph networks that multiply before
+    they spread, take `D_RTRL(through_ops=True)`.
 
     Args:
         window: K, at least 1; `chunk` of `online_grad` takes its place. A call of fewer steps is a window of its own.
@@ -26,7 +28,7 @@ class Bridged(RuleLearner):
 
     Raises:
         TypeError: `window` is no whole number, or `rule` no such learner.
-        ValueError: `window` is below 1; or as the `init` of the rule.
+        ValueError: `window` is below 1; or, at `init`, a trained leaf can never get a gradient.
         NotImplementedError: the traces of the rule are no derivatives of the state.
 
     Example:

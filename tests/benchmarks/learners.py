@@ -221,8 +221,9 @@ def traffic(path):
         yield name, Case(net, state, state, "state", only(net, lambda c: c.rec), xs, ys)
 
 
-def rules(leaf, train, is_rate):
-    key = jax.random.key(0)
+def rules(name, leaf, train):
+    """All rules by their names, those of graph networks where there is a graph of nodes with features."""
+    key, through = jax.random.key(0), se.D_RTRL(through_ops=True, train=train)
     found = {
         "same step": se.TBPTT(1, train=train),
         "OTTT": se.OTTT(0.9, train=train),
@@ -231,7 +232,6 @@ def rules(leaf, train, is_rate):
         "OSTL": se.OSTL(train=train),
         "e-prop, symmetric": se.EProp(leaf, train=train),
         "e-prop, random": se.EProp(leaf, "random", key=key, train=train),
-        "RFLO": se.RFLO(leaf, key=key, train=train) if is_rate else None,
         "three-factor": se.ThreeFactor(leaf, train=train),
         "Bridged(16)": se.Bridged(16, train=train),
         "Bridged(16), SnAp-2": se.Bridged(16, se.SnAp(2), train=train),
@@ -239,11 +239,16 @@ def rules(leaf, train, is_rate):
         "SnAp-3": se.SnAp(3, train=train),
         "RTRL": se.RTRL(train=train),
         "UORO": se.UORO(key, train=train),
-        "TBPTT(16)": se.TBPTT(16, train=train),
+        "windows of 16": se.TBPTT(1, every=16, train=train),
         "TBPTT(16, every=16)": se.TBPTT(16, every=16, train=train),
         "BPTT": se.BPTT(train=train),
     }
-    return {name: rule for name, rule in found.items() if rule is not None}
+    if name == "rate":
+        found["RFLO"] = se.RFLO(leaf, key=key, train=train)
+    if name.startswith("graph"):
+        found |= {"D-RTRL, through ops": through, "Bridged(16), through ops": se.Bridged(16, through, train=train)}
+        found |= {f"SnAp-{n}, per parameter": se.SnAp(n, per="parameter", train=train) for n in (2, 3)}
+    return found
 
 
 def smooth(key, channels):
@@ -284,7 +289,7 @@ def alignment(cases, repeats, every=1):
             return jax.lax.scan(one, state, (xs, ys))
 
         rows, runs = {}, [functools.partial(forward, start, xs, ys)]
-        for rule, learner in list(rules(case.leaf, case.train, name == "rate").items())[::every]:
+        for rule, learner in list(rules(name, case.leaf, case.train).items())[::every]:
             try:
                 compared = se.gradient_alignment(learner, square, net, start, xs, ys)
             except (ValueError, NotImplementedError) as error:
