@@ -387,6 +387,7 @@ def main():
         options = dict(QUICK if args.quick else FULL)
         seeds = options.pop("seeds")
         learners = {"SnAp-1": se.SnAp(1), "SnAp-2": se.SnAp(2), "BPTT": se.BPTT()}
+        learners |= {"Bridged(16)": se.Bridged(16), "Bridged(16), SnAp-2": se.Bridged(16, se.SnAp(2))}
         learners = {"SnAp-2": se.SnAp(2)} if args.quick else learners
         runs = {rule: [copy_curve(learner, seed=s, **options) for s in seeds] for rule, learner in learners.items()}
         found["copy"] = {"options": options, "rules": runs}
