@@ -9,7 +9,7 @@ import models
 import numpy as np
 import oracles
 import pytest
-from soak import few
+from soak import ONLY, few
 
 import sparse_etrace as se
 
@@ -276,6 +276,7 @@ def test_windows_are_those_that_were_asked_for():
     assert oracles.relative_error(total(run(se.Bridged(16), case, [steps], 3)), total(parts)) < TOLERANCE
 
 
+@ONLY
 def test_laws():
     """Those of D-RTRL's traces are in the table of conformance."""
     se.check_learner(se.Bridged(3, se.SnAp(2)), skip=("windows",))

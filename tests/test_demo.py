@@ -19,7 +19,7 @@ SYNAPSES = 2194
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory):
-    """Four updates: the numbers, the folder, what was drawn, and what was printed."""
+    """Two updates: the numbers, the folder, what was drawn, and what was printed."""
     drawn = {}
 
     def keep(results, graph, weight, traces):
@@ -29,7 +29,7 @@ def short(tmp_path_factory):
     draw, out = demo.draw, tmp_path_factory.mktemp("demo") / "below"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "draw", keep)
-        patch.setattr(demo, "QUICK_UPDATES", 4)
+        patch.setattr(demo, "QUICK_UPDATES", 2)
         results = demo.run(out, quick=True, seed=1)
     return results, out, drawn
 
@@ -45,12 +45,12 @@ def test_files(short):
 def test_numbers(short):
     results = json.loads((short[1] / "worm.json").read_text())
     assert set(results) == {"updates", "seed", "neurons", "synapses", "untrained", "memory", *RULES}
-    assert [results[key] for key in ("updates", "seed", "neurons", "synapses")] == [4, 1, 279, SYNAPSES]
+    assert [results[key] for key in ("updates", "seed", "neurons", "synapses")] == [2, 1, 279, SYNAPSES]
     for name in RULES:
         found = results[name]
         assert set(found) == {"test_accuracy", "held_out_accuracy", "seconds", "curve"}
         assert 0 <= found["test_accuracy"] <= 1 and found["seconds"] > 0
-        assert [update for update, _ in found["curve"]] == [0, 1, 2, 3, 4]
+        assert [update for update, _ in found["curve"]] == [0, 1, 2]
         assert found["held_out_accuracy"] == found["curve"][-1][1]
         assert found["curve"][0] == results["BPTT"]["curve"][0]
     memory = results["memory"]
@@ -88,7 +88,7 @@ def test_the_figure_holds_the_numbers(short):
     learning, memory, wiring, traced = drawn["figure"].axes
     heights = [tuple(line.get_ydata()) for line in learning.lines]
     assert heights == [tuple(100 * y for _, y in results[name]["curve"]) for name in demo.COMPARED if name in results]
-    assert list(learning.lines[0].get_xdata()) == [0, 1, 2, 3, 4]
+    assert list(learning.lines[0].get_xdata()) == [0, 1, 2]
     bptt = results["memory"]["bptt_total_bytes"]
     assert list(memory.lines[0].get_xdata()) == list(bptt) and memory.get_xscale() == memory.get_yscale() == "log"
     assert np.allclose(memory.lines[0].get_ydata(), [size / 1e6 for size in bptt.values()])

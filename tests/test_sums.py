@@ -242,13 +242,14 @@ def test_four_million_inputs():
 def test_runs_in_parts(amount, monkeypatch, x64):
     monkeypatch.setattr(products, "RUN", 4)
     rng = np.random.default_rng(0)
-    for _ in range(amount(20, 500)):
-        sizes = rng.integers(0, 20, rng.integers(1, 9)) * (rng.random() < 0.9)
-        ptr = np.append(0, np.cumsum(sizes)).astype(np.int32)
-        unit = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        current = rng.normal(size=(ptr[-1], 2))
+    by_unit = jax.jit(products._by_unit)  # one program for each shape
+    for _ in range(amount(40, 500)):
+        units, count = [(8, 60), (3, 30), (1, 19), (5, 0)][rng.integers(4)]
+        ptr = np.array([0, *np.sort(rng.integers(0, count + 1, units - 1)), count], np.int32)
+        unit = np.repeat(np.arange(units, dtype=np.int32), np.diff(ptr))
+        current = rng.normal(size=(count, 2))
         expected = [current[a:b].sum(0) for a, b in zip(ptr, ptr[1:])]
-        np.testing.assert_allclose(products._by_unit(*map(jnp.asarray, (current, unit, ptr))), expected, atol=1e-12)
+        np.testing.assert_allclose(by_unit(*map(jnp.asarray, (current, unit, ptr))), expected, atol=1e-12)
 
 
 def precisions(fn, *args):

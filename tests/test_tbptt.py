@@ -89,10 +89,11 @@ def test_each_step(kind, steps):
 @pytest.mark.parametrize("chunk", few([2, None], [2]))
 def test_windows_and_split_calls(chunk):
     case = models.build("alif_v")
+    case = case._replace(xs=case.xs[:6], ys=case.ys[:6])
     learner, expected = se.TBPTT(steps=3), models.total(truncated(case, 3))
     assert oracles.relative_error(run(learner, case, chunk)[1], expected) < TOLERANCE
-    _, before, carry = run(learner, case, chunk, steps=slice(4))
-    _, after, _ = run(learner, case, chunk, carry, slice(4, None))
+    _, before, carry = run(learner, case, chunk, steps=slice(3))
+    _, after, _ = run(learner, case, chunk, carry, slice(3, None))
     assert oracles.relative_error(jax.tree.map(jnp.add, before, after), expected) < TOLERANCE
 
 

@@ -122,12 +122,12 @@ def test_a_bias_is_seen():
 
 def test_windows_and_calls_share_their_signs():
     case = models.build("alif_v")
+    case = case._replace(xs=case.xs[:6], ys=case.ys[:6])
     losses, expected, end = run(LEARNER, case)
-    got = run(LEARNER, case, 2)
-    assert oracles.relative_error(got[:2], (losses, expected)) < TOLERANCE
-    _, before, carry = run(LEARNER, case, 2, steps=slice(4))
-    _, after, carry = run(LEARNER, case, 2, carry, slice(4, None))
-    assert oracles.relative_error(jax.tree.map(jnp.add, before, after), expected) < TOLERANCE
+    *before, carry = run(LEARNER, case, 2, steps=slice(3))
+    *after, carry = run(LEARNER, case, 2, carry, slice(3, 6))
+    assert oracles.relative_error(jnp.concatenate([before[0], after[0]]), losses) < TOLERANCE
+    assert oracles.relative_error(jax.tree.map(jnp.add, before[1], after[1]), expected) < TOLERANCE
     assert jnp.array_equal(jax.random.key_data(carry.traces.key), jax.random.key_data(end.traces.key))
     other = run(se.UORO(key=jax.random.key(6)), case)[1]
     assert oracles.relative_error(other, expected) > 1e-2
