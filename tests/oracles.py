@@ -340,6 +340,32 @@ def bptt(twin, xs, ys):
     return total(twin.values)
 
 
+def near(twin, xs, ys, kept):
+    """Gradients of each step by dense RTRL whose derivative of all state by all parameters is zeroed after each step.
+
+    `kept` is structured like the values, each leaf `(H, *leaf)` for a floating state of H numbers.
+    """
+
+    def run(h, values, unpack, x, y):
+        state = unpack(h)
+        new, out = twin.forward(_Ops(twin, _weights(twin, values), values), state, state, x)
+        return _pack(new)[0], (loss_fn(out, y), new)
+
+    @jax.jit
+    def step(carry, now):
+        state, before = carry
+        h, unpack = _pack(state)
+        by_h, fresh = jax.jacobian(lambda h, values: run(h, values, unpack, *now)[0], (0, 1))(h, twin.values)
+        m, at_once = jax.grad(lambda h, values: run(h, values, unpack, *now)[1][0], (0, 1))(h, twin.values)
+        grads = jax.tree.map(lambda j, now: jnp.tensordot(m, j, 1) + now, before, at_once)
+        after = jax.tree.map(lambda j, f, k: k * (jnp.tensordot(by_h, j, 1) + f), before, fresh, kept)
+        return (run(h, twin.values, unpack, *now)[1][1], after), grads
+
+    size = len(_pack(twin.state)[0])
+    zero = jax.tree.map(lambda v: jnp.zeros((size, *v.shape)), twin.values)
+    return jax.lax.scan(step, (twin.state, zero), (xs, ys))[1]
+
+
 # --- comparison ------------------------------------------------------------------------------------------------------
 
 

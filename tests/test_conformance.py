@@ -59,6 +59,7 @@ LEARNERS = {
     "TBPTT": Rule(lambda leaf: se.TBPTT(steps=3)),
     "TBPTT passes": Rule(lambda leaf: se.TBPTT(3, every=2), {"windows": "a pass goes through all of a window"}),
     "SnAp": Rule(lambda leaf: se.SnAp(n=2)),
+    "SnAp by parameter": Rule(lambda leaf: se.SnAp(n=2, per="parameter")),
     "Bridged": Rule(lambda leaf: se.Bridged(3), {"windows": "it is exact within a window, and a rule between them"}),
     "SnAp random": Rule(
         lambda leaf: se.SnAp(n=3, pattern="random", paths=1, key=KEY), {"dense": "its ways are others"}

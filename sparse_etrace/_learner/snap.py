@@ -12,6 +12,7 @@ from .._graph.graph import Graph
 from .._model.program import is_key
 from .._model.types import Filter
 from .._numbers import number, whole
+from .._rule.by_parameter import Near
 from .._rule.engine import Rule
 from .._rule.influence_engine import Pattern
 from .._rule.reach import Wiring
@@ -61,13 +62,18 @@ class SnAp(RuleLearner):
             variables in `jax.tree` order, those that are variables of one neuron once.
         paths: for `"random"`: into each unit; at least 1.
         key: for `"random"`: chooses them.
+        per: `"use"`, each synapse has influences of its own. `"parameter"`: what is used at many places (a matrix on
+            the features of each node, a tie, a convolution) has its total influence on each node, kept on those within
+            `n - 1` hops of where it is used; a matrix that all nodes share is then exact for each n, and all is when n
+            reaches the diameter. A node is what no op but such a matrix joins.
+        workspace: for `"parameter"`: bytes for what is computed at once.
         max_influences: the most that are kept for each batch element; more is an error before anything is allocated.
         train, allow_zero: see `D_RTRL`.
 
     Raises:
         TypeError: `n` or `paths` is no whole number.
         ValueError: `n` or `paths` is below 1, `pattern` is none of these or has another shape, `key` and `paths` are
-            given without `"random"` or not with it; or as `init`.
+            given without `"random"` or not with it, `per` is neither; or as `init`.
 
     Example:
         >>> import jax, jax.numpy as jnp, sparse_etrace as se
@@ -85,6 +91,8 @@ class SnAp(RuleLearner):
     pattern: str | Connectivity | None = eqx.field(converter=_read_pattern, default=None)
     paths: int | None = number(whole, "paths", optional=True, default=None)
     key: Array | None = None
+    per: str = "use"
+    workspace: int = number(whole, "workspace", default=30_000_000)
     max_influences: int = number(whole, "max_influences", default=100_000_000)
     train: Filter = None
     allow_zero: tuple[str, ...] = ()
@@ -101,11 +109,17 @@ class SnAp(RuleLearner):
                 f"paths, key: expected a number and a key of jax.random.key with pattern='random' and none else, got "
                 f"{self.paths!r} and {self.key!r}."
             )
+        if self.per not in ("use", "parameter"):
+            raise ValueError(f"per: expected 'use' or 'parameter', got {self.per!r}.")
+        if self.per == "parameter" and self.pattern is not None:
+            raise ValueError(f"pattern: expected None with per='parameter', which counts hops, got {self.pattern!r}.")
         if self.paths is not None and self.paths < 1:
             raise ValueError(f"paths: expected at least 1 into each unit, got {self.paths}.")
 
     def rule(self) -> Rule:
         """Influences on the pattern, and the model's own learning signal."""
+        if self.per == "parameter":
+            return Rule(Near(None if self.n is None else self.n - 1, self.workspace, self.max_influences))
         named = self.pattern if isinstance(self.pattern, str) else self.pattern is None
         gradient = "exact" if self.n is None and self.pattern is None else "truncated"
         return Rule(Pattern(self._reach, ("SnAp", self.n, named, self.paths), self.max_influences, gradient))

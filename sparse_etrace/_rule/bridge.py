@@ -3,19 +3,16 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, PyTree
 
 from .._model.call import Call
-from .._model.constant import held
 from .._model.grouping import Grouping
 from .._model.refusals import UntracedError
-from .black_box import Backward, check_reach, in_reverse, split
-from .engine import Carry, Engine, Loss, Model, Storage, Task, Use, Window, cut
-from .signal import leaves_of
+from . import past
+from .black_box import Backward, check_reach
+from .engine import Carry, Engine, Loss, Model, Storage, Task, Use, Window
 
 
 @dataclass(frozen=True)
@@ -96,41 +93,13 @@ class Bridged(Engine):
     def _check(self, model: Model, state: PyTree, x: PyTree) -> None:
         check_reach(model, state, x, self.task.train, self.task.allow_zero)
 
-    def _remembered(self, model: Model, carry: Carry) -> PyTree[Array]:
-        """The state of a carry, with the traces as its derivative by the model."""
-        params, build = leaves_of(model)
-        state, layout = jax.tree.flatten(carry.state)
-
-        @jax.custom_vjp
-        def remembered(params: list[Array], state: list[Array], traces: PyTree[Array]) -> list[Array]:
-            return state
-
-        def forward(params: list[Array], state: list[Array], traces: PyTree[Array]) -> tuple[list[Array], tuple]:
-            return state, (params, state, traces)
-
-        def backward(kept: tuple, by_state: list[Array]) -> tuple:
-            params, state, traces = kept
-            old = Carry(jax.tree.unflatten(layout, state), traces, carry.memory)
-            return self.inner.recall(build(params), old, by_state), by_state, None
-
-        remembered.defvjp(forward, backward)
-        return jax.tree.unflatten(layout, remembered(params, state, carry.traces))
-
     def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         """A window of one step."""
-        given, (constant, carry) = (model, carry, x), held((model, carry))
-        model = eqx.combine(*split(model, self.task.train))
-        state, out, said = self.inner.observed(model, self._remembered(model, carry), x)
-        traces = self.inner.follow(constant, carry, jax.tree.map(lambda part: part[None], said))
-        return cut(Carry(state, traces, carry.memory), *given), out
+        return past.step(self.inner, self.task.train, model, carry, x)
 
     def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
         """Steps differentiated together, and the traces after them."""
-        start = partial(self._remembered, carry=carry)
-        losses, aux, grads, state, said = in_reverse(
-            self.inner.observed, model, self.task.train, start, xs, ys, loss_fn
-        )
-        return Window(losses, aux, grads, Carry(state, self.inner.follow(model, carry, said), carry.memory))
+        return past.window(self.inner, self.task.train, model, carry, xs, ys, loss_fn)
 
     def window_steps(self, model: Model, carry: Carry, xs: PyTree[Array]) -> int:
         """Those of the rule."""

@@ -83,6 +83,21 @@ def restarted_influences(traces: Influences, where: Array | None, zero: Callable
     return eqx.tree_at(lambda t: t.values, traces, zero(values, None, 1))
 
 
+def wired(links: UnitLinks, model: Model, every: bool) -> Wiring:
+    """The graph of a step of a model.
+
+    Raises:
+        TypeError: the model is traced, so that its synapses are not known.
+    """
+    params = jax.tree.leaves(eqx.filter(model, is_array_like))
+    if any(isinstance(p, jax.core.Tracer | jax.ShapeDtypeStruct) for p in params):
+        raise TypeError(
+            "model: its arrays are traced or have only shapes, so that its synapses are not known. Call init "
+            "outside of jit and vmap, with the arrays themselves."
+        )
+    return Wiring(links, links.grouping.reading.weights(list(map(jnp.asarray, params))), every)
+
+
 class InfluenceEngine(TermEngine):
     """Influences on a model."""
 
@@ -115,17 +130,10 @@ class InfluenceEngine(TermEngine):
         return self._make
 
     def _made(self, model: Model) -> Make:
-        params = jax.tree.leaves(eqx.filter(model, is_array_like))
-        if any(isinstance(p, jax.core.Tracer | jax.ShapeDtypeStruct) for p in params):
-            raise TypeError(
-                "model: its arrays are traced or have only shapes, so that its synapses are not known. Call init "
-                "outside of jit and vmap, with the arrays themselves."
-            )
         links = self.links
         if self.task.is_all:
             check_names(self.task.allow_zero, self.reading.param_names)
-        weights = self.reading.weights(list(map(jnp.asarray, params)))
-        wiring = Wiring(links, weights, self.storage.traces_all)
+        wiring = wired(links, model, self.storage.traces_all)
         reach = self.storage.reach(wiring)
         reached = reach.sum(axis=1)
         first = {c.number: wiring.offset[("y", c.number)] - wiring.num_hidden for c in links.carriers}

@@ -80,7 +80,7 @@ class Wiring:
         self.edges = self._find_edges()
         self.columns = self._find_columns(every)
         self.neuron = self._find_neurons()
-        self._find_reach()
+        self.find_reach()
 
     def _read_uses(self, weights: Weights) -> dict[int, list[tuple[Uses, int]]]:
         """For each carrier, the uses of each weight leaf, and where the leaf begins among all weights."""
@@ -89,11 +89,9 @@ class Wiring:
         for call in self.links.carriers:
             op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
             _, shapes, x = call.template(self.links.program)
-            count, senders = 1, 0
+            count, senders = positions(self.links, call), 0
             if x is not None:
-                front = x.ndim - op.input_ndim
-                count = math.prod(x.shape[len(self.links.batch) : front])
-                x = jax.ShapeDtypeStruct(x.shape[front:], x.dtype)
+                x = jax.ShapeDtypeStruct(x.shape[x.ndim - op.input_ndim :], x.dtype)
                 senders = x.size
             units = senders, self.links.size(("y", call.number)) // max(count, 1)
             found[call.number] = []
@@ -159,7 +157,7 @@ class Wiring:
     def num_neurons(self) -> int:
         return int(self.neuron.max(initial=-1)) + 1
 
-    def _find_reach(self) -> None:
+    def find_reach(self) -> None:
         h = self.num_hidden
         whole = entries(self.edges.source, self.edges.sink, (self.num_rows,) * 2)
         self.within = {"hh": whole[:h, :h], "hy": whole[:h, h:], "yh": whole[h:, :h], "yy": whole[h:, h:]}
@@ -193,7 +191,7 @@ class Wiring:
         passes = np.ones(len(e.source), bool)
         passes[through_op] = np.asarray(reached[e.source[through_op], e.sink[through_op] - h]).ravel()
         self.edges = e.only(passes)
-        self._find_reach()
+        self.find_reach()
 
     def reach(self, steps: int | None, given: sp.csr_array | None, limit: int) -> sp.csr_array:
         """Neurons that each op output with columns influences, as a pattern, op outputs by neurons.
@@ -230,6 +228,15 @@ class Wiring:
         at = entries(rows, np.arange(len(rows)), (self.num_rows - self.num_hidden, len(rows)))
         return (at @ kept).tocsr()
 
+    def count_all(self) -> int:
+        """Influences of the columns on all that any number of steps leads to; nothing as large as they are is made."""
+        count, part = sp.csgraph.connected_components(self.graph, connection="strong")
+        own = entries(np.arange(self.num_neurons), part, (self.num_neurons, count))
+        later = grown(sp.eye_array(count, dtype=bool), own.T @ self.graph @ own)
+        reach = (self.seeds + self.through) @ own @ later
+        columns = np.bincount(self.columns.row - self.num_hidden, minlength=self.num_rows - self.num_hidden)
+        return int(columns @ (reach.astype(np.int64) @ np.bincount(part[self.neuron], minlength=count)))
+
     def count(self, reach: sp.csr_array, rows: np.ndarray) -> int:
         """Stored influences of the columns at some op outputs."""
         columns = np.bincount(self.columns.row - self.num_hidden, minlength=self.num_rows - self.num_hidden)
@@ -252,6 +259,12 @@ def grown(
 def both(a: sp.sparray, b: sp.sparray) -> sp.csr_array:
     """What is in two patterns."""
     return a.tocsr().multiply(b.tocsr()).tocsr().astype(bool)
+
+
+def positions(links: UnitLinks, call: Call) -> int:
+    """How many times an op call does the same in a step, apart from batch elements."""
+    op, _, x = call.template(links.program)
+    return 1 if x is None else math.prod(x.shape[len(links.batch) : x.ndim - op.input_ndim])
 
 
 def _at_positions(uses: Uses, count: int, pre: int, post: int) -> Uses:
