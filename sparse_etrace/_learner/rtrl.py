@@ -22,8 +22,8 @@ from .._rule.sensitivity import Derivative
 from .._types import Model
 from .learner import RuleLearner
 
-# Multiply-adds of a product of matrices in the time of one of the influences.
-PRODUCTS = 2
+# Work of the whole derivative where it is taken, by that of the influences: windows may be shorter than it counts on.
+PRODUCTS = 0.5
 
 
 class RTRL(RuleLearner):
