@@ -345,6 +345,22 @@ def test_what_comes_late_in_a_long_table(tmp_path, monkeypatch, tail, said, suff
     assert Counter(ends) == Counter({(kind(12345), kind(1), 100.0): ROWS, said[0]: 1})
 
 
+@pytest.mark.parametrize("first", ['"pre","post","weight"', '\ufeffpre,"post","weight"'])
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_quotes_around_plain_names_cost_nothing(tmp_path, monkeypatch, first, end):
+    """As pyarrow and R write them: the rows below are plain."""
+    monkeypatch.setattr(text, "_table", None)
+    graph = table(tmp_path, f"{first}{end}7,8,9{end}")
+    assert graph.nodes == (7, 8) and graph.weight.tolist() == [9]
+
+
+@pytest.mark.parametrize("name", ["p\nre", 'p"re', "p re", "p,re", "#pre"])
+def test_quotes_that_matter(tmp_path, name):
+    first = '"' + name.replace('"', '""') + '"'
+    graph = table(tmp_path, f'{first},"post"\n7,8\n"7","9"\n', pre=name, post="post", weight=None)
+    assert graph.nodes == (7, 8, 9) and graph.connectivity.post.tolist() == [1, 2]
+
+
 CELLS = ["0", "-0", "1", "01", "-1", "+1", "00", "1.5", "01.5", ".5", "1.", "1e5", "1e999", "nan", "-inf", "True"]
 CELLS += ["False", "", "x", "0x1", "1_0", "9223372036854775807", "9223372036854775808", "-9223372036854775808"]
 CELLS += ["18446744073709551615", "18446744073709551616", "-9223372036854775809", "infinity", "e5", "-", "\u0661"]

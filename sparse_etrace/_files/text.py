@@ -19,6 +19,7 @@ SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", " ": "space"}
 PLAIN = re.compile(r"[^\W_#%][\w.+-]*|-?[0-9.][\w.+-]*", re.A).fullmatch
 MARK = "# sparse_etrace "
 NO_ROW = re.compile(rb"(?:[#%][^\r\n]*|[ \t]*)(?:[\r\n]+|\Z)").match
+HEADER = re.compile(rb"[^\r\n]*")
 COMMENT = re.compile(rb"[\r\n][#%][^\r\n]*")
 HEAD, BLOCK = 1 << 20, 1 << 24
 BYTES_PER_COLUMN = 10_000
@@ -82,6 +83,8 @@ def read_table(source: Source, separator: str | None, check: Callable[[list[str]
         if found is not None:
             check(found[1])
             source.check_size(BYTES_PER_COLUMN * len(found[1]))
+            if all(map(PLAIN, found[1])):
+                text.head = HEADER.sub(lambda row: row[0].replace(b'"', b""), text.head, 1)
             # While pyarrow splits one piece, the next one is unpacked. What is wrong is said below.
             with suppress(ValueError):
                 return Table(_split(text, found[0], len(found[1])), None, found[0], 0)
