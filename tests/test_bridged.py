@@ -40,7 +40,7 @@ def bptt(case):
     return total(run(se.BPTT(), case, [len(case.xs)]))
 
 
-@pytest.mark.parametrize("kind", few(KINDS, ["two", "cut", "nontemp", "split"]))
+@pytest.mark.parametrize("kind", few(KINDS, ["two", "cut", "nontemp", "delay_buffer"]))
 def test_one_window_of_all_steps_is_bptt(kind):
     """Also where a rule refuses or warns of what it cannot trace: plain arrays, what is in front of a cut."""
     case = models.build(kind)

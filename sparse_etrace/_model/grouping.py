@@ -47,7 +47,7 @@ class Grouping:
         live: hidden variables whose old value reaches `out`, in this step or later, by ways that are not cut.
         members: the variables of each group.
         ways: of traced op calls to hidden state through ops of fixed weights, by which their traces are carried.
-        untraced: why hidden variables are in no group.
+        untraced: why live hidden variables are in no group.
     """
 
     reading: Reading
@@ -186,7 +186,7 @@ def _made_of_units(wide: Grouping, narrow: Grouping) -> Grouping:
                 except UntracedError as reason:
                     refused[members] = str(reason)
     traced = {i for members in kept for i in members}
-    untraced = tuple(refused[members] for members in wide.members if not traced.issuperset(members))
+    untraced = tuple(refused[members] for members in narrow.members if not traced.issuperset(members))
     return replace(wide, members=sorted(kept), untraced=untraced)
 
 

@@ -1,5 +1,6 @@
 """Windows in reverse mode whose start remembers: what came before a window is in the traces of a rule."""
 
+import itertools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -117,14 +118,20 @@ class Bridged(Engine):
         return [
             f"Within a window of {self.storage.steps} steps (or `chunk`) all is exact; the rule of a parameter is that "
             "of what came before it, and 'truncated' where no trace says anything of that.",
-            *self._without_trace(),
+            *(self._without_trace() or self._mixed()),
         ]
 
     def _without_trace(self) -> list[str]:
         """What the rule would have refused by itself."""
-        return [
-            f"What came before a window is left out where the rule can keep no trace. {why}" for why in self.untraced
-        ]
+        words = "What came before a window is left out where the rule can keep no trace."
+        return [f"{words} {why}" for why in self.untraced]
+
+    def _mixed(self) -> list[str]:
+        """State that only ops read, which the rule takes for itself, but of which there is no trace."""
+        grouping = self.grouping
+        left = [] if grouping is None else sorted(set(grouping.cluster) - set(itertools.chain(*grouping.members)))
+        names = ", ".join(repr(grouping.reading.state_names[i]) for i in left) if grouping else ""
+        return [f"What {names} holds from before a window is left out: only ops read it."] if left else []
 
     def buffers(self, carry: Carry) -> dict[str, PyTree]:
         """Of the traces."""
