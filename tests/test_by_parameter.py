@@ -17,14 +17,14 @@ import sparse_etrace as se
 
 TOLERANCE, VISIBLE = 1e-10, 1e-4
 float64 = pytest.mark.usefixtures("x64")
-NODES, FEATURES = 5, 2
+NODES, FEATURES = 6, 2
 ORDERS = ("matrix, spread", "spread, matrix")
 
 
 def ring(rng, axis=-2):
-    """Each node on itself and on the next one."""
+    """Each node on the next one and on the one before."""
     i = np.repeat(np.arange(NODES), 2)
-    j = (i - np.tile([1, 0], NODES)) % NODES
+    j = (i - np.tile([1, -1], NODES)) % NODES
     j, i = (part[np.lexsort((j, i))] for part in (j, i))
     op = se.SpMatMulOp(se.Connectivity.from_edges(j, i, shape=(NODES, NODES)), axis=axis)
     return models.Part({"weight": models.array(rng, len(i))}, op, oracles.sparse(j, i, (NODES, NODES), axis=axis)), i
@@ -64,8 +64,9 @@ def shared_case():
 
 
 def on_ring(case, targets, hops, batch=2):
-    """All of what all nodes share; of a synapse the nodes that are at most so many hops after its target."""
-    near = (np.arange(NODES)[:, None] - targets) % NODES <= hops
+    """All of what all nodes share; of a synapse the nodes that are at most so many hops from its target."""
+    after = (np.arange(NODES)[:, None] - targets) % NODES
+    near = np.minimum(after, NODES - after) <= hops
     kept = jax.tree.map(lambda v: np.ones((batch * NODES * FEATURES, *v.shape), bool), case.twin.values)
     kept["spread"]["weight"] = np.tile(np.repeat(near, FEATURES, 0), (batch, 1))
     return kept
@@ -109,7 +110,11 @@ def test_units(kind, n):
     assert oracles.relative_error(got, two_by_two(expected)) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", few([k for k in models.CORE if k not in ("cut", "late_lif")], ["tied"]))
+# Their units are mixed, or their ops do not say what they connect.
+REFUSED = {"cut", "delay_buffer", "recurrent_lru", "synapse"}
+
+
+@pytest.mark.parametrize("kind", few([kind for kind in models.CORE if kind not in REFUSED], ["tied"]))
 @float64
 def test_all_hops_are_bptt(kind):
     case = models.in_float64(kind)
@@ -140,9 +145,9 @@ def test_what_explain_says():
 def test_bridged(learner):
     """At the diameter exact in windows of each length, and in split calls."""
     case, _ = shared_case()
-    bridged = se.Bridged(3, learner)
-    _, before, carry = run(bridged, case, 3, steps=slice(3))
-    _, after, _ = run(bridged, case, 3, carry, slice(3, 6))
+    bridged = se.Bridged(2, learner)
+    _, before, carry = run(bridged, case, 2, steps=slice(4))
+    _, after, _ = run(bridged, case, 2, carry, slice(4, 6))
     expected = oracles.bptt(case.twin, case.xs, case.ys)
     assert oracles.relative_error(jax.tree.map(jnp.add, before, after), expected) < TOLERANCE
 
@@ -155,7 +160,7 @@ def test_blocks(kind):
     expected = oracles.bptt(case.twin, case.xs[:6], case.ys[:6])
     for workspace in (1, 20_000):
         assert (
-            oracles.relative_error(run(se.RTRL(workspace=workspace), case, 3, steps=slice(6))[1], expected) < TOLERANCE
+            oracles.relative_error(run(se.RTRL(workspace=workspace), case, 2, steps=slice(6))[1], expected) < TOLERANCE
         )
 
 
@@ -165,7 +170,7 @@ def test_a_parameter_is_kept_once():
     case, _ = shared_case()
     matrices = sum(leaf.size for name in ("inp_c", "rec_c") for leaf in jax.tree.leaves(case.twin.values[name]))
     assert start(se.RTRL(), case).traces.rows["h"].shape == (NODES, FEATURES, matrices + 2 * NODES)
-    for n, columns in ((1, 3 * 2), (NODES, 2 * NODES)):
+    for n, columns in ((1, 2 * 2), (NODES, 2 * NODES)):
         assert start(se.SnAp(n=n, per="parameter"), case).traces.rows["h"].shape[-1] == matrices + columns
 
 
