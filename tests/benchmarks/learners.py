@@ -356,7 +356,7 @@ def copy_figure(found, path):
             ax.plot(at, run["lengths"], dashes, color=PALETTE[number], label=label, lw=1.8)
     ax.set(xlabel=f"updates (batches of {COPIES} sequences)", ylabel="bits to copy")
     ax.grid(alpha=0.3)
-    ax.legend(title="length reached by each seed", loc="upper left", frameon=False)
+    ax.legend(title="length reached by each seed", loc="lower right", frameon=False)
     fig.savefig(path, dpi=120)
     plt.close(fig)
 
