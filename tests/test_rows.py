@@ -9,7 +9,7 @@ import oracles
 import pytest
 
 import sparse_etrace as se
-from sparse_etrace._rule import rows
+from sparse_etrace._rule.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("x64")
 NODES, FEATURES, EVENTS = 20, 3, 200
@@ -22,11 +22,17 @@ class Meeting(eqx.Module):
     new: se.ETraceParam
     out: se.ETraceParam
 
-    def __call__(self, h, x):
+    def __call__(self, state, x):
+        h, pace = state["h"], state["pace"]
         seen = jnp.concatenate([h, h[::-1], x], axis=-1)
         g = jax.nn.sigmoid(self.gate(seen))
-        h = g * h + (1 - g) * jnp.tanh(self.new(seen))
-        return h, self.out(h)
+        h = g * h + (1 - g) * jnp.tanh(pace * self.new(seen))
+        return {"clock": state["clock"] + 1, "h": h, "pace": pace}, self.out(h)
+
+
+def state(count):
+    """A row for each node, and what all share: a clock, and a number for each feature."""
+    return {"clock": jnp.zeros(()), "h": jnp.zeros((count, FEATURES)), "pace": jnp.linspace(0.5, 1.5, FEATURES)}
 
 
 def param(rng, *shape):
@@ -48,8 +54,8 @@ def by_bptt(stream):
     def total(model):
         def one(h, event):
             who, x, y = event
-            new, out = model(h[who], x)
-            return h.at[who].set(new), oracles.loss_fn(out, y)
+            new, out = model({**state(2), "h": h[who]}, x)
+            return h.at[who].set(new["h"]), oracles.loss_fn(out, y)
 
         return jnp.sum(jax.lax.scan(one, jnp.zeros((NODES, FEATURES)), (nodes, xs, ys))[1])
 
@@ -58,23 +64,23 @@ def by_bptt(stream):
 
 def by_events(learner, stream, forget=False):
     model, nodes, xs, ys = stream
-    storage = learner.rule().storage
-    carry = learner.init(model, jnp.zeros((nodes.shape[1], FEATURES)), xs[0])
+    carry = learner.init(model, state(nodes.shape[1]), xs[0])
+    rows = Rows.of(learner.rule().storage, carry, nodes.shape[1])
 
     @jax.jit
     def all_events(carry):
         def one(carry, event):
             who, x, y = event
-            part = rows.gather(storage, carry, who)
+            part = rows.gather(carry, who)
             _, grads, new = se.online_grad(learner, oracles.loss_fn, model, part, x[None], y[None])
             if forget:
                 new = eqx.tree_at(lambda c: c.traces, new, part.traces)
-            return rows.scatter(storage, carry, who, new), eqx.filter(grads, eqx.is_inexact_array)
+            return rows.scatter(carry, who, new), eqx.filter(grads, eqx.is_inexact_array)
 
-        return jax.lax.scan(one, rows.spread(storage, carry, NODES), (nodes, xs, ys))
+        return jax.lax.scan(one, rows.spread(carry, NODES), (nodes, xs, ys))
 
     carry, grads = all_events(carry)
-    assert all(leaf.shape[0] == NODES for leaf in jax.tree.leaves(carry.state))
+    assert carry.state["h"].shape[0] == NODES and carry.state["clock"] == len(nodes)
     return [jnp.sum(leaf, axis=0) for leaf in jax.tree.leaves(grads)]
 
 
@@ -92,7 +98,7 @@ def test_traces_of_synapses_go_with_their_rows(learner, stream):
     nodes = np.random.default_rng(1).permutation(np.repeat([0, 1, 2], 8))
     xs, ys, expected = xs[: len(nodes), :1], ys[: len(nodes), :1], None
     for node in range(3):
-        carry = learner.init(model, jnp.zeros((1, FEATURES)), xs[0])
+        carry = learner.init(model, state(1), xs[0])
         grads = se.online_grad(learner, oracles.loss_fn, model, carry, xs[nodes == node], ys[nodes == node])[1]
         expected = grads if expected is None else jax.tree.map(jnp.add, expected, grads)
     found = by_events(learner, (model, jnp.asarray(nodes)[:, None], xs, ys))
@@ -102,6 +108,9 @@ def test_traces_of_synapses_go_with_their_rows(learner, stream):
 def test_refused(stream):
     model, nodes, xs, ys = stream
     learner = se.UORO(key=jax.random.key(0))
-    carry = learner.init(model, jnp.zeros((2, FEATURES)), xs[0])
+    carry = learner.init(model, state(2), xs[0])
     with pytest.raises(NotImplementedError, match="rule: expected one whose traces are derivatives"):
-        rows.gather(learner.rule().storage, carry, nodes[0])
+        Rows.of(learner.rule().storage, carry, 2)
+    learner = se.D_RTRL()
+    with pytest.raises(ValueError, match="state: expected leaves with a row for each of the 5 nodes of an event"):
+        Rows.of(learner.rule().storage, learner.init(model, state(2), xs[0]), 5)

@@ -47,7 +47,7 @@ class Grouping:
         live: hidden variables whose old value reaches `out`, in this step or later, by ways that are not cut.
         members: the variables of each group.
         ways: of traced op calls to hidden state through ops of fixed weights, by which their traces are carried.
-        untraced: why live hidden variables are in no group.
+        untraced: why live hidden variables are in no group, and traces are not carried through ops.
     """
 
     reading: Reading
@@ -167,8 +167,9 @@ def group(
         members = [tuple(sorted(i for i in live if groups[i] == g)) for g in sorted(set(groups.values()))]
         for leaf in joined:
             members = _join(a, members, leaf)
-        ways = find_ways(a, live, not every) if through_ops else {}
-        return Grouping(a, cluster, stops, updates, live, members, ways)
+        left: list[str] = []
+        ways = find_ways(a, live, left if every else None) if through_ops else {}
+        return Grouping(a, cluster, stops, updates, live, members, ways, tuple(left))
 
     return _made_of_units(grouped(set(cluster)), grouped(live)) if every else grouped(live)
 
@@ -187,7 +188,7 @@ def _made_of_units(wide: Grouping, narrow: Grouping) -> Grouping:
                     refused[members] = str(reason)
     traced = {i for members in kept for i in members}
     untraced = tuple(refused[members] for members in narrow.members if not traced.issuperset(members))
-    return replace(wide, members=sorted(kept), untraced=untraced)
+    return replace(wide, members=sorted(kept), untraced=(*narrow.untraced, *untraced))
 
 
 def _clusters(a: Reading) -> dict[int, int]:

@@ -104,7 +104,7 @@ def make_group(
             raise UntracedError(
                 f"model: the hidden state {variable.name!r} is mixed across units or batch {how}. A trace per "
                 "synapse needs dynamics that act on each unit by itself: make the mixing an op (ETraceParam), declare "
-                "it a boundary with se.cut, or use a learner without that need, BPTT."
+                "it a boundary with se.cut, or use a learner without that need, se.RTRL(), se.Bridged or se.BPTT()."
             )
     name = variables[0].name
     routes = [_route(c, ids, numbers, name) for c, ids in zip(dense, found[len(variables) :], strict=True)]

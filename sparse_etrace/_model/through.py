@@ -32,11 +32,12 @@ Spread = dict[tuple[int, int], tuple[Array, Array]]
 """Of each trained and fixed call: input of the trained op, and ones on its outputs, where the fixed one puts them."""
 
 
-def find_ways(a: Reading, leaves: Iterable[int], is_strict: bool) -> Ways:
-    """The ways to state leaves by which a trace can be carried; with `is_strict` those by which it cannot are refused.
+def find_ways(a: Reading, leaves: Iterable[int], refused: list[str] | None = None) -> Ways:
+    """The ways to state leaves by which a trace can be carried; why it cannot by others is put into `refused`.
 
     Raises:
-        NotImplementedError: an op on a way of a traced op acts on the same axes, or something between them does.
+        NotImplementedError: without `refused`, an op on a way of a traced op acts on the same axes, or something between
+            them does.
     """
     fixed = {c.number for c in a.calls if c.is_op and not any(a.weight_is_trained(c))}
     graph = nx.DiGraph()
@@ -49,12 +50,15 @@ def find_ways(a: Reading, leaves: Iterable[int], is_strict: bool) -> Ways:
     for call in a.learning:
         way = sorted(nx.descendants(graph, call.number) & before) if call.call.traced else []
         why = next(filter(None, (_obstacle(a, call, way, a.calls[k]) for k in way)), None)
-        if why and is_strict:
-            raise NotImplementedError(
+        if why:
+            words = (
                 f"through_ops: a trace of the op called at {call.node.where} is one number for each weight and unit, "
                 f"and cannot be carried further: {why}. Call the op that learns after it (spread, then multiply), "
                 "leave it to the same step (is_etrace=False), or use se.SnAp(2) or se.Bridged."
             )
+            if refused is None:
+                raise NotImplementedError(words)
+            refused.append(words)
         if way and not why:
             found[call.number] = way
     return found

@@ -180,13 +180,13 @@ def by_step(
 class Backward(Engine):
     """Reverse mode through a window."""
 
-    def __init__(self, task: Task):
-        self.task = task
+    def __init__(self, task: Task, traces: PyTree = None):
+        self.task, self.traces = task, traces
 
     def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Check that every trained leaf reaches the output."""
         check_reach(model, state, x, self.task.train, self.task.allow_zero)
-        return Carry(jax.tree.map(jnp.asarray, state), None)
+        return Carry(jax.tree.map(jnp.asarray, state), self.traces)
 
     def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         """One step of the model, differentiable also with respect to `carry`."""
@@ -204,5 +204,6 @@ class Backward(Engine):
         """Nothing is known of the past."""
         return [None] * len(jax.tree.leaves(eqx.filter(model, eqx.is_array)))
 
-    def follow(self, model: Model, carry: Carry, said: PyTree[Array]) -> None:
+    def follow(self, model: Model, carry: Carry, said: PyTree[Array]) -> PyTree[Array]:
         """Nothing is kept."""
+        return carry.traces

@@ -11,9 +11,16 @@ from jaxtyping import Array, PyTree
 from .._model.call import Call
 from .._model.grouping import Grouping
 from .._model.refusals import UntracedError
+from .._model.trained import leaf_names, trained_filter
 from . import past
 from .black_box import Backward, check_reach
-from .engine import Carry, Engine, Loss, Model, Storage, Task, Use, Window
+from .engine import Carry, Engine, Loss, Model, Storage, Task, Use, Window, refuse_traces
+
+
+class Untraced(eqx.Module):
+    """In place of the traces of a storage that can keep none of a model."""
+
+    storage: str = eqx.field(static=True)
 
 
 @dataclass(frozen=True)
@@ -47,18 +54,24 @@ class Bridge(Storage):
         """Read a model for the traces."""
         task = task._replace(is_all=False)
         if task.carry is not None:
-            has_traces = task.carry.traces is not None
-            return Bridged(self.inner.read(model, state, x, task) if has_traces else Backward(task), self, task)
+            if not isinstance(task.carry.traces, Untraced):
+                return Bridged(self.inner.read(model, state, x, task), self, task)
+            refuse_traces(self._untraced, task.carry.traces)
+            return Bridged(Backward(task), self, task)
         try:
             inner = self.inner.read(model, state, x, task)
             inner.begin(model)
             return Bridged(inner, self, task, inner.grouping.untraced if inner.grouping else ())
         except (UntracedError, NotImplementedError) as reason:
-            return Bridged(Backward(task), self, task, (str(reason),))
+            return Bridged(Backward(task, self._untraced), self, task, (str(reason),))
+
+    @property
+    def _untraced(self) -> Untraced:
+        return Untraced(type(self.inner).__name__)
 
     def restart(self, carry: Carry, where: Array | None, zero: Callable[..., Array]) -> PyTree[Array]:
         """Of the traces."""
-        return None if carry.traces is None else self.inner.restart(carry, where, zero)
+        return carry.traces if isinstance(carry.traces, Untraced) else self.inner.restart(carry, where, zero)
 
 
 class Bridged(Engine):
@@ -84,7 +97,11 @@ class Bridged(Engine):
         self._check(model, state, x)
         for note in self._without_trace():
             warnings.warn(note, stacklevel=4)
-        return self.inner.init(model, state, x)
+        carry = self.inner.init(model, state, x)
+        # What has no trace learns within a window or not at all.
+        allowed = (*self.task.allow_zero, *self._traced(model, carry))
+        check_reach(model, state, x, self.task.train, allowed, self.storage.steps)
+        return carry
 
     def carry_shapes(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Of the traces."""
@@ -93,6 +110,15 @@ class Bridged(Engine):
 
     def _check(self, model: Model, state: PyTree, x: PyTree) -> None:
         check_reach(model, state, x, self.task.train, self.task.allow_zero)
+
+    def _traced(self, model: Model, carry: Carry) -> list[str]:
+        """Names of the leaves with traces."""
+        if self.grouping is None:
+            return [] if self.untraced else leaf_names(eqx.filter(model, trained_filter(model, self.task.train)))
+        a = self.grouping.reading
+        calls = [(c, k) for c in a.learning for k in range(len(c.weight_atoms))]
+        kept = {(c.number, k) for c, k in calls if self.use(carry, c, k).rule != "truncated"}
+        return [a.param_names[i] for i in a.trained if any(("w", *k) in a.within_step(("p", i)) for k in kept)]
 
     def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
         """A window of one step."""
@@ -108,7 +134,7 @@ class Bridged(Engine):
 
     # --- what it is, in words ---------------------------------------------------------------------------------------
 
-    def use(self, carry: Carry, call: Call, leaf: int) -> Use | None:
+    def use(self, carry: Carry, call: Call, leaf: int) -> Use:
         """The rule of what came before a window; a leaf without trace is truncated there."""
         use = self.inner.use(carry, call, leaf) or Use(self.of_plain or self.storage.gradient)
         return use if use.rule != "same-step only" else Use("truncated")

@@ -33,7 +33,7 @@ def one_step_only(grouping: Grouping, calls: list[Call]) -> str:
     else:
         why = f"what the op called at {_places(calls)} puts out reaches hidden state only through another op"
         way_out = "Let the op that learns come last (spread, then multiply)"
-        if not {c.number for c in calls}.isdisjoint(find_ways(grouping.reading, grouping.live, is_strict=False)):
+        if not {c.number for c in calls}.isdisjoint(find_ways(grouping.reading, grouping.live, [])):
             way_out += ", take se.D_RTRL(through_ops=True)"
     return (
         f"No recurrent parameter has a trace: {why}. The rule learns from the same step only, as backpropagation "

@@ -204,7 +204,8 @@ def traffic(path):
         print("the graph networks are left out: --traffic names no file of speeds and roads")
         return
     found = np.load(path)
-    speed = (found["speed"] - found["speed"].mean()) / found["speed"].std()
+    speed = found["speed"].astype(float)
+    speed = (speed - speed.mean()) / speed.std()
     nodes = speed.shape[1]
     roads = se.from_edges(found["src"], found["dst"], found["w"], (nodes, nodes))
     total = np.bincount(roads.connectivity.post, roads.weight, nodes)[roads.connectivity.post]
@@ -247,7 +248,6 @@ def rules(name, leaf, train):
         found["RFLO"] = se.RFLO(leaf, key=key, train=train)
     if name.startswith("graph"):
         found |= {"D-RTRL, through ops": through, "Bridged(16), through ops": se.Bridged(16, through, train=train)}
-        found |= {f"SnAp-{n}, per parameter": se.SnAp(n, per="parameter", train=train) for n in (2, 3)}
     return found
 
 
@@ -303,7 +303,7 @@ def alignment(cases, repeats, every=1):
             carry = learner.init(net, start, xs[0])
             runs.append(functools.partial(se.online_grad, learner, square, net, carry, xs, ys))
         _, (_, activity) = forward(start, xs, ys)
-        step, *times = seconds(*runs, repeats=repeats)
+        step, *times = seconds(*runs, repeats=max(repeats // 4, 1) if name.startswith("graph") else repeats)
         for row, t in zip(rows.values(), times, strict=True):
             row |= {"ms": t / STEPS * 1e3, "ratio": t / step}
         weights = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(net, case.train)))
