@@ -36,8 +36,7 @@ def find_ways(a: Reading, leaves: Iterable[int], refused: list[str] | None = Non
     """The ways to state leaves by which a trace can be carried; why it cannot by others is put into `refused`.
 
     Raises:
-        NotImplementedError: without `refused`, an op on a way of a traced op acts on the same axes, or something between
-            them does.
+        NotImplementedError: without `refused`, an op on a way acts on the same axes, or something between them does.
     """
     fixed = {c.number for c in a.calls if c.is_op and not any(a.weight_is_trained(c))}
     graph = nx.DiGraph()
