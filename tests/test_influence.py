@@ -148,7 +148,7 @@ def test_many_columns_are_several_blocks(x64, monkeypatch):
     conn = se.Connectivity.from_edges(*np.divmod(np.arange(400), 20), shape=(20, 20))
     inp = se.ETraceParam({"weight": normal(2, 20, dtype=float)}, se.MatMulOp())
     cell = se.cells.LeakyRate(20, inp, se.ETraceParam({"weight": normal(400, dtype=float)}, se.SpMatMulOp(conn)))
-    blocks = se.RTRL().init(cell, cell.init_state(3), jnp.zeros((3, 2))).traces.blocks
+    blocks = se.SnAp(n=None).init(cell, cell.init_state(3), jnp.zeros((3, 2))).traces.blocks
     assert len(blocks.hidden) == 1 and len(blocks.pattern) == math.ceil(440 / 32)
     given = numbers(blocks, 2, 3, float)
     monkeypatch.setattr(influence, "TOGETHER", 3 * blocks.most[1] * 32 * 3)
