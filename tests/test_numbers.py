@@ -28,8 +28,8 @@ NUMBERS = {
     se.Bridged: {"window": 4},
     se.EProp: {"leaf": "h", "kappa": 0.5, "rate_strength": 0.0, "rate_target": 0.25, "factor_decay": 0.5},
     se.ThreeFactor: {"leaf": "h", "kappa": 0.5, "factor_decay": 0.5},
-    se.SnAp: {"n": 2, "paths": 1, "max_influences": 500, "pattern": "random", "key": KEY},
-    se.RTRL: {"max_influences": 500},
+    se.SnAp: {"n": 2, "paths": 1, "max_influences": 500, "workspace": 1000, "pattern": "random", "key": KEY},
+    se.RTRL: {"max_influences": 500, "workspace": 1000},
     se.MatMulOp: {"apply_weight_fn_before_mask": True},
     se.SpMatMulOp: {"connectivity": CONN, "axis": -2},
     se.LoraOp: {"alpha": 0.5},
@@ -54,6 +54,7 @@ NUMBERS = {
     se.surrogate.Surrogate: {"derivative": jnp.multiply, "params": (0.5, 2)},
 }  # fmt: skip
 NO_NUMBERS = {
+    "per",
     "train", "trace_dtype", "allow_zero", "leaf", "feedback", "rate_leaf", "key", "pattern", "weight_mask", "weight_fn",
     "bias", "connectivity", "tie", "fn", "xinfo", "value", "op", "grad", "inp", "rec", "spike", "activation",
     "derivative", "rule",

@@ -246,6 +246,8 @@ def pull_apart(
 def _in_blocks(some: Callable[[Array, int], Array], matrix: Array, workspace: int) -> Array:
     """All `some(first, count)` along an axis, of as many at once as so many bytes hold."""
     count, first = matrix.shape[1], jnp.zeros((), jnp.int32)
+    if not matrix.size:
+        return matrix
     one, two = (_nbytes(jax.make_jaxpr(lambda first, k=k: some(first, k))(first).jaxpr) for k in (1, 2))
     size = max(1, (workspace - 2 * one + two) // max(two - one, 1))
     if size >= count:

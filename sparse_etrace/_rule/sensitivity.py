@@ -54,7 +54,7 @@ class Derivative(eqx.Module):
     @property
     def matrix(self) -> Inexact[Array, "rows columns"]:
         """All rows, leaf after leaf, of a complex one those of its real part and then of its imaginary part."""
-        leaves = [leaf.reshape(-1, leaf.shape[-1]) for leaf in jax.tree.leaves(self.rows)]
+        leaves = [leaf.reshape(math.prod(leaf.shape[:-1]), leaf.shape[-1]) for leaf in jax.tree.leaves(self.rows)]
         return jnp.concatenate([part for leaf in leaves for part in parts_of(leaf)])
 
     def with_matrix(self, matrix: Inexact[Array, "rows columns"]) -> "Derivative":
