@@ -85,11 +85,12 @@ class WormNet(eqx.Module):
 
 
 class Rule(NamedTuple):
-    """A learner under comparison, and its peak learning rate."""
+    """A learner under comparison, its peak learning rate, and the steps of a window; None: as the learner has it."""
 
     name: str
     learner: Learner
     rate: float
+    chunk: int | None = CHUNK
 
 
 def rules(model: WormNet, exact: bool = False) -> list[Rule]:
@@ -100,10 +101,10 @@ def rules(model: WormNet, exact: bool = False) -> list[Rule]:
         Rule(READOUT_ONLY, D_RTRL(train=only_readout), 0.1),
         Rule("ES-D-RTRL", ES_D_RTRL(decay=0.98), 0.02),
         Rule("D-RTRL", D_RTRL(), 0.02),
-        Rule(BRIDGED, Bridged(WINDOW), 0.02),
+        Rule(BRIDGED, Bridged(WINDOW), 0.02, None),
         Rule("SnAp-2", SnAp(n=2), 0.02),
         *([Rule("RTRL", RTRL(), 0.02)] if exact else []),
-        Rule("BPTT", BPTT(), 0.02),
+        Rule("BPTT", BPTT(), 0.02, None),
     ]
 
 
@@ -152,8 +153,7 @@ def train(rule: Rule, model: WormNet, data: MNIST1D, updates: int, seed: int) ->
             curve.append((now.updates, accuracy(now.model, *held_out)))
             bar.set_postfix(held_out=f"{100 * curve[-1][1]:.1f} %")
 
-    update = Update(chunk=None if isinstance(rule.learner, BPTT | Bridged) else CHUNK)
-    options: dict[str, Any] = {"state": model.init_state(BATCH), "update": update, "callbacks": look}
+    options: dict[str, Any] = {"state": model.init_state(BATCH), "update": Update(chunk=rule.chunk), "callbacks": look}
     with tqdm(total=updates, desc=rule.name.ljust(12), unit="update") as bar:
         model = fit(rule.learner, loss_fn, optimizer, model, stream, progress=False, **options).model
     return model, {

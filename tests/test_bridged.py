@@ -120,14 +120,11 @@ def test_no_model_is_refused(how, rule):
     xs, ys = models.array(rng, 7, 2, 3), models.array(rng, 7, 2, 4)
     state = jnp.zeros((2, 4), complex if how == "complex" else float), jnp.zeros((2, 4))
 
+    case = models.build("rate")
+    case = case._replace(model=model, twin=case.twin._replace(state=state), xs=xs, ys=ys)
+
     def gradient(learner, ends, chunk=None):
-        carry, found, begin = learner.init(model, state, xs[0]), None, 0
-        for end in ends:
-            part = slice(begin, end)
-            grads, carry = se.online_grad(learner, oracles.loss_fn, model, carry, xs[part], ys[part], chunk)[1:]
-            found = grads if found is None else jax.tree.map(jnp.add, found, grads)
-            begin = end
-        return {"inp": found.inp.value["weight"], "side": found.side.value["weight"], "mix": found.mix}
+        return dict(zip(("inp", "side", "mix"), total(run(learner, case, ends, chunk)), strict=True))
 
     exact, cut = gradient(se.BPTT(), [7]), gradient(se.BPTT(), [3, 7], 2)
     takes_all = isinstance(rule, se.RTRL) and how != "clip"

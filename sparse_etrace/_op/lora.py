@@ -13,7 +13,7 @@ from .._sums import in_full
 from .contract import ETraceOp, Uses
 from .initial import size, weights
 from .param import ETraceParam
-from .weights import all_to_all, check_bias, check_input, window_all_to_all, with_bias
+from .weights import all_to_all, check_bias, check_input, window_of_weights, with_bias
 
 Weights = dict[str, Array]
 Traces = dict[str, Array | None]
@@ -112,7 +112,7 @@ class LoraOp(ETraceOp):
     def sum_dw(self, x: Shaped[Array, "k *batch pre"], y: Inexact[Array, "k *batch post"], v: Weights) -> Weights:
         return _kernels.dense.sum_outer(x, y, v)
 
-    window = window_all_to_all
+    window = window_of_weights
 
     def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:
         """All pairs of units."""

@@ -14,7 +14,7 @@ from .._sums import in_full
 from .contract import ETraceOp, Uses
 from .initial import masked_fan_in, parameter, size
 from .param import ETraceParam
-from .weights import all_to_all, check_bias, check_input, masked, read_weights, window_all_to_all, with_bias
+from .weights import all_to_all, check_bias, check_input, masked, read_weights, window_of_weights, with_bias
 
 Weights = dict[str, Array]
 Traces = dict[str, Array | None]
@@ -111,7 +111,7 @@ class MatMulOp(ETraceOp):
     def sum_dw(self, x: Shaped[Array, "k *batch pre"], y: Inexact[Array, "k *batch post"], v: Weights) -> Weights:
         return _kernels.dense.sum_outer(x, y, v)
 
-    window = window_all_to_all
+    window = window_of_weights
 
     def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:
         """All pairs of units, or those where the mask is not zero, if that makes the weight zero."""

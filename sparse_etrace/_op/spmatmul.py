@@ -194,7 +194,8 @@ class SpMatMulOp(ETraceOp):
     ) -> tuple[Traces, Traces]:
         parts = (None if part is None else self._last(part) for part in (carried, entering, signal, direct))
         carried, entering, signal, direct = parts
-        return window_of_weights(self.connectivity, v, trace, carried, entering, signal, direct, self._last(x), noise)
+        x = self._last(x)
+        return window_of_weights(self, v, trace, carried, entering, signal, direct, x, noise, self.connectivity)
 
     def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:
         """The synapses of the connectivity, once for each feature."""

@@ -69,7 +69,7 @@ def check_input(x: PyTree, axis: int, num_pre: int) -> None:
 
 
 def window_of_weights(
-    connectivity: Connectivity | None,
+    op: object,
     v: dict[str, Array],
     trace: dict[str, Array | None],
     carried: Array | None,
@@ -77,7 +77,8 @@ def window_of_weights(
     signal: Array | None,
     direct: Array | None,
     x: Array,
-    noise: Array | None,
+    noise: Array | None = None,
+    connectivity: Connectivity | None = None,
 ) -> tuple[dict[str, Array | None], dict[str, Array | None]]:
     """`ETraceOp.window` of weights and biases; without a connectivity everything is connected."""
     new: dict[str, Array | None] = dict.fromkeys(v)
@@ -88,21 +89,6 @@ def window_of_weights(
     if bias is not None:
         new["bias"], taught["bias"] = window_per_unit(v["bias"], bias, *units, noise)
     return new, taught
-
-
-def window_all_to_all(
-    op: object,
-    v: dict[str, Array],
-    trace: dict[str, Array | None],
-    carried: Array | None,
-    entering: Array | None,
-    signal: Array | None,
-    direct: Array | None,
-    x: Array,
-    noise: Array | None = None,
-) -> tuple[dict[str, Array | None], dict[str, Array | None]]:
-    """`ETraceOp.window` of an op where everything is connected."""
-    return window_of_weights(None, v, trace, carried, entering, signal, direct, x, noise)
 
 
 def with_bias(y: Array, w: dict[str, Array]) -> Array:

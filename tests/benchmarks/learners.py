@@ -264,7 +264,7 @@ def square(out, y):
 
 def carried(rule, case):
     """Bytes that a rule keeps for one sequence besides the state, without the indices of a pattern."""
-    state, x = case.one, case.xs[0, : len(case.one)] if case.start is case.one else case.xs[0, :1]
+    state, x = case.one, case.xs[0] if case.start is case.one else case.xs[0, :1]
     kept = rule.carry_shapes(case.net, state, x)
     if isinstance(rule, se.BPTT):
         return STEPS * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
