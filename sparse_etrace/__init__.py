@@ -33,6 +33,7 @@ from ._learner import (
     Bridged as Bridged,
     Carry as Carry,
     EProp as EProp,
+    Events as Events,
     Hybrid as Hybrid,
     Learner as Learner,
     SnAp as SnAp,

@@ -34,7 +34,7 @@ HOUSE = {
     "_model": "types primitives program refusals linear constant positions trained call links origin reading "
     "through groups grouping batch_axes step unit_links",
     "_rule": "reach influence traces support notes signal engine term_engine trace_engine kept_traces own_traces "
-    "influence_engine black_box past derivative sensitivity nodes by_parameter bridge rows",
+    "influence_engine black_box past derivative sensitivity nodes by_parameter bridge rows by_event",
     "_learner": "learner trace_learner * d_rtrl bridged",
     "_train": "online check_learner batches updates fit_result non_finite facts lock checkpoint fit_options fit_file "
     "fit_loop fit",

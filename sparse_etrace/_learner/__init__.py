@@ -9,6 +9,7 @@ from .bridged import Bridged as Bridged
 from .d_rtrl import D_RTRL as D_RTRL
 from .e_prop import EProp as EProp
 from .es_d_rtrl import ES_D_RTRL as ES_D_RTRL
+from .events import Events as Events
 from .hybrid import Hybrid as Hybrid
 from .learner import Carry as Carry, Learner as Learner, RuleLearner, Window as Window
 from .ostl import OSTL as OSTL

@@ -54,6 +54,13 @@ class Learner(eqx.Module):
         """Read a model, once for all steps and windows of a gradient; `x` is one step's input."""
         return Stepwise(self)
 
+    def run(self, model: Model, state: PyTree[Array], x: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
+        """One step of the model alone, on what the rule lets it see."""
+        return model(state, x)
+
+    def refuse_inputs(self, xs: PyTree[Array]) -> None:
+        """Raise for inputs, time first, that the rule cannot take, where their numbers are known."""
+
     def carry_shapes(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Shapes and types of what `init` returns, for arguments that may have only these as well."""
         return self.prepare(model, state, x).carry_shapes(model, state, x)

@@ -112,6 +112,7 @@ def explain(learner: Learner, model: Model, state: PyTree, x: PyTree) -> Explana
     carry = engine.carry_shapes(model, state, x)
     by_step = engine.of_plain or learner.gradient
     try:
+        state, x = engine.seen(state, x)
         grouping = engine.grouping or group(Reading(model, state, x, learner.train))
     except (UntracedError, NotImplementedError):
         return Explanation(_from_outside(learner, model, by_step), tuple(engine.notes()))

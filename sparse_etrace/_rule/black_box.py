@@ -35,6 +35,11 @@ class FromOutside(Storage):
     grows: bool = False
     again: Callable[[Carry, Array, Callable[..., Array]], PyTree[Array]] | None = None
 
+    @property
+    def has_rows(self) -> bool:
+        """Where nothing is kept but the state."""
+        return self.grows
+
     def read(self, model: Model, state: PyTree, x: PyTree, task: Task) -> Engine:
         """Nothing is read."""
         return self.engine(task)

@@ -3,7 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import equinox as eqx
 from jaxtyping import Array, PyTree
@@ -50,6 +50,10 @@ class Bridge(Storage):
         """As the traces."""
         return self.inner.has_rows
 
+    def by_rows(self, lift: Callable[[Storage], Storage]) -> Storage:
+        """Windows, bridged by the rows of the traces."""
+        return replace(self, inner=self.inner.by_rows(lift))
+
     def read(self, model: Model, state: PyTree, x: PyTree, task: Task) -> "Bridged":
         """Read a model for the traces."""
         task = task._replace(is_all=False)
@@ -57,13 +61,14 @@ class Bridge(Storage):
             if not isinstance(task.carry.traces, Untraced):
                 return Bridged(self.inner.read(model, state, x, task), self, task)
             refuse_traces(self._untraced, task.carry.traces)
-            return Bridged(Backward(task), self, task)
+            return Bridged(self.inner.around(Backward(task), state, x, task), self, task)
         try:
             inner = self.inner.read(model, state, x, task)
             inner.begin(model)
             return Bridged(inner, self, task, inner.grouping.untraced if inner.grouping else ())
         except (UntracedError, NotImplementedError) as reason:
-            return Bridged(Backward(task, self._untraced), self, task, (str(reason),))
+            engine = self.inner.around(Backward(task, self._untraced), state, x, task)
+            return Bridged(engine, self, task, (str(reason),))
 
     @property
     def _untraced(self) -> Untraced:
@@ -100,7 +105,7 @@ class Bridged(Engine):
         carry = self.inner.init(model, state, x)
         # What has no trace learns within a window or not at all.
         allowed = (*self.task.allow_zero, *self._traced(model, carry))
-        check_reach(model, state, x, self.task.train, allowed, self.storage.steps)
+        check_reach(model, *self.seen(state, x), self.task.train, allowed, self.storage.steps)
         return carry
 
     def carry_shapes(self, model: Model, state: PyTree, x: PyTree) -> Carry:
@@ -109,7 +114,11 @@ class Bridged(Engine):
         return self.inner.carry_shapes(model, state, x)
 
     def _check(self, model: Model, state: PyTree, x: PyTree) -> None:
-        check_reach(model, state, x, self.task.train, self.task.allow_zero)
+        check_reach(model, *self.seen(state, x), self.task.train, self.task.allow_zero)
+
+    def seen(self, state: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
+        """As the traces."""
+        return self.inner.seen(state, x)
 
     def _traced(self, model: Model, carry: Carry) -> list[str]:
         """Names of the leaves with traces."""

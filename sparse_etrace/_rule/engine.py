@@ -95,6 +95,20 @@ NO_PAST = (
 )
 
 
+class Part(NamedTuple):
+    """What of a carry some steps read.
+
+    Attributes:
+        engine, carry, xs: of that alone.
+        back: the whole carry, from what the part has become.
+    """
+
+    engine: "Engine"
+    carry: Carry
+    xs: PyTree[Array]
+    back: Callable[[Carry], Carry]
+
+
 class Engine(abc.ABC):
     """What a learner makes of a model by reading it once; every step and window of one gradient asks it."""
 
@@ -121,6 +135,14 @@ class Engine(abc.ABC):
     def window_steps(self, model: Model, carry: Carry, xs: PyTree[Array]) -> int | None:
         """How many steps `online_grad` takes at once unless told; None for all of them."""
         return None
+
+    def seen(self, state: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
+        """What the model gets of a state and an input."""
+        return state, x
+
+    def part(self, carry: Carry, xs: PyTree[Array]) -> Part:
+        """What of a carry these steps read."""
+        return Part(self, carry, xs, lambda carry: carry)
 
     def recall(self, model: Model, carry: Carry, by_state: list[Array]) -> list[Array | None]:
         """The gradient that the past has in a loss, from its derivative by each leaf of the state that `carry` holds.
@@ -197,6 +219,20 @@ class Storage(abc.ABC):
     @abc.abstractmethod
     def read(self, model: Model, state: PyTree, x: PyTree, task: Task) -> Engine:
         """Read a model, once."""
+
+    def around(self, engine: Engine, state: PyTree, x: PyTree, task: Task) -> Engine:
+        """An engine as this storage would have it see state and input."""
+        return engine
+
+    def by_rows(self, lift: "Callable[[Storage], Storage]") -> "Storage":
+        """With `lift` of what has rows.
+
+        Raises:
+            NotImplementedError: what is kept does not go with rows of the state.
+        """
+        if not self.has_rows:
+            raise NotImplementedError(NO_PAST)
+        return lift(self)
 
     def restart(self, carry: Carry, where: Array | None, zero: Callable[..., Array]) -> PyTree[Array]:
         """Traces of which some batch elements start again: those that `where` chooses, if it is given.

@@ -39,15 +39,18 @@ def step(engine: Engine, train: Filter, model: Model, carry: Carry, x: PyTree[Ar
     """A window of one step."""
     given, (constant, carry) = (model, carry, x), held((model, carry))
     model = eqx.combine(*split(model, train))
+    engine, carry, xs, back = engine.part(carry, jax.tree.map(lambda part: part[None], x))
+    x = jax.tree.map(lambda part: part[0], xs)
     state, out, said = engine.observed(model, _remembered(engine, model, carry), x)
     traces = engine.follow(constant, carry, jax.tree.map(lambda part: part[None], said))
-    return cut(Carry(state, traces, carry.memory), *given), out
+    return cut(back(Carry(state, traces, carry.memory)), *given), out
 
 
 def window(
     engine: Engine, train: Filter, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss
 ) -> Window:
     """Steps differentiated together, and the traces after them."""
+    engine, carry, xs, back = engine.part(carry, xs)
     start = partial(_remembered, engine, carry=carry)
     losses, aux, grads, state, said = in_reverse(engine.observed, model, train, start, xs, ys, loss_fn)
-    return Window(losses, aux, grads, Carry(state, engine.follow(model, carry, said), carry.memory))
+    return Window(losses, aux, grads, back(Carry(state, engine.follow(model, carry, said), carry.memory)))

@@ -94,6 +94,7 @@ class Loop:
                 f"data: expected one step of inputs and targets with the shapes of the first sequence, {shapes}, got "
                 f"{got}. Leave out a smaller last batch."
             )
+        task.learner.refuse_inputs(xs)
         run, steps = self.run, jax.tree.leaves((xs, ys))[0].shape[0]
         size = self.update.size(steps)
         point, means, finite = one_sequence(task, run.point, start, xs, ys, size)

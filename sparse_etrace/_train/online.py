@@ -71,6 +71,7 @@ def online_grad(
         (5,)
     """
     xs, ys = read_stream(xs, ys)
+    learner.refuse_inputs(xs)
     chunk = None if chunk is None else positive("chunk", chunk)
     factor, origin = check_origin(carry.origin, model), carry.origin
     is_constant = is_traced(inputs := (model, carry, xs, ys)) and not learner.is_differentiable

@@ -131,7 +131,7 @@ def _run_through(task: Task, trained: PyTree, state: PyTree, xs: PyTree, ys: PyT
     model = eqx.combine(trained, task.fixed)
 
     def one(state: PyTree, now: Pair) -> tuple[PyTree, list[PyTree]]:
-        state, out = model(state, now[0])
+        state, out = task.learner.run(model, state, now[0])
         return state, [task.loss_fn(out, now[1]), *_measure(task, out, now[1])]
 
     return [jnp.mean(widened(values)) for values in jax.lax.scan(one, jax.tree.map(jnp.asarray, state), (xs, ys))[1]]
