@@ -49,12 +49,14 @@ from ._op import (
     ElemWiseOp as ElemWiseOp,
     ElemWiseParam as ElemWiseParam,
     ETraceOp as ETraceOp,
+    GraphConvOp as GraphConvOp,
     LoraOp as LoraOp,
     MatMulOp as MatMulOp,
     SignLock as SignLock,
     SpMatMulOp as SpMatMulOp,
     Uses as Uses,
     check_op as check_op,
+    spread as spread,
 )
 from ._op.param import (
     ETraceGrad as ETraceGrad,

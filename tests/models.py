@@ -142,6 +142,25 @@ def sparse(rng, pre, post, bias=True, scale=1.0, fn=None, tie=False, axis=-1):
     return Part(value, op, oracles.sparse(j, i, (pre, post), fn, tie, axis))
 
 
+def graph_conv_part(rng, f_in, f_out, coef=None, count=2, nodes=N):
+    supports = []
+    for _ in range(count):
+        j, i = edges(rng, nodes, nodes, 0.3)
+        supports.append((j, i, rng.normal(size=len(j))))
+    graphs = [se.from_edges(j, i, w, shape=(nodes, nodes), dtype=float) for j, i, w in supports]
+    value = {"weight": array(rng, count, f_in, f_out, scale=0.6), "bias": array(rng, f_out, scale=0.3)}
+    if coef == "trained":
+        value["coef"] = jnp.concatenate([jnp.asarray(w) for _, _, w in supports])
+    return Part(value, se.GraphConvOp(graphs, coef), oracles.graph_conv(supports, coef or "fixed"))
+
+
+def gated_part(rng, pre, post):
+    j, i = edges(rng, pre, post)
+    value = {"weight": array(rng, len(j)), "bias": array(rng, post, scale=0.3)}
+    op = se.SpMatMulOp(se.Connectivity.from_edges(j, i, shape=(pre, post)), gated=True)
+    return Part(value, op, oracles.gated(j, i, (pre, post)))
+
+
 def conv(rng, space, c_in, c_out, window, strides, padding, groups=1, mask=False, fn=None, bias=True):
     value = {"weight": array(rng, *window, c_in // groups, c_out, scale=0.5)}
     value |= {"bias": array(rng, c_out, scale=0.3)} if bias else {}
@@ -194,6 +213,21 @@ def rate_forward(op, h, held, x):
 
 def feed_forward_in(op, h, held, x):
     new = A * h["h"] + (1 - A) * jnp.tanh(op("inp", x))
+    return {"h": new}, op("out", new)
+
+
+def gated_forward(op, h, held, x):
+    """What comes behind the inputs says which of the recurrent weights are there, or how much they count."""
+    u, gate = x[..., :INPUTS], x[..., INPUTS:]
+    new = A * h["h"] + (1 - A) * jnp.tanh(op("inp", u) + op("rec", (held["h"], jnp.where(gate > 0, 1.0, 0.0))))
+    return {"h": new}, op("out", new)
+
+
+def coef_forward(op, h, held, x):
+    """Coefficients of synapses stand in front of the features of nodes."""
+    count = x.shape[-1] - 2 * N
+    u, coef = x[..., count:].reshape(*x.shape[:-1], N, 2), x[..., :count]
+    new = A * h["h"] + (1 - A) * jnp.tanh(op("inp", u) + op("rec", (held["h"], coef)))
     return {"h": new}, op("out", new)
 
 
@@ -666,6 +700,35 @@ def axis_2(rng):
     return make(rng, rate_forward, parts, state, traced, x=(INPUTS, 2), out=(OUTPUTS, 2))
 
 
+def graph_conv(rng, coef=None):
+    """Nodes by features, matrices of features behind sums over neighbours."""
+    forward = coef_forward if coef == "input" else rate_forward
+    parts = {
+        "inp": graph_conv_part(rng, 2, 3),
+        "rec": graph_conv_part(rng, 3, 3, coef),
+        "out": graph_conv_part(rng, 3, OUTPUTS, count=1),
+    }
+    state = _state(rng, (2,), "h", shape=(N, 3))
+    traced = dict.fromkeys(("inp", "rec"), ("h",))
+    x = (N, 2) if coef != "input" else (parts["rec"].op.connectivity.num_synapses + 2 * N,)
+    return make(rng, forward, parts, state, traced, x=x, out=(N, OUTPUTS))
+
+
+def graph_conv_trained(rng):
+    return graph_conv(rng, "trained")
+
+
+def graph_conv_input(rng):
+    return graph_conv(rng, "input")
+
+
+def gated(rng):
+    """Recurrent synapses come and go."""
+    parts = {"inp": dense(rng, INPUTS, N), "rec": gated_part(rng, N, N), "out": dense(rng, N, OUTPUTS)}
+    x = (INPUTS + parts["rec"].op.connectivity.num_synapses,)
+    return make(rng, gated_forward, parts, _state(rng, (2,), "h"), dict.fromkeys(("inp", "rec"), ("h",)), x=x)
+
+
 def conv_1d(rng, **kinds):
     parts = {
         "inp": conv(rng, (6,), 2, 4, (3,), (2,), ((1, 1),), **kinds),
@@ -855,6 +918,7 @@ KINDS = {
         two_lif, late, feedback, delay_chain, delay_buffer, shared, skip, old_readout, tied, twice, axis_2, conv_1d,
         conv_2d, low_rank, masked, function_first, sparse_function, decay, nontemp, untraced_input, plain_readout,
         clock, cut, no_recurrence, late_lif, alif_trained, two_groups, synapse, channel_decay,
+        graph_conv, graph_conv_trained, graph_conv_input, gated,
         three, both_ways, lru_cell, recurrent_lru, cell_only, split, between, memoryless,
     )
 }  # fmt: skip
@@ -865,7 +929,7 @@ CORE = (
     "rate", "lif_vjp", "alif_v", "mgu_cell", "fused_gru", "two_lif", "late_lif", "feedback", "delay_chain",
     "delay_buffer", "shared", "twice", "old_readout", "tied", "axis_2", "conv_1d", "low_rank", "masked",
     "sparse_function", "alif_trained", "channel_decay", "nontemp", "clock", "cut", "two_groups", "synapse", "three",
-    "both_ways", "recurrent_lru", "split", "between", "memoryless",
+    "both_ways", "recurrent_lru", "split", "between", "memoryless", "graph_conv_trained", "gated",
 )  # fmt: skip
 
 

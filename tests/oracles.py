@@ -18,11 +18,12 @@ import numpy as np
 
 
 class Op(NamedTuple):
-    """`v = phi(theta)`, `y = apply(x, v)`; without `takes_input` its traces are exact under every learner."""
+    """`v = phi(theta)`, `y = apply(read(x), v)`; without `takes_input` its traces are exact under every learner."""
 
     phi: Callable
     apply: Callable
     takes_input: bool = True
+    read: Callable = lambda x: x
 
 
 def _bias(y, v, shape=None):
@@ -51,6 +52,38 @@ def sparse(pre, post, shape, fn=None, tie=None, axis=-1):
         return jnp.einsum("...jf,ji->...if", x, full) + (v["bias"][:, None] if "bias" in v else 0.0)
 
     return Op(phi, apply)
+
+
+def gated(pre, post, shape):
+    """Called with `(x, gate)`."""
+    full = np.zeros((len(post), shape[1]))
+    full[np.arange(len(post)), post] = 1
+
+    def apply(z, v):
+        return _bias(jnp.einsum("...s,s,si->...i", z, v["weight"], full), v)
+
+    return Op(dict, apply, read=lambda x: x[0][..., pre] * x[1])
+
+
+def graph_conv(supports, kind="fixed"):
+    """`supports` as `(pre, post, weight)`, weights in receiver-major order, one support after the other."""
+    fixed = np.concatenate([weight for _, _, weight in supports])
+    splits = np.cumsum([len(pre) for pre, _, _ in supports])[:-1]
+
+    def gathered(x, coef):
+        n, parts = x.shape[-2], jnp.split(coef, splits, -1)
+        full = [
+            jnp.zeros((*c.shape[:-1], n, n)).at[..., pre, post].add(c) for (pre, post, _), c in zip(supports, parts)
+        ]
+        return jnp.stack([jnp.einsum("...ji,...jf->...if", a, x) for a in full], -3)
+
+    def apply(z, v):
+        z = gathered(z, v["coef"]) if kind == "trained" else z
+        return _bias(jnp.einsum("...kif,kfo->...io", z, v["weight"]), v)
+
+    if kind == "trained":
+        return Op(dict, apply)
+    return Op(dict, apply, read=(lambda x: gathered(x, fixed)) if kind == "fixed" else lambda x: gathered(*x))
 
 
 def conv(strides, padding, groups=1, mask=None, fn=None):
@@ -130,7 +163,9 @@ class _Ops:
     def __call__(self, name, x=None):
         if name not in self.twin.calls:
             return self.values[name]
-        return self._boundary(name, lambda: self.twin.ops[self.twin.calls[name]].apply(x, self.v[name]), x)
+        op = self.twin.ops[self.twin.calls[name]]
+        x = op.read(x)
+        return self._boundary(name, lambda: op.apply(x, self.v[name]), x)
 
     def cut(self, name, fn, *args):
         return self._boundary(name, lambda: fn(*args), None)

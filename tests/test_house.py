@@ -29,7 +29,7 @@ HOUSE = {
     "_files": "safe columns cells text arrow npz graphml_document *",
     "datasets": "",
     "_kernels": "native windows dense products *",
-    "_op": "contract weights boundary param initial *",
+    "_op": "contract weights boundary param initial spmatmul *",
     "cells": "cell *",
     "_model": "types primitives program refusals linear constant positions trained call links origin reading "
     "through groups grouping batch_axes step unit_links",

@@ -31,7 +31,8 @@ NUMBERS = {
     se.SnAp: {"n": 2, "paths": 1, "max_influences": 500, "workspace": 1000, "pattern": "random", "key": KEY},
     se.RTRL: {"max_influences": 500, "workspace": 1000},
     se.MatMulOp: {"apply_weight_fn_before_mask": True},
-    se.SpMatMulOp: {"connectivity": CONN, "axis": -2},
+    se.SpMatMulOp: {"connectivity": CONN, "axis": -2, "gated": True},
+    se.GraphConvOp: {"supports": CONN},
     se.LoraOp: {"alpha": 0.5},
     se.ElemWiseOp: {},
     se.ConvOp: {"xinfo": XINFO, "window_strides": (2,), "padding": ((1, 1),), "lhs_dilation": (1,),
@@ -57,7 +58,7 @@ NO_NUMBERS = {
     "per",
     "train", "trace_dtype", "allow_zero", "leaf", "feedback", "rate_leaf", "key", "pattern", "weight_mask", "weight_fn",
     "bias", "connectivity", "tie", "fn", "xinfo", "value", "op", "grad", "inp", "rec", "spike", "activation",
-    "derivative", "rule",
+    "derivative", "rule", "coef",
     *GRU, *MGU,
 }  # fmt: skip
 AS = {

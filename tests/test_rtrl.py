@@ -16,7 +16,7 @@ from sparse_etrace._learner import rtrl
 
 TOLERANCE, VISIBLE = 1e-10, 1e-3
 # Not made of ops alone: taken as a whole.
-WHOLE = {"delay_buffer", "cut", "synapse", "recurrent_lru"}
+WHOLE = {"delay_buffer", "cut", "synapse", "recurrent_lru", "graph_conv_trained"}
 
 
 def is_whole(carry):

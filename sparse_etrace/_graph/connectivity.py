@@ -100,6 +100,18 @@ class Connectivity(eqx.Module):
         return self.num_synapses / max(self.num_pre * self.num_post, 1)
 
 
+def onto_synapses(connectivity: Connectivity) -> Connectivity:
+    """From each sending unit to its synapses, one onto each."""
+    c, each = connectivity, jnp.arange(connectivity.num_synapses + 1, dtype=jnp.int32)
+    return Connectivity(c.pre, each[:-1], each, c.pre_ptr, c.by_pre, c.by_pre, c.num_pre, c.num_synapses)
+
+
+def from_synapses(connectivity: Connectivity) -> Connectivity:
+    """From each synapse to its receiving unit, one from each."""
+    c, each = connectivity, jnp.arange(connectivity.num_synapses + 1, dtype=jnp.int32)
+    return Connectivity(each[:-1], c.post, c.post_ptr, each, each[:-1], c.post, c.num_synapses, c.num_post)
+
+
 def canonical_order(pre: Column, post: Column, shape: Sequence) -> tuple[np.ndarray, Connectivity]:
     """Return `(order, connectivity)` with `connectivity.pre == pre[order]`, and likewise for `post`.
 

@@ -1,10 +1,12 @@
-"""The ops: one idea, five connectivities."""
+"""The ops: one idea, many connectivities."""
 
 from .check import check_op as check_op
 from .contract import ETraceOp as ETraceOp, Uses as Uses
 from .conv import ConvOp as ConvOp
 from .elemwise import ElemWiseOp as ElemWiseOp, ElemWiseParam as ElemWiseParam
+from .graphconv import GraphConvOp as GraphConvOp
 from .lora import LoraOp as LoraOp
 from .matmul import MatMulOp as MatMulOp
 from .spmatmul import SpMatMulOp as SpMatMulOp
+from .spread import spread as spread
 from .weight_fn import Bounded as Bounded, SignLock as SignLock

@@ -34,8 +34,8 @@ def check_op(op: ETraceOp, w: PyTree[Array], x: PyTree) -> None:
     Args:
         op: the op.
         w: a value of its parameter.
-        x: an input, with or without batch axes; None for an op without input. Integers (indices, say) are used as they
-            are, and no linearity in them is asked for.
+        x: an input as a call is given it, with or without batch axes; None for an op without input. Integers (indices,
+            say) are used as they are, and no linearity in them is asked for.
 
     Raises:
         ValueError: a law fails.
@@ -57,7 +57,7 @@ def check_op(op: ETraceOp, w: PyTree[Array], x: PyTree) -> None:
         return jax.eval_shape(run(name), arrays, *args)
 
     v = jax.jit(run("phi"))(arrays, w)
-    x = None if x is None else jnp.asarray(x)
+    x = op.read(x)
     one = _without_batch(op, x)
     y = shapes_of("xw_to_y", x, v)
     e = shapes_of("xy_to_dw", x, y, v)

@@ -61,6 +61,10 @@ class ETraceOp(eqx.Module):
         """How many of the last axes of `x` and `y` are carried along, each entry of them by the same weights."""
         return 0
 
+    def read(self, x: Any) -> Any:
+        """What `xw_to_y` gets of what a call is given: `x` itself, unless an op does something to it first."""
+        return None if x is None else jnp.asarray(x)
+
     def phi(self, theta: PyTree[Array]) -> PyTree[Array]:
         """Weights on the synapses, `v = phi(theta)`; the identity unless overridden."""
         return theta

@@ -24,9 +24,11 @@ def parameter(
     init: object,
     dtype: DTypeLike | None,
     options: Any,
+    others: dict[str, Array] | None = None,
 ) -> ETraceParam:
-    """The parameter of an op with weights of this shape, and a bias of zeros where it wants one."""
+    """The parameter of an op with weights of this shape, a bias of zeros where it wants one, and `others`."""
     value = {"weight": weights(key, shape, fan_in, init, dtype, op.weight_fn)}
+    value |= {name: part.astype(value["weight"].dtype) for name, part in (others or {}).items()}
     if op.bias:
         value["bias"] = jnp.zeros(num_post, value["weight"].dtype)
     jax.eval_shape(op.phi, value)  # which says what does not fit

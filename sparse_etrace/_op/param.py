@@ -76,7 +76,7 @@ class ETraceParam(eqx.Module):
         """The output of the op; `x` as the op wants it, after any number of batch axes."""
         if x is None and not self.op.is_diagonal:
             raise TypeError(f"x: expected an input for {self.op}, got none. Only an ElemWiseParam is called without.")
-        x = None if x is None else jnp.asarray(x)
+        x = self.op.read(x)
         value = jax.tree.map(lambda a: a() if _is_fixed(a) else a, self.value, is_leaf=_is_fixed)
         return call_op(self.op, value, x, self.is_etrace, self.grad)
 

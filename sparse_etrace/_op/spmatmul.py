@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, SupportsIndex
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
@@ -11,11 +12,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .. import _kernels
-from .._graph.connectivity import Connectivity
+from .._graph.connectivity import Connectivity, from_synapses, onto_synapses
 from .._graph.graph import Graph
 from .._graph.matrices import matrix_connectivity
 from .._numbers import whole
 from .._sums import widened
+from .boundary import call_op
 from .contract import ETraceOp, Uses
 from .initial import parameter
 from .param import ETraceParam
@@ -39,6 +41,9 @@ class SpMatMulOp(ETraceOp):
         axis: axis of `x` that holds the presynaptic units: -1, or -2 for `x` of shape `(..., num_pre, features)`, where
             every feature passes through the same synapses and has a trace of its own.
         bias: whether a `'bias'` is needed, and made by `param`; False takes values with and without.
+        gated: called with `(x, gate)`, where `gate`, `(..., num_synapses)` in canonical order, multiplies what each
+            synapse reads in this step, untrained: 0 for one that is not there, which sends nothing and whose trace goes
+            with its target as that of a silent sender does.
 
     Raises:
         TypeError: `connectivity` is nothing that can be read as one.
@@ -58,6 +63,7 @@ class SpMatMulOp(ETraceOp):
     num_weights: int = eqx.field(static=True)
     axis: int = eqx.field(static=True)
     bias: bool = eqx.field(static=True)
+    gated: bool = eqx.field(static=True)
     per_unit: ClassVar[tuple[str, ...]] = ("bias",)
 
     def __init__(
@@ -68,6 +74,7 @@ class SpMatMulOp(ETraceOp):
         axis: SupportsIndex = -1,
         *,
         bias: object = False,
+        gated: object = False,
     ):
         axis = whole("axis", axis)
         if axis not in (-1, -2):
@@ -92,7 +99,7 @@ class SpMatMulOp(ETraceOp):
             slot = tie if slot is None else tie[np.asarray(slot)]
         self.connectivity, self.weight_fn, self.num_weights, self.axis = connectivity, weight_fn, num_weights, axis
         self.slot = None if slot is None else jnp.array(slot, jnp.int32)
-        self.bias = bool(bias)
+        self.bias, self.gated = bool(bias), bool(gated)
 
     def param(
         self, key: object = None, *, init: object = "fan_in", dtype: DTypeLike | None = None, **options: Any
@@ -148,6 +155,27 @@ class SpMatMulOp(ETraceOp):
         """The features behind the presynaptic units."""
         return -1 - self.axis
 
+    @property
+    def _wires(self) -> Connectivity:
+        """From what each synapse reads, or from each synapse where that is gated."""
+        return from_synapses(self.connectivity) if self.gated else self.connectivity
+
+    def read(self, x: Any) -> Array:
+        """`x`; or what each synapse sends of `(x, gate)`."""
+        if not self.gated:
+            return jnp.asarray(x)
+        count = self.connectivity.num_synapses
+        if not isinstance(x, tuple | list) or len(x) != 2 or jnp.shape(x[1])[-1:] != (count,):
+            got = jax.tree.map(jnp.shape, x)
+            raise ValueError(
+                f"x: expected a pair, (x, gate) with a gate for each of the {count} synapses on its last axis, got "
+                f"shapes {got}. The op has gated=True."
+            )
+        x, gate = map(jnp.asarray, x)
+        gather = SpMatMulOp(onto_synapses(self.connectivity), axis=self.axis)
+        sent = call_op(gather, {"weight": jnp.ones(count, jnp.result_type(x, float))}, x, True, None)
+        return sent * jax.lax.stop_gradient(gate if self.axis == -1 else gate[..., None]).astype(sent.dtype)
+
     def phi(self, theta: PyTree[Array]) -> Weights:
         weight = read_weights(theta, 1, f"({self.num_weights},)")["weight"]
         hint = "One for each synapse of the op's connectivity, or for each index in tie."
@@ -157,8 +185,8 @@ class SpMatMulOp(ETraceOp):
         return {**theta, "weight": weight if self.slot is None else self._tied(weight)}
 
     def xw_to_y(self, x: Shaped[Array, "*batch_x"], w: Weights) -> Inexact[Array, "*batch_y"]:
-        check_input(x, self.axis, self.connectivity.num_pre)
-        y = with_bias(_kernels.spmv(self.connectivity, w["weight"], self._last(x)), w)
+        check_input(x, self.axis, self._wires.num_pre)
+        y = with_bias(_kernels.spmv(self._wires, w["weight"], self._last(x)), w)
         return self._last(y)
 
     def yw_to_w(self, y: Inexact[Array, "*batch_y"], e: Weights) -> Weights:
@@ -168,17 +196,17 @@ class SpMatMulOp(ETraceOp):
 
     def xy_to_dw(self, x: Shaped[Array, "*batch_x"], y: Inexact[Array, "*batch_y"], v: Weights) -> Weights:
         x, y = self._last(x), self._last(y)
-        slots = {"weight": _kernels.sampled(self.connectivity, x, y), "bias": y}
+        slots = {"weight": _kernels.sampled(self._wires, x, y), "bias": y}
         return {key: slots[key] for key in v}
 
     def sum_dw(self, x: Shaped[Array, "k *batch_x"], y: Inexact[Array, "k *batch_y"], v: Weights) -> Weights:
         x, y = self._last(x), self._last(y)
-        slots = {"weight": _kernels.sampled_sum(self.connectivity, x, y), "bias": jnp.sum(y, axis=0)}
+        slots = {"weight": _kernels.sampled_sum(self._wires, x, y), "bias": jnp.sum(y, axis=0)}
         return {key: slots[key] for key in v}
 
     def total_dw(self, x: Shaped[Array, "*batch_x"], y: Inexact[Array, "*batch_y"], v: Weights) -> Weights:
         x, y = _kernels.as_steps(self._last(x)), _kernels.as_steps(self._last(y))
-        slots = {"weight": _kernels.sampled_sum(self.connectivity, x, y), "bias": jnp.sum(y, axis=0)}
+        slots = {"weight": _kernels.sampled_sum(self._wires, x, y), "bias": jnp.sum(y, axis=0)}
         return {key: slots[key] for key in v}
 
     def window(
@@ -195,7 +223,7 @@ class SpMatMulOp(ETraceOp):
         parts = (None if part is None else self._last(part) for part in (carried, entering, signal, direct))
         carried, entering, signal, direct = parts
         x = self._last(x)
-        return window_of_weights(self, v, trace, carried, entering, signal, direct, x, noise, self.connectivity)
+        return window_of_weights(self, v, trace, carried, entering, signal, direct, x, noise, self._wires)
 
     def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:
         """The synapses of the connectivity, once for each feature."""
@@ -207,7 +235,7 @@ class SpMatMulOp(ETraceOp):
         def slots(count: int) -> np.ndarray:
             return np.repeat(np.arange(count), len(features))
 
-        pre, post, units = self.connectivity.pre, self.connectivity.post, self.connectivity.num_post
+        pre, post, units = self._wires.pre, self.connectivity.post, self.connectivity.num_post
         uses = {"weight": Uses(at(pre), at(post), slots(len(pre)))}
         uses["bias"] = Uses(None, at(np.arange(units)), slots(units))
         return [uses[key] for key in sorted(v)]
