@@ -207,6 +207,18 @@ def test_time_and_memory_are_those_of_an_event(stream):
         assert se.explain(se.Events(rule, NODES), model, state(), (nodes[0], xs[0])).rows
 
 
+def test_in_place(stream):
+    model, nodes, xs, ys = (part if k == 0 else part[:4] for k, part in enumerate(stream))
+    for rule in se.RTRL(), se.Bridged(2):
+        learner = se.Events(rule, NODES)
+        carry = learner.init(model, state(), (nodes[0], xs[0]))
+        expected = se.online_grad(learner, oracles.loss_fn, model, carry, (nodes, xs), ys)
+        found = se.online_grad(learner, oracles.loss_fn, model, carry, (nodes, xs), ys, donate=True)
+        assert eqx.tree_equal(found, expected)
+        assert carry.state["h"].is_deleted() and all(leaf.is_deleted() for leaf in jax.tree.leaves(carry.traces))
+        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((model, xs, ys)) if eqx.is_array(leaf))
+
+
 def test_refused(stream):
     model, nodes, xs, ys = stream
     with pytest.raises(NotImplementedError, match="rule: expected one whose traces are derivatives"):

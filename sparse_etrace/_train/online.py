@@ -33,6 +33,7 @@ def online_grad(
     ys: PyTree,
     chunk: SupportsIndex | None = None,
     has_aux: bool = False,
+    donate: bool = False,
 ) -> tuple:
     """Gradient of `sum_t loss_fn(out_t, y_t)`, forward in time, with memory independent of the number of steps.
 
@@ -48,6 +49,7 @@ def online_grad(
             are. The gradients are the same for each. For `BPTT` exactly the steps that are differentiated through;
             None for all.
         has_aux: `loss_fn` returns `(loss, aux)`.
+        donate: the carry is changed in place and must not be used again, which saves a copy of it in each call.
 
     Returns:
         `losses` `(T,)`, `grads` like the model with None where nothing is trained, and `carry`; with `has_aux` also the
@@ -76,7 +78,9 @@ def online_grad(
     factor, origin = check_origin(carry.origin, model), carry.origin
     is_constant = is_traced(inputs := (model, carry, xs, ys)) and not learner.is_differentiable
     model, carry, xs, ys = held(inputs) if is_constant else inputs
-    results = gradient(learner, loss_fn, model, carry, xs, ys, chunk, has_aux)
+    rest = dataclasses.replace(carry, origin=None)
+    given = learner, loss_fn, model, xs, ys, chunk, has_aux, origin
+    results = _in_place(given, rest) if donate else gradient(learner, loss_fn, model, carry, xs, ys, chunk, has_aux)
     losses, grads, carry, aux = constant(results, inputs, NO_DERIVATIVE) if is_constant else results
     losses, grads = scaled(losses, factor), scaled(grads, factor)
     carry = dataclasses.replace(carry, origin=origin)
@@ -105,6 +109,13 @@ def window_length(engine: Engine, model: Model, carry: Carry, xs: PyTree, steps:
         return size
     most, least = size if chunk else size + size // 4, size - 2 * size // 5
     return next((k for k in range(most, least - 1, -1) if steps % k == 0), size)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _in_place(given: tuple, carry: Carry) -> tuple:
+    learner, loss_fn, model, xs, ys, chunk, has_aux, origin = given
+    carry = dataclasses.replace(carry, origin=origin)
+    return gradient(learner, loss_fn, model, carry, xs, ys, chunk, has_aux)
 
 
 @eqx.filter_jit
