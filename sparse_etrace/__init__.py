@@ -4,7 +4,7 @@ from importlib import import_module as _import_module
 from types import ModuleType as _ModuleType
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from . import cells as cells, datasets as datasets, surrogate as surrogate
+from . import cells as cells, datasets as datasets, evaluate as evaluate, surrogate as surrogate
 from ._files import read_graph as read_graph, write_graph as write_graph
 from ._graph.connectivity import Connectivity as Connectivity
 from ._graph.graph import Graph as Graph
@@ -76,6 +76,8 @@ from ._train.fit_options import Checkpoint as Checkpoint, Update as Update, Vali
 from ._train.fit_result import FitResult as FitResult, Progress as Progress
 from ._train.non_finite import NonFiniteError as NonFiniteError
 from ._train.online import online_grad as online_grad
+from ._train.predict import predict as predict
+from ._train.stream import SnapshotStream as SnapshotStream
 
 if _TYPE_CHECKING:
     from . import plot as plot

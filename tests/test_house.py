@@ -37,8 +37,9 @@ HOUSE = {
     "influence_engine black_box past derivative sensitivity nodes by_parameter bridge rows by_event",
     "_learner": "learner trace_learner * d_rtrl bridged",
     "_train": "online check_learner batches updates fit_result non_finite facts lock checkpoint fit_options fit_file "
-    "fit_loop fit",
+    "delayed stream predict fit_loop fit",
     "_report": "explain memory alignment costs",
+    "evaluate": "",
     "plot": "style checks *",
     "demo": "",
     "cli": "",

@@ -18,6 +18,7 @@ from .._model.trained import leaf_names, struct, structure, trained_filter
 from .._types import Loss, Metric, Model
 from .batches import Batches, Pair, as_pair, start_at
 from .checkpoint import Identity, identity
+from .delayed import delayed, delays_of, updates_until
 from .fit_file import Run, RunFile
 from .fit_loop import Loop, refuse_traced
 from .fit_options import Checkpoint, Update, Validation, refuse_unknown
@@ -38,6 +39,7 @@ def fit(
     update: int | str | Update = "sequence",
     metrics: Mapping[str, Metric] | None = None,
     validation: Pair | Sequence[Pair] | Validation | None = None,
+    label_delay: int | Sequence[int] = 0,
     checkpoint: str | PathLike | Checkpoint | None = None,
     callbacks: Callback | Sequence[Callback] = (),
     progress: bool = True,
@@ -66,6 +68,9 @@ def fit(
             the training and of the validation.
         validation: a tuple `(xs, ys)`, a list of several, or a `Validation`. The model runs over them from `state`,
             without learning.
+        label_delay: after how many steps the target of a step is known: 3 for one that looks three steps ahead; several
+            for several in one. A gradient waits for the last of them, so that no loss or metric of the training is of
+            parameters that have seen what was still to come.
         checkpoint: a file, or a `Checkpoint`. If it exists, training goes on from it.
         callbacks: called after each sequence with a `Progress`; the first that returns True ends the training.
         progress: show a progress bar.
@@ -113,6 +118,8 @@ def fit(
         first = as_pair(given.first)
         _check_held_out(held_out, first)
         trained, fixed = eqx.partition(model, trained_filter(model, learner.train))
+        size, delay = update.size(jax.tree.leaves(first)[0].shape[0]), max(delays_of(label_delay))
+        optimizer = delayed(optimizer, updates_until(delay, size))
         task = Task(learner, loss_fn, dict(metrics or {}), optimizer, fixed, update.chunk)
         opt_state = optimizer.init(trained) if update.opt_state is None else update.opt_state
         start = learner.init(model, state, jax.tree.map(lambda a: a[0], first[0]))
@@ -120,8 +127,8 @@ def fit(
         run = _strong(Run(Point(trained, opt_state, now), trained if validation and validation.patience else None))
         loop = Loop(
             task, update, validation, held_out, initial=state, start=start.state if carry is False else None,
-            shapes=[leaf.shape[1:] for leaf in jax.tree.leaves(first)], columns=columns, callbacks=calls, file=file,
-            ending=ending, run=run, rows=[],
+            shapes=[leaf.shape[1:] for leaf in jax.tree.leaves(first)], size=size if delay > 1 else None,
+            columns=columns, callbacks=calls, file=file, ending=ending, run=run, rows=[],
         )  # fmt: skip
         if checkpoint is not None:
             file.belongs_to(

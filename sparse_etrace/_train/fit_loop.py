@@ -28,6 +28,7 @@ class Loop:
         initial: the state that validations start from.
         start: the one that sequences start from; None where each goes on from the one before.
         shapes: those of one step of inputs and targets.
+        size: steps of each update where gradients wait; None where they may differ.
         columns: names of the metrics.
         run, rows: where it is, and the metrics up to there; all else stays the same.
     """
@@ -39,6 +40,7 @@ class Loop:
     initial: PyTree
     start: PyTree
     shapes: list[tuple[int, ...]]
+    size: int | None
     columns: list[str]
     callbacks: list[Callback]
     file: RunFile
@@ -97,6 +99,11 @@ class Loop:
         task.learner.refuse_inputs(xs)
         run, steps = self.run, jax.tree.leaves((xs, ys))[0].shape[0]
         size = self.update.size(steps)
+        if self.size is not None and (steps % size or size != self.size):
+            raise ValueError(
+                f"label_delay: expected updates of {self.size} steps each, as they wait for labels, got a sequence of "
+                f"{steps} steps and updates of {size}. Cut sequences to one length, of which update=k is a divisor."
+            )
         point, means, finite = one_sequence(task, run.point, start, xs, ys, size)
         refuse_traced(means)
         if not finite:
