@@ -4,7 +4,14 @@ from importlib import import_module as _import_module
 from types import ModuleType as _ModuleType
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from . import cells as cells, datasets as datasets, evaluate as evaluate, surrogate as surrogate
+from . import (
+    cells as cells,
+    datasets as datasets,
+    evaluate as evaluate,
+    generate as generate,
+    surrogate as surrogate,
+    transform as transform,
+)
 from ._files import read_graph as read_graph, write_graph as write_graph
 from ._graph.connectivity import Connectivity as Connectivity
 from ._graph.graph import Graph as Graph

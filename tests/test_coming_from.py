@@ -113,7 +113,7 @@ def graph_rows(index, weight):
             sorted(ones + [(k, k, 1.0) for k in range(nodes) if k not in loops]),
         ),
         "`coalesce(edge_index, w)`": (lambda v: edges(v[0]), dictionary(pairs)),
-        UNDIRECTED: (lambda v: edges(v[1]), dictionary(pairs, both=True)),
+        UNDIRECTED: (lambda v: edges(v[0]), dictionary(pairs, both=True)),
         "`edge_attr` of several columns": (
             lambda v: sorted(
                 zip(*map(np.ndarray.tolist, map(np.asarray, ends_of(v[0]))), v[0].edge_attrs["length"].tolist())

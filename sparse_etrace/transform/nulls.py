@@ -1,0 +1,115 @@
+"""Random graphs that share something with a given one."""
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from .._graph.columns import taken
+from .._graph.graph import Graph
+from .._numbers import whole
+from .origin import Made, built, parts_of
+
+
+def generator(key: object) -> np.random.Generator:
+    """NumPy's generator of a key of jax; equal keys give equal numbers.
+
+    Raises:
+        TypeError: it is no key, or is traced.
+    """
+    if isinstance(key, jax.core.Tracer):
+        raise TypeError("key: expected a key of jax.random outside of jit and vmap, got a traced one.")
+    if not isinstance(key, jax.Array) or not (
+        jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == np.uint32
+    ):
+        raise TypeError(f"key: expected one of jax.random, got {key!r}. jax.random.key(0) makes one.")
+    data = jax.random.key_data(key) if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    return np.random.default_rng(np.asarray(data).ravel())
+
+
+def shuffle_weights(graph: Graph, key: Array, *, within: str | None = None) -> Graph:
+    """Deal the weights out anew among the synapses, which stay.
+
+    Args:
+        graph: square or rectangular.
+        key: of `jax.random`; the same one gives the same graph.
+        within: None: among all; "pre" or "post": among the synapses of each sending, or receiving, unit, so that its
+            sum of weights stays, and by "pre" its sign.
+
+    Returns:
+        The graph; attributes stay with the synapses.
+
+    Raises:
+        TypeError: `graph` is no graph, or is traced; `key` is no key.
+        ValueError: `within` is something else.
+
+    Example:
+        >>> import jax, sparse_etrace as se
+        >>> worm = se.datasets.worm()
+        >>> null = se.transform.shuffle_weights(worm, jax.random.key(0))
+        >>> sorted(null.weight.tolist()) == sorted(worm.weight.tolist()), null.connectivity.pre is worm.connectivity.pre
+        (True, True)
+    """
+    if within not in (None, "pre", "post"):
+        raise ValueError(f"within: expected 'pre', 'post' or None, got {within!r}.")
+    pre, post, weight, *_ = parts_of(graph)
+    draw = generator(key).random(pre.size)
+    if within is None:
+        return graph.with_weight(taken(weight, np.argsort(draw)))
+    unit = pre if within == "pre" else post
+    dealt = np.empty_like(weight)
+    dealt[np.argsort(unit, kind="stable")] = weight[np.lexsort((draw, unit))]
+    return graph.with_weight(dealt)
+
+
+def rewire_degrees(graph: Graph, key: Array, rounds: int = 20, *, with_origin: bool = False) -> Made:
+    """Wire at random, each unit with as many synapses in and out as before: a Markov chain of swaps.
+
+    In a round all synapses meet in pairs, and `a -> b`, `c -> d` of half of these become `a -> d`, `c -> b`, unless
+    that makes a second synapse of a pair of units, or one of a unit on itself. Those on themselves stay.
+
+    Args:
+        graph: square or rectangular.
+        key: of `jax.random`; the same one gives the same graph.
+        rounds: how many; each moves about half of the synapses where the graph is sparse.
+        with_origin: return which synapse became which, too.
+
+    Returns:
+        The graph, weights and attributes with the sending unit; or with `with_origin` a pair of it and an `Origin`.
+
+    Raises:
+        TypeError: `graph` is no graph, or is traced; `key` is no key; `rounds` is no whole number.
+        ValueError: `rounds` is negative.
+
+    References:
+        Maslov, Sneppen (2002), Specificity and stability in topology of protein networks, Science 296:910-913.
+
+    Example:
+        >>> import jax, numpy as np, sparse_etrace as se
+        >>> worm = se.datasets.worm()
+        >>> null = se.transform.rewire_degrees(worm, jax.random.key(0))
+        >>> bool((null.connectivity.post_ptr == worm.connectivity.post_ptr).all())
+        True
+    """
+    if whole("rounds", rounds) < 0:
+        raise ValueError(f"rounds: expected 0 or more, got {rounds}.")
+    parts, (num_pre, num_post) = parts_of(graph), graph.connectivity.shape
+    pre, post, rng = parts.pre, parts.post.copy(), generator(key)
+    square = num_pre == num_post
+    free = np.flatnonzero(pre != post) if square else np.arange(pre.size)
+    size = np.int64(num_post)
+    for _ in range(rounds):
+        # Half of the pairs rest, so that any number of swaps can happen.
+        pairs = rng.permutation(free)[: free.size // 2 * 2].reshape(2, -1)
+        one, two = pairs[:, rng.random(pairs.shape[1]) < 0.5]
+        now = pre * size + post
+        wanted = np.stack([pre[one] * size + post[two], pre[two] * size + post[one]])
+        _, which, count = np.unique(
+            np.concatenate([now[one], now[two], *wanted]), return_inverse=True, return_counts=True
+        )
+        # Of what one swap takes and makes, another touches nothing: so each way back is as likely.
+        good = (count[which].reshape(4, -1) == 1).all(axis=0) & ~np.isin(wanted, now).any(axis=0)
+        if square:
+            good &= (pre[one] != post[two]) & (pre[two] != post[one])
+        one, two = one[good], two[good]
+        post[one], post[two] = post[two], post[one]
+    return built(parts._replace(post=post), graph.connectivity.shape, np.arange(pre.size), with_origin)
