@@ -33,7 +33,7 @@ HOUSE = {
     "datasets": "",
     "_kernels": "native windows dense products *",
     "_op": "contract weights boundary param initial spmatmul *",
-    "cells": "cell *",
+    "cells": "cell supports *",
     "_model": "types primitives program refusals linear constant positions trained call links origin reading "
     "through groups grouping batch_axes step unit_links",
     "_rule": "reach influence traces support notes signal engine term_engine trace_engine kept_traces own_traces "
