@@ -9,6 +9,7 @@ from . import (
     datasets as datasets,
     evaluate as evaluate,
     generate as generate,
+    rewiring as rewiring,
     surrogate as surrogate,
     transform as transform,
 )
@@ -84,6 +85,7 @@ from ._train.fit_result import FitResult as FitResult, Progress as Progress
 from ._train.non_finite import NonFiniteError as NonFiniteError
 from ._train.online import online_grad as online_grad
 from ._train.predict import predict as predict
+from ._train.rewire import Rewired as Rewired, rewire as rewire
 from ._train.stream import SnapshotStream as SnapshotStream
 
 if _TYPE_CHECKING:

@@ -33,6 +33,7 @@ HOUSE = {
     "datasets": "",
     "_kernels": "native windows dense products *",
     "_op": "contract weights boundary param initial spmatmul *",
+    "rewiring": "",
     "cells": "cell supports *",
     "_model": "types primitives program refusals linear constant positions trained call links origin reading "
     "through groups grouping batch_axes step unit_links",
@@ -40,7 +41,7 @@ HOUSE = {
     "influence_engine black_box past derivative sensitivity nodes by_parameter bridge rows by_event",
     "_learner": "learner trace_learner * d_rtrl bridged",
     "_train": "online check_learner batches updates fit_result non_finite facts lock checkpoint fit_options fit_file "
-    "delayed stream predict fit_loop fit",
+    "delayed stream predict fit_loop fit rewire",
     "_report": "explain memory alignment costs",
     "evaluate": "",
     "plot": "style checks *",

@@ -27,12 +27,14 @@ class Origin(eqx.Module):
         alone: numbers of the leaves of the state that have no batch axes though they are as long as the batch.
         unsure: those of which the step does not say it.
         into: for each op call with traces, a leaf of each group that it is traced into.
+        owners: for each of them its number, and of each leaf of its weights the names of what is trained in it.
     """
 
     wiring: UInt32[Array, "*batch arrays 2"]
     alone: tuple[int, ...] = eqx.field(static=True, default=())
     unsure: tuple[int, ...] = eqx.field(static=True, default=())
     into: tuple[tuple[int, ...], ...] = eqx.field(static=True, default=())
+    owners: tuple[tuple[int, tuple[tuple[str, ...], ...]], ...] = eqx.field(static=True, default=())
 
 
 def origin_of(model: PyTree, *axes: tuple) -> Origin:
@@ -50,6 +52,11 @@ def origin_of(model: PyTree, *axes: tuple) -> Origin:
                     "anew, with se.Connectivity.from_edges, and replace it as a whole."
                 )
     return Origin(jnp.asarray(_wiring(parts)), *axes)
+
+
+def of_another(origin: Origin, model: PyTree) -> Origin:
+    """What a carry is of whose model has got other connectivities."""
+    return dataclasses.replace(origin, wiring=jnp.asarray(_wiring(_parts(model))))
 
 
 def check_origin(origin: Origin | None, model: PyTree) -> Array | None:

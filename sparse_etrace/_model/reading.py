@@ -152,6 +152,12 @@ class Reading:
         moved = set().union(*(self.within_step(("p", i)) for i in self.trained))
         return [("w", call.number, i) in moved for i in range(len(call.weight_atoms))]
 
+    def owners(self, call: Call) -> tuple[tuple[str, ...], ...]:
+        """For each weight leaf of a call the names of what is trained in it."""
+        acts = {i: self.within_step(("p", i)) for i in self.trained}
+        leaves = range(len(call.weight_atoms))
+        return tuple(tuple(self.param_names[i] for i in acts if ("w", call.number, k) in acts[i]) for k in leaves)
+
     @cached_property
     def learning(self) -> list[Call]:
         """Op calls with a trained weight, apart from those whose output only makes the weights of another op."""

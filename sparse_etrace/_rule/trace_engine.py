@@ -1,6 +1,7 @@
 """Traces of op calls as an engine: x, m, n, D and F of each step go to what a rule keeps of each call."""
 
 import abc
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -94,7 +95,8 @@ class TraceEngine(TermEngine):
         self.teacher.matrix(model)
         first = [group.variables[0] for group in grouping.groups]
         into = tuple(tuple(first[g] for g, _ in routes_of(grouping, c)) for c in reading.learning)
-        origin = origin_of(model, *as_long_as_a_batch(model, state, x, grouping), into)
+        owners = tuple((c.number, reading.owners(c)) for c in reading.learning)
+        origin = origin_of(model, *as_long_as_a_batch(model, state, x, grouping), into, owners)
         return Carry(jax.tree.map(jnp.asarray, state), *self._start(), origin)
 
     def _check_reach(self, model: Model) -> None:
@@ -183,10 +185,7 @@ class TraceEngine(TermEngine):
         a = self.reading
         found: dict[str, PyTree] = {"memory of the rule": carry.memory}
         for call in a.learning:
-            owners = [
-                a.param_names[i] for i in a.trained if any(s[:2] == ("w", call.number) for s in a.within_step(("p", i)))
-            ]
-            name = f"trace of {', '.join(owners)}"
+            name = f"trace of {', '.join(dict.fromkeys(itertools.chain(*a.owners(call))))}"
             found[name] = (found.get(name), carry.traces[call.number])
         return found
 
