@@ -9,6 +9,7 @@ from . import (
     datasets as datasets,
     evaluate as evaluate,
     generate as generate,
+    interchange as interchange,
     rewiring as rewiring,
     surrogate as surrogate,
     transform as transform,
