@@ -1,4 +1,4 @@
-"""Data sets that come with the library. Each has a card with its source, licence and citation under `datasets/`."""
+"""Data sets that come with the library, each with a card under `datasets/`; and some that are read from a path."""
 
 import importlib.resources
 from importlib.resources.abc import Traversable
@@ -13,8 +13,21 @@ from ._graph.connectivity import MAX_INDEX, Connectivity, canonical_order, expan
 from ._graph.graph import Graph
 from ._graph.matrices import from_edges
 from ._numbers import whole
+from ._outside import Cora, Traffic, chickenpox, cora, tennis, traffic
 
-__all__ = ["MNIST1D", "fly_eye", "mnist1d", "mushroom_body", "worm"]
+__all__ = [
+    "Cora",
+    "MNIST1D",
+    "Traffic",
+    "chickenpox",
+    "cora",
+    "fly_eye",
+    "mnist1d",
+    "mushroom_body",
+    "tennis",
+    "traffic",
+    "worm",
+]
 
 
 class MNIST1D(NamedTuple):

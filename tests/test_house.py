@@ -30,6 +30,7 @@ HOUSE = {
     "generate": "",
     "interchange": "others *",
     "_files": "safe columns cells text arrow npz graphml_document *",
+    "_outside": "",
     "datasets": "",
     "_kernels": "native windows dense products *",
     "_op": "contract weights boundary param initial spmatmul *",
