@@ -76,12 +76,14 @@ class Program(NamedTuple):
         wanted: Sequence[Atom],
         added: Mapping[int, Array] | None = None,
         acts: bool = False,
+        held: Mapping[int, int] | None = None,
     ) -> list[Array]:
         """Values of `wanted`, running only the equations that they need beyond what is `known`.
 
-        `added` is added to a value where it arises. Where it `acts`, equations with effects run as well.
+        `added` is added to a value where it arises. Where it `acts`, equations with effects run as well. Of an equation
+        that makes a value in `held` so many inputs are constants.
         """
-        added = added or {}
+        added, held = added or {}, held or {}
         values: Known = {**self.consts, **known}
         values.update((i, known[i] + extra) for i, extra in added.items() if i in known)
         needed = {a for a in wanted if isinstance(a, int)}
@@ -91,7 +93,8 @@ class Program(NamedTuple):
                 run.append(node)
                 needed.update(a for a in node.inputs if isinstance(a, int))
         for node in reversed(run):
-            out = node.run([read(values, a) for a in node.inputs])
+            given, first = [read(values, a) for a in node.inputs], held.get(next(iter(node.outputs), -1), 0)
+            out = node.run([*jax.lax.stop_gradient(given[:first]), *given[first:]])
             for o, v in zip(node.outputs, out, strict=True):
                 if o not in known:
                     values[o] = v + added[o] if o in added else v

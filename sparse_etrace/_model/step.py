@@ -59,6 +59,7 @@ class Terms(NamedTuple):
         hidden_jacobian: D for each group, `(variables, variables, *hidden)`.
         output_jacobian: F for each (group, op call that acts on it), `(variables, *y)`.
         last: for each group, derivative by its variables after the last step, without time axis; None for zero.
+        first: for each group, derivative by its variables before the first step, through everything, as `n` is then.
         spread: what stands for the input where a trace was carried through ops; see `through`.
     """
 
@@ -68,6 +69,7 @@ class Terms(NamedTuple):
     hidden_jacobian: list[Array]
     output_jacobian: dict[tuple[int, int], Array]
     last: list[Array | None] | None = None
+    first: list[Array] | None = None
     spread: Spread = {}
 
 
@@ -292,14 +294,20 @@ class Step:
         return self.along.together(dict(zip(self.along.leaves, old, strict=True))), n, plain, by_x
 
     def written(
-        self, params: list[Array], state: list[Array], x: list[Array]
+        self, params: list[Array], state: list[Array], x: list[Array], deltas: dict[int, Array] | None = None
     ) -> tuple[list[Array], list[Array], tuple]:
-        """New state and output of one step with all derivatives, and as constants what `jacobians` of `run` gives."""
+        """New state and output of one step with all derivatives, and as constants what `jacobians` of `run` gives.
+
+        Op calls of which `deltas` are given have constant weights, and these added to what they put out.
+        """
         a, watched = self.reading, self.along.watched
         known = dict(zip(self.program.inputs, [*params, *state, *x], strict=True))
         made = [o for c in a.calls for o in c.node.outputs]
         read = [i for c in watched for i in c.x_atoms]
-        found = iter(self.program.evaluate(known, [*a.new, *a.out, *made, *read], acts=True))
+        calls = [(c, c.node.outputs[0]) for c in watched if deltas]
+        added = {y: deltas[c.number] for c, y in calls if deltas}
+        held = {y: len(c.node.inputs) - len(c.x_atoms) for c, y in calls}
+        found = iter(self.program.evaluate(known, [*a.new, *a.out, *made, *read], added, acts=True, held=held))
         new, out, ys, given = ([next(found) for _ in part] for part in (a.new, a.out, made, read))
         known, given = jax.lax.stop_gradient((known | dict(zip(made, ys, strict=True)), given))
         each = iter(given)

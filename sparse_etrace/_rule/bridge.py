@@ -135,7 +135,8 @@ class Bridged(Engine):
 
     def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
         """Steps differentiated together, and the traces after them."""
-        return past.window(self.inner, self.task.train, model, carry, xs, ys, loss_fn)
+        found = self.inner.bridged(model, carry, xs, ys, loss_fn)
+        return found or past.window(self.inner, self.task.train, model, carry, xs, ys, loss_fn)
 
     def window_steps(self, model: Model, carry: Carry, xs: PyTree[Array]) -> int:
         """Those of the rule."""

@@ -128,6 +128,10 @@ class Engine(abc.ABC):
     def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
         """Several steps with their summed gradient; `loss_fn` returns `(loss, aux)`."""
 
+    def bridged(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window | None:
+        """Steps differentiated together, where there is a quicker way than by `recall` and `follow`."""
+        return None
+
     def carry_shapes(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Shapes and types of what `init` returns."""
         return eqx.filter_eval_shape(self.init, model, state, x)

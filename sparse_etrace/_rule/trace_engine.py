@@ -20,8 +20,9 @@ from .._model.refusals import check_names
 from .._model.step import Step, Terms
 from .._model.trained import nbytes
 from .._model.types import Like, Weights
-from .._types import Model
-from .engine import NO_PAST, Carry, Storage, Task, Use, refuse_traces
+from .._sums import widened
+from .._types import Loss, Model
+from .engine import NO_PAST, Carry, Storage, Task, Use, Window, refuse_traces
 from .notes import memory_elsewhere, one_step_only, untraced_recurrence, without_memory
 from .signal import Memory, Teacher
 from .support import reached
@@ -150,6 +151,42 @@ class TraceEngine(TermEngine):
     ) -> tuple[dict[int, PyTree[Array]], dict[int, list[Array]]]:
         """The recursion of the traces through a window."""
         return self.storage.advance(self.grouping, weights, traces, self.teacher.extend(terms, *taught), only)
+
+    def bridged(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window | None:
+        """Where all traces are full, reverse mode ends at outputs of ops: weights learn where their traces are made."""
+        self.check(carry)
+        if any(trace.factors for trace in carry.traces.values()):
+            return None
+        run, plain, (old, layout) = self.run, self.reading.plain, jax.tree.flatten(carry.state)
+        params, param_layout = jax.tree.flatten(eqx.filter(model, eqx.is_array))
+        m, silence = run.silence(old)
+        count = len(jax.tree.leaves(xs)[0])
+        deltas = {k: jnp.zeros((count, *n.shape), n.dtype) for k, n in silence.items()}
+
+        @eqx.filter_grad(has_aux=True)
+        def total(given: tuple) -> tuple[Array, tuple]:
+            summed, old, deltas = given
+
+            def one(state: list[Array], now: tuple) -> tuple[list[Array], tuple]:
+                x, y, delta = now
+                values = list(params)
+                for i, value in zip(plain, summed, strict=True):
+                    values[i] = value.astype(params[i].dtype)
+                state, out, said = run.written(values, state, jax.tree.leaves(x), delta)
+                return state, (*loss_fn(jax.tree.unflatten(self.reading.out_structure, out), y), said)
+
+            state, (losses, aux, said) = jax.lax.scan(one, old, (xs, ys, deltas))
+            return jnp.sum(losses), (losses, aux, state, said)
+
+        given = widened([params[i] for i in plain]), old, deltas
+        (by_plain, by_state, n), (losses, aux, state, said) = total(given)
+        terms = jax.vmap(lambda said, n: self.terms(said, m, n, carry.traces))(said, n)
+        terms = terms._replace(first=run.along.together({i: by_state[i] for i in run.along.leaves}))
+        weights = self.reading.weights(params)
+        traces, dv = self.absorb(weights, carry.traces, terms, (None, carry.memory, carry.memory))
+        by_param = run.by_parameter(params, dv, by_plain)
+        grads = jax.tree.unflatten(param_layout, [by_param.get(i) for i in range(len(params))])
+        return Window(losses, aux, grads, Carry(jax.tree.unflatten(layout, state), traces, carry.memory))
 
     def recalled(self, weights: Weights, traces: dict[int, PyTree[Array]], m: list[Array]) -> dict[int, list[Array]]:
         """By the storage."""

@@ -179,6 +179,8 @@ def traces_after(
     """
     last = terms.last or [None] * len(terms.m)
     adjoints = [adjoint(*widened(parts)) for parts in zip(terms.hidden_jacobian, terms.m, last, strict=True)]
+    if terms.first is not None:
+        adjoints = [(lam, p, a, p_0) for (lam, p, _, p_0), a in zip(adjoints, widened(terms.first), strict=True)]
     new, gradients = {}, {}
     for call in grouping.reading.learning:
         new[call.number], gradients[call.number] = _advance_call(
@@ -217,7 +219,8 @@ def _advance_call(
         ndim = len(grouping.groups[g].shape)
         f = terms.output_jacobian[(g, route.source)].astype(n.dtype)
         lam, p, lam_0, p_0 = (route.spread(part, ndim).astype(n.dtype) for part in adjoints[g])
-        entering, direct = jax.vmap(matvec)(p, f), jax.vmap(dot)(lam, f)
+        entering = jax.vmap(matvec)(p, f)
+        direct = jax.vmap(dot)(lam, f) if terms.first is None else jnp.zeros_like(f[:, 0])
         if number in direct_routes[:1] and not op.is_diagonal:
             direct = direct + n
         later: tuple = (p_0, entering) if only != "gradients" else (None, None)
@@ -286,8 +289,7 @@ def recalled(
                 read = x if route.via is None else grouping.spread_shapes[call.number, route.via]
                 nothing = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), read)
                 of_units = None if route.via is None else per_unit_leaves(grouping, call)
-                units = (None, None, signal, silent)
-                _, found = _window(op, of_units, own, trace.full[number], units, nothing)
+                _, found = _window(op, of_units, own, trace.full[number], (None, None, signal, silent), nothing)
                 found = _leaves(route.total(found, v) if op.is_diagonal else found)
                 total = [t if f is None else t + f for t, f in zip(total, found, strict=True)]
             if trace.factors is not None:
