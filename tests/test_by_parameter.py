@@ -171,7 +171,8 @@ def test_a_parameter_is_kept_once():
     matrices = sum(leaf.size for name in ("inp_c", "rec_c") for leaf in jax.tree.leaves(case.twin.values[name]))
     assert start(se.RTRL(), case).traces.rows["h"].shape == (NODES, FEATURES, matrices + 2 * NODES)
     for n, columns in ((1, 2 * 2), (NODES, 2 * NODES)):
-        assert start(se.SnAp(n=n, per="parameter"), case).traces.rows["h"].shape[-1] == matrices + columns
+        traces = start(se.SnAp(n=n, per="parameter"), case).traces
+        assert traces.rows["h"].shape[-1] == matrices + columns and (traces.shared is None) == (n == NODES)
 
 
 @float64

@@ -39,7 +39,7 @@ class Found(NamedTuple):
 
     Attributes:
         moving: numbers of the arrays of the model that move its state.
-        shared: whose the columns are; None: one for each number.
+        shared: whose the columns are; None: one for each number, all of it kept.
         kept: what is dropped; None: nothing is.
         reading: of the model, where anything is.
     """
@@ -119,7 +119,7 @@ class ByParameter(Engine):
 
     def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
         """Steps in reverse mode, and J after them; where it is not whole, step by step."""
-        if self.near is None:
+        if carry.traces.shared is None:
             return past.window(self, self.task.train, model, carry, xs, ys, loss_fn)
         return Window(*by_step(self.step, self.task.train, model, carry, xs, ys, loss_fn))
 
@@ -251,6 +251,8 @@ class Near(Storage):
             for i in moving:
                 if kept.rules[i] == "same-step only" and ("out",) not in a.within_step(("p", i)):
                     refuse_zero(a.param_names[i], task.allow_zero, used=True)
+        if kept.is_whole:
+            return Found(moving, None, kept, a)
         column, value = kept.columns()
         node, begin = [np.full(np.shape(leaf), len(value) - 1) for leaf in jax.tree.leaves(state)], 0
         for i in links.leaves:

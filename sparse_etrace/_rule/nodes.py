@@ -9,6 +9,8 @@ as a matrix on the features of each node of a graph. All else is a hop: an op fr
     used at     w: all of them; a synapse: at its target
 """
 
+import math
+
 import jax
 import numpy as np
 import scipy.sparse as sp
@@ -30,6 +32,7 @@ class Kept:
         later: where it is, now or after a step, likewise.
         node: of each hidden unit.
         rules: of each array, by its number, the word of `explain`.
+        is_whole: whether every node keeps all.
     """
 
     def __init__(self, wiring: Wiring, moving: list[int], hops: int | None):
@@ -51,6 +54,7 @@ class Kept:
         fresh = at[:, wiring.num_hidden :] @ (wiring.seeds + wiring.through)
         self.later = (self.nodes @ wiring.graph + fresh + full).tocsr()
         is_exact = np.diff(self.later.indptr) == np.diff(both(self.later, self.nodes).indptr)
+        self.is_whole = self.nodes.nnz == math.prod(self.nodes.shape)
         self.node = wiring.neuron
         self.rules = {
             i: "exact" if is_exact[first:last].all()
