@@ -127,6 +127,23 @@ def test_side_effects_of_a_model_are_kept():
     assert len(seen) == 3
 
 
+@pytest.mark.parametrize("learner", [se.RTRL(), se.Bridged(2, se.RTRL())], ids=["alone", "bridged"])
+def test_side_effects_are_seen_once(learner):
+    """Also where a rule runs the model again, for derivatives by columns."""
+
+    def step(pace, state, x):
+        jax.debug.callback(seen.append, state.sum())
+        state = jnp.tanh(pace * state + x)
+        return state, state
+
+    model, xs = jax.tree_util.Partial(step, jnp.full(3, 0.5)), jnp.ones((4, 3))
+    carry = learner.init(model, xs[0], xs[0])
+    seen.clear()
+    se.online_grad(learner, lambda out, _: jnp.sum(out), model, carry, xs, None)
+    jax.effects_barrier()
+    assert len(seen) == 4
+
+
 def test_reset_leaves_shared_keys_alone():
     learner, model, carry = keyed(3)
     start = {"key": jax.random.key(7), "h": jnp.zeros((2, UNITS)), "line": jnp.zeros((3, 2, UNITS))}

@@ -19,7 +19,7 @@ from jaxtyping import Array, Inexact, Int, PyTree
 
 from .._model.linear import pushforward
 from .._model.primitives import aval, sub_jaxprs
-from .._model.program import cast, is_inexact, is_key, propagate, vjp_jaxpr
+from .._model.program import cast, flatten, is_inexact, is_key, propagate, vjp_jaxpr
 from .._model.step import Step
 from .._model.trained import is_array_like, struct
 from .._model.types import Labels
@@ -59,9 +59,26 @@ def values_of(
 
     def with_values(numbers: Array) -> Model:
         new = dict(zip(moving, back(numbers), strict=True))
-        return joined(build([new.get(i, leaf) for i, leaf in enumerate(params)]))
+        return _without_effects(joined(build([new.get(i, leaf) for i, leaf in enumerate(params)])))
 
     return numbers, with_values
+
+
+def _without_effects(model: Model) -> Model:
+    """A model of which nothing is seen when it runs once more; in loops, or beside ops in loops, its effects stay."""
+
+    def step(state: PyTree[Array], x: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
+        closed, shapes = jax.make_jaxpr(model, return_shape=True)(state, x)
+        try:
+            program = flatten(closed) if closed.effects else None
+        except NotImplementedError:
+            program = None
+        if program is None:
+            return model(state, x)
+        known = dict(zip(program.inputs, jax.tree.leaves((state, x)), strict=True))
+        return jax.tree.unflatten(jax.tree.structure(shapes), program.evaluate(known, program.outputs))
+
+    return step
 
 
 def live_of(state: PyTree[Array]) -> tuple[Inexact[Array, " rows"], Callable[[Array], PyTree[Array]]]:
