@@ -301,6 +301,11 @@ def test_half_precision_is_summed_in_single():
     assert np.allclose(np.asarray(grads.op.value["weight"], float), 256)
 
 
+def test_it_is_shown_as_it_is_made():
+    assert repr(se.Bridged(8, se.SnAp(3))) == "Bridged(window=8, rule=SnAp(n=3))"
+    assert repr(se.Bridged(allow_zero=("gain",))) == "Bridged(window=16, rule=D_RTRL(), allow_zero=('gain',))"
+
+
 def test_windows_are_those_that_were_asked_for():
     """Not made of one length, as the windows of other rules are; `chunk` takes their place."""
     case = models.build("rate")

@@ -58,6 +58,11 @@ class Bridged(RuleLearner):
             raise TypeError(f"rule: expected a learner such as se.D_RTRL(), got {self.before!r}.")
         self.rule()
 
+    def __repr__(self) -> str:
+        given = {"window": self.steps, "rule": self.before, "train": self.train, "allow_zero": self.allow_zero}
+        words = (f"{name}={value!r}" for name, value in given.items() if value is not None and value != ())
+        return f"Bridged({', '.join(words)})"
+
     def rule(self) -> Rule:
         """Windows, bridged by what the rule keeps."""
         storage, signal = self.before.rule()
