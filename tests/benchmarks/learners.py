@@ -1,9 +1,9 @@
 """What each rule gives for its memory and its time, and how far two of them learn to copy.
 
 Study `alignment`: on small networks and a graph network over traffic sensors, the cosine of each rule's gradient of the
-recurrent weights with the exact one, what is carried from one step to the next, and the time of a step in turns with
-that of a forward step. Study `copy`: one update per batch of whole sequences; the length to copy grows by one whenever
-it is mastered.
+recurrent weights with the exact one, what is carried from one step to the next, and the processor's time for a step in
+turns with that for a forward step. Study `copy`: one update per batch of whole sequences; the length to copy grows by
+one whenever it is mastered.
 """
 
 import argparse
@@ -23,14 +23,13 @@ import matplotlib.pyplot as plt
 import networkx as nx
 import numpy as np
 import optax
-from bench import seconds
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 import sparse_etrace as se
 from sparse_etrace.plot import MARKERS, PALETTE
 
 matplotlib.use("Agg")
-BATCH, STEPS, CHANNELS, FEATURES = 4, 150, 3, 16
+BATCH, STEPS, CHANNELS, FEATURES, SECONDS = 4, 150, 3, 16, 10
 SYMBOLS, COPIES, MASTERED, ROUND, BUCKET = 4, 16, 0.15, 10, 4
 BLANK, RECALL = 0, 3
 FULL = {"units": 64, "density": 0.125, "updates": 2000, "rate": 3e-3, "seeds": (0, 1, 2)}
@@ -234,21 +233,21 @@ def rules(name, leaf, train):
         "e-prop, symmetric": se.EProp(leaf, train=train),
         "e-prop, random": se.EProp(leaf, "random", key=key, train=train),
         "three-factor": se.ThreeFactor(leaf, train=train),
-        "Bridged(16)": se.Bridged(16, train=train),
-        "Bridged(16), SnAp-2": se.Bridged(16, se.SnAp(2), train=train),
-        "SnAp-2": se.SnAp(2, train=train),
-        "SnAp-3": se.SnAp(3, train=train),
-        "RTRL": se.RTRL(train=train),
         "UORO": se.UORO(key, train=train),
+        "RTRL": se.RTRL(train=train),
+        "Bridged(16)": se.Bridged(16, train=train),
         "windows of 16": se.TBPTT(1, every=16, train=train),
         "TBPTT(16, every=16)": se.TBPTT(16, every=16, train=train),
         "BPTT": se.BPTT(train=train),
     }
-    if name == "rate":
-        found["RFLO"] = se.RFLO(leaf, key=key, train=train)
     if name.startswith("graph"):
+        # A pattern of uses has 2e7 and 2e8 entries there, as each node uses the matrices by itself.
+        by_parameter = se.SnAp(2, per="parameter", train=train)
         found |= {"D-RTRL, through ops": through, "Bridged(16), through ops": se.Bridged(16, through, train=train)}
-    return found
+        return found | {"SnAp-2 by parameter": by_parameter}
+    found |= {"SnAp-2": se.SnAp(2, train=train), "SnAp-3": se.SnAp(3, train=train)}
+    found["Bridged(16), SnAp-2"] = se.Bridged(16, se.SnAp(2), train=train)
+    return found | ({"RFLO": se.RFLO(leaf, key=key, train=train)} if name == "rate" else {})
 
 
 def smooth(key, channels):
@@ -262,20 +261,35 @@ def square(out, y):
     return jnp.mean((out - y) ** 2)
 
 
-def carried(rule, case):
-    """Bytes that a rule keeps for one sequence besides the state, without the indices of a pattern."""
+def needed(rule, case):
+    """Bytes for one sequence: the states that reverse mode goes through, and traces without their indices."""
     state, x = case.one, case.xs[0] if case.start is case.one else case.xs[0, :1]
+    through = {se.BPTT: lambda: STEPS, se.Bridged: lambda: rule.steps, se.TBPTT: lambda: rule.steps + rule.every - 1}
+    states = through.get(type(rule), lambda: 0)() * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    if isinstance(rule, se.BPTT | se.TBPTT):
+        return states
     kept = rule.carry_shapes(case.net, state, x)
-    if isinstance(rule, se.BPTT):
-        return STEPS * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    traces = kept.traces.values if hasattr(kept.traces, "blocks") else kept.traces
+    traces = kept.traces
+    if not isinstance(traces, dict):
+        traces = getattr(traces, "values", getattr(traces, "rows", traces))
     leaves = jax.tree.leaves((traces, kept.memory))
     leaves = [leaf for leaf in leaves if hasattr(leaf, "dtype") and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
-    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    return states + sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def alignment(cases, repeats, every=1):
-    """Of each case the size, and of every so many rules cosine, norm ratio, memory and time."""
+def processor_time(run):
+    """Seconds of all cores, which other programs change less than those of a clock."""
+    begin = time.process_time()
+    jax.block_until_ready(run())
+    return time.process_time() - begin
+
+
+def alignment(cases, repeats, write, chosen=None):
+    """Of each case the size, and of each rule, or of those chosen, cosine, norm ratio, memory and time.
+
+    A rule takes turns with a forward pass, as often as asked or as fits into some seconds; `write` is given what there
+    is after each.
+    """
     found = {}
     for name, case in cases:
         net, start, xs, ys = case.net, case.start, case.xs, case.ys
@@ -288,62 +302,101 @@ def alignment(cases, repeats, every=1):
 
             return jax.lax.scan(one, state, (xs, ys))
 
-        rows, runs = {}, [functools.partial(forward, start, xs, ys)]
-        for rule, learner in list(rules(name, case.leaf, case.train).items())[::every]:
+        weights = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(net, case.train)))
+        activity = float(jnp.abs(forward(start, xs, ys)[1][1]).mean())
+        found[name] = {"weights": weights, "mean_activity": activity, "repeats": repeats, "rules": {}}
+        print(f"{name}: {weights:,} weights, mean activity {activity:.3f}", flush=True)
+        for rule, learner in rules(name, case.leaf, case.train).items():
+            if chosen and rule not in chosen:
+                continue
+            begin = time.perf_counter()
             try:
                 compared = se.gradient_alignment(learner, square, net, start, xs, ys)
-            except (ValueError, NotImplementedError) as error:
-                print(f"{name}: {rule} is left out: {error}")
+            except ValueError as error:
+                print(f"  {rule} is left out: {error}")
                 continue
-            rows[rule] = {
+            carry, mid = learner.init(net, start, xs[0]), time.perf_counter()
+            both = (
+                functools.partial(forward, start, xs, ys),
+                functools.partial(se.online_grad, learner, square, net, carry, xs, ys),
+            )
+            once = [processor_time(run) for run in both]
+            times = [list(map(processor_time, both)) for _ in range(max(3, min(repeats, int(SECONDS / sum(once)))))]
+            step, took = np.median(times, axis=0)
+            row = {
                 "cosine": compared.total_cosine,
                 "norm_ratio": compared.total_norm_ratio,
-                "bytes": carried(learner, case),
+                "bytes": needed(learner, case),
+                "ms": took / STEPS * 1e3,
+                "ratio": float(np.median([t / s for s, t in times])),
+                "first_seconds": mid - begin,
             }
-            carry = learner.init(net, start, xs[0])
-            runs.append(functools.partial(se.online_grad, learner, square, net, carry, xs, ys))
-        _, (_, activity) = forward(start, xs, ys)
-        step, *times = seconds(*runs, repeats=max(repeats // 4, 1) if name.startswith("graph") else repeats)
-        for row, t in zip(rows.values(), times, strict=True):
-            row |= {"ms": t / STEPS * 1e3, "ratio": t / step}
-        weights = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(net, case.train)))
-        found[name] = {"weights": weights, "forward_ms": step / STEPS * 1e3, "rules": rows}
-        found[name]["mean_activity"] = float(jnp.abs(activity).mean())
+            found[name]["rules"][rule] = row
+            found[name].setdefault("forward_ms", []).append(step / STEPS * 1e3)
+            write(found)
+            print(
+                f"  {rule:<25} cosine {row['cosine']:6.3f}   norm {row['norm_ratio']:7.3g}   {row['bytes']:>11,} bytes"
+                f"   {row['ms']:.4f} ms ({row['ratio']:.1f} x)   compiled in {mid - begin:.0f} s",
+                flush=True,
+            )
+        jax.clear_caches()
     return found
 
 
 # --- figures ----------------------------------------------------------------------------------------------------
 
 
-def style(number, size):
-    """Colour and marker; open, so that those of rules that coincide lie in one another when their size falls."""
-    colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
-    return {"color": colour, "marker": marker, "ms": size, "mfc": "none", "mew": 1.6, "ls": ""}
+# A colour for each kind of rule, from what is cheap to what is exact.
+KINDS = (
+    ("reverse mode alone", ("same step", "windows of 16", "TBPTT(16, every=16)", "BPTT")),
+    ("bridged windows", ("Bridged(16)", "Bridged(16), through ops", "Bridged(16), SnAp-2")),
+    ("traces of units", ("D-RTRL", "D-RTRL, through ops", "OSTL", "ES-D-RTRL", "OTTT")),
+    ("influences", ("SnAp-2", "SnAp-2 by parameter", "SnAp-3", "RTRL")),
+    ("other signals", ("e-prop, symmetric", "e-prop, random", "RFLO", "three-factor", "UORO")),
+)
+TICKS = (1, 0.99, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2, 0, -0.2)
 
 
 def alignment_figure(found, path):
-    names = list(dict.fromkeys(rule for row in found.values() for rule in row["rules"]))
+    """Each rule's cosine, spaced as the angle, against memory and time."""
     fig, axes = plt.subplots(
-        2, len(found), figsize=(11, 7), squeeze=False, sharex="row", sharey=True, layout="constrained"
+        2, len(found), figsize=(3 * len(found) + 2.6, 8.4), squeeze=False, sharey=True, layout="constrained"
     )
+    styles = {
+        rule: {
+            "color": PALETTE[k],
+            "marker": MARKERS[j],
+            "ms": 8,
+            "mfc": "none",
+            "mew": 1.7,
+            "ls": "",
+            "clip_on": False,
+        }
+        for k, (_, members) in enumerate(KINDS)
+        for j, rule in enumerate(members)
+    }
+    seen = {rule for row in found.values() for rule in row["rules"]}
     for (name, row), column in zip(found.items(), axes.T, strict=True):
         for rule, values in row["rules"].items():
-            number = names.index(rule)
             for ax, what in zip(column, ("bytes", "ratio"), strict=True):
-                ax.plot(values[what], values["cosine"], label=rule, **style(number, 12 - number / 2))
-        column[0].set(title=f"{name}: {row['weights']:,} recurrent weights", xlabel="carried for one sequence (bytes)")
-        column[1].set(xlabel="time of a step (forward steps)")
+                ax.plot(values[what], values["cosine"], **styles[rule])
+        column[0].set(title=f"{name}\n{row['weights']:,} recurrent weights", xlabel="memory (bytes)")
+        column[1].set(xlabel="time (forward steps)")
         for ax in column:
-            ax.set(xscale="log")
+            ax.set_xscale("log")
+            ax.set_yscale("function", functions=(lambda c: -np.arccos(np.clip(c, -1, 1)), np.cos))
+            ax.set_yticks(TICKS, [f"{t:g}" for t in TICKS])
+            ax.set_ylim(-0.3, 1)
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+            ax.xaxis.set_minor_formatter(NullFormatter())
             ax.grid(alpha=0.3)
-    axes[0, 0].xaxis.set_major_formatter(lambda size, _: f"{size / 1000:g} k")
-    axes[1, 0].xaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}")
     for ax in axes[:, 0]:
-        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set(ylabel="cosine with the exact gradient")
-    handles = [plt.Line2D([], [], label=rule, **style(number, 8)) for number, rule in enumerate(names)]
-    fig.legend(handles=handles, loc="outside right center", frameon=False)
-    fig.savefig(path, dpi=120)
+    for k, (kind, members) in enumerate(KINDS):
+        handles = [plt.Line2D([], [], label=rule, **styles[rule]) for rule in members if rule in seen]
+        at = (1.0, 0.97 - 0.2 * k)
+        fig.legend(handles=handles, title=kind, loc="upper left", bbox_to_anchor=at, alignment="left", frameon=False)
+    fig.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(fig)
 
 
@@ -371,18 +424,17 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "learners.json"
     found = {"jax": jax.__version__, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    if args.only and path.is_file():
+        found = json.loads(path.read_text()) | found
+
+    def write(study):
+        path.write_text(json.dumps(found | {"alignment": study}, indent=1) + "\n")
+
     if args.only != "copy":
         cases = itertools.chain(networks(20 if args.quick else 60), traffic(args.traffic))
         cases = itertools.islice(cases, 1 if args.quick else None)
-        found["alignment"] = alignment(cases, *((1, 7) if args.quick else (21,)))
+        found["alignment"] = alignment(cases, *((1, write, ("D-RTRL", "BPTT")) if args.quick else (21, write)))
         alignment_figure(found["alignment"], args.out / "learners.png")
-        for name, row in found["alignment"].items():
-            print(f"{name}: {row['weights']:,} weights, forward {row['forward_ms']:.4f} ms a step")
-            for rule, v in row["rules"].items():
-                print(
-                    f"  {rule:<18} cosine {v['cosine']:6.3f}   norm {v['norm_ratio']:7.3g}   "
-                    f"{v['bytes']:>9,} bytes   {v['ms']:.4f} ms ({v['ratio']:.1f} x)"
-                )
     if args.only != "alignment":
         options = dict(QUICK if args.quick else FULL)
         seeds = options.pop("seeds")
@@ -394,8 +446,6 @@ def main():
         copy_figure(found["copy"], args.out / "copy.png")
         for rule, each in runs.items():
             print(f"{rule}: copies {', '.join(str(r['lengths'][-1]) for r in each)} bits")
-    if args.only and path.is_file():
-        found = json.loads(path.read_text()) | found
     path.write_text(json.dumps(found, indent=1) + "\n")
     print(f"written to {args.out}")
 
