@@ -16,7 +16,7 @@ def codes(graph):
 
 
 def loops(graph):
-    return int((graph.connectivity.pre == graph.connectivity.post).sum())
+    return int((np.asarray(graph.connectivity.pre) == np.asarray(graph.connectivity.post)).sum())
 
 
 def fair(counts, expected, spread=5):
@@ -101,7 +101,7 @@ def test_small_world():
     "profile, dimensions", [("exponential", 2), ("gaussian", 2), ("exponential", 1), ("gaussian", 3)]
 )
 def test_distance_dependent(profile, dimensions):
-    where = np.random.default_rng(0).random((1200, dimensions)) * [1.0, 0.5, 0.3][:dimensions] - 0.2
+    where = np.random.default_rng(0).random((800, dimensions)) * [1.0, 0.5, 0.3][:dimensions] - 0.2
     graph = gen.distance_dependent(where, 0.1, KEY, peak=0.5, profile=profile, cutoff=4.0)
     conn, far = graph.connectivity, np.linalg.norm(where[:, None] - where, axis=-1)
     np.testing.assert_allclose(graph.edge_attrs["distance"], far[conn.pre, conn.post], rtol=1e-5)
@@ -109,7 +109,7 @@ def test_distance_dependent(profile, dimensions):
     np.fill_diagonal(chance, 0)
     bins = np.linspace(0, 0.45, 10)
     found, expected = (np.histogram(far, bins, weights=w)[0] for w in (dense(graph), chance))
-    assert found.sum() > 20_000 and found[-1] == 0 and fair(found, expected)
+    assert found.sum() > 8_000 and found[-1] == 0 and fair(found, expected)
     assert fair(dense(graph).sum(0), chance.sum(0)) and fair(dense(graph).sum(1), chance.sum(1))
     assert len(set(codes(graph).tolist())) == conn.num_synapses
     assert gen.distance_dependent(where[:0], 0.1, KEY).connectivity.shape == (0, 0)

@@ -21,6 +21,10 @@ def dense(graph):
     return found
 
 
+def ends(graph):
+    return np.asarray(graph.connectivity.pre), np.asarray(graph.connectivity.post)
+
+
 def weights_of_pairs(pre, post, weight):
     found = {}
     for i, j, w in zip(np.asarray(pre).tolist(), np.asarray(post).tolist(), np.asarray(weight).tolist()):
@@ -41,7 +45,8 @@ LOOP = {"id": -1, "kind": "loop"}
 @each(graphs(), st.sampled_from([0.5, -2.0]))
 def test_self_loops(graph, fill):
     size, matrix = len(graph.nodes), dense(graph)
-    has_one = np.isin(np.arange(size), graph.connectivity.pre[graph.connectivity.pre == graph.connectivity.post])
+    pre, post = ends(graph)
+    has_one = np.isin(np.arange(size), pre[pre == post])
     each = fill * (1 + np.arange(size))
     for made, origin, added in [
         (*tf.add_self_loops(graph, each, edge_attrs=LOOP, with_origin=True), np.diag(each)),
@@ -67,7 +72,7 @@ def test_coalesce(graph, reduce):
     pairs = weights_of_pairs(conn.pre, conn.post, graph.weight)
     assert by_pair(made) == {pair: np.float32(HOW[reduce](w)) for pair, w in pairs.items()}
     assert origin.old.tolist() == list(range(conn.num_synapses)) and made.nodes == graph.nodes
-    np.testing.assert_array_equal(made.connectivity.pre[origin.new], conn.pre)
+    np.testing.assert_array_equal(ends(made)[0][origin.new], conn.pre)
     np.testing.assert_array_equal(made.edge_attrs["kind"][origin.new], graph.edge_attrs["kind"])
     first = tf.coalesce(graph, "first").edge_attrs["id"]
     assert first.tolist() == np.unique(origin.new, return_index=True)[1].tolist()
@@ -139,7 +144,7 @@ def test_permute(graph, random):
     order = np.array(random.sample(range(len(graph.nodes)), len(graph.nodes)), int)
     made, origin = tf.permute(graph, order, with_origin=True)
     np.testing.assert_array_equal(dense(made), dense(graph)[np.ix_(order, order)])
-    np.testing.assert_array_equal(made.weight[origin.new], graph.weight[origin.old])
+    np.testing.assert_array_equal(np.asarray(made.weight)[origin.new], np.asarray(graph.weight)[origin.old])
     assert made.node_attrs["place"].tolist() == graph.node_attrs["place"][order].tolist()
     assert made.nodes == (graph.nodes if graph.nodes == range(order.size) else tuple(graph.nodes[k] for k in order))
     back = tf.permute(made, np.argsort(order))
@@ -190,7 +195,7 @@ def test_normalize(graph, kind):
         return
     made = tf.normalize(graph, kind)
     assert made.connectivity.pre is graph.connectivity.pre and rows(made, "id")[:0] == []
-    assert np.isfinite(made.weight).all() and made.weight.dtype == jnp.float32
+    assert np.isfinite(np.asarray(made.weight)).all() and made.weight.dtype == jnp.float32
     with np.errstate(all="ignore"):
         if kind == "gcn":
             factor = matrix.sum(0) ** -0.5
@@ -308,7 +313,7 @@ def test_rewire_degrees(graph, seed):
 @pytest.mark.soak
 def test_rewiring_reaches_all_graphs_of_the_degrees_equally(amount):
     """Four units with one synapse in and out each: nine graphs without self-loops."""
-    ring, count = se.from_edges([0, 1, 2, 3], [1, 2, 3, 0]), amount(180, 3600)
+    ring, count = se.from_edges([0, 1, 2, 3], [1, 2, 3, 0]), amount(63, 3600)
     keys = jax.random.split(jax.random.key(0), count)
     found = [tuple(tf.rewire_degrees(ring, key, rounds=40).connectivity.pre.tolist()) for key in keys]
     counts = np.array([found.count(one) for one in set(found)])
@@ -344,7 +349,7 @@ masked_sample = jax.jit(tf.sample_neighbours, static_argnums=2)
 sample = jax.jit(lambda graph, nodes, fanout, key: tf.sample_neighbours(graph, nodes, fanout, key), static_argnums=2)
 
 
-@settings(max_examples=6)  # every number of synapses compiles
+@settings(max_examples=4)  # every number of synapses compiles
 @each(graphs(least=1), st.integers(0, 9))
 def test_sample_neighbours(graph, seed):
     conn = graph.connectivity
@@ -358,17 +363,17 @@ def test_sample_neighbours(graph, seed):
         drawn = np.asarray(found.synapse[unit])[row]
         assert len(set(drawn.tolist())) == row.sum() and (np.asarray(conn.post)[drawn] == unit).all()
         np.testing.assert_array_equal(np.asarray(found.pre[unit])[row], np.asarray(conn.pre)[drawn])
-    assert not found.pre[~found.mask].any() and not found.synapse[~found.mask].any()
+    assert not np.where(found.mask, 0, found.pre).any() and not np.where(found.mask, 0, found.synapse).any()
 
 
 def test_sampling_is_fair_and_under_jit():
     star = se.from_edges(range(1, 7), [0] * 6, shape=(7, 7))
-    keys = jax.random.split(jax.random.key(3), 1200)
+    keys = jax.random.split(jax.random.key(3), 600)
     found = jax.vmap(lambda key: sample(star, jnp.array([0, 3, 99]), 2, key))(keys)
-    assert found.pre.shape == (1200, 3, 2) and not found.mask[:, 1:].any() and found.mask[:, 0].all()
+    assert found.pre.shape == (600, 3, 2) and not found.mask[:, 1:].any() and found.mask[:, 0].all()
     pairs = np.sort(np.asarray(found.pre[:, 0]), axis=1)
     counts = np.unique(pairs, axis=0, return_counts=True)[1]
-    assert counts.size == 15 and ((counts - 80) ** 2 / 80).sum() < 36.1  # 99.9 %, 14 degrees of freedom
+    assert counts.size == 15 and ((counts - 40) ** 2 / 40).sum() < 36.1  # 99.9 %, 14 degrees of freedom
     for units in ([1, 2, 3], [0, 0, 0]):
         sample(star, jnp.array(units), 2, keys[0])
     assert sample._cache_size() == 1
@@ -423,6 +428,16 @@ JOINED = se.Graph(PAIR.connectivity, PAIR.weight, node_attrs={"graph": [0, 1]})
             r"graph: expected a square one, where a node .*, got shape \(1, 3",
         ),
         (lambda: tf.add_self_loops(PAIR), ValueError, r"edge_attrs: expected a value .*, \['kind'\], got \[\]"),
+        (
+            lambda: tf.add_self_loops(PAIR, edge_attrs={"kind": 1}),
+            ValueError,
+            r"edge_attrs\['kind'\]: .* <U1 .*, got 1",
+        ),
+        (
+            lambda: tf.add_self_loops(WORDS, edge_attrs={"kind": [1, 2]}),
+            ValueError,
+            r"edge_attrs\['kind'\]: expected a",
+        ),
         (lambda: tf.add_self_loops(NAMED, edge_attrs={"x": 1}), ValueError, r"edge_attrs: .*, \[\], got \['x'\]"),
         (
             lambda: tf.add_self_loops(NAMED, [1.0]),

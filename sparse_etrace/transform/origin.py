@@ -89,5 +89,14 @@ def filled(attrs: Mapping[str, np.ndarray], given: Mapping[str, Any] | None, cou
             f"edge_attrs: expected a value for new synapses of each attribute, {sorted(attrs, key=str)}, got "
             f"{sorted(given, key=str)}. Name all of them, and no others."
         )
-    more = {key: np.broadcast_to(np.asarray(given[key]), (count, *column.shape[1:])) for key, column in attrs.items()}
-    return {key: np.concatenate([column, more[key]]) for key, column in attrs.items()}
+    found = {}
+    for key, column in attrs.items():
+        value = np.asarray(given[key])
+        other = column.size > 0 and (value.dtype.kind in "US") != (column.dtype.kind in "US")
+        if other or value.shape not in ((), column.shape[1:]):
+            raise ValueError(
+                f"edge_attrs[{key!r}]: expected a value of {column.dtype} and shape {column.shape[1:]}, got "
+                f"{given[key]!r}."
+            )
+        found[key] = np.concatenate([column, np.broadcast_to(value, (count, *column.shape[1:]))])
+    return found
