@@ -8,11 +8,25 @@ from pathlib import Path
 import equinox as eqx
 import hypothesis
 import jax
+import jaxtyping
 import pytest
 from quick import compile_quickly
 
 # What a process may hold after a module, and after any test.
 AFTER_MODULE, AFTER_TEST, STATUS = 1_000_000_000, 1_600_000_000, Path("/proc/self/statm")
+# Where shapes are checked at each call: everywhere it would be a tenth of the time. `make soak` checks all.
+CHECKED = {
+    "cells",
+    "conformance",
+    "connectivity",
+    "convert",
+    "graph",
+    "influence",
+    "kernels",
+    "layouts",
+    "ops",
+    "param",
+}
 os.environ.setdefault("MPLBACKEND", "Agg")
 compile_quickly()
 # The first example of a test compiles, so its time says nothing.
@@ -67,6 +81,8 @@ def pytest_runtest_protocol(item, nextitem):
     The tests of a module share programs, which are dropped after it, or where they are too many.
     """
     before = jax.config.read("jax_disable_most_optimizations")
+    is_checked = item.config.getoption("full") or item.path.stem.removeprefix("test_") in CHECKED
+    jaxtyping.config.update("jaxtyping_disable", not is_checked)
     jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimized") is None)
     try:
         return (yield)

@@ -104,11 +104,16 @@ def make(
     twin = oracles.Twin(
         forward, values, {k: p.oracle for k, p in parts.items() if p.op is not None}, state, calls, traced
     )
-    return Case(model, twin, array(rng, steps, *batch, *x), array(rng, steps, *batch, *out))
+    # Numpy cuts these into steps without a program for each cut.
+    return Case(model, twin, numbers(rng, steps, *batch, *x), numbers(rng, steps, *batch, *out))
+
+
+def numbers(rng, *shape, scale=1.0):
+    return np.asarray(scale * rng.normal(size=shape), jax.dtypes.canonicalize_dtype(float))
 
 
 def array(rng, *shape, scale=1.0):
-    return jnp.asarray(scale * rng.normal(size=shape), float)
+    return jnp.array(numbers(rng, *shape, scale=scale))
 
 
 # --- parameters ------------------------------------------------------------------------------------------------------
@@ -976,8 +981,8 @@ def run_by_step(learner, case):
         loss, grad, carry = run(learner, case, 1, carry, slice(t, t + 1))
         losses.append(loss)
         grads.append(grad)
-    return jnp.concatenate(losses), jax.tree.map(lambda *g: jnp.stack(g), *grads)
+    return np.concatenate(losses), jax.tree.map(lambda *g: np.stack(g), *grads)
 
 
 def total(grads):
-    return jax.tree.map(lambda g: jnp.sum(g, 0), grads)
+    return jax.tree.map(lambda g: np.sum(g, 0), grads)

@@ -338,7 +338,6 @@ def stop_gradient_twin(twin, xs, ys):
 
     Right where no op feeds another op of its own group.
     """
-    plain = _plain(twin, twin.values)
 
     def total(v, plain, live):
         def step(state, now):
@@ -351,13 +350,14 @@ def stop_gradient_twin(twin, xs, ys):
         return jnp.sum(jax.lax.scan(step, twin.state, (xs, ys))[1])
 
     @jax.jit
-    def by_call(v, plain):
+    def by_values(values):
+        v, plain = _weights(twin, values), _plain(twin, values)
         routes = {twin.traced.get(c, ()) for c in twin.calls}
         grads = {live: jax.grad(total)(v, plain, live) for live in routes}
         by_plain = jax.grad(total, 1)(v, plain, ()) if plain else {}
-        return {c: grads[twin.traced.get(c, ())][c] for c in twin.calls}, by_plain
+        return _to_values(twin, values, {c: grads[twin.traced.get(c, ())][c] for c in twin.calls}, by_plain)
 
-    return _to_values(twin, twin.values, *by_call(_weights(twin, twin.values), plain))
+    return by_values(twin.values)
 
 
 def bptt(twin, xs, ys):
@@ -366,11 +366,11 @@ def bptt(twin, xs, ys):
     @jax.jit
     @jax.grad
     def total(values):
-        state, loss = twin.state, 0.0
-        for t in range(len(xs)):
-            state, out = twin.forward(_Ops(twin, _weights(twin, values), values), state, state, xs[t])
-            loss = loss + loss_fn(out, ys[t])
-        return loss
+        def step(state, now):
+            state, out = twin.forward(_Ops(twin, _weights(twin, values), values), state, state, now[0])
+            return state, loss_fn(out, now[1])
+
+        return jnp.sum(jax.lax.scan(step, twin.state, (xs, ys))[1])
 
     return total(twin.values)
 

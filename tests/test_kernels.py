@@ -11,6 +11,7 @@ import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jax.test_util import check_grads
@@ -72,13 +73,17 @@ def test_products(conn, batch, variables, dtype, seed):
             forward[..., i] += weight[s] * x[..., j]
             backward[..., j] += weight[s] * y[..., i]
             sampled[..., s] = x[..., j] * y[..., i]
-        weight, x, y = map(jnp.asarray, (weight, x, y))
-        same(_kernels.spmv(conn, weight, x), forward, dtype)
-        same(_kernels.spmv_t(conn, weight, y), backward, dtype)
-        same(_kernels.sampled(conn, x, y), sampled, dtype)
         scale = np.arange(1, 20, dtype=dtype).reshape(-1, *[1] * x.ndim)
-        summed = _kernels.sampled_sum(conn, x * scale, jnp.broadcast_to(y, (19, *y.shape)))
-        same(summed / 190, sampled, dtype)
+
+        @jax.jit
+        def products(conn, weight, x, y, many_x, many_y):
+            of_weight = _kernels.spmv(conn, weight, x), _kernels.spmv_t(conn, weight, y)
+            return *of_weight, _kernels.sampled(conn, x, y), _kernels.sampled_sum(conn, many_x, many_y)
+
+        *got, summed = products(conn, weight, x, y, x * scale, np.broadcast_to(y, (19, *y.shape)))
+        for one, expected in zip(got, (forward, backward, sampled), strict=True):
+            same(one, expected, dtype)
+        same(np.asarray(summed) / 190, sampled, dtype)
 
 
 def window_of(conn, batch, variables, steps, new):
@@ -376,6 +381,12 @@ with concurrent.futures.ThreadPoolExecutor(50) as pool:
             raise SystemExit("not the same bits")
 print("done")
 """
+
+
+def test_shapes_are_checked_at_each_call():
+    conn = se.Connectivity.from_edges([0], [0], shape=(1, 1))
+    with pytest.raises(jaxtyping.TypeCheckError, match="weight"):
+        _kernels.spmv(conn, jnp.ones((1, 1)), jnp.ones(1))
 
 
 @pytest.mark.parametrize("threads", ["1", "2"])

@@ -1,5 +1,6 @@
 """What a stranger gets: the wheel, in an empty environment, from a folder that is not the checkout."""
 
+import ast
 import contextlib
 import json
 import os
@@ -9,8 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import time
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -68,6 +71,20 @@ def test_content(built):
     assert sources | {"tests/test_wheel.py", "examples/01_first_gradient.py", "Makefile"} <= packed
 
 
+def test_all_that_is_imported_is_required():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["tables"]]
+    imported = set()
+    for path in (ROOT / "sparse_etrace").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module)
+    others = {name.split(".")[0] for name in imported} - sys.stdlib_module_names - {"sparse_etrace"}
+    assert others == {re.match(r"\w+", name)[0] for name in asked} - {"jaxlib"}
+
+
 def test_without_a_compiler(tmp_path):
     """The package installs, runs the kernels of XLA, and says so."""
     command = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT)
@@ -102,18 +119,15 @@ def test_the_first_hour_of_a_stranger(built, tmp_path, amount):
         spent[name] = round(time.monotonic() - begin, 1)
 
     with step("install"):
-        run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
         scripts = tmp_path / "venv" / "bin"
-        run(
-            scripts / "python",
-            "-m",
-            "pip",
-            "install",
-            "--disable-pip-version-check",
-            "--no-compile",
-            wheel,
-            cwd=tmp_path,
-        )
+        pip = (sys.executable, "-m", "pip", "--python", scripts / "python", "install", "--disable-pip-version-check")
+        run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
+        if amount(False, True):
+            run(*pip, "--no-compile", wheel, cwd=tmp_path)
+        else:
+            run(*pip, "--no-deps", wheel, cwd=tmp_path)
+            (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+            (packages / "those_here.pth").write_text(sysconfig.get_path("purelib"))
     here = tmp_path / "elsewhere"
     here.mkdir()
     where = run(scripts / "python", "-c", "import sparse_etrace; print(sparse_etrace.__file__)", cwd=here).strip()
