@@ -16,9 +16,9 @@ test: $(VENV)/installed-test
 # What some rules owe, on compiled kernels: `make short PYTHON=python3.13 VENV=.venv-newest` is for another Python.
 short: $(VENV)/made build/wheel/made
 	wheel=$$(ls build/wheel/*.whl) && \
-		$(BIN)/python -m pip install "$$wheel" beartype hypothesis pandas pytest pytest-xdist && \
+		$(BIN)/python -m pip install "$$wheel" beartype hypothesis pandas pytest && \
 		$(BIN)/python -m pip install --force-reinstall --no-deps "$$wheel"
-	$(BIN)/pytest -n 2 tests/test_conformance.py -k "test_laws and (D_RTRL or SnAp or BPTT or random)"
+	$(BIN)/pytest tests/test_conformance.py -k "test_laws and (D_RTRL or SnAp or BPTT or random)"
 
 # The tests whose counts are small above, with their full ones.
 soak: $(VENV)/installed-test
