@@ -294,7 +294,7 @@ def _distinct_rows(keys: np.ndarray, draw: Any, shift: int = 0) -> np.ndarray:
         again[:, 1:] = part[:, 1:] >> shift == part[:, :-1] >> shift
         which = again.any(axis=1)
         rows, part, again = rows[which], part[which], again[which]
-        part[again] = draw(rows[np.nonzero(again)[0]], np.count_nonzero(again))
+        part[again] = draw(rows[np.nonzero(again)[0]], int(np.count_nonzero(again)))
         part.sort(axis=1)
         keys[rows] = part
     return keys

@@ -310,6 +310,15 @@ def test_rewire_degrees(graph, seed):
     assert pairs_of(tf.rewire_degrees(graph, jax.random.key(seed))) == pairs_of(made)
 
 
+def test_rewiring_a_dense_graph_keeps_pairs_single_and_self_loops():
+    for seed in range(3):
+        graph = se.generate.erdos_renyi(12, 0.4, jax.random.key(seed), self_loops=True)
+        made = tf.rewire_degrees(graph, jax.random.key(seed))
+        loops = [[i for i, j in pairs_of(one) if i == j] for one in (graph, made)]
+        assert len(set(pairs_of(made))) == len(pairs_of(graph)) and loops[0] == loops[1] and loops[0]
+        assert pairs_of(made) != pairs_of(graph)
+
+
 @pytest.mark.soak
 def test_rewiring_reaches_all_graphs_of_the_degrees_equally(amount):
     """Four units with one synapse in and out each: nine graphs without self-loops."""

@@ -132,7 +132,7 @@ def _padded(edges: tuple, steps: int, nodes: int) -> tuple[Array, Array, Array]:
             if part.size and not (part.min() >= 0 and part.max() <= nodes):
                 raise ValueError(f"edges: expected nodes below {nodes}, got {name} {part.tolist()} in step {k}.")
 
-    def stacked(several: list[np.ndarray], empty: float, dtype: type) -> Array:
+    def stacked(several: list[np.ndarray], empty: int, dtype: type) -> Array:
         full = [np.concatenate([part, np.full(room - len(part), empty, part.dtype)]) for part in several]
         return jnp.asarray(np.asarray(full, dtype).reshape(steps, room))
 

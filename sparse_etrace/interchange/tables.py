@@ -56,7 +56,7 @@ def to_polars(graph: Graph) -> Any:
     return package("polars").DataFrame(_columns(graph))
 
 
-def _columns(graph: Graph) -> dict[str, Any]:
+def _columns(graph: object) -> dict[str, Any]:
     graph = check_graph(graph)
     conn, columns = graph.connectivity, {}
     for name, index, labels in (("pre", conn.pre, graph.pre_nodes), ("post", conn.post, graph.post_nodes)):
