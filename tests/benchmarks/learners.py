@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import networkx as nx
 import numpy as np
 import optax
-from matplotlib.ticker import EngFormatter, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 import sparse_etrace as se
 from sparse_etrace.plot import MARKERS, PALETTE
@@ -359,9 +359,8 @@ TICKS = (1, 0.99, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2, 0, -0.2)
 
 def alignment_figure(found, path):
     """Each rule's cosine, spaced as the angle, against memory and time."""
-    fig, axes = plt.subplots(
-        2, len(found), figsize=(3 * len(found) + 2.6, 8.4), squeeze=False, sharey=True, layout="constrained"
-    )
+    fig, axes = plt.subplots(2, len(found), figsize=(2.8 * len(found), 8), squeeze=False, sharey=True)
+    fig.subplots_adjust(wspace=0.12, hspace=0.25)
     styles = {
         rule: {
             "color": PALETTE[k],
@@ -379,8 +378,9 @@ def alignment_figure(found, path):
     for (name, row), column in zip(found.items(), axes.T, strict=True):
         for rule, values in row["rules"].items():
             for ax, what in zip(column, ("bytes", "ratio"), strict=True):
-                ax.plot(values[what], values["cosine"], **styles[rule])
-        column[0].set(title=f"{name}\n{row['weights']:,} recurrent weights", xlabel="memory (bytes)")
+                ax.plot(values[what] or np.nan, values["cosine"], **styles[rule])
+        column[0].set_title(f"{name}\n{row['weights']:,} recurrent weights", pad=12)
+        column[0].set(xlabel="memory (bytes)")
         column[1].set(xlabel="time (forward steps)")
         for ax in column:
             ax.set_xscale("log")
@@ -390,11 +390,12 @@ def alignment_figure(found, path):
             ax.xaxis.set_major_formatter(EngFormatter(sep=""))
             ax.xaxis.set_minor_formatter(NullFormatter())
             ax.grid(alpha=0.3)
+        column[1].xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     for ax in axes[:, 0]:
         ax.set(ylabel="cosine with the exact gradient")
     for k, (kind, members) in enumerate(KINDS):
         handles = [plt.Line2D([], [], label=rule, **styles[rule]) for rule in members if rule in seen]
-        at = (1.0, 0.97 - 0.2 * k)
+        at = (0.92, 0.92 - 0.17 * k)
         fig.legend(handles=handles, title=kind, loc="upper left", bbox_to_anchor=at, alignment="left", frameon=False)
     fig.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(fig)
