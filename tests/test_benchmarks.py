@@ -38,6 +38,13 @@ def test_quick_benchmark_of_units(tmp_path):
 
 
 @ONLY
+def test_quick_benchmark_of_a_graph(tmp_path):
+    found, _ = quick("graph", tmp_path)
+    assert set(found) == {"forward", "forward, plain", "BPTT-16, plain", "D-RTRL", "ES-D-RTRL", "Bridged(16)"}
+    assert all(row["ms"] > 0 for row in found.values())
+
+
+@ONLY
 def test_quick_study_of_learners(tmp_path):
     found, printed = quick("learners", tmp_path)
     for name in ("learners.png", "copy.png"):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, SupportsIndex
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -197,7 +198,9 @@ class GraphConvOp(ETraceOp):
         noise: Array | None = None,
     ) -> tuple[Traces, Traces]:
         units, (rest, coef) = (carried, entering, signal, direct), _apart(v)
-        new, taught = window_of_weights(self, rest, trace, *units, self._gathered(x, v), noise)
+        # What the columns of one step gather fits into a cache.
+        gathered = jax.lax.map(lambda x: self._gathered(x, v), x) if coef else x
+        new, taught = window_of_weights(self, rest, trace, *units, gathered, noise)
         if coef:
             new["coef"] = taught["coef"] = None
         if (eps := trace.get("coef")) is not None:
@@ -239,8 +242,8 @@ class GraphConvOp(ETraceOp):
         """What each support's matrix makes of what the nodes send, units last."""
         count = self.num_supports
         weight = v["weight"].reshape(count, -1, v["weight"].shape[1])
-        sent = jnp.einsum("...jf,kfo->...okj", x, weight)
-        return sent.reshape(*sent.shape[:-2], -1)
+        sent = jnp.swapaxes(x[..., None, :, :] @ weight, -1, -2)
+        return jnp.moveaxis(sent, -3, -2).reshape(*sent.shape[:-3], sent.shape[-2], -1)
 
     def _by_coef(self, y: Array) -> Array:
         """A post-shaped `y` at the receivers of each support, units last."""
