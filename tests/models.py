@@ -104,16 +104,11 @@ def make(
     twin = oracles.Twin(
         forward, values, {k: p.oracle for k, p in parts.items() if p.op is not None}, state, calls, traced
     )
-    # Numpy cuts these into steps without a program for each cut.
-    return Case(model, twin, numbers(rng, steps, *batch, *x), numbers(rng, steps, *batch, *out))
-
-
-def numbers(rng, *shape, scale=1.0):
-    return np.asarray(scale * rng.normal(size=shape), jax.dtypes.canonicalize_dtype(float))
+    return Case(model, twin, array(rng, steps, *batch, *x), array(rng, steps, *batch, *out))
 
 
 def array(rng, *shape, scale=1.0):
-    return jnp.array(numbers(rng, *shape, scale=scale))
+    return jnp.array(np.asarray(scale * rng.normal(size=shape), jax.dtypes.canonicalize_dtype(float)))
 
 
 # --- parameters ------------------------------------------------------------------------------------------------------
@@ -969,7 +964,8 @@ def start(learner, case):
 def run(learner, case, chunk=STEPS, carry=None, steps=slice(None)):
     """Losses, gradients by name and carry of `online_grad` on some steps of a case."""
     carry = start(learner, case) if carry is None else carry
-    xs, ys = case.xs[steps], case.ys[steps]
+    # Numpy cuts without a program for each length.
+    xs, ys = np.asarray(case.xs)[steps], np.asarray(case.ys)[steps]
     losses, grads, carry = se.online_grad(learner, oracles.loss_fn, case.model, carry, xs, ys, chunk=chunk)
     return losses, case.read(grads), carry
 

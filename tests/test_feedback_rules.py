@@ -284,7 +284,7 @@ def by_gradient_of_step(learner, case):
         return oracles.loss_fn(out, y), carry
 
     carry, grads = start(learner, case), []
-    for x, y in zip(case.xs, case.ys, strict=True):
+    for x, y in zip(np.asarray(case.xs), np.asarray(case.ys), strict=True):
         (_, carry), g = loss(case.model, carry, x, y)
         grads.append(case.read(g))
     return jax.tree.map(lambda *g: np.stack(g), *grads)
