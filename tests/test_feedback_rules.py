@@ -581,7 +581,10 @@ def test_rflo():
     check(se.RFLO(leaf, key=jax.random.key(1)), case, taught(case, own, "b", b))
 
 
-@pytest.mark.parametrize("kind", ["alif_v", "fused_gru", "two_lif", "feedback", "two_groups", "old_readout"])
+TIMELY = ["alif_v", "fused_gru", "two_lif", "feedback", "two_groups", "old_readout"]
+
+
+@pytest.mark.parametrize("kind", few(TIMELY, ["fused_gru", "two_lif", "old_readout"]))
 @float64
 def test_ostl_without_late_reads_is_d_rtrl(kind):
     case, expected = reference(kind)
@@ -643,7 +646,10 @@ def test_ostl_drops_late_reads(kind, forward):
 # --- three factors, and the input alone -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind, kappa", [("lif", None), ("alif_cell", KAPPA), ("upper", KAPPA)])
+THREE = [("lif", None), ("alif_cell", KAPPA), ("upper", KAPPA)]
+
+
+@pytest.mark.parametrize("kind, kappa", few(THREE, [("lif", None), ("upper", KAPPA)]))
 @float64
 def test_three_factor(kind, kappa):
     case, leaf, own = build(kind)
@@ -689,7 +695,7 @@ def ottt(kind, decay=0.8):
         return case, (exact.losses, grads)
 
 
-@pytest.mark.parametrize("kind", ["decay", "alif_v", "conv_1d", "two_groups"])
+@pytest.mark.parametrize("kind", few(["decay", "alif_v", "conv_1d", "two_groups"], ["decay", "alif_v", "conv_1d"]))
 @float64
 def test_ottt(kind):
     case, expected = ottt(kind)

@@ -79,7 +79,7 @@ def test_what_moves_no_state_has_no_column():
     assert carry.traces.rows.shape == (9, 3 * 9 + 9 * 9)
 
 
-@pytest.mark.parametrize("kind", ["alif_v", "gru_cell", "two", "cut"])
+@pytest.mark.parametrize("kind", few(["alif_v", "gru_cell", "two", "cut"], ["gru_cell", "two"]))
 @pytest.mark.usefixtures("x64")
 def test_mistakes_are_seen(kind):
     """Influences dropped between the calls, or those of other steps."""

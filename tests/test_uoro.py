@@ -51,7 +51,7 @@ def explicit(case, state):
         new, out = twin.forward(ops, unpack(h), unpack(h), x)
         return oracles._pack(new)[0], oracles.loss_fn(out, y)
 
-    (d, b), (m, n) = jax.jacrev(both, (0, 1))(h, theta)
+    (d, b), (m, n) = jax.jit(jax.jacrev(both, (0, 1)))(h, theta)
     return [np.asarray(a) for a in (d, b, m, n)]
 
 

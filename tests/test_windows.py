@@ -35,8 +35,10 @@ def test_d_rtrl(kind):
     assert oracles.relative_error(run(D_RTRL, case, 3, steps=slice(steps))[1], total(expected)) < TOLERANCE
 
 
-@pytest.mark.parametrize("chunk", [3, 16])
-@pytest.mark.parametrize("kind", ["alif_v", "two_lif", "sparse_function"])
+FACTORED = [(kind, chunk) for kind in ("alif_v", "two_lif", "sparse_function") for chunk in (3, 16)]
+
+
+@pytest.mark.parametrize("kind, chunk", few(FACTORED, [("alif_v", 3), ("two_lif", 16), ("sparse_function", 3)]))
 def test_es_d_rtrl(kind, chunk):
     case, expected = expected_of(ES_D_RTRL, kind)
     assert oracles.relative_error(run(ES_D_RTRL, case, chunk)[1], total(expected)) < TOLERANCE
