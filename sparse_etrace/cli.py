@@ -1,4 +1,4 @@
-"""The command line: `sparse-etrace demo worm`, `inspect FILE`, `convert IN OUT`, `info`."""
+"""The command line: `sparse-etrace demo worm|events|traffic`, `inspect FILE`, `convert IN OUT`, `info`."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import jax
 
-from . import datasets, demo
+from . import datasets, demo, demo_events, demo_traffic
 from ._files import SEPARATORS, read_graph, write_graph
 from ._graph.columns import GUESS
 from ._graph.graph import Graph
@@ -71,9 +71,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version("sparse-etrace"))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     show = commands.add_parser("demo", help="train a real network and save figures and numbers")
-    show.add_argument("name", choices=["worm"], help="worm: the connectome of C. elegans learns MNIST-1D")
-    show.add_argument("--quick", action="store_true", help="a fifth of the updates: about a minute")
-    show.add_argument("--exact", action="store_true", help="train by RTRL as well: about an hour (quick: ten minutes)")
+    show.add_argument(
+        "name",
+        choices=["worm", "events", "traffic"],
+        help="worm: the connectome of C. elegans learns MNIST-1D; events: pairs of nodes that meet, and what they "
+        "remember; traffic: speeds on the roads of a city, of which --data has the file",
+    )
+    show.add_argument("--quick", action="store_true", help="a short form: about a minute")
+    show.add_argument("--data", type=Path, help="traffic: the file metr_la_week.npz; se.datasets.traffic says more")
+    show.add_argument("--exact", action="store_true", help="worm: by RTRL as well, an hour (quick: ten minutes)")
     show.add_argument("--out", type=Path, default=Path("results"), help="folder for the results (default: results)")
     show.add_argument("--seed", type=_seed, default=0, help="of weights and batches (default: 0)")
     show = commands.add_parser("inspect", help="what a graph is, and what each learner would cost on it")
@@ -168,6 +174,16 @@ def _inspect(args: argparse.Namespace) -> None:
         _say(str(LearnerCosts(tuple(rows), args.batch)))
 
 
+def _demo(args: argparse.Namespace) -> None:
+    options = {"quick": args.quick, "seed": args.seed}
+    if args.name == "worm":
+        demo.run(args.out, exact=args.exact, **options)
+    elif args.name == "events":
+        demo_events.run(args.out, **options)
+    else:
+        demo_traffic.run(args.out, args.data, **options)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -190,10 +206,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command in ("inspect", "convert"):
             (_inspect if args.command == "inspect" else _convert)(args)
             return 0
+        if args.name == "traffic" and args.data is None:
+            raise FileNotFoundError("--data: expected the file metr_la_week.npz, got none. se.datasets.traffic tells.")
         if args.out.exists() and not args.out.is_dir():
             raise NotADirectoryError(f"--out: expected a folder, got {args.out}, a file. Name a folder.")
         args.out.mkdir(parents=True, exist_ok=True)
-        demo.run(args.out, quick=args.quick, seed=args.seed, exact=args.exact)
+        _demo(args)
     except (OSError, ImportError, TypeError, ValueError) as error:
         if args.command == "demo" and not isinstance(error, OSError):
             raise

@@ -167,8 +167,8 @@ def prequential(
                 f"{target.shape[1:]}, got {len(delays)}."
             )
         known = jnp.ones(target.shape, bool) if known is None else known
-        guesses = _guesses(target, known, delays, average, period)
-        curves |= {name: _measured(measures, guess, ys) for name, guess in guesses.items()}
+        said = guesses(target, known, delays, average, period)
+        curves |= {name: _measured(measures, guess, ys) for name, guess in said.items()}
     shown = {name: {k: np.asarray(v) for k, v in part.items()} for name, part in curves.items()}
     return Prequential(shown, outs, eqx.combine(point[0], fixed), point[1], point[2], skip)
 
@@ -208,7 +208,7 @@ def _measured(measures: dict[str, Metric], outs: Array, ys: PyTree[Array]) -> di
     return {name: jax.vmap(measure)(outs, ys) for name, measure in measures.items()}
 
 
-def _guesses(target: Array, known: Array, delays: Sequence[int], average: int, period: int) -> dict[str, Array]:
+def guesses(target: Array, known: Array, delays: Sequence[int], average: int, period: int) -> dict[str, Array]:
     """What predictors that learn nothing say at each step, from the labels that have come; one delay for each entry of
     the last axis, or one for all."""
     mask = np.asarray(known)

@@ -26,6 +26,8 @@ def runs(monkeypatch):
     """The demo is not run; its arguments are kept."""
     found = []
     monkeypatch.setattr(cli.demo, "run", lambda out, quick, seed, exact: found.append((out, quick, seed, exact)))
+    monkeypatch.setattr(cli.demo_events, "run", lambda out, quick, seed: found.append((out, quick, seed)))
+    monkeypatch.setattr(cli.demo_traffic, "run", lambda out, data, quick, seed: found.append((out, data, quick, seed)))
     return found
 
 
@@ -102,6 +104,9 @@ def test_arguments_arrive(runs, tmp_path, monkeypatch):
     assert cli.main(["demo", "worm", "--quick", "--seed", "3", "--out", "a/b"]) == 0
     assert cli.main(["demo", "worm", "--exact"]) == 0
     assert runs == [(Path("a/b"), True, 3, False), (Path("results"), False, 0, True)]
+    assert cli.main(["demo", "events", "--seed", "2", "--out", "a/b"]) == 0
+    assert cli.main(["demo", "traffic", "--quick", "--data", "week.npz"]) == 0
+    assert runs[2:] == [(Path("a/b"), False, 2), (Path("results"), Path("week.npz"), True, 0)]
     assert (tmp_path / "a/b").is_dir()
 
 

@@ -47,6 +47,8 @@ HOUSE = {
     "evaluate": "",
     "plot": "style checks *",
     "demo": "",
+    "demo_events": "",
+    "demo_traffic": "",
     "cli": "",
 }
 MAX_LINES, MAX_CODE = 350, 60  # of a file, and of code in a function

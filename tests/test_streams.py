@@ -138,7 +138,7 @@ def test_baselines(seed, average, period, several):
     rng = np.random.default_rng(seed)
     target, known = rng.normal(size=(9, 2, 2)), rng.random((9, 2, 2)) < 0.7
     delay = (1, 3) if several else (int(rng.integers(1, 5)),)
-    found = se.evaluate._guesses(jnp.asarray(target), jnp.asarray(known), delay, average, period)
+    found = se.evaluate.guesses(jnp.asarray(target), jnp.asarray(known), delay, average, period)
     for name, expected in naive(target, known, delay, average, period).items():
         np.testing.assert_allclose(found[name], expected, atol=1e-5)
 

@@ -115,8 +115,8 @@ def rewire(
         traces = carry.traces
         if isinstance(traces, Influences) or (isinstance(traces, Derivative) and traces.shared is not None):
             raise NotImplementedError(
-                "carry: expected traces, factors or one matrix, got influences on a pattern, which would be another. Make "
-                "a new one with the learner's init, or take se.D_RTRL(), se.ES_D_RTRL() or se.Bridged()."
+                "carry: expected traces, factors or one matrix, got influences on a pattern, which would be another. "
+                "Make a new one with the learner's init, or take se.D_RTRL(), se.ES_D_RTRL() or se.Bridged()."
             )
         if isinstance(traces, Derivative):
             traces = _by_columns(model, param.value["weight"], traces, moved)

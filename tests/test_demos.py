@@ -1,0 +1,84 @@
+"""The demos of events and of traffic: very short runs, and their tasks against references."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sparse_etrace as se
+from sparse_etrace import cli, demo_events, demo_traffic
+
+NODES = 8
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(demo_events, "NODES", NODES)
+    monkeypatch.setattr(demo_events, "STEPS", 12)
+    monkeypatch.setattr(demo_events, "QUICK_UPDATES", 2)
+    monkeypatch.setattr(demo_events, "QUICK_LENGTHS", (1,))
+    monkeypatch.setattr(demo_traffic, "DAY", 24)
+    monkeypatch.setattr(demo_traffic, "QUICK_PASSES", 1)
+
+
+def test_queues():
+    """Each target is what two queues that are walked by hand give out."""
+    (pairs, x), targets = demo_events.meetings(np.random.default_rng(0), 3, 200, NODES)
+    queues = [[0.0] * 3 for _ in range(NODES)]
+    for (one, two), feature, target in zip(pairs, x[:, 0, 0], targets, strict=True):
+        assert one != two
+        ends = queues[one].pop(), queues[two].pop()
+        np.testing.assert_allclose(target, sum(ends), atol=1e-6)
+        queues[one].insert(0, ends[1] / 2 + feature / 2)
+        queues[two].insert(0, ends[0] / 2 + feature / 2)
+    assert np.std(targets) > 0.1
+
+
+def test_events(tmp_path, capsys):
+    assert cli.main(["demo", "events", "--quick", "--out", str(tmp_path)]) == 0
+    saved = json.loads((tmp_path / "events.json").read_text())
+    assert saved["updates"] == 2 and set(saved["runs"]) == set(demo_events.RULES)
+    for runs in saved["runs"].values():
+        assert list(runs) == ["1"] and len(runs["1"][0]["curve"]) == 2
+    said = capsys.readouterr().out
+    assert (tmp_path / "events.png").stat().st_size > 10_000 and "RTRL" in said
+    assert "of the gap of truncated to full BPTT closes" in said
+
+
+def week(sensors=5):
+    """Speeds that swing through a day, on a ring of roads."""
+    steps = np.arange(7 * demo_traffic.DAY + 12)[:, None]
+    speed = 60 + 5 * np.sin(2 * np.pi * steps / demo_traffic.DAY + np.arange(sensors))
+    ring = se.from_edges(range(sensors), np.roll(range(sensors), -1), shape=(sensors, sensors))
+    return se.datasets.Traffic(ring, speed.astype(np.float32))
+
+
+def test_traffic(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo_traffic, "traffic", lambda path: week())
+    for rules in "RULES", "STREAM_RULES":
+        few = {name: getattr(demo_traffic, rules)[name] for name in (demo_traffic.NO_GRAPH, "Bridged(12)")}
+        monkeypatch.setattr(demo_traffic, rules, few)
+    assert cli.main(["demo", "traffic", "--quick", "--data", "week.npz", "--out", str(tmp_path)]) == 0
+    saved = json.loads((tmp_path / "traffic.json").read_text())
+    assert set(saved["one pass"]) == set(saved["1 passes"]) == set(demo_traffic.RULES)
+    assert all(np.shape(found) == (1, 3) for found in saved["one pass"].values())
+    assert (tmp_path / "traffic.png").stat().st_size > 10_000 and "historical mean" in capsys.readouterr().out
+
+
+def test_errors_of_forecasts():
+    """Of what is known in the last two days, in miles an hour."""
+    task = demo_traffic.Task.of(week())
+    stream, first = task.stream, demo_traffic.TRAINED * demo_traffic.DAY
+    assert stream.mask is not None and 0.05 < 1 - np.mean(stream.mask) < 0.1
+    outs = stream.targets + jnp.where(jnp.arange(len(stream)) < first, 5.0, 1.0)[:, None, None]
+    np.testing.assert_allclose(task.errors(outs), task.unit, rtol=1e-5)
+    np.testing.assert_allclose(task.errors(outs[first - 3 :], first - 3), task.unit, rtol=1e-5)
+    np.testing.assert_allclose(demo_traffic.baselines(task)["historical mean"], 0, atol=0.6)
+
+
+def test_traffic_needs_its_file(tmp_path, capsys):
+    assert cli.main(["demo", "traffic", "--out", str(tmp_path)]) == 2
+    assert "--data: expected the file metr_la_week.npz" in capsys.readouterr().err
+    assert cli.main(["demo", "traffic", "--data", str(tmp_path / "none.npz"), "--out", str(tmp_path)]) == 2
+    assert "which does not come with this library" in capsys.readouterr().err
