@@ -14,12 +14,11 @@ from jaxtyping import Array, Float
 
 from .._graph.connectivity import Connectivity
 from .._graph.graph import Graph
-from .._numbers import positive
 from .._op import GraphConvOp, MatMulOp
 from .._op.initial import size
 from .._op.param import ETraceParam, cut
 from .cell import Constant, constant, on_units
-from .supports import adjacency, arrays, by_sender, chebyshev, convolutions, gcn, graph_of, num_nodes, series
+from .supports import arrays, chebyshev, convolutions, edges, gcn, num_nodes, walk_series, walks
 
 __all__ = ["GraphAttention", "GraphGRU", "GraphRNN"]
 RESETS = ("after", "before")
@@ -153,23 +152,21 @@ class GraphGRU(eqx.Module):
     @classmethod
     def tgcn(cls, graph: Graph, features: Any, hidden: Any, *, key: object, **options: Any) -> "GraphGRU":
         """T-GCN: inputs by one normalised convolution with self-loops, each node's own old state."""
-        return cls.of(gcn(graph.to_scipy()), features, hidden, key=key, spread_state=False, **options)
+        return cls.of(gcn(graph), features, hidden, key=key, spread_state=False, **options)
 
     @classmethod
     def gconv_gru(
         cls, graph: Graph, features: Any, hidden: Any, *, key: object, order: Any = 2, **options: Any
     ) -> "GraphGRU":
         """GConvGRU: so many Chebyshev polynomials of the graph's Laplacian, of input and state."""
-        return cls.of(chebyshev(graph.to_scipy(), positive("order", order)), features, hidden, key=key, **options)
+        return cls.of(chebyshev(graph, order), features, hidden, key=key, **options)
 
     @classmethod
     def dcrnn(
         cls, graph: Graph, features: Any, hidden: Any, *, key: object, steps: Any = 2, **options: Any
     ) -> "GraphGRU":
         """DCRNN: random walks of up to so many steps along the edges and against them, of input and state."""
-        a, steps = graph.to_scipy(), positive("steps", steps)
-        out, into = (series(by_sender(m), steps, lambda p, t: t[-1] @ p) for m in (a, a.T))
-        return cls.of([graph_of(t) for t in (*out, *into[1:])], features, hidden, key=key, **options)
+        return cls.of(walks(graph, steps), features, hidden, key=key, **options)
 
     @classmethod
     def from_tgcn(
@@ -180,7 +177,7 @@ class GraphGRU(eqx.Module):
         nodes: SupportsIndex,
     ) -> "GraphGRU":
         """The `TGCN` of PyTorch Geometric Temporal, with the arrays of its `state_dict`."""
-        w, supports = arrays(weights), gcn(adjacency(edge_index, edge_weight, nodes))
+        w, supports = arrays(weights), gcn(edges(edge_index, edge_weight, nodes))
         inp, rec = [], []
         for gate in "rzh":
             linear, bias = w[f"linear_{gate}.weight"].T, w[f"linear_{gate}.bias"]
@@ -202,7 +199,7 @@ class GraphGRU(eqx.Module):
         """The `GConvGRU` of PyTorch Geometric Temporal with symmetric normalisation, by its `state_dict`."""
         w = arrays(weights)
         order = sum(name.startswith("conv_x_r.lins.") for name in w)
-        op = GraphConvOp(chebyshev(adjacency(edge_index, edge_weight, nodes), order))
+        op = GraphConvOp(chebyshev(edges(edge_index, edge_weight, nodes), order))
         made = []
         for conv in [f"conv_{part}_{gate}" for part in "xh" for gate in "rzh"]:
             value = {"weight": np.stack([w[f"{conv}.lins.{k}.weight"].T for k in range(order)])}
@@ -222,16 +219,18 @@ class GraphGRU(eqx.Module):
         Those weigh all edges of a sender alike, and go on as `2 P T - I`; against the edges, the k-th of them in the
         order of its receivers has the weight of the sender of the k-th edge in the order given.
         """
-        w, a = arrays(weights), adjacency(edge_index, edge_weight, nodes).tocsr()
+        w, a = arrays(weights), edges(edge_index, edge_weight, nodes).to_scipy().tocsr()
         pre, post = np.asarray(edge_index)
         turned = a.T.tocsr().sorted_indices().tocoo()
         with np.errstate(divide="ignore"):
             out, into = 1 / a.sum(1), 1 / a.sum(0)
-        walks = sp.coo_array((out[pre], (pre, post)), a.shape), sp.coo_array((into[pre], turned.coords), a.shape)
+        along, against = (
+            sp.coo_array((out[pre], (pre, post)), a.shape),
+            sp.coo_array((into[pre], turned.coords), a.shape),
+        )
         count, hidden = w["conv_x_r.weight"].shape[1], w["conv_x_r.weight"].shape[3]
-        eye = sp.eye_array(a.shape[0])
-        forth, back = (series(p.tocsr(), count - 1, lambda p, t: 2 * (t[-1] @ p) - eye) for p in walks)
-        op = GraphConvOp([graph_of(t) for t in (*forth, *back[1:])])
+        forth, back = (walk_series(walk.tocsr(), count - 1) for walk in (along, against))
+        op = GraphConvOp([*forth, *back[1:]])
         inp, rec = [], []
         for gate in "rzh":
             weight = w[f"conv_x_{gate}.weight"]

@@ -1,6 +1,6 @@
 """Matrices by which the nodes of a graph hear each other, and the parameters that read them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import jax
@@ -9,11 +9,12 @@ import scipy.sparse as sp
 from jax.typing import ArrayLike, DTypeLike
 
 from .._graph.graph import Graph
-from .._graph.matrices import from_scipy
+from .._graph.matrices import from_edges, from_scipy
 from .._op import GraphConvOp, MatMulOp
 from .._op.contract import ETraceOp
 from .._op.initial import check_key
 from .._op.param import ETraceParam
+from ..transform import add_remaining_self_loops, chebyshev_supports, diffusion_supports, normalize, transpose
 
 
 def as_list(supports: Any) -> list[Any]:
@@ -54,53 +55,40 @@ def arrays(weights: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
     return {name: np.asarray(a) for name, a in weights.items()}
 
 
-def adjacency(edge_index: Any, edge_weight: Any, nodes: SupportsIndex) -> sp.coo_array:
-    """The matrix of edges in two rows, senders and receivers."""
+def edges(edge_index: Any, edge_weight: Any, nodes: SupportsIndex) -> Graph:
+    """The graph of edges in two rows, senders and receivers."""
     pre, post = np.asarray(edge_index)
-    weight = np.ones(len(pre)) if edge_weight is None else np.asarray(edge_weight, float)
-    return sp.coo_array((weight, (pre, post)), shape=(int(nodes), int(nodes)))
+    return from_edges(pre, post, edge_weight, (int(nodes), int(nodes)), dtype=_float())
 
 
-def gcn(a: Any) -> Graph:
+def gcn(graph: Graph) -> Graph:
     """`D^-1/2 (A + I) D^-1/2` with D of what comes in; nodes that have a self-loop keep theirs."""
-    a = sp.lil_array(a, dtype=float)
-    own = a.diagonal()
-    a.setdiag(np.where(own == 0, 1, own))
-    root = sp.diags_array(_inverse(a.sum(0)) ** 0.5)
-    return graph_of(root @ a.tocsr() @ root)
+    return normalize(add_remaining_self_loops(_wide(graph)), "gcn")
 
 
-def chebyshev(a: Any, order: int) -> list[Graph]:
-    """`T_0 = I, T_1 = 2 L / max - I, T_k = 2 T_1 T_(k-1) - T_(k-2)` of `L = I - D^-1/2 A D^-1/2` without self-loops."""
-    a, eye = sp.csr_array(a, dtype=float), sp.eye_array(a.shape[0], format="csr")
-    a = a - sp.diags_array(a.diagonal())
-    root = sp.diags_array(_inverse(a.sum(1)) ** 0.5)
-    laplacian = (eye - root @ a @ root).tocsr()
-    scaled = laplacian / max(laplacian.max(), 1e-300) - eye
-    return [graph_of(t) for t in series(scaled, order - 1, lambda p, t: 2 * (t[-1] @ p) - t[-2])]
+def chebyshev(graph: Graph, order: Any) -> list[Graph]:
+    """`T_0 = I, T_1 = -D^-1/2 A D^-1/2, ...` without self-loops, with D of what goes out."""
+    return [transpose(support) for support in chebyshev_supports(transpose(_wide(graph)), order)]
 
 
-def series(first: sp.csr_array, steps: int, then: Callable[..., sp.sparray]) -> list[sp.sparray]:
-    """A matrix of ones on the diagonal, the first, and what follows."""
-    found = [sp.eye_array(first.shape[0], format="csr"), first][: steps + 1]
+def walks(graph: Graph, steps: Any) -> tuple[Graph, ...]:
+    """Random walks along synapses and against them."""
+    return diffusion_supports(_wide(graph), steps)
+
+
+def walk_series(first: sp.csr_array, steps: int) -> list[Graph]:
+    """A matrix of ones on the diagonal, the first, and `2 P T - I`."""
+    eye = sp.eye_array(first.shape[0], format="csr")
+    found = [eye, first][: steps + 1]
     while len(found) <= steps:
-        found.append(then(first, found))
-    return found
+        found.append(2 * (found[-1] @ first) - eye)
+    return [from_scipy(matrix, dtype=_float()) for matrix in found]
 
 
-def by_sender(a: Any) -> sp.csr_array:
-    """A random walk, `D^-1 A` with D of what goes out."""
-    a = sp.csr_array(a, dtype=float)
-    return sp.diags_array(_inverse(a.sum(1))) @ a
+def _wide(graph: Graph) -> Graph:
+    """A graph whose weights have as many digits as JAX takes."""
+    return graph.with_weight(np.asarray(graph.weight, _float()))
 
 
-def graph_of(matrix: Any) -> Graph:
-    """A matrix without its zeros as a graph."""
-    matrix = sp.csr_array(matrix)
-    matrix.eliminate_zeros()
-    return from_scipy(matrix, dtype=jax.dtypes.canonicalize_dtype(float))
-
-
-def _inverse(degree: np.ndarray) -> np.ndarray:
-    """One by the degree, nothing where there is none."""
-    return np.divide(1, degree, out=np.zeros(len(degree)), where=degree > 0)
+def _float() -> np.dtype:
+    return jax.dtypes.canonicalize_dtype(float)
