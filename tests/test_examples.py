@@ -24,6 +24,9 @@ def test_examples_exist():
         "06_streaming_graph.py",
         "07_bring_your_own_connectome.py",
         "08_resume.py",
+        "09_traffic.py",
+        "10_temporal_graph.py",
+        "11_rewire.py",
     }
     assert names <= {path.name for path in EXAMPLES}
 
