@@ -45,6 +45,16 @@ def test_quick_benchmark_of_a_graph(tmp_path):
 
 
 @ONLY
+def test_quick_predictions(tmp_path):
+    """On data that are made up, with edges that stay and others that change."""
+    found, printed = quick("prequential", tmp_path)
+    assert set(found) == {"chickenpox", "tennis"} and "persistence" in printed
+    for rows in found.values():
+        assert {"D-RTRL", "Bridged", "persistence", "moving average", "historical mean"} == set(rows)
+        assert all(0 < error < 2 for errors in rows.values() for error in errors)
+
+
+@ONLY
 def test_quick_study_of_learners(tmp_path):
     found, printed = quick("learners", tmp_path)
     for name in ("learners.png", "copy.png"):
