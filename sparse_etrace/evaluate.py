@@ -12,12 +12,13 @@ from jaxtyping import Array, Float, PyTree
 
 from ._learner import Carry, Learner
 from ._model.trained import trained_filter
-from ._numbers import positive
+from ._numbers import positive, whole
 from ._text import as_table, data_frame
 from ._train.batches import Pair
 from ._train.delayed import delayed, delays_of, updates_until
-from ._train.online import gradient, read_stream
+from ._train.online import read_stream
 from ._train.stream import SnapshotStream
+from ._train.updates import Point, Task, one_update
 from ._types import Loss, Metric, Model
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class Prequential(NamedTuple):
         curves: for each predictor (`"model"` and the baselines), each measure at each step, `(steps,)`.
         outs: predictions of the model, stacked.
         model, opt_state, carry: as they are at the end.
-        skipped: steps at the start that the table leaves out.
+        counted: of each step whether the table takes it, `(steps,)`: it is behind those that are skipped, and has a
+            label.
     """
 
     curves: dict[str, dict[str, np.ndarray]]
@@ -73,13 +75,13 @@ class Prequential(NamedTuple):
     model: Model
     opt_state: optax.OptState
     carry: Carry
-    skipped: int
+    counted: np.ndarray
 
     @property
     def table(self) -> dict[str, dict[str, float]]:
-        """Means of each measure over all steps but those that are skipped, by predictor."""
+        """Means of each measure over the steps that count, by predictor."""
         return {
-            name: {k: float(np.mean(curve[self.skipped :])) for k, curve in curves.items()}
+            name: {k: float(np.mean(curve[self.counted])) for k, curve in curves.items()}
             for name, curves in self.curves.items()
         }
 
@@ -126,7 +128,7 @@ def prequential(
         metrics: by name, functions `(out_t, y_t) -> scalar`, measured beside the loss.
         average: labels in the moving average.
         period: steps in a day, say; None: the historical mean is of all steps.
-        skip: steps at the start that the final table leaves out.
+        skip: steps at the start that the final table leaves out, as it does steps without any label.
 
     Returns:
         Curves and table, the predictions, and the model as it is at the end.
@@ -150,16 +152,22 @@ def prequential(
     """
     xs, ys = read_stream(*((stream.xs, stream.ys) if isinstance(stream, SnapshotStream) else stream))
     learner.refuse_inputs(xs)
+    steps, skip = len(jax.tree.leaves(xs)[0]), whole("skip", skip)
     average, period = positive("average", average), 1 if period is None else positive("period", period)
     delays = [max(d, 1) for d in delays_of(delay, "delay")]
     waiting = delayed(optimizer, updates_until(max(delays), 1))
     trained, fixed = eqx.partition(model, trained_filter(model, learner.train))
     measures = {"loss": loss_fn, **(metrics or {})}
     first = learner.init(model, state, jax.tree.map(lambda leaf: leaf[0], xs))
-    start = trained, waiting.init(trained), first
-    point, outs, found = _learned(learner, loss_fn, waiting, measures, fixed, start, xs, ys)
+    task = Task(learner, loss_fn, measures, waiting, fixed, None)
+    point, outs, found = _learned(task, Point(trained, waiting.init(trained), first), xs, ys)
     curves = {"model": found}
     target, known = ys if isinstance(ys, tuple) else (ys, None)
+    counted = np.arange(steps) >= skip
+    if isinstance(known, jax.Array) and known.dtype == bool:
+        counted &= np.asarray(known).reshape(steps, -1).any(1)
+    if skip < 0 or not counted.any():
+        raise ValueError(f"skip: expected 0 or more, with labels behind, got {skip} of {steps} steps.")
     if isinstance(outs, jax.Array) and isinstance(target, jax.Array) and outs.shape == target.shape:
         if len(delays) > 1 and target.shape[-1:] != (len(delays),):
             raise ValueError(
@@ -170,37 +178,22 @@ def prequential(
         said = guesses(target, known, delays, average, period)
         curves |= {name: _measured(measures, guess, ys) for name, guess in said.items()}
     shown = {name: {k: np.asarray(v) for k, v in part.items()} for name, part in curves.items()}
-    return Prequential(shown, outs, eqx.combine(point[0], fixed), point[1], point[2], skip)
+    return Prequential(shown, outs, eqx.combine(point.trained, fixed), point.opt_state, point.carry, counted)
 
 
 @eqx.filter_jit
 def _learned(
-    learner: Learner,
-    loss_fn: Loss,
-    optimizer: optax.GradientTransformation,
-    measures: dict[str, Metric],
-    fixed: PyTree,
-    start: tuple[PyTree, optax.OptState, Carry],
-    xs: PyTree[Array],
-    ys: PyTree[Array],
-) -> tuple[tuple[PyTree, optax.OptState, Carry], PyTree[Array], dict[str, Array]]:
+    task: Task, point: Point, xs: PyTree[Array], ys: PyTree[Array]
+) -> tuple[Point, PyTree[Array], dict[str, Array]]:
     """All steps: where they end, and what was predicted before each was learned from."""
 
-    def with_out(out: PyTree, y: PyTree) -> tuple[Array, PyTree]:
-        return loss_fn(out, y), out
-
-    def one(point: tuple, now: tuple) -> tuple[tuple, tuple[PyTree, dict[str, Array]]]:
-        trained, opt_state, carry = point
+    def one(point: Point, now: Pair) -> tuple[Point, list[PyTree]]:
         x, y = jax.tree.map(lambda leaf: leaf[None], now)
-        _, grads, carry, outs = gradient(learner, with_out, eqx.combine(trained, fixed), carry, x, y, None, True)
-        with jax.numpy_dtype_promotion("standard"):  # optax is not written for any other
-            changes, opt_state = optimizer.update(grads, opt_state, trained)
-        out = jax.tree.map(lambda leaf: leaf[0], outs)
-        found = {name: measure(out, now[1]) for name, measure in measures.items()}
-        return (eqx.apply_updates(trained, changes), opt_state, carry), (out, found)
+        point, values, _ = one_update(task, point, x, y, with_out=True)
+        return point, jax.tree.map(lambda leaf: leaf[0], values[1:])
 
-    point, (outs, found) = jax.lax.scan(one, start, (xs, ys))
-    return point, outs, found
+    point, (outs, *found) = jax.lax.scan(one, point, (xs, ys))
+    return point, outs, dict(zip(task.metrics, found, strict=True))
 
 
 @eqx.filter_jit

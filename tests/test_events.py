@@ -222,6 +222,9 @@ def test_refused(stream):
     model, nodes, xs, ys = stream
     with pytest.raises(NotImplementedError, match="rule: expected one whose traces are derivatives"):
         se.Events(se.UORO(key=jax.random.key(0)), NODES)
+    for around in lambda rule: se.Events(rule, NODES), lambda rule: se.Bridged(3, rule):
+        with pytest.raises(NotImplementedError, match="rule: expected one whose traces are derivatives"):
+            around(se.Events(se.RTRL(), NODES))
     with pytest.raises(TypeError, match=r"learner: expected one such as se.RTRL\(\)"):
         se.Events(optax.sgd(0.1), NODES)
     with pytest.raises(ValueError, match="num_nodes: expected at least 1, got 0"):

@@ -188,6 +188,27 @@ def test_refused(name):
         make(net())
 
 
+def test_of_paths_that_end_alike_each_is_its_own():
+    model = net()
+    outer = _Twice(model, model.inp, model.rec)
+    kept = outer.deep.rec.value["weight"] * 2
+    outer = eqx.tree_at(lambda m: m.deep.rec.value["weight"], outer, kept)
+    pre = ends(model)[0].copy()
+    pre[0] = (pre[0] + 1) % N
+    moments = optax.trace(0.9).init(eqx.filter(outer, se.trainable(outer)))._replace(trace=outer)
+    new = se.rewire(outer, lambda m: m.rec, pre, opt_state=moments).opt_state.trace
+    np.testing.assert_array_equal(new.deep.rec.value["weight"], kept)
+    assert np.count_nonzero(new.rec.value["weight"]) == N * DEGREE - 1
+
+
+class _Twice(eqx.Module):
+    """A network in a network, with parameters of the same names."""
+
+    deep: eqx.Module
+    inp: se.ETraceParam
+    rec: se.ETraceParam
+
+
 def test_influences_on_a_pattern_are_refused():
     model, (xs, _) = net(), data(1)
     carry = se.SnAp(1).init(model, jnp.zeros(N), xs[0])

@@ -12,6 +12,7 @@ import oracles
 import pytest
 
 import sparse_etrace as se
+from sparse_etrace._train.delayed import delayed
 
 NODES, STEPS = 4, 24
 
@@ -50,6 +51,12 @@ def trained(model, xs, ys, delay, size=1, update="sequence", **options):
         se.D_RTRL(), oracles.loss_fn, optax.adam(0.1), model, data, state=state(), carry=True, progress=False,
         metrics={"out": lambda out, y: jnp.mean(out)}, label_delay=delay, update=update, **options,
     )  # fmt: skip
+
+
+_by_loss = optax.GradientTransformationExtraArgs(
+    lambda params: optax.EmptyState(),
+    lambda grads, state, params=None, *, value, **rest: (jax.tree.map(lambda g: -0.01 * value * g, grads), state),
+)
 
 
 @pytest.mark.parametrize("delay", [0, 1, 4, (1, 3)])
@@ -110,6 +117,9 @@ def test_refused_delays(model, stream):
             trained(model, stream.xs, stream.targets, wrong)
     with pytest.raises(ValueError, match="label_delay: expected updates of 3 steps each, .* of 4 steps and updates"):
         trained(model, stream.xs, stream.targets, 3, 4, update=3)
+    with pytest.raises(TypeError, match="optimizer: expected one of gradients alone, as they wait for labels"):
+        waiting = delayed(_by_loss, 2)
+        waiting.update(jnp.ones(3), waiting.init(jnp.ones(3)), jnp.ones(3))
 
 
 # --- prequential ------------------------------------------------------------------------------------------------------
@@ -161,6 +171,16 @@ def test_prequential(model, stream):
         se.D_RTRL(), lambda out, y: jnp.mean(out["a"] ** 2), optax.sgd(0.1), _Named(model), stream, state=state()
     )
     assert list(alone.curves) == ["model"]
+    silent = eqx.tree_at(lambda s: s.mask, stream, stream.mask.at[8:12].set(False))
+    result = se.evaluate.prequential(se.D_RTRL(), se.evaluate.mse, _by_loss, model, silent, **{**options, "delay": 1})
+    curve = result.curves["model"]["mae"]
+    assert not curve[8:12].any() and curve[11] == 0
+    np.testing.assert_allclose(result.table["model"]["mae"], np.mean([*curve[6:8], *curve[12:]]), rtol=1e-6)
+    for skip in -1, STEPS:
+        with pytest.raises(ValueError, match=f"skip: expected 0 or more, with labels behind, got {skip} of"):
+            se.evaluate.prequential(
+                se.D_RTRL(), se.evaluate.mse, optax.sgd(0.1), model, silent, **{**options, "skip": skip}
+            )
     with pytest.raises(ValueError, match="delay: expected one number, or one for each entry of the last axis"):
         se.evaluate.prequential(
             se.D_RTRL(), se.evaluate.mse, optax.sgd(0.1), model, stream, state=state(), delay=(1, 2, 3)
@@ -209,6 +229,13 @@ def test_edges_that_differ_by_step():
         np.add.at(dense, (pre[k], post[k]), weight[k])
         found = se.spread(shown[k], *(part[k] for part in edges))
         np.testing.assert_allclose(found, dense.T @ features[k], atol=1e-5)
+    few = [part.astype(np.uint8) for part in pre]
+    many = se.SnapshotStream(np.zeros((3, 300, 1)), np.zeros(3), (few, few, weight))
+    assert many.edges[0].tolist() == [[*part.tolist(), *[300] * (5 - len(part))] for part in few]
+    with pytest.raises(TypeError, match="edges: expected pre and post of whole numbers, got float64"):
+        se.SnapshotStream(features, np.zeros((3, NODES)), ([p + 0.5 for p in pre], post, weight))
+    with pytest.raises(ValueError, match="steps: expected at least 1"):
+        stream.sequences(0)
     with pytest.raises(ValueError, match=r"edges: expected \(pre, post, weight\) with arrays of one length"):
         se.SnapshotStream(features, np.zeros((3, NODES)), (pre[:2], post, weight))
     with pytest.raises(ValueError, match="edges: expected nodes below 4, got post"):

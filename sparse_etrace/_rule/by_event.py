@@ -72,7 +72,6 @@ class ByEvent(Storage):
 
     inner: Storage
     num_nodes: int
-    has_past = True
 
     @property
     def gradient(self) -> str:  # type: ignore[override]

@@ -49,7 +49,15 @@ def delayed(optimizer: optax.GradientTransformation, count: int) -> optax.Gradie
         slot, has_come = state.came % count, state.came >= count
         due = jax.tree.map(lambda ring: ring[slot], state.grads)
         ring = jax.tree.map(lambda ring, now: ring.at[slot].set(now.astype(ring.dtype)), state.grads, grads)
-        changes, inner = optimizer.update(due, state.inner, params)
+        try:
+            changes, inner = optimizer.update(due, state.inner, params)
+        except TypeError as error:
+            if "required keyword-only argument" not in str(error):
+                raise
+            raise TypeError(
+                "optimizer: expected one of gradients alone, as they wait for labels, got one that asks for the loss "
+                "as well, which is no longer theirs. Take another, as optax.adam."
+            ) from error
         changes = jax.tree.map(lambda change: jnp.where(has_come, change, 0).astype(change.dtype), changes)
         inner = jax.tree.map(lambda new, old: jnp.where(has_come, new, old), inner, state.inner)
         return changes, Waiting(inner, ring, state.came + 1)

@@ -103,13 +103,14 @@ def rewire(
         return jax.device_put(np.where(there, values, np.asarray(new, values.dtype)))
 
     name, path = _names(model, param)
+    paths = [at for at, _ in jax.tree_util.tree_flatten_with_path(model)[0] if at[-1:] == path[-1:]]
     value = {**param.value, "weight": moved(param.value["weight"], starts)}
     made = eqx.tree_at(where, model, eqx.tree_at(lambda p: (p.value, p.op.connectivity), param, (value, connectivity)))
 
     def by_path(tree: PyTree) -> PyTree:
-        """Leaves that stand where the weights stand in a model."""
+        """Leaves that stand where the weights stand in a model, and not where others do whose path ends alike."""
         leaves, layout = jax.tree_util.tree_flatten_with_path(tree)
-        return jax.tree.unflatten(layout, [moved(a) if at[-len(path) :] == path else a for at, a in leaves])
+        return jax.tree.unflatten(layout, [moved(a) if _owner(at, paths) == path else a for at, a in leaves])
 
     if carry is not None:
         traces = carry.traces
@@ -149,6 +150,11 @@ def _names(model: PyTree, param: ETraceParam) -> tuple[str, tuple]:
         if leaf is param.value["weight"]:
             return jax.tree_util.keystr(path).lstrip("."), path
     raise TypeError("where: expected it to lead to a parameter in the model, got one that is made of others.")
+
+
+def _owner(path: tuple, paths: list[tuple]) -> tuple | None:
+    """The longest of these paths with which another ends."""
+    return max((own for own in paths if path[-len(own) :] == own), key=len, default=None)
 
 
 def _by_call(carry: Carry, name: str, op: SpMatMulOp, moved: Callable[..., Array]) -> dict[int, PyTree]:

@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from .._numbers import positive
 from .batches import Pair
 
 
@@ -30,6 +31,7 @@ class SnapshotStream(eqx.Module):
         edges: `(pre, post, weight)`, each `(steps, room)`, or None.
 
     Raises:
+        TypeError: `pre` or `post` are no whole numbers.
         ValueError: lengths differ, or an edge leads to a node that there is not.
 
     Example:
@@ -106,6 +108,7 @@ class SnapshotStream(eqx.Module):
 
     def sequences(self, steps: int) -> list[Pair]:
         """Pairs `(xs, ys)` of so many steps, one after the other, for `fit(carry=True)`; a rest is left out."""
+        steps = positive("steps", steps)
         parts = [self[k : k + steps] for k in range(0, len(self) - steps + 1, steps)]
         return [(part.xs, part.ys) for part in parts]
 
@@ -120,6 +123,8 @@ def _filled(values: np.ndarray) -> np.ndarray:
 def _padded(edges: tuple, steps: int, nodes: int) -> tuple[Array, Array, Array]:
     """Edges of each step in arrays of one length."""
     pre, post, weight = ([np.atleast_1d(np.asarray(part)) for part in several] for several in edges)
+    if kinds := [p.dtype for p in (*pre, *post) if p.size and not np.issubdtype(p.dtype, np.integer)]:
+        raise TypeError(f"edges: expected pre and post of whole numbers, got {kinds[0]}.")
     counts = [[len(part) for part in several] for several in (pre, post, weight)]
     if any(count != counts[0] for count in counts) or len(pre) != steps:
         raise ValueError(
@@ -133,7 +138,9 @@ def _padded(edges: tuple, steps: int, nodes: int) -> tuple[Array, Array, Array]:
                 raise ValueError(f"edges: expected nodes below {nodes}, got {name} {part.tolist()} in step {k}.")
 
     def stacked(several: list[np.ndarray], empty: int, dtype: type) -> Array:
-        full = [np.concatenate([part, np.full(room - len(part), empty, part.dtype)]) for part in several]
-        return jnp.asarray(np.asarray(full, dtype).reshape(steps, room))
+        full: np.ndarray = np.full((steps, room), empty, dtype)
+        for row, part in zip(full, several, strict=True):
+            row[: len(part)] = part
+        return jnp.asarray(full)
 
     return stacked(pre, nodes, np.int32), stacked(post, nodes, np.int32), stacked(weight, 0, np.float32)

@@ -76,11 +76,13 @@ def _objective(task: Task, carry: Carry, xs: PyTree, ys: PyTree) -> Callable[[Py
     return objective
 
 
-def one_update(task: Task, point: Point, xs: PyTree, ys: PyTree) -> tuple[Point, list[Array], PyTree]:
-    """An update: the point after it, the losses and metrics of its steps, and the gradient."""
+def one_update(
+    task: Task, point: Point, xs: PyTree, ys: PyTree, with_out: bool = False
+) -> tuple[Point, list[PyTree], PyTree]:
+    """An update: the point after it, the losses, outputs if asked for, and metrics of its steps, and the gradient."""
 
-    def measured(out: PyTree, y: PyTree) -> tuple[PyTree, list[Array]]:
-        return task.loss_fn(out, y), _measure(task, out, y)
+    def measured(out: PyTree, y: PyTree) -> tuple[PyTree, list[PyTree]]:
+        return task.loss_fn(out, y), [out] * with_out + _measure(task, out, y)
 
     model = eqx.combine(point.trained, task.fixed)
     losses, grads, carry, aux = gradient(task.learner, measured, model, point.carry, xs, ys, task.chunk, True)
