@@ -193,6 +193,24 @@ def test_by_steps_and_by_fit(stream):
     assert not some.traces.rows["h"][nodes[-1, 0]].any() and some.traces.rows["h"][nodes[-1, 1]].any()
 
 
+def test_beside_the_exact_gradient():
+    model = Leaky(param(np.random.default_rng(3), 1, FEATURES))
+    nodes, xs, ys = meetings(np.random.default_rng(4), 4)
+    given = model, state(), (nodes, xs), jnp.tile(ys, FEATURES)
+    found = se.gradient_alignment(se.Events(se.D_RTRL(), NODES), oracles.loss_fn, *given)
+    np.testing.assert_allclose(found.total_cosine, 1)
+
+
+def test_an_event_that_is_not_finite_is_named():
+    cell = se.cells.LeakyRate(3, se.MatMulOp().param(jax.random.key(0), 1, 3), decay=0.5)
+    xs = jnp.array([[0, 1], [2, 1], [3, 4]]), jnp.ones((3, 2, 1))
+    with pytest.raises(se.NonFiniteError, match="the loss is inf at step 1; .*, the synapse 0 -> unit 0"):
+        se.fit(
+            se.Events(se.D_RTRL(), 5), lambda out, y: jnp.sum(out) / y, optax.sgd(0.1), cell,
+            [(xs, jnp.array([1.0, 0.0, 1.0]))], state=cell.init_state(5), progress=False,
+        )  # fmt: skip
+
+
 def test_time_and_memory_are_those_of_an_event(stream):
     """No array of a step is as long as all nodes but the carry, which is changed in place."""
     model, nodes, xs, ys = stream

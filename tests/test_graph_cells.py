@@ -150,3 +150,5 @@ def test_d_rtrl(name):
 def test_refused():
     with pytest.raises(ValueError, match="reset: expected 'after' or 'before'"):
         GraphGRU.of(GRAPH, FEATURES, HIDDEN, key=KEY, reset="never")
+    with pytest.raises(ValueError, match=r"graph: expected a square one, .* got shape \(2, 3\)"):
+        GraphAttention.of(se.from_edges([0, 1], [1, 2], shape=(2, 3)), FEATURES, HIDDEN, key=KEY)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._learner import BPTT, Carry, Learner
+from .._learner import BPTT, Carry, Events, Learner
 from .._model.trained import leaf_names
 from .._text import as_table, data_frame
 from .._train.online import online_grad, read_stream
@@ -150,7 +150,8 @@ def gradient_alignment(
     if not 1 <= windows <= count:
         raise ValueError(f"windows: expected 1 to {count}, the number of steps, got {windows}.")
     ends = np.linspace(0, count, windows + 1).astype(int)
-    exact = BPTT(train=learner.train, allow_zero=learner.allow_zero)
+    reverse = BPTT(train=learner.train, allow_zero=learner.allow_zero)
+    exact = Events(reverse, learner.num_nodes) if isinstance(learner, Events) else reverse
     first = jax.tree.map(lambda a: a[0], xs)
     carry = learner.init(model, state, first)
     start = Carry(carry.state, None)

@@ -64,7 +64,7 @@ def _explain_update(
     if not np.isfinite(losses).all():
         step = int(np.argmin(np.isfinite(losses)))
         said.append(f"the loss is {losses[step]} at step {start + step}")
-    said += _first_bad_unit(model, state, xs, start)
+    said += _first_bad_unit(task.learner, model, state, xs, start)
     bad = list(_bad_entries(grads))
     if bad:
         name, index, value = bad[0]
@@ -88,8 +88,8 @@ def _at(index: tuple[int, ...]) -> str:
     return str(index[0]) if len(index) == 1 else str(index)
 
 
-def _first_bad_unit(model: Model, state: PyTree[Array], xs: PyTree[Array], start: int) -> list[str]:
-    step = eqx.filter_jit(lambda model, state, x: model(state, x))
+def _first_bad_unit(learner: Learner, model: Model, state: PyTree[Array], xs: PyTree[Array], start: int) -> list[str]:
+    step = eqx.filter_jit(learner.run)
     for t in range(jax.tree.leaves(xs)[0].shape[0]):
         state, out = step(model, state, jax.tree.map(operator.itemgetter(t), xs))
         for what, tree in (("state", state), ("output", out)):
@@ -103,7 +103,7 @@ def _first_bad_unit(model: Model, state: PyTree[Array], xs: PyTree[Array], start
 
 def _synapse(learner: Learner, model: Model, state: PyTree, x: PyTree, name: str, index: tuple[int, ...]) -> str:
     """The synapse or the unit of one entry of a parameter, where the op that uses it says so."""
-    reading = Reading(model, state, x, learner.train)
+    reading = Reading(model, *learner.prepare(model, state, x).seen(state, x), learner.train)
     number = reading.param_names.index(name)
     params = jax.tree.leaves(eqx.filter(model, eqx.is_array))
     weights = reading.weights(params)

@@ -265,6 +265,9 @@ class GraphAttention(eqx.Module):
         query, key, value: parameters on the features of a node.
         inp_u, inp_c, rec_u, rec_c, own_u: likewise, of gate and candidate.
 
+    Raises:
+        ValueError: the graph has senders that are other nodes than its receivers.
+
     Example:
         >>> import jax, jax.numpy as jnp, sparse_etrace as se
         >>> graph = se.from_edges([0, 1, 2], [1, 2, 0])
@@ -289,6 +292,10 @@ class GraphAttention(eqx.Module):
 
     def __init__(self, graph: Graph, hidden: SupportsIndex, *params: ETraceParam):
         self.connectivity = graph.connectivity
+        if self.connectivity.num_pre != self.connectivity.num_post:
+            raise ValueError(
+                f"graph: expected a square one, whose nodes attend to each other, got {self.connectivity.shape}."
+            )
         self.shape = (self.connectivity.num_post, size("hidden", hidden))
         self.query, self.key, self.value = params[:3]
         self.inp_u, self.inp_c, self.rec_u, self.rec_c, self.own_u = params[3:]
