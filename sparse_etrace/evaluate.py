@@ -159,7 +159,7 @@ def prequential(
     trained, fixed = eqx.partition(model, trained_filter(model, learner.train))
     measures = {"loss": loss_fn, **(metrics or {})}
     first = learner.init(model, state, jax.tree.map(lambda leaf: leaf[0], xs))
-    task = Task(learner, loss_fn, measures, waiting, fixed, None)
+    task = Task(learner, loss_fn, tuple(measures.items()), waiting, fixed, None)
     point, outs, found = _learned(task, Point(trained, waiting.init(trained), first), xs, ys)
     curves = {"model": found}
     target, known = ys if isinstance(ys, tuple) else (ys, None)
@@ -177,7 +177,7 @@ def prequential(
         known = jnp.ones(target.shape, bool) if known is None else known
         said = guesses(target, known, delays, average, period)
         curves |= {name: _measured(measures, guess, ys) for name, guess in said.items()}
-    shown = {name: {k: np.asarray(v) for k, v in part.items()} for name, part in curves.items()}
+    shown = {name: {k: np.asarray(part[k]) for k in measures} for name, part in curves.items()}
     return Prequential(shown, outs, eqx.combine(point.trained, fixed), point.opt_state, point.carry, counted)
 
 
@@ -193,7 +193,7 @@ def _learned(
         return point, jax.tree.map(lambda leaf: leaf[0], values[1:])
 
     point, (outs, *found) = jax.lax.scan(one, point, (xs, ys))
-    return point, outs, dict(zip(task.metrics, found, strict=True))
+    return point, outs, {name: curve for (name, _), curve in zip(task.metrics, found, strict=True)}
 
 
 @eqx.filter_jit

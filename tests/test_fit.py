@@ -268,6 +268,16 @@ def test_metrics_and_validation():
     assert list(frame.columns) == names and frame.shape == (4, 5)
 
 
+def test_metrics_in_any_order_of_their_names():
+    data = sequences(1)
+    metrics = {name: lambda out, y, k=k: jnp.mean(out) + k for k, name in enumerate(("z", "b", "12", "3"))}
+    found = train(data, optimizer=optax.sgd(0.0), metrics=metrics, validation=data).metrics
+    assert list(found) == ["updates", "loss", *metrics, "validation_loss", *(f"validation_{name}" for name in metrics)]
+    mean = float(jnp.mean(forward(train(data, optimizer=optax.sgd(0.0)).model, data[0][0])))
+    for prefix in "", "validation_":
+        np.testing.assert_allclose([found[prefix + name][0] for name in metrics], mean + np.arange(4), atol=1e-5)
+
+
 def test_validation_does_not_learn_and_one_pair_will_do():
     alone = train(sequences(3))
     beside = train(sequences(3), validation=sequences(1)[0], metrics={"error": mean_error})

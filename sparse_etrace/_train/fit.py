@@ -120,7 +120,7 @@ def fit(
         trained, fixed = eqx.partition(model, trained_filter(model, learner.train))
         size, delay = update.size(jax.tree.leaves(first)[0].shape[0]), max(delays_of(label_delay))
         optimizer = delayed(optimizer, updates_until(delay, size))
-        task = Task(learner, loss_fn, dict(metrics or {}), optimizer, fixed, update.chunk)
+        task = Task(learner, loss_fn, tuple((metrics or {}).items()), optimizer, fixed, update.chunk)
         opt_state = optimizer.init(trained) if update.opt_state is None else update.opt_state
         start = learner.init(model, state, jax.tree.map(lambda a: a[0], first[0]))
         now = start if isinstance(carry, bool) else _checked(carry, start, model)

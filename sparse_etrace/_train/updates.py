@@ -19,11 +19,14 @@ from .online import gradient
 
 
 class Task(NamedTuple):
-    """What stays the same while a model is trained; `fixed` is the part of the model that is not."""
+    """What stays the same while a model is trained; `fixed` is the part of the model that is not.
+
+    Metrics are pairs: a dictionary that goes through `jit` comes out in the order of its names.
+    """
 
     learner: Learner
     loss_fn: Loss
-    metrics: dict[str, Metric]
+    metrics: tuple[tuple[str, Metric], ...]
     optimizer: optax.GradientTransformation
     fixed: PyTree
     chunk: int | None
@@ -49,8 +52,8 @@ def starting(task: Task, point: Point, state: PyTree) -> Point:
 
 
 def _measure(task: Task, out: PyTree, y: PyTree) -> list[Array]:
-    found = [metric(out, y) for metric in task.metrics.values()]
-    for name, value in zip(task.metrics, found, strict=True):
+    found = [metric(out, y) for _, metric in task.metrics]
+    for (name, _), value in zip(task.metrics, found, strict=True):
         if value is None or jnp.shape(value) != ():
             got = "None" if value is None else f"shape {jnp.shape(value)}"
             raise ValueError(
