@@ -292,10 +292,8 @@ class GraphAttention(eqx.Module):
 
     def __init__(self, graph: Graph, hidden: SupportsIndex, *params: ETraceParam):
         self.connectivity = graph.connectivity
-        if self.connectivity.num_pre != self.connectivity.num_post:
-            raise ValueError(
-                f"graph: expected a square one, whose nodes attend to each other, got {self.connectivity.shape}."
-            )
+        if len(set(shape := self.connectivity.shape)) != 1:
+            raise ValueError(f"graph: expected a square one, whose nodes attend to each other, got shape {shape}.")
         self.shape = (self.connectivity.num_post, size("hidden", hidden))
         self.query, self.key, self.value = params[:3]
         self.inp_u, self.inp_c, self.rec_u, self.rec_c, self.own_u = params[3:]
