@@ -168,18 +168,18 @@ def run(out: Path, data: str | PathLike[str], quick: bool = False, seed: int = 0
 
 
 def draw(results: dict[str, Any], modes: list[str]) -> "Figure":
-    """Errors by horizon and rule, with their seeds, as one figure."""
+    """Errors by horizon and rule as shares of those of persistence, as one figure."""
     from matplotlib.figure import Figure
 
     from . import plot
 
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
-    flat = {name: np.array(results["baselines"][name])[None] for name in ("persistence", "historical mean")}
+    still, minutes = np.array(results["baselines"]["persistence"]), [5 * h for h in HORIZONS]
     for axes, mode in zip(figure.subplots(1, 2, sharey=True), modes, strict=True):
-        errors = {name: np.array(found) for name, found in results[mode].items()} | flat
-        minutes = [5 * h for h in HORIZONS]
-        plot.learning_curves(errors, minutes, "minutes ahead", "mean absolute error (mph)", "mean", ax=axes)
-        axes.set_title(mode)
+        errors = {name: 100 * np.array(found) / still for name, found in results[mode].items()}
+        plot.learning_curves(
+            errors, minutes, f"minutes ahead, after {mode}", "error (% of persistence)", "mean", ax=axes
+        )
         axes.set_xticks(minutes)
     return figure
 
