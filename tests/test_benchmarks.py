@@ -55,6 +55,14 @@ def test_quick_predictions(tmp_path):
 
 
 @ONLY
+def test_quick_classes(tmp_path):
+    """Of papers that are made up, and of short chains."""
+    found, printed = quick("classes", tmp_path)
+    assert {"papers, iterated", "papers, two layers", "5 nodes, RTRL", "5 nodes, two layers"} <= set(found)
+    assert all(0 <= score <= 1 for scores in found.values() for score in scores) and "%" in printed
+
+
+@ONLY
 def test_quick_study_of_learners(tmp_path):
     found, printed = quick("learners", tmp_path)
     for name in ("learners.png", "copy.png"):
