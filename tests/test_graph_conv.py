@@ -97,6 +97,14 @@ def test_refused(name):
         make()
 
 
+def test_spread_reads_no_node_for_padding():
+    """Not even one that is not finite, nor beyond what 8 bits count."""
+    x = jnp.zeros((300, 1)).at[299].set(jnp.nan).at[7].set(2.0)
+    y = se.spread(x, jnp.array([7, -1, 127], jnp.int8), jnp.array([3, 4, -1], jnp.int8), jnp.ones(3))
+    assert y.shape == (300, 1) and y[3] == 2 and jnp.sum(jnp.abs(y)) == 2
+    assert jnp.sum(jax.grad(lambda x: jnp.sum(se.spread(x, [300], [0], [1.0])))(x)) == 0
+
+
 def test_spread_drops_padding():
     x = jnp.arange(6.0).reshape(3, 2)
     y = se.spread(x, [0, 1, 2, 1, 1, 3, -1], [1, 3, 0, 1, -1, 0, 1], [2.0, 5.0, 1.0, 0.0, 7.0, 1.0, 1.0])

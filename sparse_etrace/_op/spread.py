@@ -45,11 +45,12 @@ def spread(x: Any, pre: Any, post: Any, weight: Any, num_post: SupportsIndex | N
             f"x, pre, post, weight: expected (..., nodes, features), and three arrays of one axis, pre and post of "
             f"integers, got {got}. Arrays that differ for each batch element go through jax.vmap."
         )
+    pre, post = pre.astype(jnp.int32), post.astype(jnp.int32)  # 8 bits would not hold the number of nodes
     count = x.shape[-2] if num_post is None else size("num_post", num_post)
 
     def summed(x: Array, pre: Array, post: Array, weight: Array) -> Array:
         there = (pre >= 0) & (pre < x.shape[-2])
-        sent = jnp.take(x, pre, axis=-2, mode="clip") * jnp.where(there, weight, 0)[:, None]
+        sent = jnp.where(there[:, None], jnp.take(x, pre, axis=-2, mode="clip") * weight[:, None], 0)
         y = jnp.zeros((*x.shape[:-2], count, x.shape[-1]), sent.dtype)
         # Negative numbers would count from the end.
         return y.at[..., jnp.where(post < 0, count, post), :].add(sent, mode="drop")
