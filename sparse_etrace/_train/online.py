@@ -49,7 +49,8 @@ def online_grad(
             are. The gradients are the same for each. For `BPTT` exactly the steps that are differentiated through;
             None for all.
         has_aux: `loss_fn` returns `(loss, aux)`.
-        donate: the carry is changed in place and must not be used again, which saves a copy of it in each call.
+        donate: the carry is changed in place, which saves a copy of it in each call; it must not be used again, nor, in
+            the first call, the state that `init` was given, whose arrays it holds.
 
     Returns:
         `losses` `(T,)`, `grads` like the model with None where nothing is trained, and `carry`; with `has_aux` also the
