@@ -21,7 +21,7 @@ import optax
 import sparse_etrace as se
 
 NODES, HIDDEN, LENGTH = 30, 8, 2
-EVENTS, UPDATES = (100, 120) if "--short" in sys.argv else (300, 200)
+EVENTS, UPDATES = (100, 70) if "--short" in sys.argv else (300, 200)
 
 
 class Meeting(eqx.Module):

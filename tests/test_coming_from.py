@@ -183,7 +183,7 @@ def test_graphs_of_pyg_in_numbers(index, weight):
 
 
 def test_layers_of_pyg_in_numbers():
-    found, names = rows_of("from-pyg.md")
+    found, names = rows_of("from-pyg.md", stop="`loss.backward(")
     right = layer_rows(names)
     assert list(found) == [*graph_rows(*GRAPHS[0]), *right]
     for row, (ours, expected) in right.items():

@@ -113,8 +113,8 @@ def test_windows_over_events(stream):
     expected = by_bptt(model, *events)
     for rule in se.BPTT(), se.Bridged(24):
         assert oracles.relative_error(by_events(rule, (model, *events))[0], expected) < 1e-10
-    near, far = (oracles.relative_error(by_events(se.Bridged(k), (model, *events))[0], expected) for k in (12, 3))
-    assert near < far
+    part = oracles.relative_error(by_events(se.Bridged(12), (model, *events))[0], expected)
+    assert 1e-3 < part < oracles.relative_error(by_events(se.D_RTRL(), (model, *events))[0], expected)
 
 
 @pytest.mark.parametrize("rule", [se.D_RTRL(), se.Bridged(5)], ids=repr)
@@ -133,7 +133,7 @@ def test_several_events_at_once():
         assert oracles.relative_error(by_events(rule, stream, 10, 10)[0], by_bptt(*stream)) < 1e-10
 
 
-@pytest.mark.parametrize("rule", [se.D_RTRL(), se.ES_D_RTRL(0.5), se.SnAp(1), se.SnAp(2)], ids=repr)
+@pytest.mark.parametrize("rule", [se.D_RTRL(), se.ES_D_RTRL(0.5), se.SnAp(2)], ids=repr)
 def test_traces_of_synapses_go_with_their_rows(rule, stream):
     """Where nodes meet nobody, events in any order are as many sequences as there are nodes."""
     model, _, xs, ys = stream
@@ -214,26 +214,23 @@ def test_an_event_that_is_not_finite_is_named():
 def test_time_and_memory_are_those_of_an_event(stream):
     """No array of a step is as long as all nodes but the carry, which is changed in place."""
     model, nodes, xs, ys = stream
-    for rule in se.RTRL(), se.Bridged(4):
-        plans = [
-            se.memory_plan(se.Events(rule, n), model, state(n), (nodes[0], xs[0]), steps=4) for n in (1000, 11_000)
-        ]
-        more = {name: plans[1].buffers[name] - plans[0].buffers[name] for name in plans[0].buffers}
-        rows = plans[1].buffers["state"] + plans[1].traces - plans[0].buffers["state"] - plans[0].traces
-        assert more["new state and traces"] == rows and more["workspace"] <= 0.1 * rows, (rule, more)
-        assert se.explain(se.Events(rule, NODES), model, state(), (nodes[0], xs[0])).rows
+    rule, x = se.Bridged(4), (nodes[0], xs[0])
+    plans = [se.memory_plan(se.Events(rule, n), model, state(n), x, steps=4) for n in (1000, 11_000)]
+    more = {name: plans[1].buffers[name] - plans[0].buffers[name] for name in plans[0].buffers}
+    rows = plans[1].buffers["state"] + plans[1].traces - plans[0].buffers["state"] - plans[0].traces
+    assert more["new state and traces"] == rows and more["workspace"] <= 0.1 * rows, more
+    assert se.explain(se.Events(rule, NODES), model, state(), x).rows
 
 
 def test_in_place(stream):
     model, nodes, xs, ys = (part if k == 0 else part[:4] for k, part in enumerate(stream))
-    for rule in se.RTRL(), se.Bridged(2):
-        learner = se.Events(rule, NODES)
-        carry = learner.init(model, state(), (nodes[0], xs[0]))
-        expected = se.online_grad(learner, oracles.loss_fn, model, carry, (nodes, xs), ys)
-        found = se.online_grad(learner, oracles.loss_fn, model, carry, (nodes, xs), ys, donate=True)
-        assert eqx.tree_equal(found, expected)
-        assert carry.state["h"].is_deleted() and all(leaf.is_deleted() for leaf in jax.tree.leaves(carry.traces))
-        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((model, xs, ys)) if eqx.is_array(leaf))
+    learner = se.Events(se.RTRL(), NODES)
+    carry = learner.init(model, state(), (nodes[0], xs[0]))
+    expected = se.online_grad(learner, oracles.loss_fn, model, carry, (nodes, xs), ys)
+    found = se.online_grad(learner, oracles.loss_fn, model, carry, (nodes, xs), ys, donate=True)
+    assert eqx.tree_equal(found, expected)
+    assert carry.state["h"].is_deleted() and all(leaf.is_deleted() for leaf in jax.tree.leaves(carry.traces))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((model, xs, ys)) if eqx.is_array(leaf))
 
 
 def test_refused(stream):

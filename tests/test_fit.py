@@ -530,7 +530,7 @@ def test_nothing_held_out():
 def test_few_arguments():
     kinds = [p.kind for p in inspect.signature(inspect.unwrap(se.fit)).parameters.values()]
     assert (
-        kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) == 5 and kinds.count(inspect.Parameter.KEYWORD_ONLY) == 8
+        kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) == 5 and kinds.count(inspect.Parameter.KEYWORD_ONLY) == 9
     )
 
 

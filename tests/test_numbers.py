@@ -30,6 +30,7 @@ NUMBERS = {
     se.ThreeFactor: {"leaf": "h", "kappa": 0.5, "factor_decay": 0.5},
     se.SnAp: {"n": 2, "paths": 1, "max_influences": 500, "workspace": 1000, "pattern": "random", "key": KEY},
     se.RTRL: {"max_influences": 500, "workspace": 1000},
+    se.Events: {"learner": se.D_RTRL(), "num_nodes": 3},
     se.MatMulOp: {"apply_weight_fn_before_mask": True},
     se.SpMatMulOp: {"connectivity": CONN, "axis": -2, "gated": True},
     se.GraphConvOp: {"supports": CONN},

@@ -119,7 +119,7 @@ class ByParameter(Engine):
 
     def window(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window:
         """Steps in reverse mode, and J after them; where it is not whole, step by step."""
-        if carry.traces.shared is None:
+        if self._checked(model, carry).shared is None:
             return past.window(self, self.task.train, model, carry, xs, ys, loss_fn)
         return Window(*by_step(self.step, self.task.train, model, carry, xs, ys, loss_fn))
 

@@ -160,7 +160,7 @@ class TraceEngine(TermEngine):
         run, plain, (old, layout) = self.run, self.reading.plain, jax.tree.flatten(carry.state)
         params, param_layout = jax.tree.flatten(eqx.filter(model, eqx.is_array))
         m, silence = run.silence(old)
-        count = len(jax.tree.leaves(xs)[0])
+        count = len(jax.tree.leaves((xs, ys))[0])
         deltas = {k: jnp.zeros((count, *n.shape), n.dtype) for k, n in silence.items()}
 
         @eqx.filter_grad(has_aux=True)

@@ -198,7 +198,14 @@ def _shapes(tree: PyTree) -> dict[str, str]:
 def _identity(loop: Loop, model: Model, carry: bool | Carry) -> Identity:
     """By what its checkpoint tells this run from others, besides the data."""
     task, validation = loop.task, loop.validation
-    others = {"optimizer": task.optimizer, "loss_fn": task.loss_fn, "metrics": task.metrics, "update": loop.update}
+    others = {
+        "optimizer": task.optimizer,
+        "loss_fn": task.loss_fn,
+        "metrics": dict(task.metrics),
+        "update": loop.update,
+    }
+    if len(task.metrics) > 1:  # of which the file keeps the order only
+        others["columns"] = loop.columns
     others |= {"validation": validation and dataclasses.replace(validation, data=loop.held_out)}
     return identity(task.learner, model, **others, state=loop.initial, carry=carry)
 
