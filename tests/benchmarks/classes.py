@@ -17,7 +17,7 @@ import optax
 
 import sparse_etrace as se
 
-ITERATIONS, EPOCHS, HIDDEN, SEEDS = 10, 100, 64, 3
+ITERATIONS, EPOCHS, HIDDEN, SEEDS = 10, 300, 64, 3
 LENGTHS, UPDATES, CHAINS, ASKED, WIDTH = (10, 50, 100, 200), 150, 8, 400, 4
 RULES = {"RTRL": se.RTRL(), "SnAp-2": se.SnAp(2), "D-RTRL": se.D_RTRL(), "BPTT": se.BPTT()}
 
