@@ -89,10 +89,8 @@ class Task(NamedTuple):
 
     def errors(self, outs: Array, first: int = 0) -> np.ndarray:
         """Mean absolute errors at the horizons over the last two days, of forecasts from a step on (mph)."""
-        stream = self.stream[TRAINED * DAY : first + len(outs)]
-        miss = jnp.abs(outs[TRAINED * DAY - first :] - stream.targets) * self.unit
-        known = jnp.ones(miss.shape, bool) if stream.mask is None else stream.mask
-        return np.asarray(jnp.sum(jnp.where(known, miss, 0), (0, 1)) / jnp.sum(known, (0, 1)))
+        part, y = outs[TRAINED * DAY - first :], self.stream[TRAINED * DAY : first + len(outs)].ys
+        return self.unit * np.array([_at(k, part, y) for k in range(len(HORIZONS))])
 
 
 def passes(task: Task, count: int, name: str, seed: int) -> np.ndarray:
@@ -122,7 +120,7 @@ def streamed(task: Task, name: str, seed: int) -> np.ndarray:
 
 def _at(horizon: int, out: Array, y: tuple[Array, Array]) -> Array:
     """The error at one horizon."""
-    return evaluate.mae(out[:, horizon], (y[0][:, horizon], y[1][:, horizon]))
+    return evaluate.mae(out[..., horizon], (y[0][..., horizon], y[1][..., horizon]))
 
 
 def _model(task: Task, name: str, seed: int) -> Roads:
@@ -131,8 +129,8 @@ def _model(task: Task, name: str, seed: int) -> Roads:
 
 def baselines(task: Task) -> dict[str, np.ndarray]:
     """Errors of the simplest forecasts."""
-    target, known = task.stream.targets, task.stream.mask
-    guesses = evaluate.guesses(target, jnp.ones(target.shape, bool) if known is None else known, HORIZONS, 12, DAY)
+    target, known = task.stream.ys
+    guesses = evaluate.guesses(target, known, HORIZONS, 12, DAY)
     return {name: task.errors(guess) for name, guess in guesses.items()}
 
 
