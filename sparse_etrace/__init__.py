@@ -58,14 +58,17 @@ from ._op import (
     ElemWiseOp as ElemWiseOp,
     ElemWiseParam as ElemWiseParam,
     ETraceOp as ETraceOp,
+    Frozen as Frozen,
     GraphConvOp as GraphConvOp,
     LoraOp as LoraOp,
     MatMulOp as MatMulOp,
     SignLock as SignLock,
     SpMatMulOp as SpMatMulOp,
+    Ties as Ties,
     Uses as Uses,
     check_op as check_op,
     spread as spread,
+    ties as ties,
 )
 from ._op.param import (
     ETraceGrad as ETraceGrad,

@@ -125,6 +125,30 @@ class Graph(eqx.Module):
                 f"label: expected one of the {len(self.nodes)} labels in `graph.nodes`, got {label!r}."
             ) from error
 
+    def where(self, **labels: object) -> np.ndarray:
+        """Positions in `nodes` of those whose attributes have these values, all of them.
+
+        Args:
+            **labels: for each node attribute a value, a list of several, or a function from its column to booleans.
+
+        Returns:
+            Positions in ascending order. In a rectangular graph, a receiving unit's index is this minus `num_pre`.
+
+        Raises:
+            ValueError: there is no attribute of that name, it has several numbers for a node, no node has a value, or a
+                function returns something else.
+
+        Example:
+            >>> import sparse_etrace as se
+            >>> worm = se.datasets.worm()
+            >>> len(worm.where(neurotransmitter="GABA")), len(worm.where(neurotransmitter=["GABA", ""], role="motor"))
+            (26, 27)
+        """
+        chosen = np.ones(len(self.nodes), bool)
+        for name, wanted in labels.items():
+            chosen &= _matches(name, node_column(self, name, "labels"), wanted)
+        return np.flatnonzero(chosen)
+
     def with_weight(self, weight: Column) -> "Graph":
         """Return this graph with other weights; synapses, labels and attributes stay. May be traced.
 
@@ -271,6 +295,37 @@ def _aligned(name: str, attrs: Mapping[str, Column] | None, size: int) -> dict[s
 def _rows(attrs: Mapping[str, np.ndarray], size: int) -> list[dict[str, object]]:
     columns = {key: column.tolist() if column.ndim == 1 else list(column.copy()) for key, column in attrs.items()}
     return [{key: column[k] for key, column in columns.items()} for k in range(size)]
+
+
+def node_column(graph: Graph, name: str, argument: str) -> np.ndarray:
+    """A node attribute with one value for each node, by its name."""
+    column = graph._table.node_attrs.get(name)
+    if column is None or column.ndim != 1:
+        single = sorted(key for key, values in graph._table.node_attrs.items() if values.ndim == 1)
+        raise ValueError(
+            f"{argument}: expected a node attribute with one value for each node, one of {single}, got {name!r}."
+        )
+    return column
+
+
+def _matches(name: str, column: np.ndarray, wanted: object) -> np.ndarray:
+    if callable(wanted):
+        found = np.asarray(wanted(column))
+        if found.dtype != bool or found.shape != column.shape:
+            raise ValueError(
+                f"labels[{name!r}]: expected a function from a column to booleans, {column.shape}, got "
+                f"{found.dtype}{list(found.shape)} from it."
+            )
+        return found
+    values = as_labels([wanted] if isinstance(wanted, str) or not isinstance(wanted, Iterable) else wanted)
+    cells = column.tolist()
+    for value in values:
+        if value not in cells:
+            raise ValueError(
+                f"labels[{name!r}]: expected values that nodes have, got {value!r}. graph.node_attrs[{name!r}] has "
+                "them. A function of the column may choose none."
+            )
+    return np.array([cell in values for cell in cells], bool)
 
 
 def check_graph(graph: object) -> Graph:

@@ -9,4 +9,5 @@ from .lora import LoraOp as LoraOp
 from .matmul import MatMulOp as MatMulOp
 from .spmatmul import SpMatMulOp as SpMatMulOp
 from .spread import spread as spread
-from .weight_fn import Bounded as Bounded, SignLock as SignLock
+from .ties import Ties as Ties, ties as ties
+from .weight_fn import Bounded as Bounded, Frozen as Frozen, SignLock as SignLock

@@ -1,12 +1,16 @@
 """Weight functions whose arrays are never trained."""
 
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
+
+from .._graph.graph import Graph, check_graph, node_column
 
 
 class SignLock(eqx.Module):
@@ -38,6 +42,60 @@ class SignLock(eqx.Module):
             if other.size:
                 raise ValueError(f"sign: expected +1 or -1 everywhere, got {other[0]}. Use numpy.where(x < 0, -1, 1).")
         self.sign = jnp.array(sign)
+
+    @classmethod
+    def of(
+        cls,
+        graph: Graph,
+        by: str,
+        signs: Mapping[Hashable, int],
+        *,
+        default: int | None = None,
+        tie: ArrayLike | None = None,
+    ) -> "SignLock":
+        """The sign of each synapse by a label of its sender, as its neurotransmitter.
+
+        Args:
+            graph: square or rectangular.
+            by: the node attribute.
+            signs: +1 or -1 for each value of it.
+            default: the sign of senders with another value, or an empty one; None: these are an error.
+            tie: as of `SpMatMulOp`, for weights that synapses share.
+
+        Raises:
+            TypeError: `graph` is no graph.
+            ValueError: there is no such attribute, a sender has a value without a sign, a sign is neither +1 nor -1, or
+                synapses that share a weight have both.
+
+        Example:
+            >>> import sparse_etrace as se
+            >>> worm = se.datasets.worm()
+            >>> lock = se.SignLock.of(worm, by="neurotransmitter", signs={"GABA": -1}, default=1)
+            >>> int((lock.sign < 0).sum())
+            76
+        """
+        pre, column = np.asarray(check_graph(graph).connectivity.pre), node_column(graph, by, "by").tolist()
+        senders = np.unique(pre).tolist()
+        without = [node for node in senders if column[node] not in signs]
+        if without and default is None:
+            values = sorted({repr(column[node]) for node in without})
+            raise ValueError(
+                f"signs: expected +1 or -1 for each {by!r} of nodes that send, got none for {', '.join(values)}, "
+                f"{len(without)} of {len(senders)} senders. Add them, or pass default=1 or default=-1."
+            )
+        of_node = np.zeros(len(column))
+        of_node[senders] = [signs.get(column[node], default) for node in senders]
+        sign = of_node[pre]
+        if tie is not None:
+            tie, each = np.asarray(tie), sign
+            sign = np.ones(int(tie.max(initial=-1)) + 1)
+            sign[tie] = each
+            if (mixed := tie[sign[tie] != each]).size:
+                raise ValueError(
+                    f"tie: expected synapses of one sign for each weight, got both for weight {mixed[0]}. Part them by "
+                    f"se.ties(graph, pre={by!r})."
+                )
+        return cls(sign)
 
     def __call__(self, w: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return self.sign.astype(w.dtype) * jnp.where(w < 0, -w, w)
@@ -102,3 +160,63 @@ class Bounded(eqx.Module):
             )
         eps = jnp.finfo(v.dtype).eps  # a weight on a bound is made of a large number, not of an infinite one
         return jax.scipy.special.logit(jnp.clip((v - lo) / (hi - lo), eps, 1 - eps))
+
+
+class Frozen(eqx.Module):
+    """Synapses that are not trained among others that are, `v = weight` where frozen, else `f(w)`.
+
+    No optimizer moves a frozen weight, weight decay included. `range` and `inverse` are those of `f`.
+
+    Args:
+        where: True for each synapse that keeps its weight, or indices of these.
+        weight: their weights; one entry for each synapse, of which only those are read.
+        weight_fn: `f`; None for the weights as they are.
+
+    Raises:
+        ValueError: `where` does not fit `weight`.
+
+    Example:
+        >>> import numpy as np, sparse_etrace as se
+        >>> worm = se.datasets.worm()
+        >>> of_gaba = np.isin(worm.connectivity.pre, worm.where(neurotransmitter="GABA"))
+        >>> op = se.SpMatMulOp(worm, weight_fn=se.Frozen(of_gaba, worm.weight))
+        >>> int(of_gaba.sum()), op.param(init=worm).value["weight"].shape
+        (76, (2194,))
+    """
+
+    where: Array
+    weight: Array
+    weight_fn: Callable[[Array], Array] | None
+
+    def __init__(self, where: Any, weight: Any, weight_fn: Callable[[Array], Array] | None = None):
+        self.weight, self.weight_fn, given = jnp.asarray(weight), weight_fn, np.asarray(where)
+        shape = self.weight.shape
+        if given.dtype.kind in "iu" and given.ndim == 1 and np.all((given >= 0) & (given < len(self.weight))):
+            given = np.isin(np.arange(len(self.weight)), given)
+        if given.dtype != bool or given.shape != shape:
+            raise ValueError(
+                f"where: expected booleans, {shape}, or indices below {shape[:1]}, got {given.dtype}"
+                f"{list(given.shape)}. One for each entry of weight."
+            )
+        self.where = jnp.asarray(given)
+
+    def __call__(self, w: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jnp.where(self.where, self.weight.astype(w.dtype), w if self.weight_fn is None else self.weight_fn(w))
+
+    @property
+    def range(self) -> tuple[Any, Any]:
+        """Lowest and highest weight of those that are trained."""
+        return getattr(self.weight_fn, "range", (-jnp.inf, jnp.inf))
+
+    def inverse(self, v: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """A value whose weight is `v` where it is trained.
+
+        Raises:
+            ValueError: `weight_fn` has no `inverse`.
+        """
+        if self.weight_fn is None:
+            return v
+        inverse = getattr(self.weight_fn, "inverse", None)
+        if inverse is None:
+            raise ValueError(f"weight_fn: expected a function with a method `inverse`, got {self.weight_fn!r}.")
+        return inverse(v)

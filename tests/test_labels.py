@@ -1,0 +1,138 @@
+"""Selections, signs, shared and frozen weights by the labels of nodes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparse_etrace as se
+
+WORM = se.datasets.worm()
+KEY = jax.random.key(0)
+
+
+def labelled(rectangular=False):
+    attrs = {"kind": ["a", "b", "a", ""], "layer": np.array([1, 2, 2, 1]), "place": np.zeros((4, 3))}
+    pre, post = ([0, 1, 1], [0, 1, 0]) if rectangular else ([0, 1, 2, 0, 0], [1, 2, 0, 2, 1])
+    shape = (2, 2) if rectangular else (4, 4)
+    conn = se.Connectivity.from_edges(pre, post, shape=shape if not rectangular else (2, 3))
+    attrs = {k: np.concatenate([v, v[:1]]) for k, v in attrs.items()} if rectangular else attrs
+    return se.Graph(
+        conn, jnp.ones(conn.num_synapses), nodes=[f"n{k}" for k in range(4 + rectangular)], node_attrs=attrs
+    )
+
+
+def test_where_selects_by_labels():
+    graph = labelled()
+    assert graph.where(kind="a").tolist() == [0, 2] and graph.where(kind=["b", ""]).tolist() == [1, 3]
+    assert graph.where(kind="a", layer=2).tolist() == [2] and graph.where(layer=np.array([1, 2])).tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert graph.where(layer=lambda column: column > 5).tolist() == [] and graph.where().tolist() == [0, 1, 2, 3]
+    roles = WORM.node_attrs["role"]
+    assert [WORM.node_attrs["role"][k] for k in WORM.where(role="motor")] == ["motor"] * int(np.sum(roles == "motor"))
+
+
+@pytest.mark.parametrize(
+    "labels, said",
+    [
+        ({"color": "a"}, r"labels: expected a node attribute with one value.*\['kind', 'layer'\], got 'color'"),
+        ({"place": 0.0}, "got 'place'"),
+        ({"kind": "c"}, r"labels\['kind'\]: expected values that nodes have, got 'c'"),
+        ({"layer": ["1"]}, "got '1'"),
+        ({"layer": lambda column: column}, r"expected a function from a column to booleans, \(4,\), got int64\[4\]"),
+    ],
+)
+def test_where_refuses(labels, said):
+    with pytest.raises(ValueError, match=said):
+        labelled().where(**labels)
+
+
+def test_a_sign_for_each_synapse_by_its_sender():
+    lock = se.SignLock.of(WORM, by="neurotransmitter", signs={"GABA": -1}, default=1)
+    inhibitory = WORM.node_attrs["neurotransmitter"] == "GABA"
+    assert np.array_equal(lock.sign, np.where(inhibitory[np.asarray(WORM.connectivity.pre)], -1, 1))
+    graph = labelled()
+    assert se.SignLock.of(graph, "kind", {"a": -1, "b": 1}).sign.tolist() == [-1, -1, -1, -1, 1]  # "" sends nothing
+    assert se.SignLock.of(labelled(True), "kind", {"a": -1, "b": 1}).sign.tolist() == [-1, 1, 1]
+
+
+def test_signs_that_are_refused():
+    with pytest.raises(
+        ValueError, match=r"signs: expected \+1 or -1 for each 'kind' of nodes that send, got none for 'b'"
+    ):
+        se.SignLock.of(labelled(), "kind", {"a": -1})
+    with pytest.raises(ValueError, match="got none for '', 'Acetylcholine'.*"):
+        se.SignLock.of(WORM, "neurotransmitter", {"GABA": -1})
+    with pytest.raises(ValueError, match="sign: expected"):
+        se.SignLock.of(labelled(), "kind", {"a": -1}, default=0)
+    with pytest.raises(ValueError, match="by: expected a node attribute"):
+        se.SignLock.of(labelled(), "type", {})
+    with pytest.raises(TypeError, match="graph: expected a Graph"):
+        se.SignLock.of(labelled().connectivity, "kind", {})
+
+
+def test_ties_by_type():
+    graph = labelled(True)
+    tie, groups = se.ties(graph, pre="kind", post="layer")
+    conn, kind, layer = graph.connectivity, graph.node_attrs["kind"], graph.node_attrs["layer"]
+    ends = [(kind[i], layer[2 + j]) for i, j in zip(np.asarray(conn.pre), np.asarray(conn.post))]
+    assert [groups[k] for k in tie] == ends and len(set(groups)) == len(groups)
+    assert se.ties(graph)[1] == [(None, None)] and set(se.ties(graph)[0].tolist()) == {0}
+    assert se.ties(graph, post="kind").groups == [(None, ""), (None, "a")]
+    with pytest.raises(ValueError, match="post: expected a node attribute"):
+        se.ties(graph, post="color")
+
+
+def test_tied_weights_with_signs_learn_together(x64):
+    """The gradient of a shared weight is the sum over its synapses, that of a sign times the synapse's."""
+    tie, groups = se.ties(WORM, pre="neurotransmitter", post="role")
+    signs = {"GABA": -1}
+    lock = se.SignLock.of(WORM, "neurotransmitter", signs, default=1, tie=tie)
+    assert lock.sign.tolist() == [signs.get(pre, 1) for pre, _ in groups]
+    w = jnp.abs(jax.random.normal(KEY, len(groups))) + 0.1
+
+    def gradient(value, op):
+        cell = se.cells.LeakyRate(279, None, se.ETraceParam({"weight": value}, op), decay=0.9)
+        state, xs = jnp.linspace(-1, 1, 279), None
+        carry = se.D_RTRL().init(cell, state, xs)
+        ys = jnp.zeros((5, 279))
+        return se.online_grad(se.D_RTRL(), lambda h, y: jnp.sum((h - y) ** 2), cell, carry, None, ys)[1].rec.value[
+            "weight"
+        ]
+
+    tied = gradient(w, se.SpMatMulOp(WORM, lock, tie))
+    single = np.asarray(gradient((lock.sign * w)[tie], se.SpMatMulOp(WORM)))
+    expected = np.bincount(tie, np.asarray(lock.sign)[tie] * single)
+    np.testing.assert_allclose(tied, expected, rtol=1e-10)
+    with pytest.raises(ValueError, match="tie: expected synapses of one sign for each weight, got both for weight 0"):
+        se.SignLock.of(WORM, "neurotransmitter", signs, default=1, tie=np.zeros_like(tie))
+
+
+def test_frozen_synapses_stay_whatever_the_optimizer_does():
+    frozen = np.isin(WORM.connectivity.pre, WORM.where(neurotransmitter="GABA"))
+    lock = se.SignLock.of(WORM, "neurotransmitter", {"GABA": -1}, default=1)
+    rec = se.SpMatMulOp(WORM, se.Frozen(frozen, lock(WORM.weight), lock)).param(init=WORM)
+    cell = se.cells.LeakyRate(279, None, rec, decay=0.9)
+    data = [(None, jnp.zeros((4, 279)))]
+    options = {"state": jnp.ones(279), "progress": False}
+    loss = lambda h, y: jnp.mean((h - y) ** 2)
+    result = se.fit(se.D_RTRL(), loss, optax.adamw(0.1, weight_decay=0.1), cell, data, **options)
+    before, after = (np.asarray(c.rec.op.phi(c.rec.value)["weight"]) for c in (cell, result.model))
+    assert np.array_equal(before, lock(WORM.weight)) and np.array_equal(before[frozen], after[frozen])
+    assert np.all(before[~frozen] != after[~frozen])
+
+
+def test_frozen_weights_by_index_and_refusals():
+    fn = se.Frozen([2], jnp.arange(3.0))
+    assert fn(jnp.full(3, 9.0)).tolist() == [9, 9, 2] and fn.inverse(jnp.ones(3)).tolist() == [1, 1, 1]
+    assert fn.range == (-jnp.inf, jnp.inf) and se.Frozen([0], jnp.ones(1), se.Bounded(0.0, 2.0)).range[1] == 2
+    for where in ([3], [-1], [True, False], [[0]], [0.0]):
+        with pytest.raises(ValueError, match="where: expected booleans"):
+            se.Frozen(where, jnp.ones(3))
+    with pytest.raises(ValueError, match="weight_fn: expected a function with a method `inverse`"):
+        se.Frozen([0], jnp.ones(3), jnp.tanh).inverse(jnp.ones(3))
