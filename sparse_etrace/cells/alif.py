@@ -8,16 +8,17 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .. import surrogate
-from .._op.param import ETraceParam
-from .cell import Constant, Units, after_reset, cell_of, constant, current, on_units, unit_shape
+from .._op.param import ETraceParam, Fixed
+from .cell import Constant, Units, after_reset, cell_of, constant, current, on_units, silenced, silent_steps, unit_shape
 
 
 class ALIFState(NamedTuple):
-    """Membrane potential after the reset, adaptation, and spikes."""
+    """Membrane potential after the reset, adaptation, spikes, and steps that a unit stays silent."""
 
     v: Array
     b: Array
     z: Array
+    wait: Array | None = None
 
 
 class ALIF(eqx.Module):
@@ -38,6 +39,8 @@ class ALIF(eqx.Module):
         reset: `r >= 0`, what a spike takes from the potential; likewise; `theta` unless given.
         reset_gradient: whether derivatives pass through the spike that resets; False for e-prop's eligibility, where
             `dv_t/dv_{t-1} = a`.
+        refractory: whole steps after a spike in which a unit does not spike, a number or an array of them; its
+            potential goes on.
 
     Raises:
         ValueError: a constant is out of range.
@@ -62,6 +65,7 @@ class ALIF(eqx.Module):
     spike: Callable[[Array], Array]
     reset: Constant | None
     reset_gradient: bool = eqx.field(static=True)
+    refractory: Fixed | None
 
     def __init__(
         self,
@@ -75,6 +79,7 @@ class ALIF(eqx.Module):
         spike: Callable[[Array], Array] | None = None,
         reset: object = None,
         reset_gradient: object = True,
+        refractory: object = 0,
     ):
         self.shape, self.inp, self.rec = unit_shape(units), inp, rec
         self.decay = constant(decay, "decay", 0, 1)
@@ -83,13 +88,14 @@ class ALIF(eqx.Module):
         self.adaptation = constant(adaptation, "adaptation", 0, jnp.inf)
         self.spike = surrogate.triangle() if spike is None else spike
         self.reset = None if reset is None else constant(reset, "reset", 0, jnp.inf)
-        self.reset_gradient = bool(reset_gradient)
+        self.reset_gradient, self.refractory = bool(reset_gradient), silent_steps(refractory)
 
     of = classmethod(cell_of)
 
     def init_state(self, *batch: SupportsIndex) -> ALIFState:
         """Rest, no adaptation, no spikes; `batch` are the sizes of the leading batch axes."""
-        return ALIFState(*(jnp.zeros((*batch, *self.shape)) for _ in range(3)))
+        v, b, z = (jnp.zeros((*batch, *self.shape)) for _ in range(3))
+        return ALIFState(v, b, z, None if self.refractory is None else jnp.zeros(v.shape, jnp.int32))
 
     def __call__(self, state: ALIFState, x: Array | None) -> tuple[ALIFState, Array]:
         constants = self.decay, self.threshold, self.adaptation_decay, self.adaptation
@@ -97,4 +103,5 @@ class ALIF(eqx.Module):
         (reset,) = [threshold] if self.reset is None else on_units(state.v, self.reset)
         u = decay * state.v + (1 - decay) * current(self.inp, x, self.rec, state.z)
         z = self.spike((u - threshold - adaptation * state.b) / threshold)
-        return ALIFState(after_reset(u, z, reset, self.reset_gradient), rho * state.b + (1 - rho) * z, z), z
+        z, wait = silenced(z, state.wait, self.refractory)
+        return ALIFState(after_reset(u, z, reset, self.reset_gradient), rho * state.b + (1 - rho) * z, z, wait), z

@@ -136,6 +136,22 @@ def on_units(h: Array, *constants: Constant) -> list[Array]:
     return [in_front(param(), h.ndim) for param in constants]
 
 
+def silent_steps(value: Any) -> Fixed | None:
+    """Whole steps, a number or an array, in which a unit that has spiked stays silent; None for none."""
+    steps = np.asarray(value)
+    if steps.dtype.kind not in "iu" or np.any(steps < 0):
+        raise ValueError(f"refractory: expected whole steps, 0 or more, got {value!r}. Divide a time by that of one.")
+    return Fixed(jnp.asarray(steps, jnp.int32)) if steps.any() else None
+
+
+def silenced(z: Array, wait: Array | None, steps: Fixed | None) -> tuple[Array, Array | None]:
+    """Spikes of the units that do not wait after an earlier one, and how long each waits now."""
+    if wait is None or steps is None:
+        return z, None
+    z = jnp.where(wait > 0, 0, z)
+    return z, jnp.where(z > 0, in_front(steps(), z.ndim), jnp.maximum(wait - 1, 0))
+
+
 def after_reset(u: Array, z: Array, reset: Array, gradient: bool) -> Array:
     """The potential that a spike leaves behind; without `gradient`, no derivative passes through the spike."""
     return u - reset * (z if gradient else jax.lax.stop_gradient(z))

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .. import surrogate
-from .._op.param import ETraceParam
-from .cell import Constant, Units, after_reset, cell_of, constant, current, on_units, unit_shape
+from .._op.param import ETraceParam, Fixed
+from .cell import Constant, Units, after_reset, cell_of, constant, current, on_units, silenced, silent_steps, unit_shape
 
 
 class LIFState(NamedTuple):
-    """Membrane potential after the reset, and spikes."""
+    """Membrane potential after the reset, spikes, and steps that a unit stays silent."""
 
     v: Array
     z: Array
+    wait: Array | None = None
 
 
 class LIF(eqx.Module):
@@ -35,6 +36,8 @@ class LIF(eqx.Module):
         reset: `r >= 0`, what a spike takes from the potential; likewise; `theta` unless given.
         reset_gradient: whether derivatives pass through the spike that resets; False for e-prop's eligibility, where
             `dv_t/dv_{t-1} = a`.
+        refractory: whole steps after a spike in which a unit does not spike, a number or an array of them; its
+            potential goes on.
 
     Raises:
         ValueError: `decay`, `threshold` or `reset` is out of range.
@@ -57,6 +60,7 @@ class LIF(eqx.Module):
     spike: Callable[[Array], Array]
     reset: Constant | None
     reset_gradient: bool = eqx.field(static=True)
+    refractory: Fixed | None
 
     def __init__(
         self,
@@ -68,23 +72,26 @@ class LIF(eqx.Module):
         spike: Callable[[Array], Array] | None = None,
         reset: object = None,
         reset_gradient: object = True,
+        refractory: object = 0,
     ):
         self.shape, self.inp, self.rec = unit_shape(units), inp, rec
         self.decay = constant(decay, "decay", 0, 1)
         self.threshold = constant(threshold, "threshold", 1e-12, jnp.inf)
         self.spike = surrogate.triangle() if spike is None else spike
         self.reset = None if reset is None else constant(reset, "reset", 0, jnp.inf)
-        self.reset_gradient = bool(reset_gradient)
+        self.reset_gradient, self.refractory = bool(reset_gradient), silent_steps(refractory)
 
     of = classmethod(cell_of)
 
     def init_state(self, *batch: SupportsIndex) -> LIFState:
         """Rest, no spikes; `batch` are the sizes of the leading batch axes."""
-        return LIFState(jnp.zeros((*batch, *self.shape)), jnp.zeros((*batch, *self.shape)))
+        v, z = (jnp.zeros((*batch, *self.shape)) for _ in range(2))
+        return LIFState(v, z, None if self.refractory is None else jnp.zeros(v.shape, jnp.int32))
 
     def __call__(self, state: LIFState, x: Array | None) -> tuple[LIFState, Array]:
         decay, threshold = on_units(state.v, self.decay, self.threshold)
         (reset,) = [threshold] if self.reset is None else on_units(state.v, self.reset)
         u = decay * state.v + (1 - decay) * current(self.inp, x, self.rec, state.z)
         z = self.spike(u / threshold - 1)
-        return LIFState(after_reset(u, z, reset, self.reset_gradient), z), z
+        z, wait = silenced(z, state.wait, self.refractory)
+        return LIFState(after_reset(u, z, reset, self.reset_gradient), z, wait), z
