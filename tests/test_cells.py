@@ -149,7 +149,7 @@ def test_without_recurrence_or_without_input(name):
     for (inp, rec), hands in (((param, None), (by_hand, zero)), ((None, param), (zero, by_hand))):
         cell = build(UNITS, [inp], [rec])
         state = jax.tree.map(lambda a: a + 0.3, cell.init_state())
-        old = np.asarray(state) if variables is None else tuple(map(np.asarray, state))
+        old = np.asarray(state) if variables is None else tuple(map(np.asarray, jax.tree.leaves(state)))
         given = None if inp is None else jnp.asarray(x)
         np.testing.assert_allclose(cell(state, given)[1], equations([hands[0]], [hands[1]], old, x)[1])
 
