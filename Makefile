@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON := python3
 SOURCES := Makefile pyproject.toml README.md $(shell find sparse_etrace native datasets -name __pycache__ -prune -o -print)
 
-.PHONY: demo test short soak docs figures bench bench-gpu study bench-peers lint format clean
+.PHONY: demo test short soak docs figures bench bench-gpu study bench-peers bench-nest lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sparse-etrace demo worm --out results
@@ -47,6 +47,13 @@ bench-peers:
 	$(VENV)-peers/bin/python -m pip install . braintrace==0.2.6 brainevent==0.2.1 numba jax==0.10.2
 	$(VENV)-peers/bin/python tests/benchmarks/peers.py --out results/peers.json
 
+# The NEST simulator, likewise.
+bench-nest:
+	python3 -m venv $(VENV)-nest
+	$(VENV)-nest/bin/python -m pip install . nest-simulator==3.10.0 pytest
+	mkdir -p results
+	$(VENV)-nest/bin/python tests/benchmarks/beside_nest.py --out results
+
 # Strict: a broken link, a page outside of the navigation or an unknown name in the reference fails.
 docs: $(VENV)/installed-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -61,7 +68,7 @@ format: $(VENV)/installed-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers $(VENV)-newest build results dist site
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-nest $(VENV)-newest build results dist site
 
 $(VENV)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
