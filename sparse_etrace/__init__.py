@@ -11,6 +11,7 @@ from . import (
     generate as generate,
     interchange as interchange,
     rewiring as rewiring,
+    spikes as spikes,
     surrogate as surrogate,
     transform as transform,
 )
@@ -91,6 +92,7 @@ from ._train.online import online_grad as online_grad
 from ._train.predict import predict as predict
 from ._train.rewire import Rewired as Rewired, rewire as rewire
 from ._train.stream import SnapshotStream as SnapshotStream
+from .spikes.record import RecordedState as RecordedState, Recorder as Recorder, record as record
 
 if _TYPE_CHECKING:
     from . import plot as plot

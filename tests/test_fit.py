@@ -325,7 +325,7 @@ def test_truth_of_other_types_ends_it_as_well(make):
 
 
 def test_a_callback_that_returns_something_else():
-    with pytest.raises(TypeError, match="callbacks: expected None or a truth value, got 1"):
+    with pytest.raises(TypeError, match="callbacks: expected None, a truth value or a text, got 1"):
         train(sequences(1), callbacks=lambda now: 1)
 
 

@@ -54,6 +54,7 @@ CASES = {
     "traces": lambda: se.plot.traces(RNG.normal(size=(20, 2194)), WORM),
     "traces, image": lambda: se.plot.traces(RNG.random((20, 2194)), WORM, synapses=range(100)),
     "raster": lambda: se.plot.raster(RNG.random((300, 40)) < 0.05, dt=0.1),
+    "raster with traces": lambda: se.plot.raster(RNG.random((99, 5)) < 0.1, traces={"v (mV)": RNG.random((99, 2))}),
     "raster by group": lambda: se.plot.raster(RNG.random((99, 3000)) < 0.02, group=np.arange(3000) // 100),
     "change": lambda: se.plot.weight_change(WORM, SIGNED, SIGNED + RNG.normal(size=2194), ("x_um", "z_um")),
     "change, spring": lambda: se.plot.weight_change(SMALL, SMALL.weight, 2 * SMALL.weight),
@@ -362,6 +363,10 @@ def test_raster_drawn():
         assert np.isclose((hz * seconds).sum() * mine.sum(), spikes[:, mine].sum())
     assert rate.get_xlabel() == "time (ms); rate in bins of 6 ms" and rate.get_ylabel() == "rate (Hz)"
     _, rate = se.plot.raster(spikes[:100]).axes
+    current = np.arange(200.0).reshape(100, 2)
+    *_, low, last = se.plot.raster(spikes[:100], dt=2.0, traces={"v": current[:, 0], "current (pA)": current}).axes
+    assert (low.get_ylabel(), last.get_ylabel()) == ("v", "current (pA)") and "time (ms)" in last.get_xlabel()
+    assert np.array_equal(last.lines[1].get_xydata(), np.stack([2.0 * np.arange(100), current[:, 1]], axis=1))
     assert np.allclose(rate.patches[0].get_data().values, spikes[:100].mean(1))
     assert rate.get_xlabel() == "time (steps); rate in bins of 1 steps"
 
@@ -480,6 +485,8 @@ REFUSED = [
     (lambda: se.plot.raster(np.ones(3)), ValueError, "spikes: expected .time, units., got shape .3,.."),
     (lambda: se.plot.raster(np.full((2, 2), 0.5)), ValueError, "spikes: expected 0 and 1, got 0.5"),
     (lambda: se.plot.raster(np.array([["a"]])), TypeError, "spikes: expected numbers, got <U1"),
+    (lambda: se.plot.raster(np.ones((2, 2)), traces={"v": np.ones(3)}), ValueError, "traces..v..: expected shape"),
+    (lambda: se.plot.raster(np.ones((2, 2)), traces={"v": np.ones((2, 9))}), ValueError, "at most 8 lines, got 9"),
     (lambda: se.plot.raster(np.ones((2, 2)), group=["a"]), ValueError, "group: expected one entry.*got shape .1,.."),
     (lambda: se.plot.weight_change(SMALL, [0] * 4, [0]), ValueError, "after: expected shape .4., got .1,.."),
     (lambda: se.plot.weight_change(SMALL, [0] * 4, [0] * 4, strongest=-1), ValueError, "strongest:.*got -1."),

@@ -1,6 +1,8 @@
 """What of a model is trained, and what its leaves are called."""
 
 import math
+import re
+from collections.abc import Iterable, Sequence
 
 import equinox as eqx
 import jax
@@ -63,6 +65,18 @@ def check_state(old: PyTree, new: PyTree) -> None:
 
 def leaf_names(tree: PyTree) -> list[str]:
     return [jax.tree_util.keystr(path).lstrip(".") for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def leaf_number(names: Sequence[str], name: str | None, argument: str, among: Iterable[int] | None = None) -> int:
+    """Number of a leaf by its name, or by the last part of its name where that is unique."""
+    last = [(re.findall(r"\w+", full) or [full])[-1] for full in names]
+    found = [i for i, full in enumerate(names) if full == name] or [i for i, part in enumerate(last) if part == name]
+    if len(found) != 1 or (among is not None and found[0] not in among):
+        raise ValueError(
+            f"{argument}: expected the name of one floating leaf of the state, got {name!r}. Its leaves are "
+            f"{', '.join(map(repr, names))}."
+        )
+    return found[0]
 
 
 def trainable(model: PyTree) -> PyTree[bool]:

@@ -1,7 +1,6 @@
 """A learning signal put onto one hidden leaf, and traces of what follows a leaf: its filter, and its rate."""
 
 import math
-import re
 from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from .._model.groups import Group
 from .._model.program import flatten, is_inexact
 from .._model.reading import Reading
 from .._model.step import TAP, Tap, Terms
+from .._model.trained import leaf_number
 from .._model.types import Labels
 from .._sums import in_full, wide, widened
 from .._types import Model
@@ -98,16 +98,9 @@ class Memory(eqx.Module):
 
 
 def find_leaf(reading: Reading, name: str | None, argument: str) -> int:
-    """Number of a state leaf by its name, or by the last part of its name where that is unique."""
-    names = reading.state_names
-    last = [(re.findall(r"\w+", full) or [full])[-1] for full in names]
-    found = [i for i, full in enumerate(names) if full == name] or [i for i, part in enumerate(last) if part == name]
-    if len(found) != 1 or not is_inexact(reading.program.avals[reading.state[found[0]]]):
-        raise ValueError(
-            f"{argument}: expected the name of one floating leaf of the state, got {name!r}. Its leaves are "
-            f"{', '.join(map(repr, names))}."
-        )
-    return found[0]
+    """Number of a floating state leaf by its name, or by the last part of its name where that is unique."""
+    floating = [i for i, atom in enumerate(reading.state) if is_inexact(reading.program.avals[atom])]
+    return leaf_number(reading.state_names, name, argument, floating)
 
 
 class Teacher:

@@ -72,7 +72,8 @@ def fit(
             for several in one. A gradient waits for the last of them, so that no loss or metric of the training is of
             parameters that have seen what was still to come.
         checkpoint: a file, or a `Checkpoint`. If it exists, training goes on from it.
-        callbacks: called after each sequence with a `Progress`; the first that returns True ends the training.
+        callbacks: called after each sequence with a `Progress`; the first that returns True, or a text that says why,
+            ends the training.
         progress: show a progress bar.
 
     Returns:
@@ -82,9 +83,9 @@ def fit(
         ValueError: an argument is out of range, there is no data, a pair differs in shape from the first one, `carry`
             is of another learner, model, connectivity or state, or the checkpoint is damaged, another run's, or of
             another learner, connectivity, model, optimizer, loss, state, data or option.
-        TypeError: `learner`, `optimizer` or `carry` is none, a callback returns something else than None or a truth
-            value, the optimizer needs what `fit` does not know, or `fit` is called inside a transformation of JAX or
-            with an argument that it does not have.
+        TypeError: `learner`, `optimizer` or `carry` is none, a callback returns something else than None, a truth
+            value or a text, the optimizer needs what `fit` does not know, or `fit` is called inside a transformation of
+            JAX or with an argument that it does not have.
         NonFiniteError: a loss, a gradient, an updated parameter or a validation loss is NaN or infinite; its attribute
             `fit` is what was learned before.
         OSError: the checkpoint could not be written, when the disk is full say; it has the same attribute.

@@ -78,8 +78,8 @@ class Loop:
     def _go_through(self, pairs: Iterable[Pair], bar: tqdm) -> str:
         for pair in pairs:
             self._learn(*as_pair(pair))
-            if self._tell(bar):
-                return "callback"
+            if said := self._tell(bar):
+                return said
             if self.ending.has_begun:  # something took the exception of a Ctrl-C, and no other one is heard
                 raise KeyboardInterrupt
             if self.run.waited >= self._patience:
@@ -139,8 +139,8 @@ class Loop:
             return point.trained, found[0], 0
         return run.best, run.best_loss, run.waited + 1
 
-    def _tell(self, bar: tqdm) -> bool:
-        """Show and tell how the last sequence went; whether a callback ends it."""
+    def _tell(self, bar: tqdm) -> str:
+        """Show and tell how the last sequence went; why a callback ends it, or nothing."""
         run = self.run
         shown = dict(zip(self.columns, self.rows[-1], strict=True))
         if not bar.disable:
@@ -149,7 +149,7 @@ class Loop:
         bar.update()
         model = self._model(run.point.trained)
         seen = Progress(run.position, run.updates, model, run.point.opt_state, run.point.carry, shown)
-        return any([_wants_an_end(call(seen)) for call in self.callbacks])  # noqa: C419, each is called
+        return next(filter(None, [_ending(call(seen)) for call in self.callbacks]), "")  # each is called
 
     @property
     def _patience(self) -> float:
@@ -170,14 +170,15 @@ class Loop:
         return eqx.combine(trained, self.task.fixed)
 
 
-def _wants_an_end(returned: object) -> bool:
-    if returned is None:
-        return False
+def _ending(returned: object) -> str:
+    """What a callback says of the end, if it wants one."""
+    if returned is None or isinstance(returned, str):
+        return returned or ""
     if isinstance(returned, bool | np.bool_) or (
         isinstance(returned, jax.Array | np.ndarray) and returned.dtype == bool and not returned.ndim
     ):
-        return bool(returned)
-    raise TypeError(f"callbacks: expected None or a truth value, got {returned!r}. True ends the training.")
+        return "callback" if returned else ""
+    raise TypeError(f"callbacks: expected None, a truth value or a text, got {returned!r}. True ends the training.")
 
 
 def refuse_traced(tree: PyTree) -> None:

@@ -23,7 +23,7 @@ class FitResult(NamedTuple):
         carry: where the last sequence ended.
         metrics: columns with one entry for each sequence: `updates` up to there, `loss` (mean per step), each metric,
             and the same of the validation (`validation_loss`, ...; NaN where there was none).
-        stopped: why it ended: `"end of data"`, `"interrupted"`, `"patience"` or `"callback"`.
+        stopped: why it ended: `"end of data"`, `"interrupted"`, `"patience"`, `"callback"`, or the text of a callback.
     """
 
     model: PyTree
@@ -59,4 +59,4 @@ class Progress(NamedTuple):
     metrics: dict[str, float]
 
 
-Callback = Callable[[Progress], bool | None]  # True ends the training
+Callback = Callable[[Progress], bool | str | None]  # True, or a text that says why, ends the training

@@ -5,7 +5,7 @@ from typing import NamedTuple, SupportsIndex
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from .. import surrogate
 from .._op.param import ETraceParam, Fixed
@@ -97,7 +97,7 @@ class ALIF(eqx.Module):
         v, b, z = (jnp.zeros((*batch, *self.shape)) for _ in range(3))
         return ALIFState(v, b, z, None if self.refractory is None else jnp.zeros(v.shape, jnp.int32))
 
-    def __call__(self, state: ALIFState, x: Array | None) -> tuple[ALIFState, Array]:
+    def __call__(self, state: ALIFState, x: PyTree) -> tuple[ALIFState, Array]:
         constants = self.decay, self.threshold, self.adaptation_decay, self.adaptation
         decay, threshold, rho, adaptation = on_units(state.v, *constants)
         (reset,) = [threshold] if self.reset is None else on_units(state.v, self.reset)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from .._graph.connectivity import Connectivity
 from .._graph.graph import Graph
@@ -157,7 +157,7 @@ def after_reset(u: Array, z: Array, reset: Array, gradient: bool) -> Array:
     return u - reset * (z if gradient else jax.lax.stop_gradient(z))
 
 
-def current(inp: ETraceParam | None, x: Array | None, rec: ETraceParam | None, h: Array) -> Array:
+def current(inp: ETraceParam | None, x: PyTree, rec: ETraceParam | None, h: Array) -> Array:
     """Input current of a layer: from outside and from its own old output `h`, which has the shape of the state."""
     if inp is None and x is not None:
         raise ValueError(

@@ -5,7 +5,7 @@ from typing import SupportsIndex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._op.param import ETraceParam
 from .cell import Units, cell_of, current, unit_shape
@@ -60,7 +60,7 @@ class GRU(eqx.Module):
         """Zero activity; `batch` are the sizes of the leading batch axes."""
         return jnp.zeros((*batch, *self.shape))
 
-    def __call__(self, h: Array, x: Array) -> tuple[Array, Array]:
+    def __call__(self, h: Array, x: PyTree) -> tuple[Array, Array]:
         reset = jax.nn.sigmoid(current(self.inp_r, x, self.rec_r, h))
         update = jax.nn.sigmoid(current(self.inp_u, x, self.rec_u, h))
         candidate = jnp.tanh(current(self.inp_c, x, self.rec_c, reset * h))

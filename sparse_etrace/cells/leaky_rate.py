@@ -5,7 +5,7 @@ from typing import SupportsIndex
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._op.param import ETraceParam
 from .cell import Constant, Units, cell_of, constant, current, on_units, unit_shape
@@ -59,7 +59,7 @@ class LeakyRate(eqx.Module):
         """Zero activity; `batch` are the sizes of the leading batch axes."""
         return jnp.zeros((*batch, *self.shape))
 
-    def __call__(self, h: Array, x: Array | None) -> tuple[Array, Array]:
+    def __call__(self, h: Array, x: PyTree) -> tuple[Array, Array]:
         (decay,) = on_units(h, self.decay)
         h = decay * h + (1 - decay) * self.activation(current(self.inp, x, self.rec, h))
         return h, h

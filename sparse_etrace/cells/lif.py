@@ -5,7 +5,7 @@ from typing import NamedTuple, SupportsIndex
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from .. import surrogate
 from .._op.param import ETraceParam, Fixed
@@ -88,7 +88,7 @@ class LIF(eqx.Module):
         v, z = (jnp.zeros((*batch, *self.shape)) for _ in range(2))
         return LIFState(v, z, None if self.refractory is None else jnp.zeros(v.shape, jnp.int32))
 
-    def __call__(self, state: LIFState, x: Array | None) -> tuple[LIFState, Array]:
+    def __call__(self, state: LIFState, x: PyTree) -> tuple[LIFState, Array]:
         decay, threshold = on_units(state.v, self.decay, self.threshold)
         (reset,) = [threshold] if self.reset is None else on_units(state.v, self.reset)
         u = decay * state.v + (1 - decay) * current(self.inp, x, self.rec, state.z)

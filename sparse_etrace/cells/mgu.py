@@ -5,7 +5,7 @@ from typing import SupportsIndex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._op.param import ETraceParam
 from .cell import Units, cell_of, current, unit_shape
@@ -54,7 +54,7 @@ class MGU(eqx.Module):
         """Zero activity; `batch` are the sizes of the leading batch axes."""
         return jnp.zeros((*batch, *self.shape))
 
-    def __call__(self, h: Array, x: Array) -> tuple[Array, Array]:
+    def __call__(self, h: Array, x: PyTree) -> tuple[Array, Array]:
         forget = jax.nn.sigmoid(current(self.inp_f, x, self.rec_f, h))
         candidate = jnp.tanh(current(self.inp_c, x, self.rec_c, forget * h))
         h = (1 - forget) * h + forget * candidate
