@@ -163,10 +163,9 @@ def _binned(
 
 
 def _leave_out(name: str, expected: str, got: str, drop: bool) -> None:
-    said = f"{name}: expected {expected}, got {got}."
     if not drop:
-        raise ValueError(f"{said} Raise it, or leave these out with drop=True.")
-    warnings.warn(f"{said} These are left out.", UserWarning, stacklevel=4)
+        raise ValueError(f"{name}: expected {expected}, got {got}. Raise it, or leave these out with drop=True.")
+    warnings.warn(f"{name}: expected {expected}, got {got}. These are left out.", UserWarning, stacklevel=4)
 
 
 class EventFile(NamedTuple):
