@@ -36,6 +36,7 @@ HOUSE = {
     "_op": "contract weights boundary param initial spmatmul *",
     "rewiring": "",
     "cells": "cell supports *",
+    "cells/spiking": "constants integrate current population *",
     "_model": "types primitives program refusals linear constant positions trained call links origin reading "
     "through groups grouping batch_axes step unit_links",
     "_rule": "reach influence traces support notes signal engine term_engine trace_engine kept_traces own_traces "
@@ -109,14 +110,16 @@ def _violations(path, root=PACKAGE):
     if here[1:] and here[1] not in (*rooms, "__init__") and "*" not in rooms:
         found.append(f"{here[1]} has no place in its wing")
     for target in _imports(path, root):
+        depth = next((d for d, name in enumerate(here) if target[d : d + 1] != (name,)), len(here))
         if not target:
             found.append("the package itself")
-        elif target[0] != here[0]:
+        elif depth == 0:
             if target[0] not in wings[: wings.index(here[0])]:
                 found.append(f"{'.'.join(target)}, which is not above it")
-        elif here[1] != "__init__":
-            above = rooms[: rooms.index(here[1] if here[1] in rooms else "*")]
-            if not target[1:2] or target[1] not in above:
+        elif depth == len(here) or here[depth] != "__init__":
+            rooms = HOUSE["/".join(here[:depth])].split()
+            above = rooms[: rooms.index(here[depth] if here[depth] in rooms else "*")] if here[depth:] else []
+            if target[depth : depth + 1] == () or target[depth] not in above:
                 found.append(f"its sibling {'.'.join(target)}")
     return found
 
@@ -151,6 +154,12 @@ def test_imports_only_from_above(path):
         ("_kernels/products.py", "from .trace import advance", False),
         ("_kernels/native.py", "from .products import sampled", False),
         ("cells/lif.py", "from ..surrogate import triangle", True),
+        ("cells/spiking/lif.py", "from .population import population_of", True),
+        ("cells/spiking/lif.py", "from ..cell import constant", True),
+        ("cells/spiking/lif.py", "from .alif import ALIF", False),
+        ("cells/spiking/lif.py", "from ..gru import GRU", False),
+        ("cells/spiking/population.py", "from .lif import LIF", False),
+        ("cells/spiking/__init__.py", "from .lif import LIF", True),
         ("_graph/extra.py", "import numpy", False),
         ("_learner/own.py", "import numpy", True),
         ("_extra.py", "import numpy", False),

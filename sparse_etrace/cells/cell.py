@@ -70,7 +70,7 @@ def cell_of(
                 f"{name}: expected one of {others} of {cls.__name__}, or an argument of `of`, got another name. "
                 "Parameters are made here; to give your own, call the cell itself."
             )
-    units = _senders("graph", graph)
+    units = senders("graph", graph)
     params: dict[str, ETraceParam | None] = {}
     for name, one in zip(made, jax.random.split(check_key(key), len(made)), strict=True):
         if name.startswith("rec"):
@@ -93,10 +93,10 @@ def onto(
     dtype: DTypeLike | None = None,
 ) -> ETraceParam:
     """A parameter into so many units: all to all from a number of others, or on a graph."""
-    senders = _senders(name, given)
+    pre = senders(name, given)
     if not isinstance(given, Graph | Connectivity):
         dense = MatMulOp(weight_fn=weight_fn, bias=bias)
-        return dense.param(key, senders, units, init=init, dtype=dtype)
+        return dense.param(key, pre, units, init=init, dtype=dtype)
     sparse = SpMatMulOp(given, weight_fn, bias=bias)
     if sparse.connectivity.num_post != units:
         raise ValueError(
@@ -106,7 +106,7 @@ def onto(
     return sparse.param(key, init=init, dtype=dtype)
 
 
-def _senders(name: str, given: Any) -> int:
+def senders(name: str, given: Any) -> int:
     """How many units there are at the sending end."""
     if isinstance(given, Graph | Connectivity):
         return (given.connectivity if isinstance(given, Graph) else given).num_pre
@@ -167,11 +167,15 @@ def current(inp: ETraceParam | None, x: PyTree, rec: ETraceParam | None, h: Arra
     total = jnp.zeros_like(h)
     for name, param, given in (("inp", inp, x), ("rec", rec, h)):
         if param is not None:
-            y = param(given)
-            if y.shape != h.shape[max(h.ndim - y.ndim, 0) :]:
-                raise ValueError(
-                    f"{name}: expected an output of the shape of the state, {h.shape}, got {y.shape}. "
-                    "Fit the weights to `units`, and the batch axes of `init_state` to those of the input."
-                )
-            total = total + in_front(y, h.ndim)
+            total = total + fitted(name, param(given), h)
     return total
+
+
+def fitted(name: str, y: Array, h: Array) -> Array:
+    """An output of an op with axes of one for the batch axes of a state `h`."""
+    if y.shape != h.shape[max(h.ndim - y.ndim, 0) :]:
+        raise ValueError(
+            f"{name}: expected an output of the shape of the state, {h.shape}, got {y.shape}. "
+            "Fit the weights to `units`, and the batch axes of `init_state` to those of the input."
+        )
+    return in_front(y, h.ndim)

@@ -1,0 +1,328 @@
+"""Spiking neurons with their receptors."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, SupportsIndex
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from ... import surrogate
+from ..._numbers import positive, real
+from ..._op.initial import check_key
+from ..._op.param import ETraceParam, Fixed
+from ..._op.weights import in_front
+from ..cell import Units, current, fitted, onto, senders, unit_shape
+from .constants import evaluated, is_constant, is_trained, numbers
+from .current import Current
+from .integrate import FASTEST, Slopes, advance, links_of, propagator, runge_kutta, trained_propagator
+
+ALONE = "all"  # the receptor of a population that has one without a name
+
+
+class PopulationState(NamedTuple):
+    """Variables of the neurons, of each receptor, spikes, and steps that a neuron is still refractory.
+
+    `z` is None of neurons that do not spike, `wait` where there is no refractoriness.
+    """
+
+    neuron: dict[str, Array]
+    synapses: dict[str, dict[str, Array]]
+    z: Array | None
+    wait: Array | None
+
+
+class Population(eqx.Module):
+    """Neurons of one model with synapses by receptor; the output are their spikes, without a threshold `v`.
+
+    A step of `dt`: what arrives at a receptor, `y_t = inp(x_t) + rec(z_{t-1})`, enters its synapse; the equations of
+    synapses and neuron run for `dt`, exactly where they are linear, else by Runge and Kutta's fourth order; neurons at
+    their threshold spike, `z_t`, and are reset. A refractory neuron keeps its `v`, and the rest of it goes on.
+
+    Args:
+        units: number of neurons, or their shape.
+        neuron: their model, as `LIF()`.
+        inp: parameter that reads the input, with any op, or a dictionary of them by receptor. Without one, a receptor
+            takes what is given as `x`, one value for each neuron, as it arrives: a current, or the output of an op.
+        rec: parameter that reads the spikes of the step before, or a dictionary by receptor; or None.
+        synapses: a synapse model, as `Exponential()`, or a dictionary by receptor; a current held over the step unless
+            given.
+        dt: length of a step, ms.
+        refractory: time after a spike in which a neuron is held, ms, whole steps; a number or an array.
+        spike: the step function with its surrogate derivative, of the distance to the threshold relative to that of
+            rest.
+        reset_gradient: whether derivatives pass through the spike that resets. If so, a reset from `v` to `r` has
+            `dv_t = (1 - z_t) dv + (r - v) dz_t`, one that subtracts `dv - height dz_t`; else these without `dz_t`.
+        substeps: steps of Runge and Kutta within `dt`.
+
+    `x` is an array, which all parameters `inp` read, or a dictionary by receptor.
+
+    Raises:
+        TypeError: `dt` or `substeps` is no number.
+        ValueError: a constant is out of range or of another shape, or a receptor is not known.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, sparse_etrace as se
+        >>> from sparse_etrace.cells import spiking
+        >>> graph = se.from_edges([0, 1, 2], [1, 2, 0])
+        >>> receptors = {"AMPA": spiking.Exponential(tau=2.0), "GABA": spiking.Exponential(tau=8.0)}
+        >>> graphs, inputs = {"AMPA": graph, "GABA": graph}, {"AMPA": 4}
+        >>> cell = spiking.LIF.of(graphs, inputs, key=jax.random.key(0), synapses=receptors)
+        >>> state, z = cell(cell.init_state(), jnp.ones(4))
+        >>> z.shape, sorted(state.synapses)
+        ((3,), ['AMPA', 'GABA'])
+
+    Reference:
+        Morrison, Straube, Plesser and Diesmann 2007, Neural Computation 19:47, of exact integration on a grid.
+    """
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+    neuron: Any
+    inp: dict[str, ETraceParam]
+    rec: dict[str, ETraceParam]
+    synapses: dict[str, Any]
+    dt: float = eqx.field(static=True)
+    refractory: Fixed | None
+    spike: Callable[[Array], Array]
+    reset_gradient: bool = eqx.field(static=True)
+    substeps: int = eqx.field(static=True)
+    _known: dict[str, Fixed] | None
+    _made_of: Any
+
+    def __init__(
+        self,
+        units: Units,
+        neuron: Any,
+        inp: Any = None,
+        rec: Any = None,
+        synapses: Any = None,
+        dt: Any = 1.0,
+        refractory: Any = 0.0,
+        spike: Callable[[Array], Array] | None = None,
+        reset_gradient: object = True,
+        substeps: Any = 1,
+    ):
+        self.shape, self.neuron, self.synapses = unit_shape(units), neuron, _receptors(synapses)
+        self.inp, self.rec = (by_receptor(name, p, self.synapses) for name, p in (("inp", inp), ("rec", rec)))
+        if self.rec and not neuron.spikes:
+            raise ValueError(f"rec: {type(neuron).__name__} sends no spikes, got a parameter that reads them.")
+        self.dt = real("dt", dt)
+        if not 0 < self.dt < np.inf:
+            raise ValueError(f"dt: expected a positive, finite number of ms, got {self.dt}.")
+        self.refractory = _steps(refractory, self.dt)
+        self.spike = surrogate.triangle() if spike is None else spike
+        self.reset_gradient, self.substeps = bool(reset_gradient), positive("substeps", substeps)
+        self._check()
+        self._known, self._made_of = None, None
+        if self._is_linear() and not any(jax.tree.leaves(is_trained((neuron, self.synapses)))):
+            self._made_of = (neuron, self.synapses)
+            modes = ("free", "held") if neuron.is_coupled and self.refractory is not None else ("free",)
+            given = numbers(self._made_of), self._layout(), self.dt
+            self._known = {name: Fixed(jnp.asarray(propagator(MODES[name], *given), float)) for name in modes}
+
+    def _layout(self) -> Any:
+        """The tree of variables and of what is held over a step."""
+        neuron, synapses = numbers((self.neuron, self.synapses))
+        filters = {name: dict.fromkeys(s.variables, 0.0) for name, s in synapses.items()}
+        held = {name: s.arrive(0.0, filters[name], 0.0)[2] for name, s in synapses.items()}
+        return jax.tree.structure(((neuron.start(), filters), held))
+
+    def _propagator(self, parts: Any, name: str) -> Array:
+        """Of neurons that are free, or of which `v` is held."""
+        if self._known is None:
+            trained = is_trained((self.neuron, self.synapses))
+            return trained_propagator(MODES[name], parts, trained, self._layout(), self.dt)
+        # Constants that were exchanged since do not fit it.
+        made_of = evaluated(self._made_of, 0)
+        pairs = zip(jax.tree.leaves(evaluated((self.neuron, self.synapses), 0)), jax.tree.leaves(made_of), strict=True)
+        is_same = jnp.all(jnp.stack([jnp.all(a == b) for a, b in pairs]))
+        return jnp.where(is_same, self._known[name](), jnp.nan)
+
+    def _check(self) -> None:
+        """Shapes of the constants, and time constants that a step is too long for."""
+        kept = (self.neuron, self.synapses, {} if self.refractory is None else {"refractory": self.refractory})
+        for path, leaf in jax.tree_util.tree_flatten_with_path(kept, is_leaf=is_constant)[0]:
+            value, name = leaf() if is_constant(leaf) else leaf, str(path[-1]).lstrip(".")
+            shape = jnp.shape(value)
+            if len(shape) > len(self.shape) or any(n not in (1, m) for n, m in zip(shape[::-1], self.shape[::-1])):
+                raise ValueError(f"{name}: expected an array that fits the units, {self.shape}, got shape {shape}.")
+            if name.startswith("tau") and not isinstance(value, jax.core.Tracer):
+                shortest, step = float(np.min(value)), self.dt / self.substeps
+                least = step / 2 if not self._is_linear() else self.dt / FASTEST
+                if shortest < least:
+                    raise ValueError(
+                        f"{name}: expected at least {least} ms for a step of {step} ms, got {shortest}. "
+                        "Give a shorter dt, or substeps where the equations are not linear."
+                    )
+
+    def _is_linear(self) -> bool:
+        return all(part.is_linear for part in (self.neuron, *self.synapses.values()))
+
+    def init_state(self, *batch: SupportsIndex) -> PopulationState:
+        """Rest, no spikes; `batch` are the sizes of the leading batch axes."""
+        shape = (*map(int, batch), *self.shape)
+        neuron = evaluated(self.neuron, len(shape)).start()
+        return PopulationState(
+            {name: jnp.broadcast_to(value, shape) for name, value in neuron.items()},
+            {name: {part: jnp.zeros(shape) for part in s.variables} for name, s in self.synapses.items()},
+            jnp.zeros(shape) if self.neuron.spikes else None,
+            None if self.refractory is None else jnp.zeros(shape, jnp.int32),
+        )
+
+    def __call__(self, state: PopulationState, x: Any) -> tuple[PopulationState, Array]:
+        v = state.neuron["v"]
+        parts = evaluated((self.neuron, self.synapses), v.ndim)
+        is_held = None if state.wait is None else state.wait > 0
+        jumped, filters, held = v, {}, {}
+        for name, y in self._arrivals(state, x).items():
+            jumped, filters[name], held[name] = parts[1][name].arrive(jumped, state.synapses[name], y)
+        jumped = jumped if is_held is None else jnp.where(is_held, v, jumped)
+        neuron, filters = self._run(parts, ({**state.neuron, "v": jumped}, filters), held, is_held)
+        if not self.neuron.spikes:
+            return PopulationState(neuron, filters, None, state.wait), neuron["v"]
+        z = self.spike(parts[0].margin(neuron))
+        wait = state.wait
+        if self.refractory is not None and wait is not None:
+            z = jnp.where(wait > 0, 0, z)
+            wait = jnp.where(z > 0, in_front(self.refractory(), v.ndim), jnp.maximum(wait - 1, 0))
+        neuron = parts[0].after(neuron, z if self.reset_gradient else jax.lax.stop_gradient(z))
+        return PopulationState(neuron, filters, z, wait), z
+
+    def _arrivals(self, state: PopulationState, x: Any) -> dict[str, Array]:
+        """What arrives at each receptor in this step."""
+        v, given = state.neuron["v"], x
+        if not isinstance(x, Mapping):
+            given = dict.fromkeys(self.inp, x) if self.inp else by_receptor("x", x, self.synapses)
+        elif missing := [name for name in self.inp if name not in x]:
+            raise ValueError(f"x: expected an entry for each parameter `inp`, got none for {missing}.")
+        given = by_receptor("x", given, self.synapses)
+        found = {}
+        for name in self.synapses:
+            inp, y, z = self.inp.get(name), given.get(name), v if state.z is None else state.z
+            found[name] = current(inp, y if inp is not None else None, self.rec.get(name), z)
+            if inp is None and y is not None:
+                found[name] = found[name] + fitted(f"x[{name!r}]", y, v)
+        return found
+
+    def _run(self, parts: Any, y: Any, held: Any, is_held: Array | None) -> Any:
+        """The variables after `dt`."""
+        if not self._is_linear():
+            free = 1.0 if is_held is None else jnp.where(is_held, 0.0, 1.0)
+            for _ in range(self.substeps):
+                y = runge_kutta(lambda y: slopes(parts, y, held, free), y, self.dt / self.substeps)
+            return y
+        rest = parts[0].start(), jax.tree.map(lambda _: 0.0, y[1])
+        links = links_of(slopes, parts, self._layout())
+        new = advance(self._propagator(parts, "free"), links, y, rest, held)
+        if is_held is None:
+            return new
+        own = {**new[0], "v": y[0]["v"]}
+        if self.neuron.is_coupled:
+            own = advance(self._propagator(parts, "held"), links, y, rest, held)[0]
+        return {k: jnp.where(is_held, own[k], a) for k, a in new[0].items()}, new[1]
+
+
+def slopes(parts: Any, y: Any, held: Any, free: Any = 1.0) -> Any:
+    """Derivatives by time, per ms, of the variables of neurons and synapses; `free` is 0 where `v` is held."""
+    (neuron, synapses), (own, filters) = parts, y
+    total = sum(s.current(filters[name], held[name], own["v"]) for name, s in synapses.items())
+    found = dict(neuron.derivative(own, total))
+    found["v"] = free * found["v"]
+    return found, {name: s.derivative(filters[name]) for name, s in synapses.items()}
+
+
+MODES: dict[str, Slopes] = {
+    "free": slopes,
+    "held": partial(slopes, free=0.0),
+}  # of neurons, and of those that are refractory
+
+
+def population_of(
+    cls: Any,
+    graph: Any,
+    inputs: Any = None,
+    *,
+    key: object,
+    bias: object = True,
+    weight_fn: Any = None,
+    init: Any = "fan_in",
+    dtype: DTypeLike | None = None,
+    **constants: Any,
+) -> Population:
+    """A population of this model, connected by a graph, with parameters to start from.
+
+    Args:
+        graph: a square `Graph` or `Connectivity`, or the number of neurons that are connected all to all; with
+            receptors, a dictionary by receptor.
+        inputs: number of inputs, each connected to all neurons; a `Graph` or `Connectivity` from inputs to neurons;
+            with receptors, a dictionary of them; None without.
+        key: where the weights are drawn from, others for each parameter.
+        bias: whether the recurrent parameters have a bias, of zeros.
+        weight_fn, init: of the recurrent parameters, as in `SpMatMulOp.param`, or dictionaries by receptor. Input
+            weights are always drawn by fan-in.
+        dtype: floating type of the parameters.
+        **constants: arguments of this model and of `Population`.
+
+    Raises:
+        TypeError: an argument is of another kind, or is not known.
+        ValueError: the graphs have other units, or a receptor is not known.
+
+    Example:
+        >>> import jax, sparse_etrace as se
+        >>> graph = se.from_edges([0, 1, 2], [1, 2, 0])
+        >>> se.cells.spiking.LIF.of(graph, inputs=2, key=jax.random.key(0), tau=10.0, refractory=2.0).shape
+        (3,)
+    """
+    options = {name: constants.pop(name) for name in OPTIONS if name in constants}
+    fields = [f for f, field in cls.__dataclass_fields__.items() if field.init]
+    for name in constants:
+        if name not in fields:
+            raise TypeError(f"{name}: expected one of {[*fields, *OPTIONS]}, or an argument of `of`, got another name.")
+    synapses = _receptors(options.pop("synapses", None))
+    graphs, inputs = by_receptor("graph", graph, synapses), by_receptor("inputs", inputs, synapses)
+    units = {senders("graph", one) for one in graphs.values()}
+    if len(units) != 1:
+        raise ValueError(f"graph: expected graphs of the same neurons, got {sorted(units)} of them.")
+    (count,), rec, inp = units, {}, {}
+    keys = iter(jax.random.split(check_key(key), len(graphs) + len(inputs)))
+    for name, one in graphs.items() if cls.spikes else ():
+        weight, start = (each.get(name) if isinstance(each, Mapping) else each for each in (weight_fn, init))
+        rec[name] = onto(count, "graph", one, next(keys), bias, weight, start, dtype)
+    for name, one in inputs.items():
+        inp[name] = onto(count, "inputs", one, next(keys), dtype=dtype)
+    return Population(count, cls(**constants), inp, rec, synapses, **options)
+
+
+OPTIONS = ("synapses", "dt", "refractory", "spike", "reset_gradient", "substeps")
+
+
+def _receptors(synapses: Any) -> dict[str, Any]:
+    if isinstance(synapses, Mapping):
+        return dict(synapses)
+    return {ALONE: Current() if synapses is None else synapses}
+
+
+def by_receptor(name: str, given: Any, synapses: Mapping[str, Any]) -> dict[str, Any]:
+    """A dictionary by receptor of what may be given alone where there is one receptor."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        if len(synapses) == 1:
+            return dict.fromkeys(synapses, given)
+        raise ValueError(f"{name}: expected a dictionary by receptor, {list(synapses)}, got {type(given).__name__}.")
+    if unknown := [receptor for receptor in given if receptor not in synapses]:
+        raise ValueError(f"{name}: expected receptors out of {list(synapses)}, got {unknown}.")
+    return dict(given)
+
+
+def _steps(refractory: Any, dt: float) -> Fixed | None:
+    """Whole steps for a time, None for none."""
+    steps = np.asarray(refractory, float) / dt
+    whole = np.round(steps)
+    if not np.all((steps >= 0) & (np.abs(steps - whole) < 1e-6 * (1 + steps))):
+        raise ValueError(f"refractory: expected times of whole steps of {dt} ms, got {refractory}. Round it, or dt.")
+    return Fixed(jnp.asarray(whole, jnp.int32)) if whole.any() else None

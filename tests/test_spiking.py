@@ -1,0 +1,426 @@
+"""Spiking neurons and synapses: against other integrators, and their gradients, by equations written a second time."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import models
+import numpy as np
+import oracles
+import pytest
+from scipy.integrate import solve_ivp
+from soak import few
+
+import sparse_etrace as se
+from sparse_etrace.cells import spiking
+
+pytestmark = pytest.mark.usefixtures("x64")
+N, INPUTS, OUTPUTS, DT, STEPS = 4, 3, 2, 0.5, 24
+
+
+class Neuron(NamedTuple):
+    """`make(**constants)`, their values, start, `slope(c, y, I)`, `margin(c, y)` and `after(c, y, z)`."""
+
+    make: Callable
+    constants: dict[str, Any]
+    start: Callable
+    slope: Callable
+    margin: Callable
+    after: Callable
+    exact: bool = True
+    gain: float = 1.0
+
+
+def spread(value, by=0.1):
+    """One for each unit."""
+    return value * (1 + by * np.linspace(-1, 1, N))
+
+
+def soft(c, y, z):
+    return y["v"] - (c["threshold"] - c["rest"]) * z
+
+
+def hard(c, y, z):
+    return y["v"] + (c["reset"] - y["v"]) * z
+
+
+def leak(c, y, current):
+    return (c["rest"] - y["v"] + c["resistance"] * current) / c["tau"]
+
+
+def relative(c, y):
+    return (y["v"] - c["threshold"]) / (c["threshold"] - c["rest"])
+
+
+LEAKY = {"tau": spread(10.0), "threshold": spread(-50.0, 0.02), "rest": spread(-65.0, -0.02), "resistance": spread(0.9)}
+NEURONS = {
+    "lif": Neuron(
+        spiking.LIF,
+        LEAKY,
+        lambda c: {"v": c["rest"]},
+        lambda c, y, i: {"v": leak(c, y, i)},
+        relative,
+        lambda c, y, z: {"v": soft(c, y, z)},
+        gain=30.0,
+    ),
+    "lif to a value": Neuron(
+        spiking.LIF,
+        LEAKY | {"reset": spread(-60.0, 0.02)},
+        lambda c: {"v": c["rest"]},
+        lambda c, y, i: {"v": leak(c, y, i)},
+        relative,
+        lambda c, y, z: {"v": hard(c, y, z)},
+        gain=30.0,
+    ),
+    "lif without reset": Neuron(
+        lambda **c: spiking.LIF(reset=None, **c),
+        LEAKY,
+        lambda c: {"v": c["rest"]},
+        lambda c, y, i: {"v": leak(c, y, i)},
+        relative,
+        lambda c, y, z: {"v": y["v"]},
+        gain=30.0,
+    ),
+    "alif": Neuron(
+        spiking.ALIF,
+        LEAKY | {"tau_adaptation": spread(30.0), "adaptation": spread(4.0)},
+        lambda c: {"b": 0 * c["rest"], "v": c["rest"]},
+        lambda c, y, i: {"b": -y["b"] / c["tau_adaptation"], "v": leak(c, y, i)},
+        lambda c, y: (y["v"] - c["threshold"] - y["b"]) / (c["threshold"] - c["rest"]),
+        lambda c, y, z: {"b": y["b"] + c["adaptation"] * z, "v": soft(c, y, z)},
+        gain=30.0,
+    ),
+    "li": Neuron(
+        spiking.LI,
+        {k: LEAKY[k] for k in ("tau", "rest", "resistance")},
+        lambda c: {"v": c["rest"]},
+        lambda c, y, i: {"v": leak(c, y, i)},
+        None,
+        None,
+    ),
+}
+
+
+class Synapse(NamedTuple):
+    """`make(**constants)`, their values, variables, `arrive(c, v, s, y)`, `current(c, s, y, v)`, `slope(c, s)`."""
+
+    make: Callable
+    constants: dict[str, Any]
+    variables: tuple[str, ...]
+    arrive: Callable
+    current: Callable
+    slope: Callable
+    exact: bool = True
+
+
+def cascade(rise, decay):
+    return lambda c, s: {"r": -s["r"] / c[rise], "s": s["r"] - s["s"] / c[decay]}
+
+
+def peak(c):
+    """Of `exp(-t / decay) - exp(-t / rise)`."""
+    rise, decay = c["tau_rise"], c["tau_decay"]
+    at = jnp.log(decay / rise) * rise * decay / (decay - rise)
+    return jnp.exp(-at / decay) - jnp.exp(-at / rise)
+
+
+FILTER = Synapse(
+    spiking.Exponential,
+    {"tau": spread(3.0)},
+    ("s",),
+    lambda c, v, s, y: (v, {"s": s["s"] + y}),
+    lambda c, s, y, v: s["s"],
+    lambda c, s: {"s": -s["s"] / c["tau"]},
+)
+SYNAPSES = {
+    "current": Synapse(spiking.Current, {}, (), lambda c, v, s, y: (v, s), lambda c, s, y, v: y, lambda c, s: {}),
+    "delta": Synapse(spiking.Delta, {}, (), lambda c, v, s, y: (v + y, s), lambda c, s, y, v: 0.0, lambda c, s: {}),
+    "exponential": FILTER,
+    "alpha": Synapse(
+        spiking.Alpha,
+        {"tau": spread(2.0)},
+        ("r", "s"),
+        lambda c, v, s, y: (v, s | {"r": s["r"] + y * np.e / c["tau"]}),
+        lambda c, s, y, v: s["s"],
+        cascade("tau", "tau"),
+    ),
+    "double exponential": Synapse(
+        spiking.DoubleExponential,
+        {"tau_rise": spread(0.8), "tau_decay": spread(4.0)},
+        ("r", "s"),
+        lambda c, v, s, y: (v, s | {"r": s["r"] + y * (1 / c["tau_rise"] - 1 / c["tau_decay"]) / peak(c)}),
+        lambda c, s, y, v: s["s"],
+        cascade("tau_rise", "tau_decay"),
+    ),
+    "conductance": Synapse(
+        lambda tau, reversal: spiking.Conductance(spiking.Exponential(tau), reversal),
+        {"tau": spread(3.0), "reversal": spread(-10.0)},
+        ("s",),
+        lambda c, v, s, y: (v, {"s": s["s"] + y}),
+        lambda c, s, y, v: s["s"] * (c["reversal"] - v),
+        FILTER.slope,
+        exact=False,
+    ),
+}
+
+
+class Case(NamedTuple):
+    """A population by the names of its parts; `scale` of what arrives, by receptor."""
+
+    neuron: str
+    synapses: dict[str, float]
+    refractory: float = 0.0
+    reset_gradient: bool = True
+    substeps: int = 1
+
+
+CASES = {
+    "lif": Case("lif", {"current": 1.0}),
+    "synapses": Case(
+        "lif",
+        {"current": 0.4, "delta": 0.1, "exponential": 0.4, "alpha": 0.4, "double exponential": 0.4},
+        refractory=1.0,
+    ),
+    "lif to a value": Case("lif to a value", {"exponential": 0.7}, 1.0),
+    "lif without reset": Case("lif without reset", {"delta": 0.2}, 1.5),
+    "lif, no gradient by the reset": Case("lif to a value", {"exponential": 0.7}, reset_gradient=False),
+    "alif": Case("alif", {"alpha": 0.7}, 1.0),
+    "li": Case("li", {"double exponential": 0.1}),
+    "conductance": Case("lif to a value", {"conductance": 0.05}, 1.0, substeps=2),
+}
+
+
+def drawn(name):
+    """Values of all parameters of a case, `{receptor or model/name: array}`."""
+    case, rng = CASES[name], np.random.default_rng([*name.encode()])
+    neuron = NEURONS[case.neuron]
+    values = {f"neuron/{k}": c for k, c in neuron.constants.items()}
+    for receptor, scale in case.synapses.items():
+        values |= {f"{receptor}/{k}": c for k, c in SYNAPSES[receptor].constants.items()}
+        size = scale * neuron.gain
+        values[f"{receptor}/inp"] = size * np.abs(rng.normal(size=(INPUTS, N)))
+        if neuron.margin is not None:
+            values[f"{receptor}/rec"] = size * rng.normal(size=(N, N))
+    return values | {"out": rng.normal(size=(N, OUTPUTS))}
+
+
+def built(name, values, trained=(), substeps=None):
+    """The population and a readout; constants with these names are trained."""
+    case = CASES[name]
+    constant = {
+        k: se.ElemWiseParam(v) if k.split("/")[1] in trained else v
+        for k, v in values.items()
+        if k.split("/")[-1] not in ("inp", "rec", "out")
+    }
+    dense = {k: se.ETraceParam({"weight": v}, se.MatMulOp()) for k, v in values.items() if k not in constant}
+    of = lambda part: {k.split("/")[1]: c for k, c in constant.items() if k.startswith(f"{part}/")}
+    params = [{k.split("/")[0]: p for k, p in dense.items() if k.endswith(f"/{sort}")} for sort in ("inp", "rec")]
+    cell = spiking.Population(
+        N,
+        NEURONS[case.neuron].make(**of("neuron")),
+        *params,
+        {r: SYNAPSES[r].make(**of(r)) for r in case.synapses},
+        DT,
+        case.refractory,
+        spike=models.spike,
+        reset_gradient=case.reset_gradient,
+        substeps=substeps or case.substeps,
+    )
+    return Net(cell, dense["out"])
+
+
+class Net(eqx.Module):
+    cell: spiking.Population
+    out: se.ETraceParam
+
+    def __call__(self, state, x):
+        state, z = self.cell(state, x)
+        return state, self.out(z)
+
+
+def state_of(name, values):
+    """By hand, without a batch: variables by name, spikes, and steps to wait."""
+    case, neuron = CASES[name], NEURONS[CASES[name].neuron]
+    state = neuron.start({k: values[f"neuron/{k}"] for k in neuron.constants})
+    state |= {f"{r}/{s}": np.zeros(N) for r in case.synapses for s in SYNAPSES[r].variables}
+    return state | {"z": np.zeros(N), "wait": np.zeros(N, int)}
+
+
+def step(name, value, h, sent, x, integrate):
+    """One step by hand; `value(name, x=None)` gives a constant or what an op makes of x."""
+    case, neuron = CASES[name], NEURONS[CASES[name].neuron]
+    c = {k: value(f"neuron/{k}") for k in neuron.constants}
+    s = {r: {k: value(f"{r}/{k}") for k in SYNAPSES[r].constants} for r in case.synapses}
+    v, y, filters, free = h["v"], {}, {}, h["wait"] == 0
+    for r in case.synapses:
+        y[r] = value(f"{r}/inp", x) + (0.0 if neuron.margin is None else value(f"{r}/rec", sent))
+        v, filters[r] = SYNAPSES[r].arrive(s[r], v, {k: h[f"{r}/{k}"] for k in SYNAPSES[r].variables}, y[r])
+    own = {k: h[k] for k in neuron.start(c)} | {"v": jnp.where(free, v, h["v"])}
+
+    def slope(state):
+        own, filters = state
+        current = sum(SYNAPSES[r].current(s[r], filters[r], y[r], own["v"]) for r in case.synapses)
+        found = neuron.slope(c, own, current)
+        return found | {"v": free * found["v"]}, {r: SYNAPSES[r].slope(s[r], filters[r]) for r in case.synapses}
+
+    own, filters = integrate(slope, (own, filters), case, neuron.exact and all(SYNAPSES[r].exact for r in s))
+    new = {f"{r}/{k}": filters[r][k] for r in filters for k in filters[r]}
+    if neuron.margin is None:
+        return own | new | {"z": h["z"], "wait": h["wait"]}, own["v"]
+    z = jnp.where(free, models.spike(neuron.margin(c, own)), 0)
+    wait = jnp.where(z > 0, round(case.refractory / DT), jnp.maximum(h["wait"] - 1, 0))
+    own = neuron.after(c, own, z if case.reset_gradient else jax.lax.stop_gradient(z))
+    return own | new | {"z": z, "wait": wait}, z
+
+
+def by_series(slope, state, case, is_exact):
+    """A long Taylor series where the equations are linear, else four slopes."""
+    add = lambda a, b, by: jax.tree.map(lambda a, b: a + by * b, a, b)
+    if is_exact:
+        offset, total, term = slope(jax.tree.map(jnp.zeros_like, state)), state, slope(state)
+        for k in range(1, 15):
+            total = add(total, term, DT**k / math.factorial(k))
+            term = add(slope(term), offset, -1.0)
+        return total
+    dt = DT / case.substeps
+    for _ in range(case.substeps):
+        k1 = slope(state)
+        k2 = slope(add(state, k1, dt / 2))
+        k3 = slope(add(state, k2, dt / 2))
+        k4 = slope(add(state, k3, dt))
+        state = add(state, add(add(k1, k4, 1.0), add(k2, k3, 1.0), 2.0), dt / 6)
+    return state
+
+
+def by_scipy(slope, state, *_):
+    """An adaptive integrator."""
+    flat, layout = jax.tree.flatten(state)
+    unflat = lambda v: jax.tree.unflatten(layout, list(v.reshape(len(flat), N)))
+    slopes = lambda t, v: np.concatenate(jax.tree.leaves(slope(unflat(v))))
+    return unflat(solve_ivp(slopes, (0, DT), np.concatenate(flat), "DOP853", rtol=1e-10, atol=1e-10).y[:, -1])
+
+
+def inputs(steps=STEPS, batch=()):
+    rng = np.random.default_rng(7)
+    return rng.random((steps, *batch, INPUTS)) < 0.5, rng.normal(size=(steps, *batch, OUTPUTS))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_against_an_adaptive_integrator(name):
+    values, (xs, _) = drawn(name), inputs()
+    net, value = built(name, values, substeps=8), lambda key, x=None: values[key] if x is None else x @ values[key]
+    cell, h, spikes, worst = net.cell, state_of(name, values), 0.0, 0.0
+    both = lambda state, x: (cell(state, x)[0], cell(state, x))
+    states, outs = jax.jit(lambda xs: jax.lax.scan(both, cell.init_state(), xs)[1])(xs)
+    for t, x in enumerate(xs):
+        h, out = step(name, value, h, np.asarray(h["z"]), x, by_scipy)
+        h = {k: np.asarray(a) for k, a in h.items()}
+        got = {**states.neuron, **{f"{r}/{k}": a for r, part in states.synapses.items() for k, a in part.items()}}
+        np.testing.assert_array_equal(states.z[t] if states.z is not None else h["z"], h["z"])
+        np.testing.assert_array_equal(states.wait[t] if states.wait is not None else h["wait"], h["wait"])
+        assert sorted(got) == sorted(set(h) - {"z", "wait"})
+        worst = max(worst, *(float(np.abs(got[k][t] - h[k]).max()) for k in got))
+        np.testing.assert_allclose(outs[t], out, atol=1e-6)
+        spikes += h["z"].mean() / STEPS
+    print(name, "largest difference", worst, "spikes a step", round(spikes, 3))
+    assert worst < 1e-6
+    assert NEURONS[CASES[name].neuron].margin is None or 0.02 < spikes < 0.7
+
+
+# --- gradients -------------------------------------------------------------------------------------------------------
+
+TRAINED = ("tau", "threshold", "reset", "adaptation", "reversal")
+
+
+class Many(eqx.Module):
+    """Populations side by side."""
+
+    nets: dict[str, Net]
+
+    def __call__(self, state, x):
+        found = {name: net(state[name], x) for name, net in self.nets.items()}
+        return {name: new for name, (new, _) in found.items()}, sum(out for _, out in found.values())
+
+
+def twin_of(names, trained):
+    """All of them by hand; the state of each is named by its case."""
+    values = {f"{name}:{k}": v for name in names for k, v in drawn(name).items()}
+    constant = {k for k in values if k.split("/")[-1] not in ("inp", "rec") and not k.endswith(":out")}
+    fixed = {k: values.pop(k) for k in constant if k.split("/")[1] not in trained}
+    state = {f"{name}:{k}": jnp.asarray(v) for name in names for k, v in state_of(name, drawn(name)).items()}
+    live = {
+        name: tuple(k for k in state if k.startswith(f"{name}:") and k.split(":")[1] not in ("z", "wait"))
+        for name in names
+    }
+
+    def forward(op, h, held, x):
+        new, total = {}, 0.0
+        for name in names:
+
+            def value(key, x=None, name=name):
+                key = f"{name}:{key}"
+                return fixed[key] if key in fixed else op(key) if x is None else op(key, x)
+
+            own = {k.split(":")[1]: a for k, a in h.items() if k.startswith(f"{name}:")}
+            own, out = step(name, value, own, held[f"{name}:z"], x, by_series)
+            new |= {f"{name}:{k}": a for k, a in own.items()}
+            total = total + op(f"{name}:out", out)
+        return new, total
+
+    ops = {k: oracles.elemwise() if k in constant else oracles.dense() for k in values}
+    values = {k: jnp.asarray(v) if k in constant else {"weight": jnp.asarray(v)} for k, v in values.items()}
+    traced = {k: live[k.split(":")[0]] for k in values if not k.endswith(":out")}
+    return oracles.Twin(forward, values, ops, state, {k: k for k in values}, traced)
+
+
+def read(grads, names):
+    found = {}
+    for name in names:
+        cell, out = grads.nets[name].cell, grads.nets[name].out
+        found[f"{name}:out"] = out.value
+        found |= {f"{name}:{r}/{sort}": p.value for sort in ("inp", "rec") for r, p in getattr(cell, sort).items()}
+        for part, fields in {"neuron": cell.neuron, **cell.synapses}.items():
+            fields = {**vars(fields), **vars(fields.synapse)} if hasattr(fields, "synapse") else vars(fields)
+            params = {k: p.value for k, p in fields.items() if isinstance(p, se.ETraceParam)}
+            found |= {f"{name}:{part}/{k}": v for k, v in params.items()}
+    return found
+
+
+def gradients(learner, names, trained=(), chunk=4):
+    """Summed gradients, of two calls."""
+    net = Many({name: built(name, drawn(name), trained) for name in names})
+    state = {name: net.nets[name].cell.init_state() for name in names}
+    xs, ys = (jnp.asarray(a, float) for a in inputs())
+    carry, found, half = learner.init(net, state, xs[0]), [], STEPS // 2
+    for part in (slice(half), slice(half, STEPS)):
+        _, grads, carry = se.online_grad(learner, oracles.loss_fn, net, carry, xs[part], ys[part], chunk=chunk)
+        found.append(read(grads, names))
+    return jax.tree.map(jnp.add, *found)
+
+
+def compared(got, expected):
+    assert set(got) == set(expected)
+    worst = {k: oracles.relative_error(got[k], expected[k]) for k in expected}
+    silent = [k for k in expected if not oracles.nonzero(expected[k])]
+    assert not silent
+    assert max(worst.values()) < 1e-10, {k: e for k, e in worst.items() if e >= 1e-10}
+
+
+# Each mechanism once, with constants as they are and trained.
+GRADIENTS = [(name, ()) for name in CASES] + [(name, TRAINED) for name in CASES]
+CHOSEN = [("synapses", ()), ("lif, no gradient by the reset", ("tau",)), ("alif", ()), ("conductance", ())]
+
+
+@pytest.mark.parametrize("name, trained", few(GRADIENTS + [CHOSEN[1]], CHOSEN))
+def test_d_rtrl(name, trained):
+    xs, ys = (jnp.asarray(a, float) for a in inputs())
+    compared(gradients(se.D_RTRL(), [name], trained), oracles.stop_gradient_twin(twin_of([name], trained), xs, ys))
+
+
+@pytest.mark.parametrize("name, trained", few(GRADIENTS, [("lif to a value", ())]))
+def test_rtrl(name, trained):
+    xs, ys = (jnp.asarray(a, float) for a in inputs())
+    compared(gradients(se.RTRL(), [name], trained), oracles.bptt(twin_of([name], trained), xs, ys))
