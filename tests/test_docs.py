@@ -107,7 +107,7 @@ def test_every_page_is_in_the_navigation():
 
 
 def _public(module):
-    names = getattr(module, "__all__", None) or [n for n in vars(module) if n[0].isupper() or n == "graph"]
+    names = getattr(module, "__all__", None) or [n for n in vars(module) if n[0].isupper() or n in ("graph", "spiking")]
     for name in names:
         yield f"{module.__name__}.{name}"
         if inspect.ismodule(value := getattr(module, name)):
