@@ -63,6 +63,7 @@ from ._op import (
     GraphConvOp as GraphConvOp,
     LoraOp as LoraOp,
     MatMulOp as MatMulOp,
+    Ring as Ring,
     SignLock as SignLock,
     SpMatMulOp as SpMatMulOp,
     Ties as Ties,

@@ -33,12 +33,12 @@ HOUSE = {
     "_outside": "",
     "datasets": "",
     "_kernels": "native windows dense products *",
-    "_op": "contract weights boundary param initial spmatmul *",
+    "_op": "contract weights boundary param initial delays spmatmul *",
     "rewiring": "",
     "cells": "cell supports *",
     "cells/spiking": "constants integrate current population *",
     "_model": "types primitives program refusals linear constant positions trained call links origin reading "
-    "through groups grouping batch_axes step unit_links",
+    "rings through groups grouping batch_axes step unit_links",
     "_rule": "reach influence traces support notes signal engine term_engine trace_engine kept_traces own_traces "
     "influence_engine black_box past derivative sensitivity nodes by_parameter bridge rows by_event",
     "_learner": "learner trace_learner * d_rtrl bridged",

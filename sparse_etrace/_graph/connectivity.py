@@ -112,6 +112,17 @@ def from_synapses(connectivity: Connectivity) -> Connectivity:
     return Connectivity(each[:-1], c.post, c.post_ptr, each, each[:-1], c.post, c.num_synapses, c.num_post)
 
 
+def from_slots(connectivity: Connectivity, lag: np.ndarray, slots: int) -> Connectivity:
+    """From each sending unit in each of so many slots, the one with number `lag`, `(num_synapses, copies)`.
+
+    Unit `pre` in a slot is the sender `slot * num_pre + pre`. The copies of a synapse lie side by side.
+    """
+    c, (count, copies), size = connectivity, lag.shape, slots * connectivity.num_pre
+    pre = (lag.astype(np.int64) * c.num_pre + np.asarray(c.pre)[:, None]).ravel().astype(np.int32)
+    number, ptr = np.arange(count * copies, dtype=np.int32), np.asarray(c.post_ptr) * np.int32(copies)
+    return _with_outgoing(sp.csc_array((number, pre, ptr), shape=(size, c.num_post)))
+
+
 def canonical_order(pre: Column, post: Column, shape: Sequence) -> tuple[np.ndarray, Connectivity]:
     """Return `(order, connectivity)` with `connectivity.pre == pre[order]`, and likewise for `post`.
 
@@ -140,8 +151,14 @@ def canonical_order(pre: Column, post: Column, shape: Sequence) -> tuple[np.ndar
         edges.has_canonical_format = True
         edges = edges.tocsr()
         edges = edges.tocsc()
+    return edges.data, _with_outgoing(edges)
+
+
+def _with_outgoing(edges: sp.csc_array) -> Connectivity:
+    """The connectivity of receivers' runs of senders, in this order."""
+    (num_pre, num_post), number = edges.shape, np.arange(edges.nnz, dtype=np.int32)
     outgoing = sp.csc_array((number, edges.indices, edges.indptr), shape=edges.shape).tocsr()
-    connectivity = Connectivity(
+    return Connectivity(
         pre=jnp.asarray(edges.indices, jnp.int32),
         post=jnp.asarray(expand_ptr(edges.indptr), jnp.int32),
         post_ptr=jnp.asarray(edges.indptr, jnp.int32),
@@ -152,7 +169,6 @@ def canonical_order(pre: Column, post: Column, shape: Sequence) -> tuple[np.ndar
         num_post=num_post,
         digest=jnp.asarray(digest_of(edges.indices, edges.indptr, num_pre)),
     )
-    return edges.data, connectivity
 
 
 def digest_of(*arrays: ArrayLike) -> np.ndarray:

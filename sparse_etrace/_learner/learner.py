@@ -13,6 +13,7 @@ from .._model.origin import Origin, compiled
 from .._model.program import is_key
 from .._model.trained import structure
 from .._model.types import Filter
+from .._op.delays import aligned
 from .._rule.black_box import by_step
 from .._rule.engine import Carry, Engine, Rule, Task, Window
 from .._types import Loss, Model
@@ -89,6 +90,7 @@ class Learner(eqx.Module):
         expected, got = structure(carry.state), structure(state)
         if got != expected:
             raise ValueError(f"state: expected the structure of carry.state, {expected}, got {got}.")
+        state = aligned(state, carry.state)
         origin = carry.origin or Origin(jnp.zeros((0, 2), jnp.uint32))
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(carry.state)]
         in_front = [shape[: where.ndim] == where.shape for shape in shapes]

@@ -27,11 +27,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from .._op.delays import Ring
 from .._sums import widened
 from .call import Call
 from .grouping import Grouping
 from .groups import Group
 from .program import Node, constant, is_inexact
+from .rings import Pushed, pushed
 from .through import Spread, spread
 from .types import Atom, Input, Known, Labels, Weights
 
@@ -189,7 +191,7 @@ class Step:
                     op, v, given = call.unflatten(*jax.lax.stop_gradient(weights[call.number]), args)
                     y = op.xw_to_y(given, v)
                     out = [y + deltas[call.number] if call.number in deltas else y]
-                    found[call.number] = given
+                    found[call.number] = given.recent if isinstance(given, Ring) else given
             for o, v in zip(node.outputs, out, strict=True):
                 variant = stop & self.grouping.depends[o]
                 if self.tap and o == self.tap.number:
@@ -202,7 +204,21 @@ class Step:
             for atoms in (self.reading.new, self.reading.out)
         )
         xs = {c.number: found[c.number] for c in self.along.watched}
+        xs |= {number: variant_of(ring.sent, Labels()) for number, ring in self.rings.items()}
         return out + tapped, (new, xs, everything)
+
+    @cached_property
+    def rings(self) -> dict[int, Pushed]:
+        """How the rings move that watched op calls read."""
+        found = {c.number: pushed(self.reading, c) for c in self.along.watched}
+        return {number: ring for number, ring in found.items() if ring is not None}
+
+    def read_from(self, state: list[Array], terms: Terms) -> Terms:
+        """Terms of the steps from a state on, with the history of each ring for what was pushed to it."""
+        x = dict(terms.x)
+        for number, ring in self.rings.items():
+            x[number] = ring.history(self.reading.calls[number].template(self.program)[2], state, x[number])
+        return terms._replace(x=x)
 
     def _needed(self, atom: int, stop: Labels) -> tuple[Labels, bool]:
         """Which variant of a value to take when the old state of the clusters `stop` is constant."""
@@ -303,7 +319,8 @@ class Step:
         a, watched = self.reading, self.along.watched
         known = dict(zip(self.program.inputs, [*params, *state, *x], strict=True))
         made = [o for c in a.calls for o in c.node.outputs]
-        read = [i for c in watched for i in c.x_atoms]
+        atoms = {c.number: [self.rings[c.number].sent] if c.number in self.rings else c.x_atoms for c in watched}
+        read = [i for c in watched for i in atoms[c.number]]
         calls = [(c, c.node.outputs[0]) for c in watched if deltas]
         added = {y: deltas[c.number] for c, y in calls if deltas}
         held = {y: len(c.node.inputs) - len(c.x_atoms) for c, y in calls}
@@ -311,7 +328,11 @@ class Step:
         new, out, ys, given = ([next(found) for _ in part] for part in (a.new, a.out, made, read))
         known, given = jax.lax.stop_gradient((known | dict(zip(made, ys, strict=True)), given))
         each = iter(given)
-        xs = {c.number: c.unflatten(c.op_atoms, c.weight_atoms, [next(each) for _ in c.x_atoms])[2] for c in watched}
+        xs = {}
+        for c in watched:
+            parts = [next(each) for _ in atoms[c.number]]
+            x = parts[0] if c.number in self.rings else c.unflatten(c.op_atoms, c.weight_atoms, parts)[2]
+            xs[c.number] = x.recent if isinstance(x, Ring) else x
         return new, out, (xs, *self.along.jacobians(known))
 
     def silence(self, state: list[Array]) -> tuple[list[Array], dict[int, Array]]:

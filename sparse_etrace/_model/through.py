@@ -70,6 +70,8 @@ def _leads(sink: tuple, fixed: set[int]) -> bool:
 def _obstacle(a: Reading, call: Call, way: Sequence[int], onto: Call) -> str | None:
     """What keeps a trace of one op from being carried through another, in words."""
     own, where = _axes(a.program, call), f"the op called at {onto.node.where}"
+    if len(call.x_atoms) + len(onto.x_atoms) != 2:
+        return f"{where}, or the op that learns, reads a ring"
     if own & _axes(a.program, onto):
         return f"{where}, to which its output leads, acts on the same axes of it"
     if not all(_is_scaled(a, a.calls[k], onto, own) for k in _sources(a, call, way, onto)):

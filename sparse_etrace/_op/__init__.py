@@ -3,6 +3,7 @@
 from .check import check_op as check_op
 from .contract import ETraceOp as ETraceOp, Uses as Uses
 from .conv import ConvOp as ConvOp
+from .delays import Ring as Ring
 from .elemwise import ElemWiseOp as ElemWiseOp, ElemWiseParam as ElemWiseParam
 from .graphconv import GraphConvOp as GraphConvOp
 from .lora import LoraOp as LoraOp

@@ -83,9 +83,19 @@ def _jvp(primals: tuple, tangents: tuple, call: Callable[..., list[Array]]) -> t
 
 def _batch(flat: tuple, axes: tuple, call: Callable[..., list[Array]]) -> tuple[list[Array], list[int]]:
     if isinstance(call, OpCall) and all(axis is None for axis in axes[: call.num_op + call.num_weights]):
-        return boundary_p.bind(*flat[:-1], jnp.moveaxis(flat[-1], axes[-1], 0), call=call), [0]
+        first = call.num_op + call.num_weights
+        size = next(v.shape[axis] for v, axis in zip(flat, axes, strict=True) if axis is not None)
+        mapped = [_in_front(v, axis, size) for v, axis in zip(flat[first:], axes[first:], strict=True)]
+        return boundary_p.bind(*flat[:first], *mapped, call=call), [0]
     out = boundary_p.bind(*flat, call=VmappedCall(call, tuple(axes)))
     return out, [0] * len(out)
+
+
+def _in_front(part: Array, axis: int | None, size: int) -> Array:
+    """A part of an input with the new axis in front; a number that is the same for all stays one."""
+    if axis is None:
+        return jnp.broadcast_to(part, (size, *part.shape)) if jnp.ndim(part) else part
+    return jnp.moveaxis(part, axis, 0)
 
 
 boundary_p.def_impl(_evaluate)

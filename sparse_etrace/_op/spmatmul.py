@@ -19,12 +19,14 @@ from .._numbers import whole
 from .._sums import widened
 from .boundary import call_op
 from .contract import ETraceOp, Uses
+from .delays import Delays, History, Ring, delays_of, given_delays
 from .initial import parameter
 from .param import ETraceParam
 from .weights import applied, check_bias, check_input, check_shape, read_weights, window_of_weights, with_bias
 
 Weights = dict[str, Array]
 Traces = dict[str, Array | None]
+Sent = Shaped[Array, "*batch_x"] | Ring | History
 
 
 class SpMatMulOp(ETraceOp):
@@ -44,11 +46,18 @@ class SpMatMulOp(ETraceOp):
         gated: called with `(x, gate)`, where `gate`, `(..., num_synapses)` in canonical order, multiplies what each
             synapse reads in this step, untrained: 0 for one that is not there, which sends nothing and whose trace goes
             with its target as that of a silent sender does.
+        delay: steps from a sender to what it sends being read, `(num_synapses,)` in the order of the weights, or one
+            for all: whole numbers from 1 on, where 1 is what was sent in the step before, as ordinary recurrence reads
+            it. The op is then called with a `Ring`. None takes `edge_attrs["delay"]` of a graph that has it, False none.
+        train_delay: the delays are a parameter as well, `'delay'`, real numbers, of which a synapse reads two steps:
+            `weight * (1 - frac)` of what was sent `floor(delay)` steps ago and `weight * frac` of the step before that.
+            Whole steps stand in the op until `se.refloor` moves them.
+        max_delay: the longest delay that a ring has room for; the longest of `delay` unless given.
 
     Raises:
         TypeError: `connectivity` is nothing that can be read as one.
-        ValueError: `tie`, `axis`, `weight`, `bias` or `x` has another shape, `tie` is out of range, or
-            the bias is missing.
+        ValueError: `tie`, `axis`, `weight`, `bias`, `delay` or `x` has another shape, `tie` or `delay` is out of range,
+            the bias is missing, or gates meet delays.
 
     Example:
         >>> import jax.numpy as jnp, sparse_etrace as se
@@ -64,6 +73,7 @@ class SpMatMulOp(ETraceOp):
     axis: int = eqx.field(static=True)
     bias: bool = eqx.field(static=True)
     gated: bool = eqx.field(static=True)
+    delays: Delays | None
     per_unit: ClassVar[tuple[str, ...]] = ("bias",)
 
     def __init__(
@@ -75,11 +85,14 @@ class SpMatMulOp(ETraceOp):
         *,
         bias: object = False,
         gated: object = False,
+        delay: Any = None,
+        train_delay: object = False,
+        max_delay: SupportsIndex | None = None,
     ):
         axis = whole("axis", axis)
         if axis not in (-1, -2):
             raise ValueError(f"axis: expected -1 or -2, got {axis}. Move the presynaptic axis of x there.")
-        slot = None
+        slot, delay = None, given_delays(delay, connectivity)
         if isinstance(connectivity, Graph):
             connectivity = connectivity.connectivity
         if isinstance(connectivity, Connectivity):
@@ -87,6 +100,7 @@ class SpMatMulOp(ETraceOp):
         else:
             num_weights = _num_data(connectivity)
             connectivity, slot = matrix_connectivity(connectivity)
+        order, count = slot, num_weights
         if tie is not None:
             tie = np.asarray(tie)
             check_shape("tie", tie.shape, (num_weights,), "One index into value['weight'] for each synapse.")
@@ -99,7 +113,16 @@ class SpMatMulOp(ETraceOp):
             slot = tie if slot is None else tie[np.asarray(slot)]
         self.connectivity, self.weight_fn, self.num_weights, self.axis = connectivity, weight_fn, num_weights, axis
         self.slot = None if slot is None else jnp.array(slot, jnp.int32)
-        self.bias, self.gated = bool(bias), bool(gated)
+        self.bias, self.gated, self.delays = bool(bias), bool(gated), None
+        if delay is not None and self.gated:
+            raise ValueError(
+                "delay: expected none with gated=True, got some. Give delay=False, or multiply what is pushed by a gate "
+                "of each sender."
+            )
+        if delay is not None:
+            self.delays = delays_of(connectivity, delay, count, order, max_delay, bool(train_delay))
+        elif train_delay or max_delay is not None:
+            raise ValueError("delay: expected delays with train_delay or max_delay, got none. Give what they start from.")
 
     def param(
         self, key: object = None, *, init: object = "fan_in", dtype: DTypeLike | None = None, **options: Any
@@ -143,7 +166,36 @@ class SpMatMulOp(ETraceOp):
             count = jnp.bincount(self.slot, length=self.num_weights)
             total = jnp.bincount(self.slot, each, length=self.num_weights)
             each = jnp.where(count == 0, 1, total / jnp.maximum(count, 1))
-        return parameter(self, conn.num_post, key, (self.num_weights,), 1 / each, init, dtype, options)
+        start = None if self.delays is None else self.delays.start
+        others = None if start is None else {"delay": start}
+        return parameter(self, conn.num_post, key, (self.num_weights,), 1 / each, init, dtype, options, others)
+
+    def ring(self, *batch: SupportsIndex, features: SupportsIndex | None = None, dtype: DTypeLike = float) -> Ring:
+        """Silence, for an op with delays to read.
+
+        Args:
+            *batch: sizes of leading batch axes.
+            features: how many there are behind the units, with `axis=-2`.
+            dtype: type of what is sent.
+
+        Raises:
+            ValueError: the op has no delays, or features do not fit its axis.
+
+        Example:
+            >>> import sparse_etrace as se
+            >>> op = se.SpMatMulOp(se.from_edges([0, 1], [1, 0]), delay=[2, 4])
+            >>> op.ring(5).shape, op.ring(5).depth
+            ((5, 8), 4)
+        """
+        if self.delays is None:
+            raise ValueError("delay: expected an op with delays, got one without. Give SpMatMulOp(graph, delay=steps).")
+        if (features is None) != (self.axis == -1):
+            raise ValueError(
+                f"features: expected {'none' if self.axis == -1 else 'their number'} with axis={self.axis}, got "
+                f"{features}. They are what axis=-2 carries along."
+            )
+        inner = () if features is None else (features,)
+        return Ring(jnp.zeros((*batch, *inner, *self._turns), dtype), jnp.zeros((), jnp.int32), self.axis)
 
     @property
     def input_ndim(self) -> int:
@@ -156,12 +208,27 @@ class SpMatMulOp(ETraceOp):
         return -1 - self.axis
 
     @property
+    def _turns(self) -> tuple[int, int]:
+        """Slots and units of a ring."""
+        return 2 * (self.delays.depth if self.delays else 0), self.connectivity.num_pre
+
+    @property
     def _wires(self) -> Connectivity:
-        """From what each synapse reads, or from each synapse where that is gated."""
+        """From what each synapse reads: senders, slots of a ring of them, or each synapse where that is gated."""
+        if self.delays is not None:
+            return self.delays.wires
         return from_synapses(self.connectivity) if self.gated else self.connectivity
 
-    def read(self, x: Any) -> Array:
-        """`x`; or what each synapse sends of `(x, gate)`."""
+    def read(self, x: Any) -> Array | Ring:
+        """`x`; the ring of an op with delays; or what each synapse sends of `(x, gate)`."""
+        if self.delays is not None:
+            if not isinstance(x, Ring) or x.axis != self.axis or x.values.shape[-2:] != self._turns:
+                got = f"one of {x.values.shape[-2:]}, axis={x.axis}" if isinstance(x, Ring) else type(x).__name__
+                raise ValueError(
+                    f"x: expected a Ring of {self._turns}, axis={self.axis}, got {got}. The op has delays: keep "
+                    "op.ring(*batch) in the state and push to it what is sent; or give the op delay=False."
+                )
+            return x
         if not self.gated:
             return jnp.asarray(x)
         count = self.connectivity.num_synapses
@@ -177,35 +244,38 @@ class SpMatMulOp(ETraceOp):
         return sent * jax.lax.stop_gradient(gate if self.axis == -1 else gate[..., None]).astype(sent.dtype)
 
     def phi(self, theta: PyTree[Array]) -> Weights:
-        weight = read_weights(theta, 1, f"({self.num_weights},)")["weight"]
+        start = None if self.delays is None else self.delays.start
+        weight = read_weights(theta, 1, f"({self.num_weights},)", () if start is None else ("delay",))["weight"]
         hint = "One for each synapse of the op's connectivity, or for each index in tie."
         check_shape("value['weight']", weight.shape, (self.num_weights,), hint)
         check_bias(theta, self.connectivity.num_post, self.bias)
         weight = applied(self.weight_fn, weight)
-        return {**theta, "weight": weight if self.slot is None else self._tied(weight)}
+        weight = weight if self.slot is None else self._tied(weight)
+        if self.delays is not None and start is not None:
+            check_shape("value['delay']", jnp.shape(theta["delay"]), start.shape, "One for each synapse.")
+            weight = self.delays.weights(weight, theta["delay"])
+        return {key: leaf for key, leaf in theta.items() if key != "delay"} | {"weight": weight}
 
-    def xw_to_y(self, x: Shaped[Array, "*batch_x"], w: Weights) -> Inexact[Array, "*batch_y"]:
-        check_input(x, self.axis, self._wires.num_pre)
-        y = with_bias(_kernels.spmv(self._wires, w["weight"], self._last(x)), w)
-        return self._last(y)
+    def xw_to_y(self, x: Sent, w: Weights) -> Inexact[Array, "*batch_y"]:
+        return self._last(with_bias(_kernels.spmv(self._wires, w["weight"], self._sent(x)), w))
 
     def yw_to_w(self, y: Inexact[Array, "*batch_y"], e: Weights) -> Weights:
         y = self._last(y)
-        spread = {"weight": jnp.take(y, self.connectivity.post, axis=-1, mode="clip"), "bias": y}
+        spread = {"weight": jnp.take(y, self._wires.post, axis=-1, mode="clip"), "bias": y}
         return {key: spread[key] * leaf for key, leaf in e.items()}
 
-    def xy_to_dw(self, x: Shaped[Array, "*batch_x"], y: Inexact[Array, "*batch_y"], v: Weights) -> Weights:
-        x, y = self._last(x), self._last(y)
+    def xy_to_dw(self, x: Sent, y: Inexact[Array, "*batch_y"], v: Weights) -> Weights:
+        x, y = self._sent(x), self._last(y)
         slots = {"weight": _kernels.sampled(self._wires, x, y), "bias": y}
         return {key: slots[key] for key in v}
 
-    def sum_dw(self, x: Shaped[Array, "k *batch_x"], y: Inexact[Array, "k *batch_y"], v: Weights) -> Weights:
-        x, y = self._last(x), self._last(y)
+    def sum_dw(self, x: Sent, y: Inexact[Array, "k *batch_y"], v: Weights) -> Weights:
+        x, y = self._sent(x), self._last(y)
         slots = {"weight": _kernels.sampled_sum(self._wires, x, y), "bias": jnp.sum(y, axis=0)}
         return {key: slots[key] for key in v}
 
-    def total_dw(self, x: Shaped[Array, "*batch_x"], y: Inexact[Array, "*batch_y"], v: Weights) -> Weights:
-        x, y = _kernels.as_steps(self._last(x)), _kernels.as_steps(self._last(y))
+    def total_dw(self, x: Sent, y: Inexact[Array, "*batch_y"], v: Weights) -> Weights:
+        x, y = _kernels.as_steps(self._sent(x)), _kernels.as_steps(self._last(y))
         slots = {"weight": _kernels.sampled_sum(self._wires, x, y), "bias": jnp.sum(y, axis=0)}
         return {key: slots[key] for key in v}
 
@@ -217,16 +287,20 @@ class SpMatMulOp(ETraceOp):
         entering: Array | None,
         signal: Array | None,
         direct: Array | None,
-        x: Array,
+        x: Sent,
         noise: Array | None = None,
     ) -> tuple[Traces, Traces]:
         parts = (None if part is None else self._last(part) for part in (carried, entering, signal, direct))
         carried, entering, signal, direct = parts
-        x = self._last(x)
-        return window_of_weights(self, v, trace, carried, entering, signal, direct, x, noise, self._wires)
+        return window_of_weights(self, v, trace, carried, entering, signal, direct, self._sent(x), noise, self._wires)
 
     def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:
         """The synapses of the connectivity, once for each feature."""
+        if self.delays is not None:
+            raise NotImplementedError(
+                "op: a synapse of a SpMatMulOp with delays leads from another slot of a ring in each step, and has no "
+                "sender of its own. Take se.RTRL(), se.Bridged() or se.D_RTRL(), which do not ask."
+            )
         features = np.arange(1 if self.axis == -1 else x.shape[-1])
 
         def at(ids: Any) -> np.ndarray:
@@ -243,6 +317,12 @@ class SpMatMulOp(ETraceOp):
     def _tied(self, weight: Array) -> Array:
         # Wide, because the derivative sums over the synapses of a weight.
         return widened(weight)[self.slot].astype(weight.dtype)
+
+    def _sent(self, x: Sent) -> Array:
+        """What senders send, on the last axis; of a window with the time in front."""
+        x = x.recent if isinstance(x, Ring) else x.each if isinstance(x, History) else x
+        check_input(x, self.axis, self._wires.num_pre)
+        return self._last(x)
 
     def _last(self, x: Array) -> Array:
         """Move the axis of the units after all others, or back."""

@@ -14,11 +14,15 @@ from .._kernels.windows import window_per_unit
 from .contract import Uses
 
 
-def read_weights(theta: PyTree, ndim: int, what: str) -> PyTree:
-    """The dictionary `{'weight': ..., 'bias'?: ...}` of an op, checked."""
-    if not isinstance(theta, dict) or "weight" not in theta or not set(theta) <= {"weight", "bias"}:
+def read_weights(theta: PyTree, ndim: int, what: str, others: tuple[str, ...] = ()) -> PyTree:
+    """The dictionary `{'weight': ..., 'bias'?: ...}` of an op, and `others` that it has, checked."""
+    needed = {"weight", *others}
+    if not isinstance(theta, dict) or not needed <= set(theta) <= needed | {"bias"}:
         keys = sorted(theta) if isinstance(theta, dict) else type(theta).__name__
-        raise ValueError(f"value: expected {{'weight': {what}, 'bias'?: ...}}, got {keys}. Name the arrays like that.")
+        more = "".join(f", {name!r}: ..." for name in others)
+        raise ValueError(
+            f"value: expected {{'weight': {what}{more}, 'bias'?: ...}}, got {keys}. Name the arrays like that."
+        )
     if getattr(theta["weight"], "ndim", None) != ndim:
         got = getattr(theta["weight"], "shape", type(theta["weight"]).__name__)
         raise ValueError(f"value['weight']: expected one array of shape {what}, got {got}.")

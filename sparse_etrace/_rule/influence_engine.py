@@ -170,7 +170,13 @@ class InfluenceEngine(TermEngine):
         return said, xs, heard
 
     def absorb(
-        self, weights: Weights, traces: Influences, terms: tuple, taught: tuple, only: str | None = None
+        self,
+        weights: Weights,
+        state: list[Array],
+        traces: Influences,
+        terms: tuple,
+        taught: tuple,
+        only: str | None = None,
     ) -> tuple[Influences, dict[int, list[Array]]]:
         """The recursion of the influences through a window."""
         said, xs, n = terms

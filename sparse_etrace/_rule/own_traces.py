@@ -16,6 +16,7 @@ from .._model.program import cast
 from .._model.step import Terms
 from .._model.types import Input, Like, Weights
 from .._op.contract import ETraceOp
+from .._op.delays import each, shape_of
 from .._sums import narrowed, widened, zeros
 from .engine import Carry
 from .trace_engine import ByCall
@@ -87,7 +88,7 @@ class OwnTraces(ByCall):
         def like(op: ETraceOp, v: PyTree[Array], terms: TraceTerms) -> PyTree[Array]:
             return self.own.trace_like(op, widened(_at_units(op, route, v)), widened(terms))
 
-        found = call.shapes_of(grouping.program, like, TraceTerms(x, *parts))
+        found = call.shapes_of(grouping.program, like, TraceTerms(shape_of(x), *parts))
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), found)
 
     def advance(
@@ -97,7 +98,7 @@ class OwnTraces(ByCall):
         new, gradients = {}, {}
         for call in grouping.reading.learning:
             op, given, _ = call.unflatten(*weights[call.number], call.x_atoms)
-            x, n, v = terms.x[call.number], widened(terms.n[call.number]), widened(given)
+            x, n, v = each(terms.x[call.number]), widened(terms.n[call.number]), widened(given)
             routes, parts, after = routes_of(grouping, call), [], []
             if op.is_diagonal or not routes:
                 parts.append([jnp.sum(n, axis=0)] if op.is_diagonal else jax.tree.leaves(op.total_dw(x, n, v)))
@@ -121,7 +122,7 @@ class OwnTraces(ByCall):
         m, d = (route.spread(widened(part[g]), ndim) for part in (terms.m, terms.hidden_jacobian))
         f = terms.output_jacobian[(g, call.number)].astype(n.dtype)
         at_once = jnp.zeros_like(m[:, 0]) if op.is_diagonal else n if is_first else jnp.zeros_like(n)
-        return TraceTerms(terms.x[call.number], at_once, m.astype(n.dtype), d.astype(n.dtype), f)
+        return TraceTerms(each(terms.x[call.number]), at_once, m.astype(n.dtype), d.astype(n.dtype), f)
 
     def _through(
         self, op: ETraceOp, v: PyTree[Array], trace: PyTree[Array], said: TraceTerms

@@ -22,6 +22,7 @@ from .._model.primitives import CALLS, PLACED, aval, bind, branches, called, sca
 from .._model.program import is_inexact, is_key
 from .._model.step import Step
 from .._model.types import Like
+from .._op.delays import shape_of
 from .traces import routes_of
 
 Value = Any
@@ -174,10 +175,11 @@ def reached(grouping: Grouping, params: list[Array], state: list[Like], x: list[
         weights = step.reading.weights(params)
         _, _, pull, jacobians = step.run(params, state, x, weights)
         m, n, plain, _ = pull(cts)
-        xs, d, f, spread = jacobians()
+        _, d, f, spread = jacobians()
         taught = {}
         for call in grouping.reading.learning:
             op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
+            given = shape_of(call.template(grouping.program)[2])
             y, carried = n[call.number], []
             for g, route in routes_of(grouping, call):
                 heard = m[g]
@@ -191,7 +193,7 @@ def reached(grouping: Grouping, params: list[Array], state: list[Like], x: list[
                     carried.append((spread[call.number, route.via][0], landed))
             parts = [
                 sum_to(op.xy_to_dw(None if op.is_diagonal else jnp.ones_like(x), y, v), v)
-                for x, y in [(xs[call.number], y), *carried]
+                for x, y in [(given, y), *carried]
             ]
             taught[call.number] = jax.tree.leaves(jax.tree.map(lambda *leaves: sum(leaves), *parts))
         grads = step.by_parameter(params, taught, plain)

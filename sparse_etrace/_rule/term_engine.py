@@ -42,11 +42,17 @@ class TermEngine(Engine):
 
     @abc.abstractmethod
     def absorb(
-        self, weights: Weights, traces: PyTree[Array], terms: PyTree[Array], taught: tuple, only: str | None = None
+        self,
+        weights: Weights,
+        state: list[Array],
+        traces: PyTree[Array],
+        terms: PyTree[Array],
+        taught: tuple,
+        only: str | None = None,
     ) -> tuple[PyTree[Array], dict[int, list[Array]]]:
         """Traces after the steps whose stacked terms these are, and for each op call the gradient of its weights.
 
-        `taught` holds the signals that were put in place, and the memory before and after. `only` is `"traces"` or
+        `state` is that before the steps. `taught` holds the signals that were put in place, and the memory before and after. `only` is `"traces"` or
         `"gradients"` where the other is not wanted.
         """
 
@@ -74,10 +80,10 @@ class TermEngine(Engine):
     def follow(self, model: Model, carry: Carry, said: PyTree[Array]) -> PyTree[Array]:
         """The recursion of the traces."""
         self.check(carry)
-        weights = self.reading.weights(leaves_of(model)[0])
-        m, n = self.run.silence(jax.tree.leaves(carry.state))
+        weights, state = self.reading.weights(leaves_of(model)[0]), jax.tree.leaves(carry.state)
+        m, n = self.run.silence(state)
         terms = jax.vmap(lambda said: self.terms(said, m, n, carry.traces))(said)
-        return self.absorb(weights, carry.traces, terms, (None, carry.memory, carry.memory), "traces")[0]
+        return self.absorb(weights, state, carry.traces, terms, (None, carry.memory, carry.memory), "traces")[0]
 
     @property
     def reading(self) -> Reading:
@@ -98,18 +104,18 @@ class TermEngine(Engine):
         learned = teacher.learned(model)
 
         def absorb(jacobians: tuple, old: tuple, signals: tuple, taught: tuple, only: str) -> Absorbed:
-            weights, traces, before = old
+            weights, state, traces, before = old
             signal, *after = taught
             terms = self.terms(jacobians, signals[0], signals[1], traces)
             terms, signal = jax.tree.map(lambda s: s[None], (terms, signal))
-            return self.absorb(weights, traces, terms, (signal, before, *after), only)
+            return self.absorb(weights, state, traces, terms, (signal, before, *after), only)
 
         def forward(
             params: list, state: list, traces: PyTree, xs: list, memory: Memory | None, matrix: Array | None
         ) -> tuple[tuple, tuple]:
             weights = self.reading.weights(params)
             out, new, pull, jacobians = run.run(params, state, xs, weights)
-            found, after, old = jacobians(), teacher.remember(memory, new), (weights, traces, memory)
+            found, after, old = jacobians(), teacher.remember(memory, new), (weights, state, traces, memory)
             later, _ = absorb(found, old, run.silence(state), (None, after), "traces")
             return (new, later, out, after), (params, old, pull, found, after, new, matrix)
 
@@ -162,13 +168,13 @@ class TermEngine(Engine):
 
         state, shape = jax.tree.flatten(carry.state)
         start = (state, zeros([*(params[i] for i in plain_leaves), *moved]), carry.memory)
-        (state, added, memory), (losses, aux, terms, signal) = jax.lax.scan(one, start, (xs, ys))
-        traces, dv = self.absorb(weights, carry.traces, terms, (signal, carry.memory, memory))
+        (new, added, memory), (losses, aux, terms, signal) = jax.lax.scan(one, start, (xs, ys))
+        traces, dv = self.absorb(weights, state, carry.traces, terms, (signal, carry.memory, memory))
         by_param = run.by_parameter(params, dv, added[: len(plain_leaves)])
         if moved:
             by_param |= teacher.by_learned(model, learned, added[-1].astype(moved[0].dtype))
         grads = jax.tree.unflatten(layout, [by_param.get(i) for i in range(len(params))])
-        return Window(losses, aux, grads, Carry(jax.tree.unflatten(shape, state), traces, memory))
+        return Window(losses, aux, grads, Carry(jax.tree.unflatten(shape, new), traces, memory))
 
 
 def _differentiate(loss_fn: Loss, reading: Reading, out: list[Array], y: PyTree) -> tuple[Array, PyTree, list[Array]]:

@@ -147,10 +147,17 @@ class TraceEngine(TermEngine):
         return Terms(xs, n, m, d, f, spread=spread)
 
     def absorb(
-        self, weights: Weights, traces: PyTree[Array], terms: Terms, taught: tuple, only: str | None = None
+        self,
+        weights: Weights,
+        state: list[Array],
+        traces: PyTree[Array],
+        terms: Terms,
+        taught: tuple,
+        only: str | None = None,
     ) -> tuple[dict[int, PyTree[Array]], dict[int, list[Array]]]:
         """The recursion of the traces through a window."""
-        return self.storage.advance(self.grouping, weights, traces, self.teacher.extend(terms, *taught), only)
+        terms = self.run.read_from(state, self.teacher.extend(terms, *taught))
+        return self.storage.advance(self.grouping, weights, traces, terms, only)
 
     def bridged(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window | None:
         """Where all traces are full, reverse mode ends at outputs of ops: weights learn where their traces are made."""
@@ -183,7 +190,7 @@ class TraceEngine(TermEngine):
         terms = jax.vmap(lambda said, n: self.terms(said, m, n, carry.traces))(said, n)
         terms = terms._replace(first=run.along.together({i: by_state[i] for i in run.along.leaves}))
         weights = self.reading.weights(params)
-        traces, dv = self.absorb(weights, carry.traces, terms, (None, carry.memory, carry.memory))
+        traces, dv = self.absorb(weights, old, carry.traces, terms, (None, carry.memory, carry.memory))
         by_param = run.by_parameter(params, dv, by_plain)
         grads = jax.tree.unflatten(param_layout, [by_param.get(i) for i in range(len(params))])
         return Window(losses, aux, grads, Carry(jax.tree.unflatten(layout, state), traces, carry.memory))

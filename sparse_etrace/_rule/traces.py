@@ -17,6 +17,7 @@ from .._model.step import Terms
 from .._model.trained import nbytes
 from .._model.types import Input, OpWeights, Weights
 from .._op.contract import ETraceOp
+from .._op.delays import each, shape_of
 from .._sums import dot, is_narrow, joined, matmul, matvec, mixed, rounded, wide, widened, zeros
 
 
@@ -135,7 +136,7 @@ def bytes_of_step(grouping: Grouping, counts: Sequence[int]) -> int:
     for call in grouping.reading.learning:
         y = call.y(grouping.program)
         per_unit = 1 + sum(2 * counts[g] + 1 for g, _ in routes_of(grouping, call))
-        total += nbytes(call.template(grouping.program)[2]) + per_unit * nbytes(y)
+        total += nbytes(shape_of(call.template(grouping.program)[2])) + per_unit * nbytes(y)
     for group, count in zip(grouping.groups, counts, strict=True):
         (state,) = grouping.program.shapes([grouping.reading.state[group.variables[0]]])
         total += 2 * count * (1 + count) * nbytes(state)
@@ -287,7 +288,7 @@ def recalled(
                 own = route.at_units(v) if op.is_diagonal else v
                 silent = jnp.zeros_like(signal[:1])
                 read = x if route.via is None else grouping.spread_shapes[call.number, route.via]
-                nothing = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), read)
+                nothing = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), shape_of(read))
                 of_units = None if route.via is None else per_unit_leaves(grouping, call)
                 _, found = _window(op, of_units, own, trace.full[number], (None, None, signal, silent), nothing)
                 found = _leaves(route.total(found, v) if op.is_diagonal else found)
@@ -340,7 +341,7 @@ def _filter(
     kept = routes if stored.f else []
     parts = [(terms.hidden_jacobian[g], terms.m[g], terms.output_jacobian[(g, call.number)]) for g, _ in kept]
     start = Factors(stored.x.astype(dtype), tuple(f.astype(dtype) for f in stored.f), stored.steps)
-    x = terms.x[call.number].astype(dtype)
+    x = each(terms.x[call.number]).astype(dtype)
     new, (filtered, taught) = jax.lax.scan(step, start, (x, widened(terms.n[call.number]), parts), unroll=len(x) == 1)
     leaves, layout = jax.tree.flatten(stored)
     found = [

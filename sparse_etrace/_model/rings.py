@@ -1,0 +1,72 @@
+"""Rings that nothing but `push` moves, so that a window keeps what each step pushes and not a ring for each."""
+
+from typing import NamedTuple
+
+import jax
+import jax.extend.core as jex
+import numpy as np
+from jaxtyping import Array
+
+from .._op.delays import History, Ring, history
+from .call import Call
+from .program import Program, flatten
+from .reading import Reading
+from .types import Atom
+
+
+class Pushed(NamedTuple):
+    """The ring that an op reads.
+
+    Attributes:
+        values, pointer: leaves of the state.
+        sent: value of the step that is pushed.
+        is_late: whether that is before the op reads.
+    """
+
+    values: int
+    pointer: int
+    sent: int
+    is_late: bool
+
+    def history(self, ring: Ring, state: list[Array], sent: Array) -> History:
+        """What the steps of a window read, from the state before it and what they pushed, the time in front."""
+        ring = Ring(state[self.values], state[self.pointer], ring.axis)
+        return history(ring, sent, self.is_late)
+
+
+def pushed(a: Reading, call: Call) -> Pushed | None:
+    """How the ring moves that an op reads; None if it reads none, or what else moves it."""
+    ring = call.template(a.program)[2] if call.is_op else None
+    if not isinstance(ring, Ring):
+        return None
+    *_, units = ring.values.shape
+    sent = (*ring.values.shape[:-2], units)
+    sent = sent if ring.axis == -1 else (*sent[:-2], units, sent[-2])
+    given = ring, jax.ShapeDtypeStruct(sent, ring.dtype)
+    pattern = flatten(jax.make_jaxpr(lambda ring, sent: jax.tree.leaves(ring.push(sent)))(*given))
+    for values in range(len(a.state)):
+        for pointer in range(len(a.state)):
+            old, new = (a.state[values], a.state[pointer]), (a.new[values], a.new[pointer])
+            if call.x_atoms not in (old, new):
+                continue
+            found: dict[int, Atom] = dict(zip(pattern.inputs, old))
+            if all(_is_like(a.program, one, pattern, other, found) for one, other in zip(new, pattern.outputs)):
+                sent = found[pattern.inputs[2]]
+                return Pushed(values, pointer, sent, call.x_atoms == new) if isinstance(sent, int) else None
+    return None
+
+
+def _is_like(program: Program, atom: Atom, pattern: Program, other: Atom, found: dict[int, Atom]) -> bool:
+    """Whether a value is computed as another one is in a pattern, whose inputs are `found`."""
+    if not isinstance(other, int):
+        return isinstance(atom, jex.Literal) and np.array_equal(atom.val, other.val)
+    if other in pattern.inputs:
+        return found.setdefault(other, atom) == atom
+    makers = [[n for n in p.nodes if value in n.outputs] for p, value in ((program, atom), (pattern, other))]
+    if not all(makers):
+        return False
+    (one,), (like,) = makers
+    is_same = one.eqn.primitive is like.eqn.primitive and str(one.eqn.params) == str(like.eqn.params)
+    return is_same and all(
+        _is_like(program, i, pattern, j, found) for i, j in zip(one.inputs, like.inputs, strict=True)
+    )

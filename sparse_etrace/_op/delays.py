@@ -1,0 +1,261 @@
+"""Delays of synapses: what was sent lies in one ring, which moves by a pointer and not by a copy.
+
+A ring of D = 3 slots is written twice, so that the last D that were sent lie together from the pointer on, the oldest
+first. Here were sent a, b, c, d in turns; d is read with delay 1, b with delay 3:
+
+    slot       0  1  2  3  4  5
+    values     d  b  c  d  b  c
+    pointer       ^                 next is written to slots 1 and 4
+
+A synapse reads unit `pre` of the slot `D - delay` behind the pointer: a sender among `D * num_pre`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Inexact, Int, PyTree
+
+from .._graph.connectivity import MAX_INDEX, Connectivity, from_slots, host_array
+from .._graph.graph import Graph
+from .._numbers import positive
+from .weights import check_shape
+
+ATTRIBUTE = "delay"
+
+
+class Ring(eqx.Module):
+    """What was sent in the last steps, for an op with delays: state of a model, made by `op.ring(*batch)`.
+
+    `op(ring)` reads for each synapse what its sender pushed `delay` pushes ago, and `ring.push(z)` is the ring of the
+    next step. No trace follows it, as it reaches the future through the op alone.
+
+    Attributes:
+        values: `(*batch, 2 * depth, num_pre)`, with features `(*batch, features, 2 * depth, num_pre)`; each half holds
+            the same.
+        pointer: where the next is written, int32, without axes unless `vmap` gives it any.
+        axis: that of the op.
+
+    Example:
+        >>> import jax.numpy as jnp, sparse_etrace as se
+        >>> graph = se.from_edges([0, 0], [0, 1], [1.0, 1.0], shape=(1, 2), edge_attrs={"delay": [1, 3]})
+        >>> op = se.SpMatMulOp(graph)
+        >>> param, ring = op.param(init=graph), op.ring()
+        >>> for z in [5.0, 6.0, 7.0]:
+        ...     ring = ring.push(jnp.array([z]))
+        >>> param(ring).tolist()
+        [7.0, 5.0]
+    """
+
+    values: Inexact[Array, "*batch two_turns pre"]
+    pointer: Int[Array, "..."]
+    axis: int = eqx.field(static=True, default=-1)
+
+    @property
+    def depth(self) -> int:
+        """How many steps back it reaches."""
+        return self.values.shape[-2] // 2
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of `recent`."""
+        *front, turns, units = self.values.shape
+        sent = turns // 2 * units
+        return (*front, sent) if self.axis == -1 else (*front[:-1], sent, front[-1])
+
+    @property
+    def ndim(self) -> int:
+        """Rank of `recent`."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """Type of what is sent."""
+        return self.values.dtype
+
+    @property
+    def turn(self) -> Inexact[Array, "*batch depth pre"]:
+        """The last that were sent, the oldest first."""
+
+        def one(values: Array, pointer: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(values, pointer, self.depth, axis=-2)
+
+        return _mapped(one, self.pointer)(self.values, self.pointer)
+
+    @property
+    def recent(self) -> Inexact[Array, "..."]:
+        """The last that were sent as the senders of an op, `(*batch, depth * num_pre)`, with features behind."""
+        return _flat(self.turn, self.axis)
+
+    def push(self, sent: Inexact[Array, "..."]) -> "Ring":
+        """The ring after one more step.
+
+        Args:
+            sent: `(*batch, num_pre)`, or with features `(*batch, num_pre, features)`.
+
+        Raises:
+            ValueError: it has another shape.
+        """
+        sent = jnp.asarray(sent, self.dtype)
+        sent = sent if self.axis == -1 or sent.ndim < 2 else jnp.swapaxes(sent, -1, -2)
+        *front, _, units = self.values.shape
+        hint = "Make the ring with the batch axes (and features) of what is sent: op.ring(*batch)."
+        check_shape("sent", sent.shape, (*front, units), f"{hint} Features come before units here.")
+
+        def write(values: Array, pointer: Array, sent: Array) -> Array:
+            for at in (pointer, pointer + self.depth):
+                values = jax.lax.dynamic_update_slice_in_dim(values, sent[..., None, :], at, axis=-2)
+            return values
+
+        values = _mapped(write, self.pointer)(self.values, self.pointer, sent)
+        return Ring(values, (self.pointer + 1) % self.depth, self.axis)
+
+
+class History(eqx.Module):
+    """What was sent before and in the steps of a window: step `k` reads `values[k:k + depth]`, the oldest first.
+
+    Attributes:
+        values: `(depth + steps - 1, *batch, pre)`, with features `(..., *batch, features, pre)`.
+        depth: how many steps back are read.
+        axis: that of the op.
+    """
+
+    values: Inexact[Array, "time *batch pre"]
+    depth: int = eqx.field(static=True)
+    axis: int = eqx.field(static=True)
+
+    @property
+    def steps(self) -> int:
+        """Length of the window."""
+        return len(self.values) - self.depth + 1
+
+    @property
+    def each(self) -> Inexact[Array, "steps ..."]:
+        """`Ring.recent` of each step."""
+        at = np.arange(self.steps)[:, None] + np.arange(self.depth)
+        return _flat(jnp.moveaxis(self.values[at], 1, -2), self.axis)
+
+
+def history(ring: Ring, sent: Inexact[Array, "steps ..."], is_late: bool) -> History:
+    """What a window reads that begins with this ring, into which each step pushes; late if it does so before it reads."""
+    sent = sent if ring.axis == -1 else jnp.swapaxes(sent, -1, -2)
+    values = jnp.concatenate([jnp.moveaxis(ring.turn, -2, 0), sent])
+    return History(values[1:] if is_late else values[:-1], ring.depth, ring.axis)
+
+
+def each(x: Any) -> Any:
+    """What an op read in each step of a window, of a history or as it is."""
+    return x.each if isinstance(x, History) else x
+
+
+def shape_of(x: Any) -> Any:
+    """The shape of what an op reads in a step: of a ring all its slots once, others as they are."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, Ring) else x
+
+
+def aligned(state: PyTree, like: PyTree) -> PyTree:
+    """A state whose rings are turned so that their pointers are those of another state."""
+
+    def one(ring: object, other: object) -> object:
+        if not isinstance(ring, Ring) or not isinstance(other, Ring) or ring.values.shape != other.values.shape:
+            return ring
+        turned = _mapped(lambda values, by: jnp.roll(values, by, axis=-2), other.pointer)
+        return Ring(turned(ring.values, other.pointer - ring.pointer), other.pointer, ring.axis)
+
+    return jax.tree.map(one, state, like, is_leaf=lambda leaf: isinstance(leaf, Ring))
+
+
+class Delays(eqx.Module):
+    """Delays of the synapses of an op.
+
+    Attributes:
+        wires: from senders in the slots of a ring to the receivers, once for each slot that a synapse reads.
+        lag: which slot that is, behind the pointer.
+        steps: whole steps of each synapse in canonical order; where delays are trained, those below.
+        order: which entry of the delays of a parameter is that of each synapse; None: they are in canonical order.
+        start: what trained delays start from, in that order.
+        depth: the longest delay that there is room for.
+    """
+
+    wires: Connectivity
+    lag: Int[Array, " reads"]
+    steps: Int[Array, " num_synapses"]
+    order: Int[Array, " num_synapses"] | None
+    start: Inexact[Array, " given"] | None
+    depth: int = eqx.field(static=True)
+
+    def weights(self, weight: Array, delay: Array | None) -> Array:
+        """Weights of what each synapse reads: a real-valued delay reads two slots."""
+        if delay is None:
+            return weight
+        share = (delay if self.order is None else delay[self.order]) - self.steps
+        share = share.astype(weight.dtype)
+        return jnp.stack([weight * (1 - share), weight * share], axis=-1).reshape(-1)
+
+
+def given_delays(delay: Any, graph: object) -> Any:
+    """What an op is given: its argument, or an attribute of its graph; None without delays."""
+    if delay is None and isinstance(graph, Graph):
+        return graph.edge_attrs.get(ATTRIBUTE)
+    return None if delay is False else delay
+
+
+def delays_of(
+    connectivity: Connectivity, delay: Any, count: int, order: Array | None, max_delay: Any, is_trained: bool
+) -> Delays:
+    """Delays for an op.
+
+    Args:
+        delay: of each of the `count` weights, or of all.
+        order: which of them is that of each synapse.
+
+    Raises:
+        TypeError: they are traced.
+        ValueError: they have another shape, are below 1 or above `max_delay`, or are not whole where they have to be.
+    """
+    values = host_array("delay", delay)
+    values = np.broadcast_to(values, (count,)) if values.ndim == 0 else values
+    check_shape("delay", values.shape, (count,), "One for each synapse, in the order of the weights.")
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"delay: expected numbers of steps, got {values.dtype}. Without delays, give delay=False.")
+    most = values.max(initial=1) if max_delay is None else positive("max_delay", max_delay)
+    bad = values[~((values >= 1) & (values <= most) & (is_trained | (values == np.floor(values))))]
+    if bad.size:
+        raise ValueError(
+            f"delay: expected {'numbers' if is_trained else 'whole steps'} from 1 to {most}, got {bad[0]}. A delay of "
+            "1 reads what was sent in the step before. Divide times by dt, and round them unless they are trained."
+        )
+    depth = max(math.ceil(most), 1 + is_trained)
+    if depth * connectivity.num_pre > MAX_INDEX:
+        raise ValueError(
+            f"delay: expected at most {MAX_INDEX} senders in all slots of a ring, got {depth} slots of "
+            f"{connectivity.num_pre}. Take shorter delays or larger steps."
+        )
+    each = values if order is None else values[np.asarray(order)]
+    steps = np.clip(np.floor(each), 1, depth - is_trained).astype(np.int32)
+    lag = (depth - steps)[:, None] - np.arange(1 + is_trained, dtype=np.int32)
+    return Delays(
+        from_slots(connectivity, lag, depth),
+        jnp.asarray(lag.ravel()),
+        jnp.asarray(steps),
+        order,
+        jnp.asarray(values, float) if is_trained else None,
+        depth,
+    )
+
+
+def _mapped(fn: Callable[..., Array], pointer: Array) -> Callable[..., Array]:
+    """A function of arrays and a pointer, over the axes that `vmap` gave this."""
+    for _ in range(pointer.ndim):
+        fn = jax.vmap(fn)
+    return fn
+
+
+def _flat(slots: Array, axis: int) -> Array:
+    """Slots and units as one axis of senders, with features behind."""
+    sent = slots.reshape(*slots.shape[:-2], slots.shape[-2] * slots.shape[-1])
+    return sent if axis == -1 else jnp.swapaxes(sent, -1, -2)
