@@ -69,6 +69,7 @@ from ._op import (
     Ties as Ties,
     Uses as Uses,
     check_op as check_op,
+    refloor as refloor,
     spread as spread,
     ties as ties,
 )

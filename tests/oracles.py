@@ -65,6 +65,29 @@ def gated(pre, post, shape):
     return Op(dict, apply, read=lambda x: x[0][..., pre] * x[1])
 
 
+def delayed(pre, post, shape, delay, axis=-1, is_trained=False):
+    """Called with a line for each synapse, `(..., synapses, steps)`, with features between, the newest first."""
+    delay, full = np.asarray(delay), np.zeros((len(post), shape[1]))
+    full[np.arange(len(post)), post] = 1
+    whole = np.broadcast_to(np.floor(delay).astype(int), post.shape)
+
+    def phi(theta):
+        rest = {k: leaf for k, leaf in theta.items() if k == "bias"}
+        share = theta["delay"] - whole if is_trained else jnp.zeros(len(post))
+        return {"weight": jnp.stack([theta["weight"] * (1 - share), theta["weight"] * share]), **rest}
+
+    def apply(line, v):
+        y = 0.0
+        for weight, steps in zip(v["weight"], (whole, whole + 1)):
+            chosen = (np.arange(line.shape[-1]) == (steps - 1)[:, None]).astype(float)
+            read = "...sk,sk->...s" if axis == -1 else "...sfk,sk->...sf"
+            to = "...s,s,si->...i" if axis == -1 else "...sf,s,si->...if"
+            y = y + jnp.einsum(to, jnp.einsum(read, line, chosen), weight, full)
+        return y + (v["bias"] if axis == -1 else v["bias"][:, None])
+
+    return Op(phi, apply)
+
+
 def graph_conv(supports, kind="fixed"):
     """`supports` as `(pre, post, weight)`, weights in receiver-major order, one support after the other."""
     fixed = np.concatenate([weight for _, _, weight in supports])

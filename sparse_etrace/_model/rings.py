@@ -1,40 +1,66 @@
 """Rings that nothing but `push` moves, so that a window keeps what each step pushes and not a ring for each."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.extend.core as jex
 import numpy as np
 from jaxtyping import Array
 
-from .._op.delays import History, Ring, history
+from .._op.delays import Ring, history
 from .call import Call
 from .program import Program, flatten
 from .reading import Reading
-from .types import Atom
+from .types import Atom, Input
 
 
 class Pushed(NamedTuple):
-    """The ring that an op reads.
+    """A ring that an op reads, as it is read.
 
     Attributes:
+        ring: its shapes.
         values, pointer: leaves of the state.
         sent: value of the step that is pushed.
         is_late: whether that is before the op reads.
     """
 
+    ring: Ring
     values: int
     pointer: int
     sent: int
     is_late: bool
 
-    def history(self, ring: Ring, state: list[Array], sent: Array) -> History:
-        """What the steps of a window read, from the state before it and what they pushed, the time in front."""
-        ring = Ring(state[self.values], state[self.pointer], ring.axis)
-        return history(ring, sent, self.is_late)
+
+def rings_of(a: Reading, calls: Iterable[Call]) -> dict[int, Pushed]:
+    """The rings that op calls read and that each step only pushes to."""
+    found = {c.number: _pushed(a, c) for c in calls}
+    return {number: ring for number, ring in found.items() if ring is not None}
 
 
-def pushed(a: Reading, call: Call) -> Pushed | None:
+def histories(rings: dict[int, Pushed], state: list[Array], xs: dict[int, Input]) -> dict[int, Input]:
+    """What op calls read in the steps of a window, from the state before it and what was kept of each step."""
+    found = dict(xs)
+    for number, (ring, values, pointer, _, is_late) in rings.items():
+        before = eqx.tree_at(lambda r: (r.values, r.pointer), ring, (state[values], state[pointer]))
+        found[number] = history(before, xs[number], is_late)
+    return found
+
+
+def kept(x: Input) -> Input:
+    """What is kept of what an op reads in a step: of a ring that is no `Pushed` one, all that the op could read."""
+    return x.recent if isinstance(x, Ring) else x
+
+
+def x_of(call: Call, rings: dict[int, Pushed], values: list[Array]) -> Input:
+    """The same, of the values that are read or, for a `Pushed` ring, of that which is pushed."""
+    if call.number in rings:
+        return values[0]
+    return kept(call.unflatten(call.op_atoms, call.weight_atoms, values)[2])
+
+
+def _pushed(a: Reading, call: Call) -> Pushed | None:
     """How the ring moves that an op reads; None if it reads none, or what else moves it."""
     ring = call.template(a.program)[2] if call.is_op else None
     if not isinstance(ring, Ring):
@@ -51,8 +77,8 @@ def pushed(a: Reading, call: Call) -> Pushed | None:
                 continue
             found: dict[int, Atom] = dict(zip(pattern.inputs, old))
             if all(_is_like(a.program, one, pattern, other, found) for one, other in zip(new, pattern.outputs)):
-                sent = found[pattern.inputs[2]]
-                return Pushed(values, pointer, sent, call.x_atoms == new) if isinstance(sent, int) else None
+                value = found[pattern.inputs[2]]
+                return Pushed(ring, values, pointer, value, call.x_atoms == new) if isinstance(value, int) else None
     return None
 
 

@@ -27,13 +27,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .._op.delays import Ring
 from .._sums import widened
 from .call import Call
 from .grouping import Grouping
 from .groups import Group
 from .program import Node, constant, is_inexact
-from .rings import Pushed, pushed
+from .rings import kept, rings_of, x_of
 from .through import Spread, spread
 from .types import Atom, Input, Known, Labels, Weights
 
@@ -147,6 +146,7 @@ class Step:
     def __init__(self, grouping: Grouping, along: Along | None = None, tap: Tap | None = None):
         self.grouping, self.reading, self.program = grouping, grouping.reading, grouping.program
         self.along, self.tap = along or ByGroup(grouping), tap
+        self.rings = rings_of(self.reading, self.along.watched)
 
     def forward(
         self,
@@ -191,7 +191,7 @@ class Step:
                     op, v, given = call.unflatten(*jax.lax.stop_gradient(weights[call.number]), args)
                     y = op.xw_to_y(given, v)
                     out = [y + deltas[call.number] if call.number in deltas else y]
-                    found[call.number] = given.recent if isinstance(given, Ring) else given
+                    found[call.number] = kept(given)
             for o, v in zip(node.outputs, out, strict=True):
                 variant = stop & self.grouping.depends[o]
                 if self.tap and o == self.tap.number:
@@ -206,19 +206,6 @@ class Step:
         xs = {c.number: found[c.number] for c in self.along.watched}
         xs |= {number: variant_of(ring.sent, Labels()) for number, ring in self.rings.items()}
         return out + tapped, (new, xs, everything)
-
-    @cached_property
-    def rings(self) -> dict[int, Pushed]:
-        """How the rings move that watched op calls read."""
-        found = {c.number: pushed(self.reading, c) for c in self.along.watched}
-        return {number: ring for number, ring in found.items() if ring is not None}
-
-    def read_from(self, state: list[Array], terms: Terms) -> Terms:
-        """Terms of the steps from a state on, with the history of each ring for what was pushed to it."""
-        x = dict(terms.x)
-        for number, ring in self.rings.items():
-            x[number] = ring.history(self.reading.calls[number].template(self.program)[2], state, x[number])
-        return terms._replace(x=x)
 
     def _needed(self, atom: int, stop: Labels) -> tuple[Labels, bool]:
         """Which variant of a value to take when the old state of the clusters `stop` is constant."""
@@ -319,7 +306,7 @@ class Step:
         a, watched = self.reading, self.along.watched
         known = dict(zip(self.program.inputs, [*params, *state, *x], strict=True))
         made = [o for c in a.calls for o in c.node.outputs]
-        atoms = {c.number: [self.rings[c.number].sent] if c.number in self.rings else c.x_atoms for c in watched}
+        atoms = {c.number: (self.rings[c.number].sent,) if c.number in self.rings else c.x_atoms for c in watched}
         read = [i for c in watched for i in atoms[c.number]]
         calls = [(c, c.node.outputs[0]) for c in watched if deltas]
         added = {y: deltas[c.number] for c, y in calls if deltas}
@@ -328,11 +315,7 @@ class Step:
         new, out, ys, given = ([next(found) for _ in part] for part in (a.new, a.out, made, read))
         known, given = jax.lax.stop_gradient((known | dict(zip(made, ys, strict=True)), given))
         each = iter(given)
-        xs = {}
-        for c in watched:
-            parts = [next(each) for _ in atoms[c.number]]
-            x = parts[0] if c.number in self.rings else c.unflatten(c.op_atoms, c.weight_atoms, parts)[2]
-            xs[c.number] = x.recent if isinstance(x, Ring) else x
+        xs = {c.number: x_of(c, self.rings, [next(each) for _ in atoms[c.number]]) for c in watched}
         return new, out, (xs, *self.along.jacobians(known))
 
     def silence(self, state: list[Array]) -> tuple[list[Array], dict[int, Array]]:

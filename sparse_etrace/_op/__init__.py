@@ -8,6 +8,7 @@ from .elemwise import ElemWiseOp as ElemWiseOp, ElemWiseParam as ElemWiseParam
 from .graphconv import GraphConvOp as GraphConvOp
 from .lora import LoraOp as LoraOp
 from .matmul import MatMulOp as MatMulOp
+from .refloor import refloor as refloor
 from .spmatmul import SpMatMulOp as SpMatMulOp
 from .spread import spread as spread
 from .ties import Ties as Ties, ties as ties

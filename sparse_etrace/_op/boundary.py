@@ -91,10 +91,10 @@ def _batch(flat: tuple, axes: tuple, call: Callable[..., list[Array]]) -> tuple[
     return out, [0] * len(out)
 
 
-def _in_front(part: Array, axis: int | None, size: int) -> Array:
+def _in_front(part: ArrayLike, axis: int | None, size: int) -> ArrayLike:
     """A part of an input with the new axis in front; a number that is the same for all stays one."""
     if axis is None:
-        return jnp.broadcast_to(part, (size, *part.shape)) if jnp.ndim(part) else part
+        return jnp.broadcast_to(part, (size, *jnp.shape(part))) if jnp.ndim(part) else part
     return jnp.moveaxis(part, axis, 0)
 
 

@@ -39,6 +39,7 @@ class Ring(eqx.Module):
             the same.
         pointer: where the next is written, int32, without axes unless `vmap` gives it any.
         axis: that of the op.
+        reach: how many steps back an op reads that is given it; None for all.
 
     Example:
         >>> import jax.numpy as jnp, sparse_etrace as se
@@ -54,17 +55,23 @@ class Ring(eqx.Module):
     values: Inexact[Array, "*batch two_turns pre"]
     pointer: Int[Array, "..."]
     axis: int = eqx.field(static=True, default=-1)
+    reach: int | None = eqx.field(static=True, default=None)
+
+    @property
+    def slots(self) -> int:
+        """How many steps back it holds."""
+        return self.values.shape[-2] // 2
 
     @property
     def depth(self) -> int:
-        """How many steps back it reaches."""
-        return self.values.shape[-2] // 2
+        """How many steps back are read."""
+        return self.slots if self.reach is None else self.reach
 
     @property
     def shape(self) -> tuple[int, ...]:
         """That of `recent`."""
-        *front, turns, units = self.values.shape
-        sent = turns // 2 * units
+        *front, _, units = self.values.shape
+        sent = self.depth * units
         return (*front, sent) if self.axis == -1 else (*front[:-1], sent, front[-1])
 
     @property
@@ -77,19 +84,23 @@ class Ring(eqx.Module):
         """Type of what is sent."""
         return self.values.dtype
 
-    @property
-    def turn(self) -> Inexact[Array, "*batch depth pre"]:
+    def last(self, count: int) -> Inexact[Array, "*batch count pre"]:
         """The last that were sent, the oldest first."""
 
         def one(values: Array, pointer: Array) -> Array:
-            return jax.lax.dynamic_slice_in_dim(values, pointer, self.depth, axis=-2)
+            return jax.lax.dynamic_slice_in_dim(values, pointer + (self.slots - count), count, axis=-2)
 
         return _mapped(one, self.pointer)(self.values, self.pointer)
 
     @property
+    def newest(self) -> Inexact[Array, "..."]:
+        """What was sent last, `(*batch, num_pre)`, with features behind."""
+        return _flat(self.last(1), self.axis)
+
+    @property
     def recent(self) -> Inexact[Array, "..."]:
         """The last that were sent as the senders of an op, `(*batch, depth * num_pre)`, with features behind."""
-        return _flat(self.turn, self.axis)
+        return _flat(self.last(self.depth), self.axis)
 
     def push(self, sent: Inexact[Array, "..."]) -> "Ring":
         """The ring after one more step.
@@ -107,12 +118,12 @@ class Ring(eqx.Module):
         check_shape("sent", sent.shape, (*front, units), f"{hint} Features come before units here.")
 
         def write(values: Array, pointer: Array, sent: Array) -> Array:
-            for at in (pointer, pointer + self.depth):
+            for at in (pointer, pointer + self.slots):
                 values = jax.lax.dynamic_update_slice_in_dim(values, sent[..., None, :], at, axis=-2)
             return values
 
         values = _mapped(write, self.pointer)(self.values, self.pointer, sent)
-        return Ring(values, (self.pointer + 1) % self.depth, self.axis)
+        return Ring(values, (self.pointer + 1) % self.slots, self.axis)
 
 
 class History(eqx.Module):
@@ -141,10 +152,27 @@ class History(eqx.Module):
 
 
 def history(ring: Ring, sent: Inexact[Array, "steps ..."], is_late: bool) -> History:
-    """What a window reads that begins with this ring, into which each step pushes; late if it does so before it reads."""
+    """What a window reads from this ring on, to which each step pushes, late if that is before it reads."""
     sent = sent if ring.axis == -1 else jnp.swapaxes(sent, -1, -2)
-    values = jnp.concatenate([jnp.moveaxis(ring.turn, -2, 0), sent])
+    values = jnp.concatenate([jnp.moveaxis(ring.last(ring.depth), -2, 0), sent])
     return History(values[1:] if is_late else values[:-1], ring.depth, ring.axis)
+
+
+def sends(silence: Array, *params: Any) -> Array | Ring:
+    """What parameters read before anything was sent: zeros, or a ring for the longest delay that any of them has."""
+    ops = [param.op for param in params if param is not None]
+    deep = max(
+        (op.delays for op in ops if getattr(op, "delays", None) is not None), key=lambda d: d.depth, default=None
+    )
+    if deep is None:
+        return silence
+    units = silence.shape[-1]
+    return Ring(jnp.zeros((*silence.shape[:-1], 2 * deep.depth, units), silence.dtype), jnp.zeros((), jnp.int32))
+
+
+def sent(before: Array | Ring, now: Array) -> Array | Ring:
+    """What is read in the next step."""
+    return before.push(now) if isinstance(before, Ring) else now
 
 
 def each(x: Any) -> Any:

@@ -46,9 +46,9 @@ class SpMatMulOp(ETraceOp):
         gated: called with `(x, gate)`, where `gate`, `(..., num_synapses)` in canonical order, multiplies what each
             synapse reads in this step, untrained: 0 for one that is not there, which sends nothing and whose trace goes
             with its target as that of a silent sender does.
-        delay: steps from a sender to what it sends being read, `(num_synapses,)` in the order of the weights, or one
-            for all: whole numbers from 1 on, where 1 is what was sent in the step before, as ordinary recurrence reads
-            it. The op is then called with a `Ring`. None takes `edge_attrs["delay"]` of a graph that has it, False none.
+        delay: steps from sending to being read, `(num_synapses,)` in the order of the weights, or one for all: whole
+            numbers from 1 on, where 1 is what was sent in the step before, as ordinary recurrence reads it. The op is
+            then called with a `Ring`. None takes `edge_attrs["delay"]` of a graph that has it, False takes none.
         train_delay: the delays are a parameter as well, `'delay'`, real numbers, of which a synapse reads two steps:
             `weight * (1 - frac)` of what was sent `floor(delay)` steps ago and `weight * frac` of the step before that.
             Whole steps stand in the op until `se.refloor` moves them.
@@ -116,13 +116,15 @@ class SpMatMulOp(ETraceOp):
         self.bias, self.gated, self.delays = bool(bias), bool(gated), None
         if delay is not None and self.gated:
             raise ValueError(
-                "delay: expected none with gated=True, got some. Give delay=False, or multiply what is pushed by a gate "
-                "of each sender."
+                "delay: expected none with gated=True, got some. Give delay=False, or gates of the senders: push what "
+                "they let through."
             )
         if delay is not None:
             self.delays = delays_of(connectivity, delay, count, order, max_delay, bool(train_delay))
         elif train_delay or max_delay is not None:
-            raise ValueError("delay: expected delays with train_delay or max_delay, got none. Give what they start from.")
+            raise ValueError(
+                "delay: expected delays with train_delay or max_delay, got none. Give what they start from."
+            )
 
     def param(
         self, key: object = None, *, init: object = "fan_in", dtype: DTypeLike | None = None, **options: Any
@@ -194,8 +196,8 @@ class SpMatMulOp(ETraceOp):
                 f"features: expected {'none' if self.axis == -1 else 'their number'} with axis={self.axis}, got "
                 f"{features}. They are what axis=-2 carries along."
             )
-        inner = () if features is None else (features,)
-        return Ring(jnp.zeros((*batch, *inner, *self._turns), dtype), jnp.zeros((), jnp.int32), self.axis)
+        inner = *(() if features is None else (features,)), 2 * self.delays.depth, self.connectivity.num_pre
+        return Ring(jnp.zeros((*batch, *inner), dtype), jnp.zeros((), jnp.int32), self.axis)
 
     @property
     def input_ndim(self) -> int:
@@ -208,11 +210,6 @@ class SpMatMulOp(ETraceOp):
         return -1 - self.axis
 
     @property
-    def _turns(self) -> tuple[int, int]:
-        """Slots and units of a ring."""
-        return 2 * (self.delays.depth if self.delays else 0), self.connectivity.num_pre
-
-    @property
     def _wires(self) -> Connectivity:
         """From what each synapse reads: senders, slots of a ring of them, or each synapse where that is gated."""
         if self.delays is not None:
@@ -222,13 +219,16 @@ class SpMatMulOp(ETraceOp):
     def read(self, x: Any) -> Array | Ring:
         """`x`; the ring of an op with delays; or what each synapse sends of `(x, gate)`."""
         if self.delays is not None:
-            if not isinstance(x, Ring) or x.axis != self.axis or x.values.shape[-2:] != self._turns:
-                got = f"one of {x.values.shape[-2:]}, axis={x.axis}" if isinstance(x, Ring) else type(x).__name__
-                raise ValueError(
-                    f"x: expected a Ring of {self._turns}, axis={self.axis}, got {got}. The op has delays: keep "
-                    "op.ring(*batch) in the state and push to it what is sent; or give the op delay=False."
+            units, depth = self.connectivity.num_pre, self.delays.depth
+            if not isinstance(x, Ring) or (x.axis, x.values.shape[-1]) != (self.axis, units) or x.slots < depth:
+                got = (
+                    f"{x.slots} steps of {x.values.shape[-1]}, axis={x.axis}" if isinstance(x, Ring) else repr(type(x))
                 )
-            return x
+                raise ValueError(
+                    f"x: expected a Ring of {depth} steps or more of {units} units, axis={self.axis}, got {got}. The "
+                    "op has delays: keep op.ring(*batch) in the state and push what is sent, or give delay=False."
+                )
+            return Ring(x.values, x.pointer, x.axis, depth)
         if not self.gated:
             return jnp.asarray(x)
         count = self.connectivity.num_synapses

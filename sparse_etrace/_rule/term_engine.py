@@ -52,8 +52,8 @@ class TermEngine(Engine):
     ) -> tuple[PyTree[Array], dict[int, list[Array]]]:
         """Traces after the steps whose stacked terms these are, and for each op call the gradient of its weights.
 
-        `state` is that before the steps. `taught` holds the signals that were put in place, and the memory before and after. `only` is `"traces"` or
-        `"gradients"` where the other is not wanted.
+        `state` is that before the steps. `taught` holds the signals that were put in place, and the memory before and
+        after. `only` is `"traces"` or `"gradients"` where the other is not wanted.
         """
 
     @abc.abstractmethod

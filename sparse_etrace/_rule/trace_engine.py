@@ -17,6 +17,7 @@ from .._model.grouping import Grouping, closure
 from .._model.origin import origin_of
 from .._model.reading import Reading
 from .._model.refusals import check_names
+from .._model.rings import histories
 from .._model.step import Step, Terms
 from .._model.trained import nbytes
 from .._model.types import Like, Weights
@@ -156,7 +157,8 @@ class TraceEngine(TermEngine):
         only: str | None = None,
     ) -> tuple[dict[int, PyTree[Array]], dict[int, list[Array]]]:
         """The recursion of the traces through a window."""
-        terms = self.run.read_from(state, self.teacher.extend(terms, *taught))
+        terms = terms._replace(x=histories(self.run.rings, state, terms.x))
+        terms = self.teacher.extend(terms, *taught)
         return self.storage.advance(self.grouping, weights, traces, terms, only)
 
     def bridged(self, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array], loss_fn: Loss) -> Window | None:

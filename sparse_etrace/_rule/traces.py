@@ -279,8 +279,7 @@ def recalled(
     for call in grouping.reading.learning:
         op, given, _ = call.unflatten(*weights[call.number], call.x_atoms)
         v, trace, total = widened(given), traces[call.number], zeros(jax.tree.leaves(given))
-        _, _, x = call.template(grouping.program)
-        taught: list[Array] = []
+        x, taught = call.template(grouping.program)[2], list[Array]()
         for number, (g, route) in enumerate(routes_of(grouping, call)):
             signal = route.spread(widened(m[g]), len(grouping.groups[g].shape))
             signal = signal.astype(joined(signal.dtype, wide(call.y(grouping.program).dtype)))

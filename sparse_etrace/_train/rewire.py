@@ -73,7 +73,8 @@ def rewire(
         TypeError: `where` leads to no such parameter.
         ValueError: `pre` or `weight` has another shape or a sender that is none; the op ties its weights, is on a raw
             matrix, or has a weight function with an array for each synapse.
-        NotImplementedError: the carry keeps influences of pairs of synapse and unit, whose pattern would be another.
+        NotImplementedError: the carry keeps influences of pairs of synapse and unit, whose pattern would be another; or
+            the op has delays.
 
     Example:
         >>> import jax, jax.numpy as jnp, sparse_etrace as se
@@ -140,6 +141,11 @@ def _connectivity(param: Any) -> Any:
         raise ValueError(
             "where: expected a SpMatMulOp on a graph, with a weight for each synapse and a weight function without an "
             "array for each, got ties, a raw matrix or such a function. They say nothing of a new synapse."
+        )
+    if param.op.delays is not None:
+        raise NotImplementedError(
+            "where: expected a SpMatMulOp without delays, got one with them, whose traces belong to the steps that its "
+            "synapses read. Make the op anew, SpMatMulOp(graph, delay=steps, max_delay=...), and the carry by init."
         )
     return param.op.connectivity
 

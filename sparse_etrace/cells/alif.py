@@ -8,16 +8,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .. import surrogate
+from .._op.delays import Ring, sends, sent
 from .._op.param import ETraceParam, Fixed
 from .cell import Constant, Units, after_reset, cell_of, constant, current, on_units, silenced, silent_steps, unit_shape
 
 
 class ALIFState(NamedTuple):
-    """Membrane potential after the reset, adaptation, spikes, and steps that a unit stays silent."""
+    """Membrane potential after the reset, adaptation, spikes (a ring of them where `rec` has delays), and steps of silence."""
 
     v: Array
     b: Array
-    z: Array
+    z: Array | Ring
     wait: Array | None = None
 
 
@@ -95,7 +96,7 @@ class ALIF(eqx.Module):
     def init_state(self, *batch: SupportsIndex) -> ALIFState:
         """Rest, no adaptation, no spikes; `batch` are the sizes of the leading batch axes."""
         v, b, z = (jnp.zeros((*batch, *self.shape)) for _ in range(3))
-        return ALIFState(v, b, z, None if self.refractory is None else jnp.zeros(v.shape, jnp.int32))
+        return ALIFState(v, b, sends(z, self.rec), None if self.refractory is None else jnp.zeros(v.shape, jnp.int32))
 
     def __call__(self, state: ALIFState, x: PyTree) -> tuple[ALIFState, Array]:
         constants = self.decay, self.threshold, self.adaptation_decay, self.adaptation
@@ -104,4 +105,5 @@ class ALIF(eqx.Module):
         u = decay * state.v + (1 - decay) * current(self.inp, x, self.rec, state.z)
         z = self.spike((u - threshold - adaptation * state.b) / threshold)
         z, wait = silenced(z, state.wait, self.refractory)
-        return ALIFState(after_reset(u, z, reset, self.reset_gradient), rho * state.b + (1 - rho) * z, z, wait), z
+        b = rho * state.b + (1 - rho) * z
+        return ALIFState(after_reset(u, z, reset, self.reset_gradient), b, sent(state.z, z), wait), z

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from .._graph.connectivity import Connectivity
 from .._graph.graph import Graph
 from .._op import MatMulOp, SpMatMulOp
+from .._op.delays import Ring
 from .._op.initial import check_key, size
 from .._op.param import ETraceParam, Fixed
 from .._op.weights import in_front
@@ -157,15 +158,17 @@ def after_reset(u: Array, z: Array, reset: Array, gradient: bool) -> Array:
     return u - reset * (z if gradient else jax.lax.stop_gradient(z))
 
 
-def current(inp: ETraceParam | None, x: PyTree, rec: ETraceParam | None, h: Array) -> Array:
+def current(inp: ETraceParam | None, x: PyTree, rec: ETraceParam | None, h: Array | Ring) -> Array:
     """Input current of a layer: from outside and from its own old output `h`, which has the shape of the state."""
+    own, h = h, h.newest if isinstance(h, Ring) else h
+    own = own if rec is not None and getattr(rec.op, "delays", None) is not None else h
     if inp is None and x is not None:
         raise ValueError(
             f"x: the cell has no parameter that reads its input, got shape {jnp.shape(x)}. Give it one, `inp`, or call "
             "it with None."
         )
     total = jnp.zeros_like(h)
-    for name, param, given in (("inp", inp, x), ("rec", rec, h)):
+    for name, param, given in (("inp", inp, x), ("rec", rec, own)):
         if param is not None:
             total = total + fitted(name, param(given), h)
     return total

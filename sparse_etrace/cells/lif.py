@@ -8,15 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .. import surrogate
+from .._op.delays import Ring, sends, sent
 from .._op.param import ETraceParam, Fixed
 from .cell import Constant, Units, after_reset, cell_of, constant, current, on_units, silenced, silent_steps, unit_shape
 
 
 class LIFState(NamedTuple):
-    """Membrane potential after the reset, spikes, and steps that a unit stays silent."""
+    """Membrane potential after the reset, spikes (a ring of them where `rec` has delays), and steps of silence."""
 
     v: Array
-    z: Array
+    z: Array | Ring
     wait: Array | None = None
 
 
@@ -86,7 +87,7 @@ class LIF(eqx.Module):
     def init_state(self, *batch: SupportsIndex) -> LIFState:
         """Rest, no spikes; `batch` are the sizes of the leading batch axes."""
         v, z = (jnp.zeros((*batch, *self.shape)) for _ in range(2))
-        return LIFState(v, z, None if self.refractory is None else jnp.zeros(v.shape, jnp.int32))
+        return LIFState(v, sends(z, self.rec), None if self.refractory is None else jnp.zeros(v.shape, jnp.int32))
 
     def __call__(self, state: LIFState, x: PyTree) -> tuple[LIFState, Array]:
         decay, threshold = on_units(state.v, self.decay, self.threshold)
@@ -94,4 +95,4 @@ class LIF(eqx.Module):
         u = decay * state.v + (1 - decay) * current(self.inp, x, self.rec, state.z)
         z = self.spike(u / threshold - 1)
         z, wait = silenced(z, state.wait, self.refractory)
-        return LIFState(after_reset(u, z, reset, self.reset_gradient), z, wait), z
+        return LIFState(after_reset(u, z, reset, self.reset_gradient), sent(state.z, z), wait), z
