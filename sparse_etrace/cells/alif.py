@@ -14,7 +14,7 @@ from .cell import Constant, Units, after_reset, cell_of, constant, current, on_u
 
 
 class ALIFState(NamedTuple):
-    """Membrane potential after the reset, adaptation, spikes (a ring of them where `rec` has delays), and steps of silence."""
+    """Membrane potential after the reset, adaptation, spikes (a ring where `rec` has delays), and steps of silence."""
 
     v: Array
     b: Array
