@@ -40,7 +40,7 @@ def bptt(case):
     return total(run(se.BPTT(), case, [len(case.xs)]))
 
 
-@pytest.mark.parametrize("kind", few(KINDS, ["two", "cut", "nontemp", "delay_buffer"]))
+@pytest.mark.parametrize("kind", few(KINDS, ["cut", "delay_buffer"]))
 def test_one_window_of_all_steps_is_bptt(kind):
     """Also where a rule refuses or warns of what it cannot trace: plain arrays, what is in front of a cut."""
     case = models.build(kind)
@@ -53,7 +53,7 @@ def test_one_window_of_all_steps_is_bptt(kind):
 EXACT = [(kind, window) for kind in KINDS for window in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("kind, window", few(EXACT, [("rate", 1), ("alif_v", 2), ("two", 3), ("nontemp", 2)]))
+@pytest.mark.parametrize("kind, window", few(EXACT, [("rate", 1), ("two", 3)]))
 def test_exact_traces_bridge_exactly(kind, window):
     """In two calls, the first of which ends within a window."""
     case = models.build(kind)
@@ -111,7 +111,7 @@ PARTLY = ["plain", "attention", "clip"]
 
 
 @pytest.mark.parametrize("rule", few([se.D_RTRL(), se.SnAp(2), se.RTRL()], [se.D_RTRL()]))
-@pytest.mark.parametrize("how", few([*PARTLY, "weights", "loop", "complex"], ["plain", "clip", "weights"]))
+@pytest.mark.parametrize("how", few([*PARTLY, "weights", "loop", "complex"], ["plain", "clip"]))
 def test_no_model_is_refused(how, rule):
     """A window's gradient is exact; from before it comes what the rule can trace, which it says."""
     rng = np.random.default_rng(0)
@@ -194,8 +194,10 @@ def trace(carry, factorised):
     return jnp.einsum("bi,bj->bij", *inp), rec
 
 
-@pytest.mark.parametrize("rule", [se.D_RTRL(), se.ES_D_RTRL(decay=ALPHA)], ids=["full", "factors"])
-@pytest.mark.parametrize("window", [1, 3])
+FORMULA = [(rule, window) for rule in (se.D_RTRL(), se.ES_D_RTRL(decay=ALPHA)) for window in (1, 3)]
+
+
+@pytest.mark.parametrize("rule, window", few(FORMULA, [FORMULA[0], FORMULA[3]]), ids=str)
 def test_the_formula(rule, window):
     """`dL/dtheta` with the state at the start held, and `lam_0 . eps_0`; three mistakes are seen."""
     case, before = models.build("rate"), 3
@@ -246,7 +248,10 @@ class Written(eqx.Module):
         return {"v": v, "z": jnp.tanh(v)} if self.is_kept else {"v": v}, jnp.tanh(v)
 
 
-@pytest.mark.parametrize("rule", [se.D_RTRL(), se.ES_D_RTRL(decay=ALPHA), se.SnAp(1)], ids=["full", "factors", "SnAp"])
+WRITTEN = [se.D_RTRL(), se.ES_D_RTRL(decay=ALPHA), se.SnAp(1)]
+
+
+@pytest.mark.parametrize("rule", few(WRITTEN, [WRITTEN[0], WRITTEN[2]]), ids=str)
 def test_how_a_model_is_written_changes_nothing(rule):
     """State that only a recurrent op reads has a trace here."""
     case, found = models.build("rate"), []
@@ -261,11 +266,10 @@ def test_how_a_model_is_written_changes_nothing(rule):
     assert oracles.relative_error(found[1], found[0]) < TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "op",
-    [se.MatMulOp(), se.SpMatMulOp(se.Connectivity.from_edges([0, 1, 2], [0, 2, 1], shape=(3, 3)))],
-    ids=["dense", "sparse"],
-)
+OPS = [se.MatMulOp(), se.SpMatMulOp(se.Connectivity.from_edges([0, 1, 2], [0, 2, 1], shape=(3, 3)))]
+
+
+@pytest.mark.parametrize("op", few(OPS, OPS[1:]), ids=["dense", "sparse"])
 def test_complex_weights(op):
     """On one layer of linear recurrent units the traces of D-RTRL are exact."""
     rng = np.random.default_rng(0)
@@ -368,6 +372,7 @@ def test_memory_does_not_grow():
     assert plans[0].traces == plans[1].traces > 0 and long == short
 
 
+@ONLY
 def test_it_points_where_bptt_does():
     """More than windows alone and the rule alone, on leaky units with 10 % of the synapses, over 240 steps."""
     rng = np.random.default_rng(0)

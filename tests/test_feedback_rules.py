@@ -356,7 +356,7 @@ def test_a_wrong_rule_is_seen(wrong):
     assert oracles.relative_error(run_by_step(learner, case)[1]["rec"], mistaken["rec"]) > 1e-3
 
 
-@pytest.mark.parametrize("batch", [(), (2, 3)], ids=str)
+@pytest.mark.parametrize("batch", few([((),), ((2, 3),)], [((2, 3),)]), ids=str)
 @float64
 def test_batch_axes(batch):
     """One more or less, the leaf and `out` flattened for the oracle, which counts one."""
@@ -383,7 +383,7 @@ def test_batch_axes(batch):
     assert oracles.relative_error(jax.tree.map(lambda *g: sum(g), *found), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("kappa", [None, KAPPA])
+@pytest.mark.parametrize("kappa", few([None, KAPPA], [KAPPA]))
 @float64
 def test_learned_feedback(kappa):
     """B gets the gradient of the readout, transposed, also through a function of the model."""
@@ -428,7 +428,7 @@ def slow_forward(op, h, held, x):
     return {"h": new, "c": 0.9 * h["c"] + new, "d": 0.8 * h["d"] + h["c"]}, op("out", new)
 
 
-@pytest.mark.parametrize("leaf", ["h", "d"])
+@pytest.mark.parametrize("leaf", few(["h", "d"], ["d"]))
 @float64
 def test_rate_regularisation_is_the_gradient_of_a_penalty(leaf):
     """Of strength / 2 (mean - target)^2, for units without recurrence."""
@@ -483,7 +483,7 @@ def test_traces_that_are_kept(kind, count):
     assert shapes == {count}
 
 
-@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", few([None, jnp.bfloat16], [jnp.bfloat16]))
 def test_types(dtype):
     case, leaf, _ = build("alif_cell")
     given = {"feedback": "random", "key": jax.random.key(0), "kappa": KAPPA, "rate_strength": 0.1}
@@ -515,7 +515,10 @@ def test_a_second_call_does_not_compile():
 # --- where rules coincide ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind, leaf", [("alif_v", "z"), ("two_lif", "z2"), ("delay_chain", "b")])
+SYMMETRIC = [("alif_v", "z"), ("two_lif", "z2"), ("delay_chain", "b")]
+
+
+@pytest.mark.parametrize("kind, leaf", few(SYMMETRIC, SYMMETRIC[1:2]))
 @float64
 def test_symmetric_e_prop_is_d_rtrl(kind, leaf):
     case, expected = reference(kind)
@@ -542,7 +545,7 @@ class Filtered(eqx.Module):
         return {**new, "s": y}, y
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("symmetric", few([True, False], [False]))
 @float64
 def test_a_filter_on_the_trace_is_a_filter_in_the_model(symmetric):
     rng = np.random.default_rng(2)
@@ -584,7 +587,7 @@ def test_rflo():
 TIMELY = ["alif_v", "fused_gru", "two_lif", "feedback", "two_groups", "old_readout"]
 
 
-@pytest.mark.parametrize("kind", few(TIMELY, ["fused_gru", "two_lif", "old_readout"]))
+@pytest.mark.parametrize("kind", few(TIMELY, ["two_lif", "old_readout"]))
 @float64
 def test_ostl_without_late_reads_is_d_rtrl(kind):
     case, expected = reference(kind)
@@ -620,7 +623,10 @@ def unstored_held(op, h, held, x):
     return {"a": 0.9 * u, "b": b}, op("out", b)
 
 
-@pytest.mark.parametrize("kind, forward", [("late", late_held), ("three", three_held), ("unstored", unstored_held)])
+LATE = [("late", late_held), ("three", three_held), ("unstored", unstored_held)]
+
+
+@pytest.mark.parametrize("kind, forward", few(LATE, [LATE[0], LATE[2]]))
 @float64
 def test_ostl_drops_late_reads(kind, forward):
     if kind == "unstored":
@@ -649,7 +655,7 @@ def test_ostl_drops_late_reads(kind, forward):
 THREE = [("lif", None), ("alif_cell", KAPPA), ("upper", KAPPA)]
 
 
-@pytest.mark.parametrize("kind, kappa", few(THREE, [("lif", None), ("upper", KAPPA)]))
+@pytest.mark.parametrize("kind, kappa", few(THREE, [("upper", KAPPA)]))
 @float64
 def test_three_factor(kind, kappa):
     case, leaf, own = build(kind)
@@ -695,7 +701,7 @@ def ottt(kind, decay=0.8):
         return case, (exact.losses, grads)
 
 
-@pytest.mark.parametrize("kind", few(["decay", "alif_v", "conv_1d", "two_groups"], ["decay", "alif_v", "conv_1d"]))
+@pytest.mark.parametrize("kind", few(["decay", "alif_v", "conv_1d", "two_groups"], ["decay", "conv_1d"]))
 @float64
 def test_ottt(kind):
     case, expected = ottt(kind)
@@ -781,7 +787,7 @@ FACTORS = {
 }
 
 
-@pytest.mark.parametrize("name", FACTORS)
+@pytest.mark.parametrize("name", few([*FACTORS], ["e-prop with a filter", "RFLO"]))
 @float64
 def test_feedback_onto_factors(name):
     """Step by step; and windows of three steps give the same."""

@@ -42,7 +42,10 @@ def cut_off_forward(op, h, held, x):
     return {"h": new, "side": jnp.tanh(op("extra", x[..., :1]) + new)}, op("out", new)
 
 
-@pytest.mark.parametrize("learner", [*TRACED, se.BPTT()], ids=lambda learner: type(learner).__name__)
+EVERY = [*TRACED, se.BPTT()]
+
+
+@pytest.mark.parametrize("learner", few(EVERY, [EVERY[0], EVERY[3]]), ids=lambda learner: type(learner).__name__)
 def test_an_unused_leaf_is_an_error(learner):
     case = rate_with(models.rate_forward, extra=extra_dense())
     with pytest.raises(ValueError, match=r"extra.*would never get a gradient.*train=.*allow_zero"):
@@ -281,9 +284,10 @@ def inside_scans(jaxpr, inside=False):
             yield from inside_scans(inner, inside or eqn.primitive.name == "scan")
 
 
-@pytest.mark.parametrize("chunk", [1, 16])
-@pytest.mark.parametrize("kind", ["rate", "alif"])
-@by_name
+ARRAYS = [(learner, kind, chunk) for learner in TRACED for kind in ("rate", "alif") for chunk in (1, 16)]
+
+
+@pytest.mark.parametrize("learner, kind, chunk", few(ARRAYS, [ARRAYS[k] for k in (0, 3, 5, 6, 11)]), ids=str)
 def test_no_dense_array(learner, kind, chunk):
     forward, names = (models.rate_forward, "h") if kind == "rate" else (models.alif_v_forward, "vbz")
     case, variables = big(forward, names, 1 if kind == "rate" else 2)
@@ -318,7 +322,7 @@ def working_memory(learner, steps):
 
 
 @pytest.mark.optimized
-@by_name
+@pytest.mark.parametrize("learner", few(TRACED, TRACED[2:]), ids=lambda learner: type(learner).__name__)
 def test_memory_does_not_grow_with_time(learner):
     """Besides a copy of the data cut into windows, and the losses."""
     short, _ = working_memory(learner, 112)
@@ -343,9 +347,7 @@ def bits(tree):
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize(
-    "learner", few([*TRACED, se.BPTT()], [TRACED[1], se.BPTT()]), ids=lambda learner: type(learner).__name__
-)
+@pytest.mark.parametrize("learner", few(EVERY, TRACED[2:]), ids=lambda learner: type(learner).__name__)
 def test_interrupted_and_resumed(learner):
     case = models.build("clock")
     case = case._replace(twin=case.twin._replace(state=case.twin.state | {"key": jax.random.PRNGKey(3)}))
@@ -363,7 +365,7 @@ def test_interrupted_and_resumed(learner):
 
 
 @pytest.mark.optimized
-@by_name
+@pytest.mark.parametrize("learner", few(TRACED, TRACED[2:]), ids=lambda learner: type(learner).__name__)
 def test_one_call_or_several(learner):
     """Calls that end where a window ends leave state and traces bit for bit as one call does."""
     case = models.build("alif_v")

@@ -28,7 +28,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("kind, wrong", few(WRONG, [w for w in WRONG if w not in WRONG[0::4]]))
+@pytest.mark.parametrize("kind, wrong", few(WRONG, [WRONG[k] for k in (1, 5, 6, 8)]))
 def test_wrong_rule(kind, wrong):
     case, _ = reference(kind)
     _, grads = run_by_step(se.D_RTRL(), case)
@@ -57,7 +57,7 @@ def test_swapped_surrogates():
     assert oracles.relative_error_by_step(grads, mistaken.exact) > VISIBLE
 
 
-@pytest.mark.parametrize("kind", ["rate", "two_lif"])
+@pytest.mark.parametrize("kind", few(["rate", "two_lif"], ["rate"]))
 def test_factors_are_no_traces(kind):
     case, expected = reference(kind)
     _, grads = run_by_step(se.ES_D_RTRL(decay=models.DECAY), case)
