@@ -30,7 +30,7 @@ CHECKED = {
 os.environ.setdefault("MPLBACKEND", "Agg")
 compile_quickly()
 # The first example of a test compiles, so its time says nothing.
-for name, count in ("suite", 12), ("full", 100):
+for name, count in ("suite", 8), ("full", 100):
     hypothesis.settings.register_profile(name, deadline=None, derandomize=True, max_examples=count, print_blob=True)
 
 

@@ -54,7 +54,7 @@ RULES = {"D_RTRL": se.D_RTRL(), "TBPTT": se.TBPTT(steps=2)}
 CASES = [(rule, windows) for windows in (1, 3, STEPS) for rule in RULES]
 
 
-@pytest.mark.parametrize("rule, windows", few(CASES, [("TBPTT", 1), ("D_RTRL", 3), ("D_RTRL", STEPS)]))
+@pytest.mark.parametrize("rule, windows", few(CASES, [("TBPTT", 1), ("D_RTRL", 3)]))
 @float64
 def test_cosines_and_norm_ratios(rule, windows):
     case, learner = models.build("alif_v"), RULES[rule]
@@ -163,12 +163,12 @@ def test_callback_of_fit():
             found[now.updates] = align(se.D_RTRL(), case._replace(model=now.model)).total_cosine
 
     data = [(case.xs, case.ys)] * 4
-    options = {"state": case.twin.state, "progress": False, "update": 4}
-    result = se.fit(se.D_RTRL(), oracles.loss_fn, optax.sgd(0.01), case.model, data, callbacks=callback, **options)
+    options, optimizer = {"state": case.twin.state, "progress": False, "update": 4}, optax.sgd(0.01)
+    result = se.fit(se.D_RTRL(), oracles.loss_fn, optimizer, case.model, data, callbacks=callback, **options)
     assert [updates for updates, _ in seen] == [2, 4, 6, 8]
     assert eqx.tree_equal(seen[-1][1], result.model) and not eqx.tree_equal(seen[0][1], result.model)
     assert list(found) == [4, 8] and found[4] != found[8]
-    silent = se.fit(se.D_RTRL(), oracles.loss_fn, optax.sgd(0.01), case.model, data, **options)
+    silent = se.fit(se.D_RTRL(), oracles.loss_fn, optimizer, case.model, data, **options)
     assert eqx.tree_equal(silent.model, result.model)
 
 
@@ -191,7 +191,7 @@ def test_measuring_again_does_not_compile():
 # --- figure ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("windows", [1, 3])
+@pytest.mark.parametrize("windows", few([1, 3], [3]))
 def test_figure(tmp_path, windows):
     case = models.build("rate")
     learners = {"D-RTRL": se.D_RTRL(), "TBPTT(1)": se.TBPTT(steps=1)}

@@ -181,7 +181,7 @@ SEVERAL = {
 }
 
 
-@pytest.mark.parametrize("kind", SEVERAL)
+@pytest.mark.parametrize("kind", few([*SEVERAL], ["output", "without batch", "wide"]))
 @float64
 def test_a_unit_on_several_units(kind):
     several = SEVERAL[kind]()

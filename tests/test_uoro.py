@@ -63,7 +63,7 @@ def sign_patterns(case, carry, keys):
     return keys[first]
 
 
-@pytest.mark.parametrize("kind, units", [("rate", 4), ("lif", 8)])
+@pytest.mark.parametrize("kind, units", few([("rate", 4), ("lif", 8)], [("rate", 4)]))
 def test_one_step_is_right_on_average_over_all_signs(kind, units):
     case = models.build(kind, batch=())
     _, _, carry = run(LEARNER, case, 2, steps=slice(3))
@@ -104,7 +104,7 @@ def deviation(sampled, expected):
 
 
 @pytest.mark.parametrize(
-    "kind, chunk", few([("alif_v", 3), ("lif_vjp", 1), ("gru_cell", 4), ("clock", 2)], [("alif_v", 3), ("clock", 2)])
+    "kind, chunk", few([("alif_v", 3), ("lif_vjp", 1), ("gru_cell", 4), ("clock", 2)], [("alif_v", 3)])
 )
 def test_unbiased(kind, chunk):
     sampled, case = samples(kind, chunk)
@@ -157,10 +157,9 @@ def test_reset():
 def test_fit_goes_on_with_the_signs():
     """The same sequence twice, without learning: another estimate."""
     case = models.build("rate")
-    seen = []
+    seen, rate = [], optax.chain(optax.trace(decay=0.0), optax.scale(0.0))
     for sequences in (1, 2):
         data = [(case.xs, case.ys)] * sequences
-        rate = optax.chain(optax.trace(decay=0.0), optax.scale(0.0))
         fit = se.fit(LEARNER, oracles.loss_fn, rate, case.model, data, state=case.twin.state, progress=False)
         seen.append(case.read(fit.opt_state[0].trace))
     assert oracles.relative_error(*seen) > 1e-2
