@@ -47,7 +47,7 @@ def gradients(learner, case):
     return found
 
 
-OWN = ["alif_v", "two_groups", "channel_decay", "untraced_input"]
+OWN = ["two_groups", "channel_decay"]
 
 
 @pytest.mark.usefixtures("x64")
