@@ -926,9 +926,9 @@ KINDS = {
 
 # One kind for each mechanism; the others combine them otherwise, or have a test of their own.
 CORE = (
-    "mgu_cell", "late_lif", "feedback", "delay_chain", "shared", "twice", "old_readout", "tied", "axis_2", "low_rank",
-    "alif_trained", "channel_decay", "clock", "cut", "two_groups", "synapse", "three", "recurrent_lru", "split",
-    "between", "memoryless", "graph_conv_trained", "gated",
+    "mgu_cell", "late_lif", "feedback", "delay_chain", "shared", "twice", "old_readout", "axis_2", "alif_trained",
+    "channel_decay", "clock", "cut", "two_groups", "synapse", "three", "recurrent_lru", "split", "between",
+    "memoryless", "graph_conv_trained", "gated",
 )  # fmt: skip
 # What an op or a state is made of as factors need it: one kind for each.
 FACTORED = ("tied", "axis_2", "conv_1d", "low_rank", "shared", "alif_trained", "recurrent_lru", "graph_conv_trained")

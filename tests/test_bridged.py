@@ -53,7 +53,7 @@ def test_one_window_of_all_steps_is_bptt(kind):
 EXACT = [(kind, window) for kind in KINDS for window in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("kind, window", few(EXACT, [("rate", 1), ("two", 3)]))
+@pytest.mark.parametrize("kind, window", few(EXACT, [("rate", 1), ("alif_v", 2)]))
 def test_exact_traces_bridge_exactly(kind, window):
     """In two calls, the first of which ends within a window."""
     case = models.build(kind)

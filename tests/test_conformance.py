@@ -80,6 +80,8 @@ LEARNERS = {
 HALF = ("D_RTRL", "OTTT", "EProp symmetric", "EProp factors", "TBPTT", "SnAp", "RTRL", "BPTT")
 OTHER = ("ES_D_RTRL", "Hybrid", "OSTL", "EProp random", "RFLO", "RFLO factors", "ThreeFactor", "ThreeFactor factors")
 OTHER += ("TBPTT passes", "SnAp by parameter", "SnAp random", "Bridged", "UORO")
+# Which differ from one of the others in one of two ways only.
+MIXED = ("EProp random", "RFLO factors", "ThreeFactor", "TBPTT passes")
 kinds = pytest.mark.parametrize("kind", few([*KINDS], ["lif_cell"]))
 
 
@@ -287,7 +289,7 @@ def test_results_have_no_derivative(name, kind):
     assert close(found[0], losses[:1]) and close(by[0], jax.tree.map(lambda leaf: 2 * leaf, arrays[0]))
 
 
-@able("", HALF)
+@able("", HALF + MIXED)
 def test_dtype_is_kept(name):
     """A float32 model stays one, also where float64 is on."""
     with jax.enable_x64(False):
@@ -300,7 +302,7 @@ def test_dtype_is_kept(name):
 # --- batch axes --------------------------------------------------------------------------------------
 
 
-@able("dense", HALF)
+@able("dense", HALF + MIXED)
 def test_batch_axes_and_dense_weights(name):
     """Two batch axes are one, folded; a dense matrix gives the same on the synapses that exist, and zero elsewhere."""
     stream, losses, expected, carries = reference(name, "rate")

@@ -127,7 +127,7 @@ def by_hand(blocks, influence, weight, along, x, signal):
 
 KINDS = [("rate", 2), ("lif", 1), ("gru_cell", None), ("decay", 2)]
 CASES = [(*kind, batch, dtype) for kind in KINDS for batch in (1, 3, 8, 21) for dtype in (jnp.float32, jnp.float64)]
-CHOSEN = [(*kind, 21, jnp.float64) for kind in KINDS] + [("gru_cell", None, 21, jnp.float32)]
+CHOSEN = [(*kind, 21, jnp.float64) for kind in KINDS[1:3]] + [("decay", 2, 21, jnp.float32)]
 
 
 @pytest.mark.parametrize("kind, n, batch, dtype", few(CASES, CHOSEN))

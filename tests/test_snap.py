@@ -154,7 +154,7 @@ def in_windows(grads, size=2):
 MASKED = [(sparsity, n) for sparsity in (0.8, 0.9, 0.99) for n in (1, 2, 3, 4, 5)]
 
 
-@pytest.mark.parametrize("sparsity, n", few(MASKED, [(0.8, 1), (0.8, 2), (0.9, 3), (0.99, 5)]))
+@pytest.mark.parametrize("sparsity, n", few(MASKED, [(0.8, 2), (0.9, 3), (0.99, 5)]))
 @float64
 def test_masked_dense_rtrl(sparsity, n):
     conn = random_wiring(30, sparsity)
@@ -167,7 +167,7 @@ def test_masked_dense_rtrl(sparsity, n):
         assert oracles.relative_error(got["rec"], in_windows(other)["rec"]) > VISIBLE
 
 
-@pytest.mark.parametrize("n", few([1, 2, 3, None], [1, 2]))
+@pytest.mark.parametrize("n", few([1, 2, 3, None], [2]))
 @float64
 def test_outputs_that_lead_to_out_alone(n):
     wide = random_wiring(12, 0.85)
@@ -186,7 +186,7 @@ def test_outputs_that_lead_to_out_alone(n):
 SEVERAL = [(kind, n) for kind in ("lif", "alif_v") for n in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("kind, n", few(SEVERAL, [("lif", 2), ("alif_v", 1), ("alif_v", 3)]))
+@pytest.mark.parametrize("kind, n", few(SEVERAL, [("alif_v", 3)]))
 @float64
 def test_several_variables(kind, n):
     conn = random_wiring(12, 0.85)
@@ -212,10 +212,10 @@ def test_a_ring_becomes_exact():
     exact = oracles.bptt(case.twin, case.xs, case.ys)
     errors = [
         oracles.relative_error(models.total(by_window(se.SnAp(n=n), case, 3)), exact)
-        for n in range(1, conn.num_pre + 2)
+        for n in (1, 3, conn.num_pre - 1, conn.num_pre)
     ]
-    assert all(a > b for a, b in zip(errors[:6], errors[1:6])) and errors[0] > 1e-2 and errors[5] > 1e-9
-    assert max(errors[6:]) < 1e-13
+    assert errors[0] > 1e-2 and errors[0] > errors[1] > errors[2] > 1e-9
+    assert errors[3] < 1e-13
 
 
 # --- where it is another rule ----------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def no_autapses(monkeypatch):
     monkeypatch.setattr(models, "edges", without)
 
 
-SOME = ("alif_v", "two_lif", "late", "shared", "axis_2", "nontemp", "clock", "three")
+SOME = ("alif_v", "shared", "axis_2", "clock", "three")
 
 
 @pytest.mark.parametrize("kind", few(COINCIDE, SOME))
@@ -257,9 +257,7 @@ def test_autapses_are_a_difference():
     assert oracles.relative_error(*grads) > VISIBLE
 
 
-@pytest.mark.parametrize(
-    "kind", few(["two", "gru_cell", "lif", "late", "conv_1d", "low_rank", "decay"], ["late", "conv_1d"])
-)
+@pytest.mark.parametrize("kind", few(["two", "gru_cell", "lif", "late", "conv_1d", "low_rank", "decay"], ["conv_1d"]))
 @float64
 def test_all_steps_are_rtrl(kind):
     case = models.build(kind)
@@ -275,8 +273,9 @@ def test_a_pattern_of_ones_own():
     case = wired("rate", conn)
     own = sp.random_array((12, 12), density=0.3, rng=np.random.default_rng(1))
     expected = masked_rtrl("rate", case, conn, (own.toarray() != 0) | np.eye(12, dtype=bool))
-    for pattern in (own, own.toarray(), own.tocsc()):
-        assert oracles.relative_error(by_window(se.SnAp(pattern=pattern), case), in_windows(expected)) < TOLERANCE
+    assert oracles.relative_error(by_window(se.SnAp(pattern=own.tocsc()), case), in_windows(expected)) < TOLERANCE
+    kept = [start(se.SnAp(pattern=pattern), case).traces.blocks for pattern in (own, own.toarray(), own.tocsc())]
+    assert all(eqx.tree_equal(blocks, kept[0]) for blocks in kept)
     same = run(se.SnAp(pattern=within(conn, 1)), case)[1]
     assert oracles.relative_error(same, run(se.SnAp(n=2), case)[1]) < TOLERANCE
 
@@ -486,7 +485,7 @@ class NodesByFeatures(eqx.Module):
         return h, h
 
 
-@pytest.mark.parametrize("batch", [(), (3,)])
+@pytest.mark.parametrize("batch", few([((),), ((3,),)], [((3,),)]))
 @float64
 def test_a_matrix_on_the_features_of_nodes(batch):
     rng = np.random.default_rng(3)

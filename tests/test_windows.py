@@ -25,7 +25,7 @@ def expected_of(learner, kind):
 KINDS = ["alif_v", "fused_gru", "delay_chain", "axis_2", "tied", "conv_1d", "low_rank", "decay"]
 
 
-@pytest.mark.parametrize("kind", few(KINDS, ["alif_v", "fused_gru", "tied", "conv_1d"]))
+@pytest.mark.parametrize("kind", few(KINDS, ["fused_gru", "conv_1d"]))
 def test_d_rtrl(kind):
     """One window longer than the sequence, as the default is; several windows, some with a rest."""
     case, expected = expected_of(D_RTRL, kind)
@@ -38,13 +38,16 @@ def test_d_rtrl(kind):
 FACTORED = [(kind, chunk) for kind in ("alif_v", "two_lif", "sparse_function") for chunk in (3, 16)]
 
 
-@pytest.mark.parametrize("kind, chunk", few(FACTORED, [("alif_v", 3), ("two_lif", 16), ("sparse_function", 3)]))
+@pytest.mark.parametrize("kind, chunk", few(FACTORED, [("two_lif", 16), ("sparse_function", 3)]))
 def test_es_d_rtrl(kind, chunk):
     case, expected = expected_of(ES_D_RTRL, kind)
     assert oracles.relative_error(run(ES_D_RTRL, case, chunk)[1], total(expected)) < TOLERANCE
 
 
-@pytest.mark.parametrize("learner", [D_RTRL, ES_D_RTRL, se.Hybrid(decay=models.DECAY)], ids=["d", "es", "hybrid"])
+SPLIT = [D_RTRL, ES_D_RTRL, se.Hybrid(decay=models.DECAY)]
+
+
+@pytest.mark.parametrize("learner", few(SPLIT, SPLIT[2:]), ids=str)
 def test_split_calls(learner):
     """The carry goes on: losses, gradients, state and traces do not depend on where calls and windows end."""
     case, _ = reference("alif_v")
