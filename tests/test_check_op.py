@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from soak import few
 
 import sparse_etrace as se
 
@@ -297,7 +298,7 @@ def test_ranks_that_are_none():
 LEARNERS = [se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid(), se.RTRL()]
 
 
-@pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: type(learner).__name__)
+@pytest.mark.parametrize("learner", few(LEARNERS, LEARNERS[:2]), ids=lambda learner: type(learner).__name__)
 def test_arrays_of_an_op_are_known_to_learners(learner, x64):
     """As an op whose gain is folded into its weights."""
     rng = np.random.default_rng(0)
@@ -409,7 +410,7 @@ def test_ops_without_input():
         se.check_op(HalfConstant(), jnp.ones(3), None)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", few([jnp.float64, jnp.bfloat16], [jnp.bfloat16]))
 def test_other_types(x64, dtype):
     op = se.MatMulOp(weight_fn=jnp.abs)
     w = {"weight": jnp.ones((4, 5), dtype), "bias": jnp.ones(5, dtype)}

@@ -82,9 +82,10 @@ class Narrow(eqx.Module):
         return h, h
 
 
-@pytest.mark.parametrize(
-    "learner", [se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid()], ids=lambda learner: type(learner).__name__
-)
+TRACED = [se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid()]
+
+
+@pytest.mark.parametrize("learner", few(TRACED, TRACED[:2]), ids=lambda learner: type(learner).__name__)
 def test_mixed_precision(learner):
     weight = {"weight": normal(3, UNITS, dtype=jnp.bfloat16), "bias": jnp.zeros(UNITS, jnp.bfloat16)}
     rate = se.ElemWiseParam(jnp.full(UNITS, 0.5, jnp.bfloat16))
@@ -218,9 +219,7 @@ class Table(eqx.Module):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    "learner", [se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid()], ids=lambda learner: type(learner).__name__
-)
+@pytest.mark.parametrize("learner", few(TRACED, TRACED[1:]), ids=lambda learner: type(learner).__name__)
 def test_an_index_is_never_low_pass_filtered(learner):
     model, xs = Table(se.ETraceParam(normal(6, UNITS), Index())), jnp.array([[0, 3], [2, 5], [0, 0], [1, 3]])
     ys = normal(4, 2, UNITS, seed=1)
@@ -372,9 +371,11 @@ class Slow(eqx.Module):
         return {"h": h, "m": m}, h * m
 
 
+SHARING = [(rule, units) for rule in (se.D_RTRL(), se.TBPTT(9), se.RTRL(), se.SnAp()) for units in (4, 5)]
+
+
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("learner", [se.D_RTRL(), se.TBPTT(9), se.RTRL(), se.SnAp()], ids=lambda x: type(x).__name__)
-@pytest.mark.parametrize("units", [4, 5])
+@pytest.mark.parametrize("learner, units", few(SHARING, [SHARING[k] for k in (0, 2, 5, 6)]), ids=str)
 def test_reset_of_some_keeps_the_traces_of_what_they_share(learner, units):
     """Against backpropagation through the steps, with a batch as long as a shared variable or as its inputs."""
     dense = [se.ETraceParam({"weight": normal(4, units), "bias": normal(units)}, se.MatMulOp()) for _ in range(2)]

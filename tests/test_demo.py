@@ -18,17 +18,28 @@ SYNAPSES = 2194
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory):
+def trained(pytestconfig):
+    """Each rule takes seconds to compile."""
+    return RULES if pytestconfig.getoption("full") else {"readout only", "D-RTRL", "BPTT"}
+
+
+@pytest.fixture(scope="module")
+def short(trained, tmp_path_factory):
     """Two updates: the numbers, the folder, what was drawn, and what was printed."""
     drawn = {}
+
+    def chosen(model, exact=False):
+        """Of the planned ones all, of the trained ones some."""
+        return [rule for rule in rules(model, exact) if exact or rule.name in trained]
 
     def keep(results, graph, weight, traces):
         drawn.update(graph=graph, weight=weight, traces=traces, figure=draw(results, graph, weight, traces))
         return drawn["figure"]
 
-    draw, out = demo.draw, tmp_path_factory.mktemp("demo") / "below"
+    draw, rules, out = demo.draw, demo.rules, tmp_path_factory.mktemp("demo") / "below"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "draw", keep)
+        patch.setattr(demo, "rules", chosen)
         patch.setattr(demo, "QUICK_UPDATES", 2)
         results = demo.run(out, quick=True, seed=1)
     return results, out, drawn
@@ -42,11 +53,11 @@ def test_files(short):
     assert json.loads((out / "worm.json").read_text()) == json.loads(json.dumps(results))
 
 
-def test_numbers(short):
+def test_numbers(short, trained):
     results = json.loads((short[1] / "worm.json").read_text())
-    assert set(results) == {"updates", "seed", "neurons", "synapses", "untrained", "memory", *RULES}
+    assert set(results) == {"updates", "seed", "neurons", "synapses", "untrained", "memory", *trained}
     assert [results[key] for key in ("updates", "seed", "neurons", "synapses")] == [2, 1, 279, SYNAPSES]
-    for name in RULES:
+    for name in trained:
         found = results[name]
         assert set(found) == {"test_accuracy", "held_out_accuracy", "seconds", "curve"}
         assert 0 <= found["test_accuracy"] <= 1 and found["seconds"] > 0
@@ -144,9 +155,9 @@ def test_batches_leave_the_held_out_alone():
     assert np.unique(both, axis=0).shape == np.unique(data.x_train, axis=0).shape
 
 
-def test_summary(short):
+def test_summary(short, trained):
     text = demo.summary(short[0])
-    assert all(name in text for name in (*RULES, "untrained", "gap of D-RTRL to BPTT", "BPTT, 10,000 steps"))
+    assert all(name in text for name in (*trained, "untrained", "gap of D-RTRL to BPTT", "BPTT, 10,000 steps"))
 
 
 def test_rtrl_only_if_asked_for():

@@ -18,6 +18,8 @@ def small(monkeypatch):
     monkeypatch.setattr(demo_events, "STEPS", 12)
     monkeypatch.setattr(demo_events, "QUICK_UPDATES", 2)
     monkeypatch.setattr(demo_events, "QUICK_LENGTHS", (1,))
+    rules = {name: demo_events.RULES[name] for name in (demo_events.TRUNCATED, "RTRL", "BPTT")}
+    monkeypatch.setattr(demo_events, "RULES", rules)
     monkeypatch.setattr(demo_traffic, "DAY", 24)
     monkeypatch.setattr(demo_traffic, "QUICK_PASSES", 1)
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 from quick import plain_environment
+from soak import few
 
 import sparse_etrace as se
 from sparse_etrace import _kernels
@@ -37,7 +38,6 @@ def connectivities(draw):
     return se.Connectivity.from_edges(pre, post, shape=(num_pre, num_post))
 
 
-few = hypothesis.settings(max_examples=12)
 cases = hypothesis.given(
     conn=connectivities(),
     batch=st.sampled_from(BATCHES),
@@ -61,7 +61,6 @@ def ends(conn):
     return list(zip(conn.pre.tolist(), conn.post.tolist()))
 
 
-@few
 @cases
 def test_products(conn, batch, variables, dtype, seed):
     with jax.enable_x64(True):
@@ -104,7 +103,6 @@ def window_of(conn, batch, variables, steps, new):
 
 
 @pytest.mark.optimized
-@few
 @cases
 @hypothesis.example(
     conn=se.Connectivity.from_edges(np.arange(40) % 7, np.arange(40) % 3, shape=(7, 3)),
@@ -185,7 +183,6 @@ def test_window_where_everything_is_connected(sizes, batch, variables, steps, dt
 
 
 @pytest.mark.optimized
-@few
 @cases
 def test_a_narrow_trace_is_rounded_once(conn, batch, variables, dtype, seed):
     with jax.enable_x64(True):
@@ -207,7 +204,6 @@ def test_a_narrow_trace_keeps_what_is_no_number():
     np.testing.assert_array_equal(new.astype(jnp.float32), trace.astype(jnp.float32))
 
 
-@few
 @hypothesis.given(
     sizes=st.sampled_from([(1, 1), (4, 2), (0, 3), (3, 0)]),
     batch=st.sampled_from(BATCHES),
@@ -284,8 +280,10 @@ MAPPED["dense window"] = (lambda _, *args: _kernels.trace.advance(None, *args)[0
 MAPPED["dense gradient"] = (lambda _, *args: _kernels.trace.advance(None, *args)[1], SHAPES)
 
 
-@pytest.mark.parametrize("mapped", ["all", "first", "last", "connectivity"])
-@pytest.mark.parametrize("name", MAPPED)
+EACH = [(name, mapped) for name in MAPPED for mapped in ("all", "first", "last", "connectivity")]
+
+
+@pytest.mark.parametrize("name, mapped", few(EACH, [*EACH[0:12:3], *EACH[12:24:5], EACH[13], EACH[25]]))
 def test_vmap_is_a_loop(x64, name, mapped):
     rng, new = np.random.default_rng(0), normal(2, np.float64)
     conns = [se.Connectivity.from_edges(rng.integers(0, 5, 9), rng.integers(0, 4, 9), shape=(5, 4)) for _ in range(3)]
@@ -408,7 +406,7 @@ def test_every_machine_gets_the_same(amount):
     assert "xla" in here and len(here) > 1
     # The checks of shapes know nothing of instruction sets.
     options = ["-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=--import-mode=importlib --strict-markers"]
-    for kernels in here[1:]:
+    for kernels in amount(here[-2:], here[1:]):
         command = [Path(sys.executable).with_name("pytest"), __file__, "-q", *options]
         done = subprocess.run(
             [
