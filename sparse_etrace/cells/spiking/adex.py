@@ -38,7 +38,7 @@ class AdEx(eqx.Module):
         >>> import jax, jax.numpy as jnp
         >>> from sparse_etrace.cells import spiking
         >>> cell = spiking.Population(1, spiking.AdEx(), dt=0.1)
-        >>> z = jax.lax.scan(cell, cell.init_state(), jnp.full((2000, 1), 1000.0))[1]
+        >>> z = jax.lax.scan(lambda s, x: cell(s, x), cell.init_state(), jnp.full((2000, 1), 1000.0))[1]
         >>> int(z.sum())  # spikes in 200 ms
         9
 

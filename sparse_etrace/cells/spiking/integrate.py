@@ -92,6 +92,17 @@ def links_of(rhs: Slopes, parts: PyTree, layout: PyTree) -> np.ndarray:
     return np.linalg.matrix_power(reads, size) > 0
 
 
+def matters(rhs: Slopes, parts: PyTree, layout: PyTree) -> tuple[bool, ...]:
+    """Which constants a propagator is made of."""
+    leaves, tree = jax.tree.flatten(parts)
+
+    def without(k: int) -> Any:
+        some = [np.float64(np.nan if i == k else 1.0) for i in range(len(leaves))]
+        return propagator(rhs, jax.tree.unflatten(tree, some), layout, 1.0)
+
+    return tuple(bool(np.isnan(without(k)).any()) for k in range(len(leaves)))
+
+
 def _exponential_less_one(xp: Any, a: Any) -> Any:
     """`exp(a) - 1`, to the digits of a small one."""
     precise = {} if xp is np else {"precision": "highest"}

@@ -31,7 +31,7 @@ class Izhikevich(eqx.Module):
         >>> import jax, jax.numpy as jnp
         >>> from sparse_etrace.cells import spiking
         >>> cell = spiking.Population(1, spiking.Izhikevich(), dt=0.5)
-        >>> z = jax.lax.scan(cell, cell.init_state(), jnp.full((400, 1), 10.0))[1]
+        >>> z = jax.lax.scan(lambda s, x: cell(s, x), cell.init_state(), jnp.full((400, 1), 10.0))[1]
         >>> int(z.sum())  # spikes in 200 ms
         8
 

@@ -13,13 +13,13 @@ from jaxtyping import Array
 
 from ... import surrogate
 from ..._numbers import positive, real
+from ..._op.delays import Ring, sends, sent
 from ..._op.initial import check_key
 from ..._op.param import ETraceParam, Fixed
-from ..._op.weights import in_front
-from ..cell import Units, current, fitted, onto, senders, unit_shape
+from ..cell import Units, current, fitted, onto, senders, silenced, silent_steps, unit_shape
 from .constants import evaluated, is_constant, is_trained, numbers
 from .current import Current
-from .integrate import FASTEST, Slopes, advance, links_of, propagator, runge_kutta, trained_propagator
+from .integrate import FASTEST, Slopes, advance, links_of, matters, propagator, runge_kutta, trained_propagator
 
 ALONE = "all"  # the receptor of a population that has one without a name
 
@@ -27,12 +27,13 @@ ALONE = "all"  # the receptor of a population that has one without a name
 class PopulationState(NamedTuple):
     """Variables of the neurons, of each receptor, spikes, and steps that a neuron is still refractory.
 
-    `z` is None of neurons that do not spike, `wait` where there is no refractoriness.
+    `z` is a ring of the last spikes where synapses have delays, and None of neurons that do not spike; `wait` is None
+    where there is no refractoriness.
     """
 
     neuron: dict[str, Array]
     synapses: dict[str, dict[str, Array]]
-    z: Array | None
+    z: Array | Ring | None
     wait: Array | None
 
 
@@ -90,8 +91,9 @@ class Population(eqx.Module):
     spike: Callable[[Array], Array]
     reset_gradient: bool = eqx.field(static=True)
     substeps: int = eqx.field(static=True)
+    _matter: tuple[bool, ...] = eqx.field(static=True)
     _known: dict[str, Fixed] | None
-    _made_of: Any
+    _made_of: list[Fixed]
 
     def __init__(
         self,
@@ -117,12 +119,20 @@ class Population(eqx.Module):
         self.spike = surrogate.triangle() if spike is None else spike
         self.reset_gradient, self.substeps = bool(reset_gradient), positive("substeps", substeps)
         self._check()
-        self._known, self._made_of = None, None
-        if self._is_linear() and not any(jax.tree.leaves(is_trained((neuron, self.synapses)))):
-            self._made_of = (neuron, self.synapses)
-            modes = ("free", "held") if neuron.is_coupled and self.refractory is not None else ("free",)
-            given = numbers(self._made_of), self._layout(), self.dt
-            self._known = {name: Fixed(jnp.asarray(propagator(MODES[name], *given), float)) for name in modes}
+        self._matter, self._known, self._made_of = (), None, []
+        if self._is_linear():
+            given = numbers((neuron, self.synapses)), self._layout()
+            self._matter = matters(slopes, *given)
+            made_of = self._constants()
+            if all(isinstance(c, Fixed) for c in made_of):
+                modes = ("free", "held") if neuron.is_coupled and self.refractory is not None else ("free",)
+                made = {name: propagator(MODES[name], *given, self.dt) for name in modes}
+                self._known, self._made_of = {name: Fixed(jnp.asarray(by, float)) for name, by in made.items()}, made_of
+
+    def _constants(self) -> list[Any]:
+        """Those that a propagator is made of."""
+        constants = jax.tree.leaves((self.neuron, self.synapses), is_leaf=is_constant)
+        return [c for c, is_needed in zip(constants, self._matter, strict=True) if is_needed]
 
     def _layout(self) -> Any:
         """The tree of variables and of what is held over a step."""
@@ -134,12 +144,12 @@ class Population(eqx.Module):
     def _propagator(self, parts: Any, name: str) -> Array:
         """Of neurons that are free, or of which `v` is held."""
         if self._known is None:
-            trained = is_trained((self.neuron, self.synapses))
+            leaves, tree = jax.tree.flatten(is_trained((self.neuron, self.synapses)))
+            trained = jax.tree.unflatten(tree, [a and b for a, b in zip(leaves, self._matter, strict=True)])
             return trained_propagator(MODES[name], parts, trained, self._layout(), self.dt)
         # Constants that were exchanged since do not fit it.
-        made_of = evaluated(self._made_of, 0)
-        pairs = zip(jax.tree.leaves(evaluated((self.neuron, self.synapses), 0)), jax.tree.leaves(made_of), strict=True)
-        is_same = jnp.all(jnp.stack([jnp.all(a == b) for a, b in pairs]))
+        pairs = zip(self._constants(), self._made_of, strict=True)
+        is_same = jnp.all(jnp.stack([jnp.all(now() == then()) for now, then in pairs]))
         return jnp.where(is_same, self._known[name](), jnp.nan)
 
     def _check(self) -> None:
@@ -169,7 +179,7 @@ class Population(eqx.Module):
         return PopulationState(
             {name: jnp.broadcast_to(value, shape) for name, value in neuron.items()},
             {name: {part: jnp.zeros(shape) for part in s.variables} for name, s in self.synapses.items()},
-            jnp.zeros(shape) if self.neuron.spikes else None,
+            sends(jnp.zeros(shape), *self.rec.values()) if self.neuron.spikes else None,
             None if self.refractory is None else jnp.zeros(shape, jnp.int32),
         )
 
@@ -184,13 +194,9 @@ class Population(eqx.Module):
         neuron, filters = self._run(parts, ({**state.neuron, "v": jumped}, filters), held, is_held)
         if not self.neuron.spikes:
             return PopulationState(neuron, filters, None, state.wait), neuron["v"]
-        z = self.spike(parts[0].margin(neuron))
-        wait = state.wait
-        if self.refractory is not None and wait is not None:
-            z = jnp.where(wait > 0, 0, z)
-            wait = jnp.where(z > 0, in_front(self.refractory(), v.ndim), jnp.maximum(wait - 1, 0))
+        z, wait = silenced(self.spike(parts[0].margin(neuron)), state.wait, self.refractory)
         neuron = parts[0].after(neuron, z if self.reset_gradient else jax.lax.stop_gradient(z))
-        return PopulationState(neuron, filters, z, wait), z
+        return PopulationState(neuron, filters, z if state.z is None else sent(state.z, z), wait), z
 
     def _arrivals(self, state: PopulationState, x: Any) -> dict[str, Array]:
         """What arrives at each receptor in this step."""
@@ -235,10 +241,8 @@ def slopes(parts: Any, y: Any, held: Any, free: Any = 1.0) -> Any:
     return found, {name: s.derivative(filters[name]) for name, s in synapses.items()}
 
 
-MODES: dict[str, Slopes] = {
-    "free": slopes,
-    "held": partial(slopes, free=0.0),
-}  # of neurons, and of those that are refractory
+# Of neurons, and of those that are refractory.
+MODES: dict[str, Slopes] = {"free": slopes, "held": partial(slopes, free=0.0)}
 
 
 def population_of(
@@ -325,4 +329,4 @@ def _steps(refractory: Any, dt: float) -> Fixed | None:
     whole = np.round(steps)
     if not np.all((steps >= 0) & (np.abs(steps - whole) < 1e-6 * (1 + steps))):
         raise ValueError(f"refractory: expected times of whole steps of {dt} ms, got {refractory}. Round it, or dt.")
-    return Fixed(jnp.asarray(whole, jnp.int32)) if whole.any() else None
+    return silent_steps(whole.astype(int))
