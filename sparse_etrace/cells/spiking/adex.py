@@ -40,7 +40,7 @@ class AdEx(eqx.Module):
         >>> cell = spiking.Population(1, spiking.AdEx(), dt=0.1)
         >>> z = jax.lax.scan(lambda s, x: cell(s, x), cell.init_state(), jnp.full((2000, 1), 1000.0))[1]
         >>> int(z.sum())  # spikes in 200 ms
-        9
+        8
 
     Reference:
         Brette and Gerstner 2005, Journal of Neurophysiology 94:3637.
