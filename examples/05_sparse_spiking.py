@@ -20,7 +20,7 @@ import sparse_etrace as se
 
 UNITS, FAN_IN, CHANNELS, CHANNELS_IN = 10_000, 100, 50, 5
 STEPS, DECAY, READOUT_DECAY = 256, 0.95, 0.9
-TRIALS = 12 if "--short" in sys.argv else 60
+TRIALS = 6 if "--short" in sys.argv else 60
 TARGET = 0.3 if "--short" in sys.argv else 0.05
 
 

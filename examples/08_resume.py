@@ -55,14 +55,22 @@ def waves():
     return jnp.stack([jnp.broadcast_to(speed, pulse.shape), pulse], -1), jnp.sin(time_ * speed)[..., None]
 
 
+def loss_fn(out, y):
+    return jnp.mean((out - y) ** 2)
+
+
+# Made once: `fit` compiles again for another loss or optimizer.
+optimizer = optax.adam(3e-3)
+
+
 def train(checkpoint=None, rewired=0.2):
     """One call trains, resumes where the file exists, and returns the same bits either way."""
     model = Net(rewired)
     batches = se.Batches(*waves(), BATCH, key=jax.random.key(2), epochs=EPOCHS)
     return se.fit(
         se.D_RTRL(),
-        lambda out, y: jnp.mean((out - y) ** 2),
-        optax.adam(3e-3),
+        loss_fn,
+        optimizer,
         model,
         batches,
         state=model.cell.init_state(BATCH),

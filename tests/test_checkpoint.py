@@ -82,11 +82,10 @@ def same(a, b):
     return bits(a) == bits(b)
 
 
-@pytest.mark.parametrize(
-    "learner",
-    [se.D_RTRL(), se.ES_D_RTRL(), se.UORO(jax.random.key(1)), se.SnAp(n=2), se.BPTT()],
-    ids=lambda r: type(r).__name__,
-)
+RULES = [se.D_RTRL(), se.ES_D_RTRL(), se.UORO(jax.random.key(1)), se.SnAp(n=2), se.BPTT()]
+
+
+@pytest.mark.parametrize("learner", few(RULES, RULES[1:4]), ids=lambda r: type(r).__name__)
 def test_stopped_and_resumed_is_never_stopped(tmp_path, learner):
     data = sequences(5)
     options = {"learner": learner, "carry": True, "update": 4}
@@ -538,7 +537,7 @@ def call(path, data=None, loss=squared, state_plus=0.0, model=None, **options):
 FEW = "rate kind injected closure array metric derivative state first last fewer".split()
 
 
-@pytest.mark.parametrize("name", few([*ALIKE], [*FEW, "body of it", "a stream", "held out"]))
+@pytest.mark.parametrize("name", few([*ALIKE], [*FEW[1:], "body of it"]))
 def test_of_something_that_looks_alike(tmp_path, name):
     """One that is made anew and is the same goes on; another one is refused and leaves the file as it was."""
     make, one, two, words = ALIKE[name]

@@ -24,7 +24,7 @@ rec = se.ETraceParam({"weight": jnp.asarray(rng.normal(size=60_000) / 20, jnp.fl
 model = se.cells.LeakyRate(3000, inp, rec)
 xs = jnp.asarray(rng.normal(size=(6, 4, 200)), jnp.float32)
 bits = hashlib.sha256()
-for learner in (se.D_RTRL(), se.ES_D_RTRL(), se.BPTT()):
+for learner in (se.D_RTRL(), se.ES_D_RTRL()):
     carry = learner.init(model, model.init_state(4), xs[0])
     result = se.online_grad(learner, lambda out, _: jnp.sum(out**2), model, carry, xs, None, chunk=4)
     for leaf in jax.tree.leaves(result):

@@ -7,6 +7,7 @@ import numpy as np
 import oracles
 import pytest
 from models import reference, run, run_by_step, start, total
+from soak import few
 
 import sparse_etrace as se
 
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 TOLERANCE = 1e-10
 
 
-@pytest.mark.parametrize("kind", ["rate", "lstm"])
+@pytest.mark.parametrize("kind", few(["rate", "lstm"], ["rate"]))
 def test_first_step_is_exact(kind):
     case, expected = reference(kind)
     first = jax.tree.map(lambda g: g[0], expected.exact)
@@ -57,7 +58,7 @@ def test_oracle_is_the_formula_in_loops():
         assert oracles.relative_error(got, {"weight": weight, "bias": bias}) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["rate", "two_lif"])
+@pytest.mark.parametrize("kind", few(["rate", "two_lif"], ["two_lif"]))
 def test_hybrid_obeys_the_parameter(kind):
     """full: a trace; approx: factors; adaptive: the smaller of both."""
     case, _ = reference(kind)

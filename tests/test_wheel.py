@@ -87,7 +87,9 @@ def test_all_that_is_imported_is_required():
 
 def test_without_a_compiler(tmp_path):
     """The package installs, runs the kernels of XLA, and says so."""
-    command = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT)
+    # The tests bring what builds, but CMake, which pip takes into an environment of the build where it is missing.
+    here = ["--no-build-isolation"] if shutil.which("cmake") else []
+    command = (sys.executable, "-m", "pip", "wheel", *here, "--no-deps", "--wheel-dir", tmp_path, ROOT)
     run(*command, cwd=tmp_path, env={**CLEAN, "CXX": str(tmp_path / "no-compiler")})
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -166,11 +168,13 @@ def test_the_first_hour_of_a_stranger(built, tmp_path, amount):
         assert (here / "learned.csv").read_bytes() == kept["learned.csv"]
     with step("commands"):
         before = set(here.iterdir())
-        assert "2,194" in run(scripts / "sparse-etrace", "inspect", "worm", "--learner", "D_RTRL", cwd=here)
-        run(scripts / "sparse-etrace", "convert", "learned.csv", tmp_path / "learned.graphml.gz", cwd=here)
-        run(scripts / "sparse-etrace", "convert", tmp_path / "learned.graphml.gz", tmp_path / "again.csv", cwd=here)
+        run(scripts / "sparse-etrace", "convert", "learned.csv", tmp_path / "again.csv", cwd=here)
         assert (tmp_path / "again.csv").read_bytes() == kept["learned.csv"]
         if amount(False, True):
+            assert "2,194" in run(scripts / "sparse-etrace", "inspect", "worm", "--learner", "D_RTRL", cwd=here)
+            run(scripts / "sparse-etrace", "convert", "learned.csv", tmp_path / "learned.graphml.gz", cwd=here)
+            run(scripts / "sparse-etrace", "convert", tmp_path / "learned.graphml.gz", tmp_path / "back.csv", cwd=here)
+            assert (tmp_path / "back.csv").read_bytes() == kept["learned.csv"]
             out = tmp_path / "results"
             run(scripts / "sparse-etrace", "demo", "worm", "--quick", "--out", out, cwd=here)
             assert json.loads((out / "worm.json").read_text())
