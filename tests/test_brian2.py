@@ -1,5 +1,6 @@
-"""Spiking neurons and synapses beside the traces that Brian2 2.9 made, by tests/benchmarks/brian_traces.py."""
+"""Spiking neurons and synapses of the page on Brian2, beside traces of Brian2 2.9: tests/benchmarks/brian_traces.py."""
 
+import re
 from pathlib import Path
 
 import jax
@@ -10,50 +11,24 @@ import pytest
 from sparse_etrace.cells import spiking
 
 STORED = dict(np.load(Path(__file__).with_name("brian_traces.npz")))
-LEAK = {"tau": 10.0, "rest": -65.0}
-LIF = LEAK | {"threshold": -50.0}
-# Each row of the page: neuron, synapse, and what an arrival brings.
-ROWS = {
-    "lif": lambda: (spiking.LIF(**LIF), spiking.Current()),
-    "lif to a value": lambda: (spiking.LIF(**LIF, reset=-60.0), spiking.Current()),
-    "lif without reset": lambda: (spiking.LIF(**LIF, reset=None), spiking.Current()),
-    "alif": lambda: (spiking.ALIF(**LIF, tau_adaptation=30.0, adaptation=2.0), spiking.Current()),
-    "adlif": lambda: (
-        spiking.AdLIF(**LIF, tau_adaptation=50.0, coupling=0.5, adaptation=3.0, reset=-60.0),
-        spiking.Current(),
-    ),
-    "gif": lambda: (
-        spiking.GIF(
-            **LIF, jump_1=10.0, keep_1=0.5, jump_2=-4.0, tau_threshold=40.0, coupling=0.1, threshold_jump=1.0,
-            threshold_floor=-48.0, reset=-60.0,
-        ),
-        spiking.Current(),
-    ),
-    "izhikevich": lambda: (spiking.Izhikevich(), spiking.Current()),
-    "adex": lambda: (
-        spiking.AdEx(
-            **LIF, resistance=1.0, slope=3.0, tau_adaptation=50.0, coupling=0.1, adaptation=1.0, reset=-60.0,
-            peak=-30.0,
-        ),
-        spiking.Current(),
-    ),
-    "li": lambda: (spiking.LI(**LEAK), spiking.Current()),
-    "current": lambda: (spiking.LIF(**LIF, reset=-60.0), spiking.Current()),
-    "delta": lambda: (spiking.LIF(**LIF, reset=-60.0), spiking.Delta(), 4.0),
-    "exponential": lambda: (spiking.LIF(**LIF, reset=-60.0), spiking.Exponential(3.0), 20.0),
-    "alpha": lambda: (spiking.LIF(**LIF, reset=-60.0), spiking.Alpha(3.0), 20.0),
-    "double exponential": lambda: (spiking.LIF(**LIF, reset=-60.0), spiking.DoubleExponential(1.0, 6.0), 20.0),
-    "conductance": lambda: (spiking.LIF(**LIF, reset=-60.0), spiking.Conductance(spiking.Exponential(3.0), 0.0), 0.4),
+# Rows of the page, in order: each model, and of a synapse what an arrival brings.
+NEURONS = ("lif", "lif to a value", "lif without reset", "alif", "adlif", "gif", "izhikevich", "adex", "li")
+SYNAPSES = {
+    "current": None, "delta": 4.0, "exponential": 20.0, "alpha": 20.0, "double exponential": 20.0, "conductance": 0.4,
 }  # fmt: skip
+PAGE = (Path(__file__).resolve().parents[1] / "docs/from-nest-brian2.md").read_text()
+CODE = re.findall(r"^\|.*\| `(spiking\..*)` \|$", PAGE, re.M)
 UNIT = {"v": 1e3, "b": 1e3, "theta": 1e3, "w": 1e12, "i1": 1e12, "i2": 1e12, "s": 1e12}
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [*NEURONS, *SYNAPSES])
 def test_row(name, x64):
-    neuron, synapse, *weight = ROWS[name]()
+    made = dict(zip([*NEURONS, *SYNAPSES], map(eval, CODE), strict=True))
+    neuron, synapse = (made[name], None) if name in NEURONS else (made["lif to a value"], made[name])
     refractory = 2.0 if neuron.spikes and name != "delta" else 0.0
     cell = spiking.Population(3, neuron, synapses=synapse, dt=0.1, refractory=refractory)
-    xs = STORED["arrivals"] * weight[0] if weight else STORED["current"]
+    weight = SYNAPSES.get(name)
+    xs = STORED["current"] if weight is None else STORED["arrivals"] * weight
     start = cell.init_state()
     start = start._replace(neuron={**start.neuron, "v": jnp.full(3, -65.0)})
     states = jax.lax.scan(lambda s, x: (cell(s, x)[0],) * 2, start, jnp.asarray(xs))[1]

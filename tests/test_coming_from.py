@@ -472,7 +472,8 @@ def test_eprop_of_nest_in_numbers(spiking):
     assert (window(jnp.array([2.0]), (0.5, 0.0)), window(jnp.array([2.0]), (0.5, 1.0))) == (0.0, 2.25)
     # The rest names functions, and no numbers.
     rest = {"`optimizer: {'type': 'adam', 'eta': 1e-4}`", "other rules: none"}
-    assert len(found) == len(BRIAN2) + 9 + 6 + len(slopes) + len(rest)
+    # Those of the models are in test_brian2.
+    assert len(found) == len(BRIAN2) + 15 + 9 + 6 + len(slopes) + len(rest)
 
 
 # ----------------------------------------------------------------------------------------------- brainscale, braintrace
