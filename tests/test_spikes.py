@@ -37,6 +37,7 @@ def test_regular_and_latency_trains():
     z = np.asarray(spikes.regular([100.0, 250.0, 300.0, 0.0], 1000, phase=[0, 0.75, 0, 0]))
     when = [np.flatnonzero(z[:, k]) for k in range(4)]
     assert when[0].tolist() == list(range(9, 1000, 10)) and when[1].tolist() == list(range(0, 1000, 4))
+    assert spikes.regular([290.0], 100).sum() == 29  # though 100 * 0.29 is 28.999...
     assert len(when[2]) == 300 and set(np.diff(when[2])) == {3, 4} and not len(when[3])
     z = np.asarray(spikes.latency([[1.0, 0.75], [0.0, 2.0]], 9))
     assert z.shape == (9, 2, 2) and [z[:, i, j].tolist().index(1) for i, j in ((0, 0), (0, 1), (1, 1))] == [0, 2, 0]
@@ -206,6 +207,14 @@ def test_records_and_means_start_again_with_the_state():
     (outs, _, means), _ = se.predict(cell, again, xs)
     np.testing.assert_allclose(means[""].now[-1, 0], outs[:, 0].mean(0), atol=1e-6)
     assert cell.read(state)["means['']"].shape == (0, 2, 4)
+    each = se.record(cell.model.model, "", rows=2)
+    after = each.start(ones := jnp.ones(4))
+    for _ in range(3):
+        after, out = each(after, ones[:2])
+    found = each.read(after)
+    assert (
+        found["step"].tolist() == [1, 2] and np.array_equal(found[""][1], out) and not np.array_equal(found[""][0], out)
+    )
     for argument, names, every in (("every", "v", 0), ("names", "w", 1)):
         with pytest.raises(ValueError, match=f"{argument}: expected"):
             se.record(cell.model, names, every).init_state()
