@@ -31,6 +31,7 @@ figures: $(VENV)/installed-test
 bench: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/bench.py --out results
 	$(BIN)/python tests/benchmarks/units.py --out results
+	$(BIN)/python tests/benchmarks/activity.py --out results
 	$(BIN)/python tests/benchmarks/graph.py --out results
 	$(BIN)/python tests/benchmarks/files.py --out results
 

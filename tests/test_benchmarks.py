@@ -38,6 +38,12 @@ def test_quick_benchmark_of_units(tmp_path):
 
 
 @ONLY
+def test_quick_benchmark_of_activity(tmp_path):
+    found, _ = quick("activity", tmp_path)
+    assert set(found) == {"1.0", "0.05", "0.01"} and all(set(row) == {"forward", "D-RTRL"} for row in found.values())
+
+
+@ONLY
 def test_quick_benchmark_of_a_graph(tmp_path):
     found, _ = quick("graph", tmp_path)
     assert set(found) == {"forward", "forward, plain", "BPTT-16, plain", "D-RTRL", "ES-D-RTRL", "Bridged(16)"}
