@@ -924,11 +924,16 @@ KINDS = {
 }  # fmt: skip
 
 
-# One kind for each mechanism; the others combine them otherwise, or have a test of their own.
+# One kind for each mechanism: those that D-RTRL is compared on step by step, and those that have a test of their own
+# elsewhere. The others combine them otherwise.
 CORE = (
     "mgu_cell", "late_lif", "feedback", "delay_chain", "shared", "twice", "old_readout", "axis_2", "alif_trained",
     "channel_decay", "clock", "cut", "two_groups", "synapse", "three", "recurrent_lru", "split", "between",
     "memoryless", "graph_conv_trained", "gated",
+)  # fmt: skip
+ELSEWHERE = (
+    "rate", "lif_vjp", "alif_v", "fused_gru", "two_lif", "delay_buffer", "tied", "conv_1d", "low_rank", "masked",
+    "sparse_function", "nontemp", "both_ways",
 )  # fmt: skip
 # What an op or a state is made of as factors need it: one kind for each.
 FACTORED = ("tied", "axis_2", "conv_1d", "low_rank", "shared", "alif_trained", "recurrent_lru", "graph_conv_trained")

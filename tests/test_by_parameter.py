@@ -114,7 +114,9 @@ def test_units(kind, n):
 REFUSED = {"cut", "delay_buffer", "recurrent_lru", "synapse", "graph_conv_trained"}
 
 
-@pytest.mark.parametrize("kind", few([kind for kind in models.CORE if kind not in REFUSED], ["tied"]))
+@pytest.mark.parametrize(
+    "kind", few([kind for kind in models.CORE + models.ELSEWHERE if kind not in REFUSED], ["tied"])
+)
 @float64
 def test_all_hops_are_bptt(kind):
     case = models.in_float64(kind)
