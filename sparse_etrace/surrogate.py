@@ -22,7 +22,17 @@ from jaxtyping import Array, Float, Shaped
 
 from ._numbers import plain, real
 
-__all__ = ["Surrogate", "arctan", "boxcar", "fast_sigmoid", "gaussian", "sigmoid", "triangle"]
+__all__ = [
+    "Surrogate",
+    "arctan",
+    "boxcar",
+    "exponential",
+    "fast_sigmoid",
+    "gaussian",
+    "multi_gaussian",
+    "sigmoid",
+    "triangle",
+]
 
 
 class Surrogate(eqx.Module):
@@ -259,3 +269,64 @@ def boxcar(width: SupportsFloat = 1.0) -> Surrogate:
         high-performance spiking neural networks, Frontiers in Neuroscience 12:331.
     """
     return Surrogate(_boxcar, (_positive("width", width),))
+
+
+def _exponential(v: Array, beta: float) -> Array:
+    return beta / 2 * jnp.exp(-beta * jnp.abs(v))
+
+
+def exponential(beta: SupportsFloat = 5.0) -> Surrogate:
+    """An exponential decay on both sides (SLAYER), `psi(v) = beta / 2 * exp(-beta * |v|)`.
+
+    Args:
+        beta: steepness; `psi` has the height `beta / 2` and the area 1. No unit.
+
+    Returns:
+        A `Surrogate`.
+
+    Raises:
+        ValueError: where `beta` is not positive and finite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from sparse_etrace import surrogate
+        >>> float(jax.grad(surrogate.exponential(beta=2.0))(jnp.array(0.0)))
+        1.0
+
+    Source:
+        S. B. Shrestha, G. Orchard (2018), SLAYER: spike layer error reassignment in time, NeurIPS.
+    """
+    return Surrogate(_exponential, (_positive("beta", beta),))
+
+
+def _multi_gaussian(v: Array, sigma: float) -> Array:
+    sides = _gaussian(v - sigma, 6 * sigma) + _gaussian(v + sigma, 6 * sigma)
+    return 1.15 * _gaussian(v, sigma) - 0.15 * sides
+
+
+def multi_gaussian(sigma: SupportsFloat = 0.5) -> Surrogate:
+    """A normal density with shallow negative flanks, `psi(v) = 1.15 N(v; 0, s) - 0.15 (N(v; s, 6 s) + N(v; -s, 6 s))`.
+
+    `N(v; m, s)` is the density with the mean `m` and the standard deviation `s`, and `s` is `sigma`.
+
+    Args:
+        sigma: standard deviation of the middle; the area is 0.85. No unit.
+
+    Returns:
+        A `Surrogate`.
+
+    Raises:
+        ValueError: where `sigma` is not positive and finite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from sparse_etrace import surrogate
+        >>> slope = jax.grad(surrogate.multi_gaussian(sigma=0.5))
+        >>> bool(slope(jnp.array(0.0)) > 0 > slope(jnp.array(2.0)))
+        True
+
+    Source:
+        B. Yin, F. Corradi, S. M. Bohte (2021), Accurate and efficient time-domain classification with adaptive
+        spiking recurrent neural networks, Nature Machine Intelligence 3:905-913.
+    """
+    return Surrogate(_multi_gaussian, (_positive("sigma", sigma),))

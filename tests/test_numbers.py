@@ -20,6 +20,9 @@ XINFO = jax.ShapeDtypeStruct((8, 2), jnp.float32)
 GRU, MGU = ("inp_r", "inp_u", "inp_c", "rec_r", "rec_u", "rec_c"), ("inp_f", "inp_c", "rec_f", "rec_c")
 LRU_INP = se.ETraceParam({"weight": jnp.ones((3, 3), complex)}, se.MatMulOp())
 
+MODELS = [getattr(se.cells.spiking, name) for name in se.cells.spiking.__all__ if not name.startswith("Population")]
+SPECIAL = {"threshold": 2.0, "peak": 3.0, "synapse": se.cells.spiking.Current()}
+
 # Each public constructor, with a value for each of its numbers; what is left out takes none.
 NUMBERS = {
     se.D_RTRL: {"through_ops": True}, se.BPTT: {}, se.OSTL: {}, se.UORO: {"key": KEY},
@@ -33,7 +36,8 @@ NUMBERS = {
     se.RTRL: {"max_influences": 500, "workspace": 1000},
     se.Events: {"learner": se.D_RTRL(), "num_nodes": 3},
     se.MatMulOp: {"apply_weight_fn_before_mask": True},
-    se.SpMatMulOp: {"connectivity": CONN, "axis": -2, "gated": True},
+    se.SpMatMulOp: {"connectivity": CONN, "axis": -2, "delay": 2, "train_delay": True, "max_delay": 4},
+    se.Recorder: {}, se.record: {"model": DENSE, "names": ("v",), "every": 2, "rows": 3},
     se.GraphConvOp: {"supports": CONN},
     se.LoraOp: {"alpha": 0.5},
     se.ElemWiseOp: {},
@@ -44,15 +48,20 @@ NUMBERS = {
     se.SignLock: {"sign": 1.0},
     se.Bounded: {"lo": 0.5, "hi": 2.0},
     se.cells.LeakyRate: {"units": 3, "inp": DENSE, "decay": 0.5},
-    se.cells.LIF: {"units": 3, "inp": DENSE, "decay": 0.5, "threshold": 0.5, "reset": 0.5, "reset_gradient": False},
+    se.cells.LIF: {"units": 3, "inp": DENSE, "decay": 0.5, "threshold": 0.5, "reset": 0.5, "reset_gradient": False,
+                   "refractory": 2},
     se.cells.ALIF: {"units": (3,), "inp": DENSE, "decay": 0.5, "threshold": 0.5, "adaptation_decay": 0.5,
-                    "adaptation": 0.25, "reset": 0.5, "reset_gradient": False},
+                    "adaptation": 0.25, "reset": 0.5, "reset_gradient": False, "refractory": 2},
     se.cells.GRU: {"units": 3, **dict.fromkeys(GRU, DENSE)},
     se.cells.MGU: {"units": (3,), **dict.fromkeys(MGU, DENSE)},
     se.cells.LRU: {"units": 3, "inp": LRU_INP, "eigenvalue": 0.5, "scale": 2.0},
     se.cells.LRU.ring: {"key": KEY, "units": 3, "low": 0.25, "high": 0.5, "phase": 2.0},
+    se.cells.spiking.Population: {"units": 3, "neuron": se.cells.spiking.LIF(), "dt": 0.5, "refractory": 2.0,
+                                  "reset_gradient": False, "substeps": 2},
+    **{model: {name: SPECIAL.get(name, 0.5) for name in inspect.signature(model).parameters} for model in MODELS},
     **{getattr(se.surrogate, name): {parameter: 0.5} for name, parameter in {
-        "arctan": "alpha", "boxcar": "width", "fast_sigmoid": "beta", "gaussian": "sigma", "sigmoid": "beta",
+        "arctan": "alpha", "boxcar": "width", "exponential": "beta", "fast_sigmoid": "beta",
+        "gaussian": "sigma", "multi_gaussian": "sigma", "sigmoid": "beta",
         "triangle": "gamma"}.items()},
     se.surrogate.Surrogate: {"derivative": jnp.multiply, "params": (0.5, 2)},
 }  # fmt: skip
@@ -60,7 +69,8 @@ NO_NUMBERS = {
     "per",
     "train", "trace_dtype", "allow_zero", "leaf", "feedback", "rate_leaf", "key", "pattern", "weight_mask", "weight_fn",
     "bias", "connectivity", "tie", "fn", "xinfo", "value", "op", "grad", "inp", "rec", "spike", "activation",
-    "derivative", "rule", "coef",
+    "derivative", "rule", "coef", "synapses", "gated",
+    "model", "names", "every", "rows",
     *GRU, *MGU,
 }  # fmt: skip
 AS = {

@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from sparse_etrace import surrogate
 
@@ -19,6 +20,11 @@ CASES = {
     "arctan": (surrogate.arctan(1.5), lambda v: 0.75 / (1 + (np.pi / 2 * 1.5 * v) ** 2)),
     "sigmoid": (surrogate.sigmoid(5.0), lambda v: 5 * _logistic(5 * v) * (1 - _logistic(5 * v))),
     "gaussian": (surrogate.gaussian(0.4), lambda v: np.exp(-(v**2) / 0.32) / np.sqrt(2 * np.pi * 0.16)),
+    "exponential": (surrogate.exponential(3.0), lambda v: 1.5 * np.exp(-3 * np.abs(v))),
+    "multi_gaussian": (
+        surrogate.multi_gaussian(0.4),
+        lambda v: 1.15 * norm.pdf(v, 0, 0.4) - 0.15 * (norm.pdf(v, 0.4, 2.4) + norm.pdf(v, -0.4, 2.4)),
+    ),
     "boxcar": (surrogate.boxcar(2.0), lambda v: np.where(np.abs(v) < 1, 0.5, 0.0)),
 }
 each = pytest.mark.parametrize("spike, formula", CASES.values(), ids=CASES)
@@ -76,7 +82,7 @@ def test_far_from_the_threshold_nothing_overflows(spike, formula):
     assert np.isfinite(jax.vmap(jax.grad(spike))(v)).all()
 
 
-@pytest.mark.parametrize("name", ["arctan", "sigmoid", "gaussian", "boxcar"])
+@pytest.mark.parametrize("name", ["arctan", "sigmoid", "gaussian", "boxcar", "exponential"])
 def test_the_area_of_a_density_is_one(name):
     spike = getattr(surrogate, name)()
     v = jnp.linspace(-400, 400, 2_000_001, dtype="float32")
