@@ -344,6 +344,21 @@ def test_what_a_spike_takes_can_be_trained(gradient):
     np.testing.assert_array_equal(default(default.init_state(), x)[0].v, same(same.init_state(), x)[0].v)
 
 
+def test_decays_from_time_constants():
+    param, _ = dense(INPUTS, 0)
+    tau = np.array([5.0, 10.0, 20.0, 40.0])
+    cell = cells.ALIF.from_time_constants(UNITS, param, tau=tau, dt=0.5, tau_adaptation=200.0, threshold=2.0)
+    np.testing.assert_allclose(cell.decay(), np.exp(-0.5 / tau), rtol=1e-12)
+    np.testing.assert_allclose(cell.adaptation_decay(), np.exp(-0.5 / 200), rtol=1e-12)
+    assert float(cell.threshold()) == 2 and cell.inp is param
+    made = cells.LeakyRate.from_time_constants(WORM, INPUTS, key=KEY, tau=20.0, dt=1.0)
+    np.testing.assert_allclose(made.decay(), np.exp(-1 / 20), rtol=1e-12)
+    assert made.shape == (279,) and float(cells.LIF.from_time_constants(UNITS, param, tau=1.0, dt=1.0).decay()) < 0.37
+    for name, times in (("tau", (0.0, 1.0)), ("dt", (1.0, -1.0))):
+        with pytest.raises(ValueError, match=f"{name}: expected positive times, got"):
+            cells.LIF.from_time_constants(UNITS, param, tau=times[0], dt=times[1])
+
+
 # --- input that nothing reads ----------------------------------------------------------------------------------------
 
 

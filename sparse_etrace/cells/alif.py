@@ -10,7 +10,19 @@ from jaxtyping import Array, PyTree
 from .. import surrogate
 from .._op.delays import Ring, sends, sent
 from .._op.param import ETraceParam, Fixed
-from .cell import Constant, Units, after_reset, cell_of, constant, current, on_units, silenced, silent_steps, unit_shape
+from .cell import (
+    Constant,
+    Units,
+    after_reset,
+    cell_from_time_constants,
+    cell_of,
+    constant,
+    current,
+    on_units,
+    silenced,
+    silent_steps,
+    unit_shape,
+)
 
 
 class ALIFState(NamedTuple):
@@ -92,6 +104,7 @@ class ALIF(eqx.Module):
         self.reset_gradient, self.refractory = bool(reset_gradient), silent_steps(refractory)
 
     of = classmethod(cell_of)
+    from_time_constants = classmethod(cell_from_time_constants)
 
     def init_state(self, *batch: SupportsIndex) -> ALIFState:
         """Rest, no adaptation, no spikes; `batch` are the sizes of the leading batch axes."""

@@ -83,6 +83,38 @@ def cell_of(
     return cls(units, **params, **constants)
 
 
+def cell_from_time_constants(
+    cls: Any, *args: Any, tau: Any, dt: Any, tau_adaptation: Any = None, **constants: Any
+) -> Any:
+    """A cell with the decays `exp(-dt / tau)` of a step.
+
+    Args:
+        *args: those of the cell; with `key` those of its `of`.
+        tau: time constant of `decay`, a number or an array.
+        dt: length of a step, in the same unit.
+        tau_adaptation: time constant of `adaptation_decay`; that of the cell unless given.
+        **constants: the cell's other arguments, or those of `of`.
+
+    Raises:
+        ValueError: a time is not positive.
+
+    Example:
+        >>> import jax, sparse_etrace as se
+        >>> times = {"tau": 20.0, "tau_adaptation": 200.0, "dt": 1.0}
+        >>> cell = se.cells.ALIF.from_time_constants(3, inputs=2, key=jax.random.key(0), **times)
+        >>> round(float(cell.decay()), 4), round(float(cell.adaptation_decay()), 4)
+        (0.9512, 0.995)
+    """
+    times = {"decay": ("tau", tau), "adaptation_decay": ("tau_adaptation", tau_adaptation)}
+    for name, time in (("dt", dt), *times.values()):
+        if time is not None and not np.all(np.asarray(time, float) > 0):
+            raise ValueError(
+                f"{name}: expected positive times, got {time}. To train a decay, give the cell a parameter."
+            )
+    decays = {name: np.exp(-dt / np.asarray(time, float)) for name, (_, time) in times.items() if time is not None}
+    return (cls.of if "key" in constants else cls)(*args, **decays, **constants)
+
+
 def onto(
     units: int,
     name: str,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._op.param import ETraceParam
-from .cell import Constant, Units, cell_of, constant, current, on_units, unit_shape
+from .cell import Constant, Units, cell_from_time_constants, cell_of, constant, current, on_units, unit_shape
 
 
 class LeakyRate(eqx.Module):
@@ -54,6 +54,7 @@ class LeakyRate(eqx.Module):
         self.decay = constant(decay, "decay", 0, 1)
 
     of = classmethod(cell_of)
+    from_time_constants = classmethod(cell_from_time_constants)
 
     def init_state(self, *batch: SupportsIndex) -> Float[Array, "*batch units"]:
         """Zero activity; `batch` are the sizes of the leading batch axes."""
