@@ -65,8 +65,8 @@ class Net(eqx.Module):
         keys = jax.random.split(key, 4)
         has = jax.random.bernoulli(keys[0], SHARE, (UNITS, UNITS)) & ~np.eye(UNITS, dtype=bool)
         graph = Connectivity.from_edges(*np.nonzero(np.asarray(has)), shape=(UNITS, UNITS))
-        inp = MatMulOp().param(keys[1], INPUTS, UNITS, init=_normal)
-        rec = SpMatMulOp(graph).param(keys[2], init=_normal)
+        inp = MatMulOp(weight_fn=_per_step).param(keys[1], INPUTS, UNITS, init=_normal)
+        rec = SpMatMulOp(graph, _per_step).param(keys[2], init=_normal)
         half = np.repeat([0.0, 1.7 / (1 - LEAK)], UNITS // 2)
         spiking = {"threshold": 0.6, "reset": 0.6 / LEAK, "reset_gradient": False, "refractory": 4}
         self.cell = ALIF(UNITS, inp, rec, LEAK, adaptation_decay=SLOW, adaptation=half, **spiking)
@@ -84,9 +84,14 @@ class Net(eqx.Module):
 
 
 def _normal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Variance 1 by the senders of a unit, for currents without the factor `1 - LEAK`."""
+    """Variance 1 by the senders of a unit."""
     senders = shape[0] if len(shape) == 2 else SHARE * UNITS
-    return jax.random.normal(key, shape, dtype) / np.sqrt(senders) / (1 - LEAK)
+    return jax.random.normal(key, shape, dtype) / np.sqrt(senders)
+
+
+def _per_step(w: Array) -> Array:
+    """The potential has no factor `1 - LEAK` before its current."""
+    return w / (1 - LEAK)
 
 
 def steps() -> int:
