@@ -45,7 +45,7 @@ HOUSE = {
     "_train": "online check_learner batches updates fit_result non_finite facts lock checkpoint fit_options fit_file "
     "delayed stream predict fit_loop fit rewire",
     "_report": "explain memory alignment costs",
-    "spikes": "*",
+    "spikes": "named *",
     "evaluate": "",
     "plot": "style checks *",
     "demo": "",

@@ -15,7 +15,8 @@ import sparse_etrace as se
 from sparse_etrace import spikes
 
 KEY = jax.random.key(0)
-GRAPH = se.from_edges([0, 1, 2, 3, 3, 1], [1, 2, 0, 3, 0, 0])
+ENDS = [0, 1, 2, 3, 3, 1], [1, 2, 0, 3, 0, 0]
+GRAPH, DELAYED = se.from_edges(*ENDS), se.from_edges(*ENDS, edge_attrs={"delay": [1, 2, 1, 3, 2, 1]})
 EVENTS = ([0.1, 3.1, 1.5, 1.9, 1.2], [2, 3, 0, 0, 1])
 
 
@@ -295,10 +296,10 @@ def by_hand(cell, xs, ys, is_held, decay=None):
             state, z = cell(state, given[0])
             over, under = jnp.maximum(state.v - HIGH, 0), jnp.maximum(LOW - state.v, 0)
             error = jnp.sum((z - given[1]) ** 2) + jnp.sum(over**2 + under**2) / 2
-            return (state, 0.7 * filtered + 0.3 * z), (error, state)
+            return (state, 0.7 * filtered + 0.3 * z), (error, state._replace(z=z))
 
         start = cell.init_state(xs.shape[1])
-        (_, filtered), (errors, states) = jax.lax.scan(step, (start, start.z), (xs, ys))
+        (_, filtered), (errors, states) = jax.lax.scan(step, (start, jnp.zeros_like(start.v)), (xs, ys))
         rate = states.z.mean(0) if decay is None else filtered
         return errors.sum() + jnp.sum(STRENGTH / 2 * (rate - TARGET) ** 2), states
 
@@ -312,13 +313,14 @@ def regularised(out, y):
     return jnp.sum((out - y) ** 2) + calm
 
 
-LOSSES = [(rule, decay) for rule in (se.D_RTRL(), se.RTRL(), se.BPTT()) for decay in (None, 0.7)]
+RULES = se.D_RTRL(), se.RTRL(), se.BPTT()
+LOSSES = [(rule, decay, kind) for kind in ("at once", "delayed") for rule in RULES for decay in (None, 0.7)]
 
 
-@pytest.mark.parametrize("learner, decay", few(LOSSES, LOSSES[:1]), ids=_name)
-def test_losses_on_rates_and_potentials(x64, learner, decay):
+@pytest.mark.parametrize("learner, decay, kind", few(LOSSES, LOSSES[6:7]), ids=_name)
+def test_losses_on_rates_and_potentials(x64, learner, decay, kind):
     """By reverse mode through the whole sequence; the model also records, which changes nothing."""
-    cell = se.cells.ALIF.of(GRAPH, inputs=2, key=KEY, adaptation=0.3)
+    cell = se.cells.ALIF.of(GRAPH if kind == "at once" else DELAYED, inputs=2, key=KEY, adaptation=0.3)
     xs, ys = 4 * jax.random.normal(KEY, (8, 3, 2)), jnp.zeros((8, 3, 4))
     model = se.record(spikes.watched(cell, values="v", means="z", decay=decay), ["state.z", "v", "means['z']"], 2, 3)
     grads, carry = gradients(learner, model, model.init_state(3), xs, ys, regularised)
@@ -392,6 +394,11 @@ def test_perturbed_units(x64):
     silent, active = (outputs(spikes.perturbed(cell, "z", 1 - mask, shift)) for shift in (0 * mask, mask))
     assert np.array_equal(silent, apart * (1 - mask)) and apart[..., 1].any()
     assert active[..., 1].all() and not np.array_equal(active[..., 0], silent[..., 0])
+    late = se.cells.ALIF.of(DELAYED, inputs=2, key=KEY)
+    state, z = spikes.perturbed(late, "z", 1 - mask, mask)(late.init_state(), xs[0, 0])
+    assert z[1] == 1 and np.array_equal(state.z.newest, z)
+    with pytest.raises(ValueError, match="leaf: expected a cell whose output, of shape .4,., is what it sends"):
+        spikes.perturbed(lambda state, x: (late(state, x)[0], x), "z")(late.init_state(), xs[0, 0])
     state, _ = spikes.perturbed(cell, "v", shift=mask / 2)(cell.init_state(), jnp.zeros(2))
     assert np.array_equal(state.v, mask / 2)
     with pytest.raises(ValueError, match="leaf: expected the name of one floating leaf"):

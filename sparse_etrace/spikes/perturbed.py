@@ -7,9 +7,10 @@ import jax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from .._model.trained import leaf_names, leaf_number
+from .._op.delays import Ring
 from .._op.param import Fixed
 from .._types import Model
+from .named import leaves_of, number_of, sent_into
 
 
 class Perturbed(eqx.Module):
@@ -26,11 +27,13 @@ class Perturbed(eqx.Module):
 
     def __call__(self, state: PyTree[Array], x: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
         new, out = self.model(state, x)
-        leaves, layout = jax.tree.flatten(new)
-        number = leaf_number(leaf_names(new), self.leaf, "leaf")
-        old = leaves[number]
-        leaves[number] = self.scale().astype(old.dtype) * old + self.shift().astype(old.dtype)
-        out = jax.tree.map(lambda given: leaves[number] if given is old else given, out)
+        leaves, layout = leaves_of(new)
+        number = number_of(new, self.leaf, "leaf")
+        old, before = leaves[number], leaves_of(state)[0][number]
+        sent = sent_into(old, out, "leaf") if isinstance(old, Ring) else old
+        value = self.scale().astype(sent.dtype) * sent + self.shift().astype(sent.dtype)
+        leaves[number] = before.push(value) if isinstance(before, Ring) else value
+        out = jax.tree.map(lambda given: value if given is sent else given, out)
         return jax.tree.unflatten(layout, leaves), out
 
 
@@ -43,14 +46,15 @@ def perturbed(cell: Model, leaf: str, scale: ArrayLike = 1.0, shift: ArrayLike =
 
     Args:
         cell: a cell, or any `state, out = cell(state, x)`.
-        leaf: name of a leaf of its state, in full or by its last part.
+        leaf: name of a leaf of its state, in full or by its last part; of a ring, what the cell sends, its output.
         scale, shift: numbers or arrays that broadcast against the leaf; they are not trained.
 
     Returns:
         A cell with the same state.
 
     Raises:
-        ValueError: in a step, `leaf` is not the name of one leaf.
+        ValueError: in a step, `leaf` is not the name of one leaf, or that of a ring of a network, whose output is
+            another.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np, sparse_etrace as se

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from .._learner import Carry
-from .._model.trained import leaf_names, leaf_number
 from .._numbers import positive
 from .._types import Model
+from .named import values_of
 
 
 class RecordedState(eqx.Module):
@@ -41,7 +41,7 @@ class Recorder(eqx.Module):
         state, n = jax.tree.map(jnp.asarray, state), batch_axes
         empty = {
             name: jnp.zeros((*leaf.shape[:n], self.rows, *leaf.shape[n:]), leaf.dtype)
-            for name, leaf in self._leaves(state).items()
+            for name, leaf in values_of(state, self.names, "names").items()
         }
         return RecordedState(state, empty, jnp.zeros((), jnp.int32), n)
 
@@ -49,7 +49,7 @@ class Recorder(eqx.Module):
         new, out = self.model(state.state, x)
         slot, is_due, rows = state.steps // self.every % self.rows, state.steps % self.every == 0, {}
         axis = state.axis
-        for name, leaf in jax.lax.stop_gradient(self._leaves(new)).items():
+        for name, leaf in jax.lax.stop_gradient(values_of(new, self.names, "names")).items():
             old = jax.lax.stop_gradient(state.rows[name])
             row = jnp.where(is_due, leaf, jax.lax.dynamic_index_in_dim(old, slot, axis, keepdims=False))
             rows[name] = jax.lax.dynamic_update_index_in_dim(old, row, slot, axis)
@@ -69,10 +69,6 @@ class Recorder(eqx.Module):
         }
         return {"step": kept * self.every} | found
 
-    def _leaves(self, state: PyTree[Array]) -> dict[str, Array]:
-        leaves, names = jax.tree.leaves(state), leaf_names(state)
-        return {name: leaves[leaf_number(names, name, "names")] for name in self.names}
-
 
 def record(model: Model, names: str | Sequence[str], every: int = 1, rows: int = 1000) -> Recorder:
     """A model that also keeps some leaves of its new state at the steps `0, every, 2 every, ...`, the last `rows`.
@@ -83,7 +79,7 @@ def record(model: Model, names: str | Sequence[str], every: int = 1, rows: int =
 
     Args:
         model: a cell, or any `state, out = model(state, x)`.
-        names: of leaves of its state, in full or by their last part.
+        names: of leaves of its state, in full or by their last part; of a ring of what was sent, the newest is kept.
         every: steps between two records.
         rows: how many are kept.
 

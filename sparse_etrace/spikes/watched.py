@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._model.trained import leaf_names, leaf_number
 from .._numbers import share
 from .._types import Model
+from .named import values_of
+
+NAMES = "values, means"
 
 
 class Mean(NamedTuple):
@@ -48,18 +50,19 @@ class Watched(eqx.Module):
     def start(self, state: PyTree[Array]) -> WatchedState:
         """A state of the model, and means of zero."""
         state = jax.tree.map(jnp.asarray, state)
-        means = {name: jnp.zeros_like(_leaf(state, name)) for name in self.means}
+        means = {name: jnp.zeros_like(leaf) for name, leaf in values_of(state, self.means, NAMES).items()}
         steps = {} if self.decay is not None else {k: jnp.zeros(v.shape, jnp.int32) for k, v in means.items()}
         return WatchedState(state, means, steps)
 
     def __call__(self, state: WatchedState, x: PyTree[Array]) -> tuple[WatchedState, tuple[PyTree, dict, dict]]:
         new, out = self.model(state.state, x)
         steps, means = {name: count + 1 for name, count in state.steps.items()}, {}
+        leaves = values_of(new, self.means, NAMES, out)
         for name, before in state.means.items():
             part = 1 / steps[name].astype(before.dtype) if self.decay is None else 1 - self.decay
-            means[name] = Mean(before + part * (_leaf(new, name) - before), before)
+            means[name] = Mean(before + part * (leaves[name] - before), before)
         now = {name: mean.now for name, mean in means.items()}
-        return WatchedState(new, now, steps), (out, {name: _leaf(new, name) for name in self.values}, means)
+        return WatchedState(new, now, steps), (out, values_of(new, self.values, NAMES, out), means)
 
 
 def watched(
@@ -73,7 +76,8 @@ def watched(
 
     Args:
         model: a cell, or any `state, out = model(state, x)`.
-        values, means: names of leaves of its state, in full or by their last part.
+        values, means: names of leaves of its state, in full or by their last part; a ring of what was sent stands for
+            what is sent, the output of a cell.
         decay: from 0 to 1, for streams without an end; None: the mean over all steps.
 
     Returns:
@@ -81,7 +85,8 @@ def watched(
         Its `init_state` or `start` makes the state.
 
     Raises:
-        TypeError, ValueError: `decay` is out of range, or, at the start, a name is not that of one leaf.
+        TypeError, ValueError: `decay` is out of range, or, at the start, a name is not that of one leaf, or that of
+            a ring of a network, whose output is another.
 
     Example:
         >>> import jax, jax.numpy as jnp, sparse_etrace as se
@@ -150,7 +155,3 @@ def bound_loss(
     over = jnp.maximum(values - jnp.asarray(high, values.dtype), 0)
     under = jnp.maximum(jnp.asarray(low, values.dtype) - values, 0)
     return jnp.sum(jnp.asarray(strength, values.dtype) / 2 * (over**2 + under**2))
-
-
-def _leaf(state: PyTree[Array], name: str) -> Array:
-    return jax.tree.leaves(state)[leaf_number(leaf_names(state), name, "values, means")]
