@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 # Times in steps of 1 ms: seven cues, a delay, and the time in which the choice is asked for.
 CUES, CUE, GAP, DELAY, CHOICE = 7, 100, 50, 500, 150
 UNITS, INPUTS, SHARE, BATCH = 100, 40, 0.1, 32
-SEEDS, UPDATES, QUICK_UPDATES, EVERY, TRIALS = 3, 200, 60, 20, 512
-FIRES, RATE, STRENGTH, LEARNING_RATE, WRONG = 0.04, 0.01, 0.2, 0.01, 0.07
+SEEDS, UPDATES, QUICK_UPDATES, EVERY, TRIALS = 3, 150, 60, 10, 512
+FIRES, RATE, STRENGTH, LEARNING_RATE, WRONG = 0.04, 0.01, 0.1, 0.01, 0.07
 LEAK, SLOW = float(np.exp(-1 / 20)), float(np.exp(-1 / 2000))
 READOUT, RANDOM = "readout alone", "e-prop, random"
 CALM = {"kappa": LEAK, "rate_strength": STRENGTH / BATCH, "rate_target": RATE}
@@ -84,8 +84,8 @@ class Net(eqx.Module):
 
 
 def _normal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Variance 1 by the senders of a unit."""
-    senders = shape[0] if len(shape) == 2 else SHARE * UNITS
+    """Variance 1 by the senders of a unit; a quarter of that for those on the graph."""
+    senders = shape[0] if len(shape) == 2 else 4 * SHARE * UNITS
     return jax.random.normal(key, shape, dtype) / np.sqrt(senders)
 
 
@@ -145,9 +145,8 @@ def train(name: str, seed: int, updates: int) -> dict[str, Any]:
     """Errors on fresh trials and rates while a rule learns, and the seconds of its updates."""
     model = Net(jax.random.key(seed), is_calm=name != RANDOM)
     learner = RULES[name](jax.random.key(seed + 1000), model)
-    clipped = optax.chain(
-        optax.clip_by_global_norm(0.5), optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, updates))
-    )
+    rate = optax.cosine_decay_schedule(LEARNING_RATE, updates, alpha=0.1)
+    clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     fresh = trials(np.random.default_rng([seed, 1]), TRIALS)
     found: dict[str, Any] = {"updates": [], "error": [], "rate": []}
     testing = 0.0

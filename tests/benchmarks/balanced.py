@@ -1,8 +1,8 @@
 """A balanced network of 10,000 units and a million synapses with delays, here and in Brian2: rates and seconds.
 
-Leaky units at -60 mV with a constant drive to -49 mV, a threshold at -50 mV, exponential synapses of 5 ms (excitatory) and
-10 ms (inhibitory), delays of 1.5 ms, steps of 0.1 ms; the same weights and first potentials in both. `--brian PYTHON` names
-an interpreter that has Brian2.
+Leaky units at -60 mV with a constant drive to -49 mV, a threshold at -50 mV, exponential synapses of 5 ms
+(excitatory) and 10 ms (inhibitory), delays of 1.5 ms, steps of 0.1 ms; the same weights and first potentials in both.
+`--brian PYTHON` names an interpreter that has Brian2.
 """
 
 import argparse
