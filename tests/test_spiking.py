@@ -258,7 +258,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "lif": Case("lif", {"current": 1.0}),
+    "lif": Case("lif", {"current": 1.0}, reset_gradient=False),
     "synapses": Case(
         "lif",
         {"current": 0.4, "delta": 0.1, "exponential": 0.4, "alpha": 0.4, "double exponential": 0.4},
@@ -266,7 +266,6 @@ CASES = {
     ),
     "lif to a value": Case("lif to a value", {"exponential": 0.7}, 1.0),
     "lif without reset": Case("lif without reset", {"delta": 0.2}, 1.5),
-    "lif, no gradient by the reset": Case("lif to a value", {"exponential": 0.7}, reset_gradient=False),
     "alif": Case("alif", {"alpha": 0.7}, 1.0),
     "adlif": Case("adlif", {"exponential": 0.7}, 1.0),
     "gif": Case("gif", {"exponential": 0.7}, 1.5),
@@ -421,9 +420,9 @@ def test_against_an_adaptive_integrator(name):
     states, outs = jax.jit(lambda xs: jax.lax.scan(both, start, xs)[1])(xs)
     got = {**states.neuron, **{f"{r}/{k}": a for r, part in states.synapses.items() for k, a in part.items()}}
     got |= {"z": states.z, "wait": states.wait}
-    h, worst = state_of(name, values), {by_scipy: 0.0, by_series: 0.0}
+    h, worst = state_of(name, values), {by_scipy: 0.0} if is_exact(name) else {by_scipy: 0.0, by_series: 0.0}
     now = {k: np.asarray(h[k]) for k in got}
-    for t, x in enumerate(xs):
+    for t, x in enumerate(xs[:16]):
         now = {k: now[k] if got[k] is None else np.asarray(got[k][t]) for k in got}
         for how in worst:
             new, out = step(name, value, h, h["z"], x, how)
@@ -434,8 +433,7 @@ def test_against_an_adaptive_integrator(name):
             worst[how] = max(worst[how], *apart)
             np.testing.assert_allclose(outs[t], out, atol=1e-6)
         h = now
-    print(f"{name}: {worst[by_scipy]:.1e} from scipy's, {worst[by_series]:.1e} from the scheme's")
-    assert worst[by_scipy] < 1e-6 and worst[by_series] < 1e-10
+    assert worst[by_scipy] < (1e-8 if is_exact(name) else 1e-6) and worst.get(by_series, 0) < 1e-10
     assert NEURONS[CASES[name].neuron].margin is None or 0.02 < np.mean(got["z"]) < 0.7
 
 
@@ -520,7 +518,7 @@ def compared(got, expected):
 
 # Each mechanism once; all of them with constants as they are and trained, with the full counts.
 GRADIENTS = [(name, trained) for name in CASES for trained in ((), TRAINED)]
-CHOSEN = [("gif", ()), ("conductance", ()), ("lif", TRAINED)]
+CHOSEN = [("conductance", ()), ("lif", TRAINED)]
 
 
 @pytest.mark.parametrize("name, trained", few(GRADIENTS, CHOSEN))
