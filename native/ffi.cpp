@@ -72,33 +72,35 @@ void for_units(ffi::ThreadPool& pool, int64_t units, F&& body) {
 template <class T>
 bool scatter_few(ffi::ThreadPool& pool, const Synapses& synapses, const Outgoing& outgoing, const T* weight, const T* x,
                  T* y) {
-  int64_t sent = 0, limit = synapses.count / 16;
-  for (int64_t j = 0; j < synapses.num_pre; ++j) sent += x[j] != 0 ? outgoing.pre_ptr[j + 1] - outgoing.pre_ptr[j] : 0;
-  if (sent > limit) return false;
-  std::vector<int32_t> senders;
-  for (int64_t j = 0; j < synapses.num_pre; ++j)
-    if (x[j] != 0) senders.push_back(int32_t(j));
+  const int64_t limit = synapses.count / 16;
+  std::unique_ptr<int32_t[]> senders(new int32_t[std::min(synapses.num_pre, limit) + 1]);
+  const int64_t count = table->of<T>().active(x, synapses.num_pre, outgoing.pre_ptr, limit, senders.get());
+  if (count < 0) return false;
   std::fill_n(y, synapses.num_post, T(0));
-  // A unit's sum has the order of its senders however many ranges there are, so there may be one for each thread.
-  int64_t ranges = sent < 4096 ? 1 : std::clamp<int64_t>(pool.num_threads(), 1, 64);
+  // A unit's sum has the order of its senders however many ranges there are, so there may be one for each thread, but
+  // each looks through the synapses of all senders.
+  int64_t sent = 0;
+  for (int64_t i = 0; i < count; ++i) sent += outgoing.pre_ptr[senders[i] + 1] - outgoing.pre_ptr[senders[i]];
+  int64_t ranges = sent < std::max<int64_t>(4096, 16 * count) ? 1 : std::clamp<int64_t>(pool.num_threads(), 1, 64);
   parallel_for(pool, ranges, [&](int64_t range) {
     auto start = [&](int64_t r) {
       int64_t target = synapses.count * r / ranges;
       return int64_t(*std::lower_bound(synapses.post_ptr, synapses.post_ptr + synapses.num_post, target));
     };
-    table->of<T>().scatter(outgoing, weight, x, senders.data(), int64_t(senders.size()), y, start(range),
+    table->of<T>().scatter(outgoing, weight, x, senders.get(), count, y, start(range),
                            start(range + 1));
   });
   return true;
 }
 
+// Column c of x begins at c * stride.
 template <class T>
 void product(ffi::ThreadPool& pool, const Synapses& synapses, const Outgoing& outgoing, const T* weight, const T* x,
-             int64_t columns, int64_t pitch, T* rows, T* y) {
+             int64_t stride, int64_t columns, int64_t pitch, T* rows, T* y) {
   if (columns == 1 && scatter_few(pool, synapses, outgoing, weight, x, y)) return;
   if (columns > 1)
     for_units(pool, synapses.num_pre, [&](int64_t begin, int64_t end) {
-      table->of<T>().to_rows(x, columns, synapses.num_pre, rows, pitch, begin, end);
+      table->of<T>().to_rows(x, columns, stride, rows, pitch, begin, end);
     });
   Product<T> work{synapses, weight, columns > 1 ? rows : x, columns, pitch, y};
   int64_t blocks = blocks_of(synapses.count * pitch, 1 << 16, synapses.count);
@@ -134,15 +136,15 @@ void transposed(ffi::ThreadPool& pool, const Synapses& synapses, const T* weight
 }
 
 template <class T>
-void window(ffi::ThreadPool& pool, Window<T> work, T* rows, int64_t variables, bool is_bf16) {
+void window(ffi::ThreadPool& pool, Window<T> work, int64_t times, T* rows, int64_t variables, bool is_bf16) {
   const Synapses& synapses = work.synapses;
   const Kernels<T>& kernels = table->of<T>();
-  const int64_t units = synapses.num_pre;
+  const int64_t units = work.units;
   work.rows = rows;
   if (work.steps > 1)
     for_units(pool, units, [&](int64_t begin, int64_t end) {
       for (int64_t b = 0; b < work.batch; ++b)
-        kernels.to_rows(work.x + b * units, work.steps, work.batch * units, rows + b * units * work.pitch, work.pitch,
+        kernels.to_rows(work.x + b * units, times, work.batch * units, rows + b * units * work.pitch, work.pitch,
                         begin, end);
     });
   auto kernel = (is_bf16 ? kernels.window_bf16 : kernels.window)[variables];
@@ -173,17 +175,20 @@ ffi::Error by_type(ffi::DataType type, F&& body) {
   return ffi::Error::Success();
 }
 
+// Senders are units in slots of a ring, `slot * units + unit`, from the slot `first` of x on; without it units.
 ffi::Error Spmv(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post, ffi::AnyBuffer post_ptr,
                 ffi::AnyBuffer pre_ptr, ffi::AnyBuffer by_pre, ffi::AnyBuffer post_by_pre, ffi::AnyBuffer weight,
-                ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> rows) {
+                ffi::AnyBuffer x, ffi::AnyBuffer first, ffi::Result<ffi::AnyBuffer> y,
+                ffi::Result<ffi::AnyBuffer> rows, int64_t units) {
   auto size = x.dimensions();
-  Synapses synapses = Ids{pre, post, post_ptr}.synapses(size[2]);
+  Synapses synapses = Ids{pre, post, post_ptr}.synapses(int64_t(pre_ptr.element_count()) - 1);
   Outgoing outgoing{data<int32_t>(pre_ptr), data<int32_t>(by_pre), data<int32_t>(post_by_pre), synapses.count};
+  const int64_t begin = first.element_count() ? *data<int32_t>(first) * units : 0;
   return by_type(x.element_type(), [&](auto zero) {
     typedef decltype(zero) T;
     for (int64_t i = 0; i < size[0]; ++i)
       product(pool, synapses, outgoing, data<T>(weight) + i * synapses.count,
-              data<T>(x) + i * size[1] * size[2], size[1], rows->dimensions()[1], data<T>(*rows),
+              data<T>(x) + i * size[1] * size[2] + begin, size[2], size[1], rows->dimensions()[1], data<T>(*rows),
               data<T>(*y) + i * size[1] * synapses.num_post);
   });
 }
@@ -201,12 +206,14 @@ ffi::Error SpmvT(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post, 
   });
 }
 
+// With lag, x are times of units, of which each step reads those of so many slots.
 ffi::Error WindowOf(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post, ffi::AnyBuffer post_ptr,
-                    ffi::AnyBuffer carried, ffi::AnyBuffer entering, ffi::AnyBuffer signal, ffi::AnyBuffer direct,
+                    ffi::AnyBuffer lag, ffi::AnyBuffer carried, ffi::AnyBuffer entering, ffi::AnyBuffer signal, ffi::AnyBuffer direct,
                     ffi::AnyBuffer x, ffi::AnyBuffer noise, ffi::AnyBuffer trace, ffi::Result<ffi::AnyBuffer> next,
-                    ffi::Result<ffi::AnyBuffer> gradient, ffi::Result<ffi::AnyBuffer> rows, int64_t variables) {
+                    ffi::Result<ffi::AnyBuffer> gradient, ffi::Result<ffi::AnyBuffer> rows, int64_t variables,
+                    int64_t slots) {
   auto size = x.dimensions();
-  const int64_t count = size[0], steps = size[1], batch = size[2];
+  const int64_t count = size[0], steps = size[1] - slots + 1, batch = size[2];
   for (ffi::AnyBuffer buffer : {*next, *gradient, *rows}) expect_large(buffer);
   Synapses synapses = Ids{pre, post, post_ptr}.synapses(size[3]);
   const bool is_dense = !post_ptr.element_count();
@@ -226,10 +233,11 @@ ffi::Error WindowOf(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer pos
     for (int64_t i = 0; i < count; ++i) {
       Window<T> work{synapses,        steps, batch, rows->dimensions()[1], part(carried, i), part(entering, i),
                      part(signal, i), part(direct, i), part(x, i), nullptr, trace_part(trace, i),
-                     trace_part(*next, i), part(*gradient, i), bits ? bits + i : nullptr};
+                     trace_part(*next, i), part(*gradient, i), bits ? bits + i : nullptr, data<int32_t>(lag),
+                     size[3]};
       const bool is_bf16 = trace.element_type() == ffi::BF16;
       if (is_dense) dense(pool, work, variables, is_bf16);
-      else window(pool, work, data<T>(*rows), variables, is_bf16);
+      else window(pool, work, size[1], data<T>(*rows), variables, is_bf16);
     }
   });
 }
@@ -303,8 +311,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_spmv, Spmv,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>());
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<int64_t>("units"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_spmv_t, SpmvT,
                               ffi::Ffi::Bind()
@@ -330,13 +340,15 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_window, WindowOf,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
-                                  .Attr<int64_t>("variables"));
+                                  .Attr<int64_t>("variables")
+                                  .Attr<int64_t>("slots"));
 
 // The same number in sparse_etrace/_kernels/native.py.
-extern "C" int sparse_etrace_interface() { return 4; }
+extern "C" int sparse_etrace_interface() { return 5; }
 
 extern "C" const char* sparse_etrace_kernels() {
   return table ? table->name : nullptr;

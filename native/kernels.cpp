@@ -157,12 +157,48 @@ void product(const Product<T>& work, int64_t begin, int64_t end, bool last, T* h
 }
 
 template <class T>
+int64_t active(const T* x, int64_t n, const int32_t* pre_ptr, int64_t limit, int32_t* senders) {
+  constexpr int width = lanes<T>;
+  typedef pack<uint64_t, VECTOR_BYTES / 8> Bits;
+  int64_t count = 0, sent = 0;
+  auto look = [&](int64_t j) __attribute__((always_inline)) {
+    if (x[j] == 0 || pre_ptr[j] == pre_ptr[j + 1]) return;
+    sent += pre_ptr[j + 1] - pre_ptr[j];
+    if (sent <= limit) senders[count++] = int32_t(j);
+  };
+  int64_t j = 0;
+  for (; j + width <= n && sent <= limit; j += width) {
+    Bits bits = load<Bits>(reinterpret_cast<const uint64_t*>(x + j));
+    uint64_t any = 0;
+#pragma GCC unroll 8
+    for (int i = 0; i < VECTOR_BYTES / 8; ++i) any |= bits[i];
+    if (any)
+      for (int64_t k = j; k < j + width; ++k) look(k);
+  }
+  for (; j < n && sent <= limit; ++j) look(j);
+  return sent <= limit ? count : -1;
+}
+
+template <class T>
 void scatter(const Outgoing& outgoing, const T* weight, const T* x, const int32_t* senders, int64_t num_senders, T* y,
              int64_t begin, int64_t end) {
-  constexpr int64_t ahead = 16;
-  const int32_t* by_pre = outgoing.by_pre;
+  constexpr int64_t ahead = 16, few = 8;
+  const int32_t *by_pre = outgoing.by_pre, *ptr = outgoing.pre_ptr;
+  // What later senders will need is fetched early: where their synapses begin, these, and the weights of the first.
+  auto fetch = [&](int64_t i) __attribute__((always_inline)) {
+    if (i + 3 * few < num_senders) __builtin_prefetch(ptr + senders[i + 3 * few]);
+    if (i + 2 * few < num_senders) {
+      __builtin_prefetch(by_pre + ptr[senders[i + 2 * few]]);
+      __builtin_prefetch(outgoing.post + ptr[senders[i + 2 * few]]);
+    }
+    if (i + few < num_senders) {
+      const int64_t low = ptr[senders[i + few]], last = min(ptr[senders[i + few] + 1], low + few);
+      for (int64_t s = low; s < last; ++s) __builtin_prefetch(weight + by_pre[s]);
+    }
+  };
   for (int64_t i = 0; i < num_senders; ++i) {
-    int64_t low = outgoing.pre_ptr[senders[i]], last = outgoing.pre_ptr[senders[i] + 1], high = last;
+    fetch(i);
+    int64_t low = ptr[senders[i]], last = ptr[senders[i] + 1], high = begin ? last : low;
     while (low < high) {
       int64_t middle = (low + high) / 2;
       if (by_pre[middle] < begin) low = middle + 1;
@@ -170,7 +206,7 @@ void scatter(const Outgoing& outgoing, const T* weight, const T* x, const int32_
     }
     T value = x[senders[i]];
     for (; low < last && by_pre[low] < end; ++low) {
-      __builtin_prefetch(weight + by_pre[min(low + ahead, outgoing.count - 1)]);
+      if (low + ahead < last) __builtin_prefetch(weight + by_pre[low + ahead]);
       y[outgoing.post[low]] += weight[by_pre[low]] * value;
     }
   }
@@ -258,8 +294,10 @@ INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int6
   T* const room = new T[group * width]();
   const uint32_t noise = work.noise ? *work.noise + uint32_t(b) * 0x27d4eb2fu : 0;
 
-  const T* x = work.x + b * synapses.num_pre;
-  const T* rows = work.rows + b * synapses.num_pre * work.pitch;
+  const T* x = work.x + b * work.units;
+  const T* rows = work.rows + b * work.units * work.pitch;
+  // What a slot says beyond the place of the same unit in the first one.
+  const int64_t later = work.units * (work.batch - 1), back = work.units * work.pitch - 1;
   const Stored* trace[A + 1];
   Stored* next[A + 1];
   for (int a = 0; a < A; ++a) {
@@ -267,8 +305,9 @@ INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int6
     next[a] = static_cast<Stored*>(work.next) + (a * work.batch + b) * synapses.count;
   }
 
-  // `pre` and `at` say for each lane its sender and where its coefficients begin.
-  auto run = [&](int64_t s, int64_t count, const int32_t* pre, const int64_t* at) __attribute__((always_inline)) {
+  // `pre`, `lag` and `at` say for each lane its sender, its slot and where its coefficients begin.
+  auto run = [&](int64_t s, int64_t count, const int32_t* pre, const int32_t* lag, const int64_t* at)
+                 __attribute__((always_inline)) {
     auto of = [&](int64_t i) __attribute__((always_inline)) {
       if constexpr (!Across) return V{} + room[i];
       V all;
@@ -284,17 +323,23 @@ INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int6
     if (work.steps == 1) {
       V now;
 #pragma GCC unroll 16
-      for (int l = 0; l < n; ++l) now[l] = x[pre[l]];
+      for (int l = 0; l < n; ++l) now[l] = x[lag ? pre[l] + lag[l] * later : pre[l]];
       for (int a = First; a <= Last; ++a) sum[a - First] += of(entering + a * padded) * now;
     } else {
       // What the next synapses will gather is fetched early, but not from after the last of them.
-      const int32_t* soon = s + 2 * n <= synapses.count ? synapses.pre + s + n : pre;
+      const bool is_last = s + 2 * n > synapses.count;
+      const int32_t* soon = is_last ? pre : synapses.pre + s + n;
+      const int32_t* soon_lag = is_last || !lag ? lag : work.lag + s + n;
+      auto start = [&](const int32_t* pre, const int32_t* lag, int l) __attribute__((always_inline)) {
+        return rows + pre[l] * work.pitch - (lag ? lag[l] * back : 0);
+      };
       V part[sums][n];
 #pragma GCC unroll 16
       for (int l = 0; l < n; ++l) {
-        const T* row = rows + pre[l] * work.pitch;
+        const T* row = start(pre, lag, l);
         const T* q = room + entering + (Across ? at[l] : 0);
-        __builtin_prefetch(rows + soon[l] * work.pitch);
+        __builtin_prefetch(start(soon, soon_lag, l));
+        if (lag) __builtin_prefetch(start(soon, soon_lag, l) + n - 1);
         V total[sums] = {};
 #pragma GCC unroll 8
         for (int64_t k = 0; k < (Fixed ? Fixed : padded); k += n) {
@@ -331,16 +376,18 @@ INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int6
     for (int64_t k = 0; k < work.steps; ++k) fill(to + k, work.direct, k);
     for (int64_t count = n; s < last; s += count) {
       count = min(n, last - s);
-      const int32_t* pre = synapses.pre + s;
-      int32_t rest[n] = {};
+      const int32_t *pre = synapses.pre + s, *lag = work.lag ? work.lag + s : nullptr;
+      int32_t rest[n] = {}, rest_lag[n] = {};
       int64_t at[n] = {};
       if (count < n) {
         for (int64_t l = 0; l < count; ++l) rest[l] = pre[l];
+        for (int64_t l = 0; lag && l < count; ++l) rest_lag[l] = lag[l];
         pre = rest;
+        lag = lag ? rest_lag : nullptr;
       }
       if constexpr (Across)
         for (int64_t l = 0; l < count; ++l) at[l] = (synapses.post[s + l] - unit) * width;
-      run(s, count, pre, at);
+      run(s, count, pre, lag, at);
     }
   }
   delete[] room;
@@ -573,6 +620,7 @@ void influence(const Influence<T>& work, int64_t begin, int64_t end) {
 template <class T>
 constexpr Kernels<T> kernels() {
   return {to_rows<T>,
+          active<T>,
           product<T>,
           scatter<T>,
           transposed<T>,

@@ -34,17 +34,22 @@ struct Product {
 // A window of steps: next[a] = carried[a, b] trace[b] + sum over k of entering[k, a] x[k], and the gradient
 // signal . trace + sum over k of direct[k] x[k], summed over the batch. Null pointers are zeros, or not wanted. Where
 // everything is connected there are no indices, and synapse (pre, post) is the one at pre * num_post + post.
+//
+// With `lag` the senders are `units` in slots of a ring, `pre = slot * units + unit`, and `x` and `rows` hold one time
+// after the other: in its first step a synapse reads the time `slot`.
 template <class T>
 struct Window {
   Synapses synapses;
   int64_t steps, batch, pitch;
   const T *carried, *entering, *signal, *direct;
-  const T* x;     // one step: (batch, pre), as it comes
-  const T* rows;  // several steps: (batch, pre, pitch)
+  const T* x;     // one step: (batch, pre), as it comes; with lag (times, batch, units)
+  const T* rows;  // several steps: (batch, pre, pitch); with lag (batch, units, pitch)
   const void* trace;
   void* next;
   T* gradient;
   const uint32_t* noise;  // by which a trace in half precision is rounded; null: to the nearest
+  const int32_t* lag;     // the slot of each synapse, or null
+  int64_t units;          // without lag the senders
 };
 
 // A window of steps of the influence of columns on rows, as in sparse_etrace/_kernels/influence.py. Numbers of units
@@ -62,6 +67,8 @@ template <class T>
 struct Kernels {
   // rows[unit * pitch + c] = x[c * stride + unit], padded with zeros, for the units of a range.
   void (*to_rows)(const T* x, int64_t columns, int64_t stride, T* rows, int64_t pitch, int64_t begin, int64_t end);
+  // Lists those of n senders that send anything and have synapses; -1 if they have more than `limit` together.
+  int64_t (*active)(const T* x, int64_t n, const int32_t* pre_ptr, int64_t limit, int32_t* senders);
   void (*product)(const Product<T>& work, int64_t begin, int64_t end, bool last, T* head);
   // y += what the listed senders send to the units whose synapses are begin .. end.
   void (*scatter)(const Outgoing& outgoing, const T* weight, const T* x, const int32_t* senders, int64_t num_senders,

@@ -27,6 +27,7 @@ def test_examples_exist():
         "09_traffic.py",
         "10_temporal_graph.py",
         "11_rewire.py",
+        "14_delays.py",
     }
     assert names <= {path.name for path in EXAMPLES}
 

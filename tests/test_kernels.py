@@ -496,7 +496,7 @@ def test_the_window_of_xla_makes_no_array_of_synapses_and_batch_but_the_trace():
     operands = [jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in shapes]
     operands.append(jax.ShapeDtypeStruct((1, 0), jnp.uint32))
     operands.append(jax.ShapeDtypeStruct((1, batch, conn.num_synapses), jnp.float32))
-    fn = jax.jit(functools.partial(trace._xla, sizes=conn.shape, variables=1))
+    fn = jax.jit(functools.partial(trace._xla, sizes=conn.shape, variables=1, slots=1))
     memory = fn.lower(*conn.arrays, *operands).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 4 * conn.num_synapses * batch / 2
 

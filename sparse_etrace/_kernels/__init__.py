@@ -8,3 +8,4 @@ from .products import (
     spmv as spmv,
     spmv_t as spmv_t,
 )
+from .ring import spmv_ring as spmv_ring

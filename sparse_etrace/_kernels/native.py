@@ -19,7 +19,7 @@ TARGETS = ("spmv", "spmv_t", "window", "influence")
 VARIABLE = "SPARSE_ETRACE_KERNELS"
 CHOICES = ("avx512", "avx2", "plain", "xla")
 # The same number in native/ffi.cpp: what the kernels take and give.
-INTERFACE = 4
+INTERFACE = 5
 
 Product = Callable[..., list[jax.Array]]  # of the operands of a primitive
 

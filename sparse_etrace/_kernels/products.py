@@ -168,7 +168,8 @@ def _native(missing: str, *operands: Array, sizes: tuple[int, int]) -> list[Arra
 
     if missing == "y":
         results = [result(count, columns, sizes[1]), result(sizes[0] if columns > 1 else 0, pitch)]
-        return native.call("spmv", results, *ids, a, b)
+        none = jnp.zeros(0, jnp.int32)
+        return native.call("spmv", results, *ids, a, b, none, units=np.int64(0))
     if missing == "x":
         parts = min(max(connectivity.num_synapses // max(8 * sizes[0], 1), 1), MOST_PARTS)
         results = [result(count, columns, sizes[0]), result(parts, sizes[0], pitch)]
@@ -179,7 +180,8 @@ def _native(missing: str, *operands: Array, sizes: tuple[int, int]) -> list[Arra
     none, bits = jnp.zeros((count, 0), dtype), jnp.zeros((count, 0), jnp.uint32)
     rows = result(sizes[0] * x.shape[2] if steps > 1 else 0, native.pitch(max(steps, 16)))
     results = [result(count, 0), result(count, connectivity.num_synapses), rows]
-    return native.call("window", results, *receivers, none, none, none, y, x, bits, none, variables=np.int64(0))[1:]
+    numbers = jnp.zeros(0, jnp.int32), none, none, none, y, x, bits, none
+    return native.call("window", results, *receivers, *numbers, variables=np.int64(0), slots=np.int64(1))[1:]
 
 
 def _cuda(missing: str, *operands: Array, sizes: tuple[int, int]) -> list[Array]:

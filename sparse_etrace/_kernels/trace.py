@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching
 from jax.typing import ArrayLike
-from jaxtyping import Array, Inexact, Shaped, UInt32
+from jaxtyping import Array, Inexact, Int, Shaped, UInt32
 
 from .._graph.connectivity import Connectivity
 from .._sums import dot, joined, mixed, rounded
@@ -19,6 +19,7 @@ from .products import Axes, Tangent, batch_by_loop, connectivity_of, in_front, m
 from .windows import window_by_blocks
 
 MOST_VARIABLES = 3
+LAG = 6  # indices of a connectivity, after which the lag comes
 UNITS = 4  # coefficients among the operands of a window; after them come x, the noise and the trace
 
 
@@ -31,6 +32,8 @@ def advance(
     x: Shaped[Array, "steps *batch pre"],
     trace: Inexact[Array, "vars *batch_and_synapses"],
     noise: UInt32[Array, ""] | None = None,
+    lag: Int[Array, " synapses"] | None = None,
+    slots: int = 1,
 ) -> tuple[Inexact[Array, "vars *batch_and_synapses"] | None, Inexact[Array, "*synapses"] | None]:
     """Steps of a trace and their gradient, each synapse read and written once.
 
@@ -39,6 +42,9 @@ def advance(
     gradient is not. A trace may be stored in a narrower type than the coefficients, and keeps it; by other `noise`
     in each window, half precision is rounded without bias. Without a connectivity everything is connected, and for
     `synapses` stand two axes, `(pre, post)`.
+
+    With `lag` senders are units in so many slots, `lag * units + unit`, and step `k` reads the slots from `x[k]` on of
+    an `x` that is `(steps + slots - 1, *batch, units)`.
     """
     given = [part for part in (carried, entering, signal, direct) if part is not None]
     dtype = joined(*given)
@@ -53,7 +59,8 @@ def advance(
     operands = [flat(carried, 2), flat(entering, 2), flat(signal, 1), flat(direct, 1), flat(x, 1)]
     operands.append(jnp.zeros((1, 0), jnp.uint32) if noise is None else noise.reshape(1, 1))
     ids, sizes = ((), trace.shape[-2:]) if connectivity is None else (connectivity.arrays, connectivity.shape)
-    new, gradient = trace_p.bind(*ids, *operands, trace, sizes=sizes, variables=len(trace))
+    ids = ids if lag is None else (*ids, lag)
+    new, gradient = trace_p.bind(*ids, *operands, trace, sizes=sizes, variables=len(trace), slots=slots)
     taught = None if signal is None else gradient[0].reshape(sizes if connectivity is None else -1)
     return None if carried is None else new, taught
 
@@ -62,22 +69,27 @@ def _is_compiled(dtype: np.dtype, stored: np.dtype) -> bool:
     return dtype == stored or (dtype == jnp.float32 and stored == jnp.bfloat16)
 
 
-def _types(*avals: jax.core.ShapedArray, sizes: tuple[int, int], variables: int) -> bool:
+def _types(*avals: jax.core.ShapedArray, sizes: tuple[int, int], variables: int, slots: int) -> bool:
     *rest, x, _, trace = avals
     ids, coefficients = rest[:-UNITS], rest[-UNITS:]
     known = variables <= MOST_VARIABLES and _is_compiled(x.dtype, trace.dtype) and trace.size > 0
     return known and native.compiled_types(*ids, *(a for a in coefficients if a.ndim > 2), x)
 
 
-# In the primitive, an axis in front of all parts counts what is mapped, and the batch is one axis. Only the trace has
-# any shape of as many numbers: XLA passes it on in place if it is not reshaped.
+# In the primitive, an axis in front of all parts counts what is mapped, and the batch is one axis. After the indices
+# comes the lag, if there is one. Only the trace has any shape of as many numbers: XLA passes it on in place if it is
+# not reshaped.
 
 
-def _xla(*operands: Array, sizes: tuple[int, int], variables: int) -> list[Array]:
+def _xla(*operands: Array, sizes: tuple[int, int], variables: int, slots: int) -> list[Array]:
     count = len(operands) - UNITS - 3
     *parts, trace = operands[count:]
+    if count > LAG:
+        at = np.arange(parts[-2].shape[1] - slots + 1)[:, None] + np.arange(slots)
+        read = jnp.moveaxis(parts[-2][:, at], 2, 3)  # (mapped, steps, batch, slots, units)
+        parts[-2] = read.reshape(*read.shape[:3], sizes[0])
     num, batch = parts[-2].shape[0], parts[-2].shape[2]
-    connectivity = connectivity_of(operands[:count], sizes) if count else None
+    connectivity = connectivity_of(operands[:LAG], sizes) if count else None
     shape = variables, batch, *(sizes if connectivity is None else (connectivity.num_synapses,))
     run = (
         functools.partial(_all_to_all, sizes) if connectivity is None else functools.partial(_by_element, connectivity)
@@ -142,20 +154,23 @@ def _all_to_all(
     ].ravel()
 
 
-def _native(*operands: Array, sizes: tuple[int, int], variables: int) -> list[Array]:
+def _native(*operands: Array, sizes: tuple[int, int], variables: int, slots: int) -> list[Array]:
     count = len(operands) - UNITS - 3
     carried, _, signal, _, x, _, trace = parts = operands[count:]
-    steps, batch = x.shape[1:3]
-    # All-to-all is told by having no indices. Others are the senders, the receivers and where those begin.
-    ids = operands[:3] if count else (jnp.zeros(0, jnp.int32),) * 3
+    steps, batch, none = x.shape[1] - slots + 1, x.shape[2], jnp.zeros(0, jnp.int32)
+    # All-to-all is told by having no indices. Others are the senders, the receivers, where those begin, and the lag.
+    ids = (*operands[:3], operands[LAG] if count > LAG else none) if count else (none,) * 4
     synapses = len(ids[0]) if count else math.prod(sizes)
+    pitch = native.pitch(max(steps, 16))
+    pitch = pitch if count <= LAG else -(-(pitch + slots - 1) // 4) * 4  # each synapse reads `pitch` of it
     results = [
         jax.ShapeDtypeStruct(trace.shape if carried.ndim > 2 else (len(x), 0), trace.dtype),
         jax.ShapeDtypeStruct((len(x), synapses if signal.ndim > 2 else 0), x.dtype),
-        jax.ShapeDtypeStruct((sizes[0] * batch if steps > 1 and count else 0, native.pitch(max(steps, 16))), x.dtype),
+        jax.ShapeDtypeStruct((x.shape[3] * batch if steps > 1 and count else 0, pitch), x.dtype),
     ]
     aliases = {len(ids) + len(parts) - 1: 0} if carried.ndim > 2 else None
-    return native.call("window", results, *ids, *parts, aliases=aliases, variables=np.int64(variables))
+    numbers = {"variables": np.int64(variables), "slots": np.int64(slots)}
+    return native.call("window", results, *ids, *parts, aliases=aliases, **numbers)
 
 
 def _jvp(primals: Sequence[Array], tangents: Sequence[Tangent], **static: Any) -> tuple[list[Array], list[Array]]:

@@ -84,6 +84,11 @@ class Ring(eqx.Module):
         """Type of what is sent."""
         return self.values.dtype
 
+    @property
+    def first(self) -> Int[Array, "..."]:
+        """The slot from which on those are that are read."""
+        return self.pointer + (self.slots - self.depth)
+
     def last(self, count: int) -> Inexact[Array, "*batch count pre"]:
         """The last that were sent, the oldest first."""
 
@@ -250,7 +255,8 @@ def delays_of(
     check_shape("delay", values.shape, (count,), "One for each synapse, in the order of the weights.")
     if values.dtype.kind not in "iuf":
         raise ValueError(f"delay: expected numbers of steps, got {values.dtype}. Without delays, give delay=False.")
-    most = values.max(initial=1) if max_delay is None else positive("max_delay", max_delay)
+    longest = values[np.isfinite(values)].max(initial=1)
+    most = longest if max_delay is None else positive("max_delay", max_delay)
     bad = values[~((values >= 1) & (values <= most) & (is_trained | (values == np.floor(values))))]
     if bad.size:
         raise ValueError(

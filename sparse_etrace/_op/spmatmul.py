@@ -257,7 +257,11 @@ class SpMatMulOp(ETraceOp):
         return {key: leaf for key, leaf in theta.items() if key != "delay"} | {"weight": weight}
 
     def xw_to_y(self, x: Sent, w: Weights) -> Inexact[Array, "*batch_y"]:
-        return self._last(with_bias(_kernels.spmv(self._wires, w["weight"], self._sent(x)), w))
+        if isinstance(x, Ring) and x.pointer.ndim == 0:
+            y = _kernels.spmv_ring(self._wires, w["weight"], x.values, x.first)
+        else:
+            y = _kernels.spmv(self._wires, w["weight"], self._sent(x))
+        return self._last(with_bias(y, w))
 
     def yw_to_w(self, y: Inexact[Array, "*batch_y"], e: Weights) -> Weights:
         y = self._last(y)
@@ -292,7 +296,11 @@ class SpMatMulOp(ETraceOp):
     ) -> tuple[Traces, Traces]:
         parts = (None if part is None else self._last(part) for part in (carried, entering, signal, direct))
         carried, entering, signal, direct = parts
-        return window_of_weights(self, v, trace, carried, entering, signal, direct, self._sent(x), noise, self._wires)
+        slots: dict[str, Any] = {}
+        if isinstance(x, History) and self.delays is not None:
+            slots = {"lag": self.delays.lag, "slots": self.delays.depth}
+        sent = x.values if isinstance(x, History) else self._sent(x)
+        return window_of_weights(self, v, trace, carried, entering, signal, direct, sent, noise, self._wires, **slots)
 
     def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:
         """The synapses of the connectivity, once for each feature."""

@@ -83,13 +83,14 @@ def window_of_weights(
     x: Array,
     noise: Array | None = None,
     connectivity: Connectivity | None = None,
+    **slots: Any,
 ) -> tuple[dict[str, Array | None], dict[str, Array | None]]:
     """`ETraceOp.window` of weights and biases; without a connectivity everything is connected."""
     new: dict[str, Array | None] = dict.fromkeys(v)
     taught: dict[str, Array | None] = dict.fromkeys(v)
     weight, bias, units = trace["weight"], trace.get("bias"), (carried, entering, signal, direct)
     if weight is not None:
-        new["weight"], taught["weight"] = _kernels.trace.advance(connectivity, *units, x, weight, noise)
+        new["weight"], taught["weight"] = _kernels.trace.advance(connectivity, *units, x, weight, noise, **slots)
     if bias is not None:
         new["bias"], taught["bias"] = window_per_unit(v["bias"], bias, *units, noise)
     return new, taught
