@@ -29,7 +29,7 @@ def advance(
     entering: Inexact[Array, "steps vars *batch post"] | None,
     signal: Inexact[Array, "vars *batch post"] | None,
     direct: Inexact[Array, "steps *batch post"] | None,
-    x: Shaped[Array, "steps *batch pre"],
+    x: Shaped[Array, "times *batch pre"],
     trace: Inexact[Array, "vars *batch_and_synapses"],
     noise: UInt32[Array, ""] | None = None,
     lag: Int[Array, " synapses"] | None = None,
