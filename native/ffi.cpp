@@ -77,11 +77,24 @@ bool scatter_few(ffi::ThreadPool& pool, const Synapses& synapses, const Outgoing
   const int64_t count = table->of<T>().active(x, synapses.num_pre, outgoing.pre_ptr, limit, senders.get());
   if (count < 0) return false;
   std::fill_n(y, synapses.num_post, T(0));
-  // A unit's sum has the order of its senders however many ranges there are, so there may be one for each thread, but
-  // each looks through the synapses of all senders.
   int64_t sent = 0;
   for (int64_t i = 0; i < count; ++i) sent += outgoing.pre_ptr[senders[i] + 1] - outgoing.pre_ptr[senders[i]];
-  int64_t ranges = sent < std::max<int64_t>(4096, 16 * count) ? 1 : std::clamp<int64_t>(pool.num_threads(), 1, 64);
+  if (sent >= 4096 && sent < 16 * count) {
+    // Senders with few synapses each, as units in one slot of a ring: every part of them adds to sums of its own.
+    constexpr int64_t parts = 4;
+    const int64_t units = synapses.num_post;
+    std::vector<T> sums(parts * units);
+    parallel_for(pool, parts, [&](int64_t part) {
+      const int64_t first = count * part / parts, last = count * (part + 1) / parts;
+      table->of<T>().scatter(outgoing, weight, x, senders.get() + first, last - first, &sums[part * units], 0,
+                             synapses.count);
+    });
+    for (int64_t part = 0; part < parts; ++part)
+      for (int64_t i = 0; i < units; ++i) y[i] += sums[part * units + i];
+    return true;
+  }
+  // A unit's sum has the order of its senders however many ranges there are, so there may be one for each thread.
+  int64_t ranges = sent < 4096 ? 1 : std::clamp<int64_t>(pool.num_threads(), 1, 64);
   parallel_for(pool, ranges, [&](int64_t range) {
     auto start = [&](int64_t r) {
       int64_t target = synapses.count * r / ranges;

@@ -288,6 +288,18 @@ def test_kernels(steps, batch, count):
         assert oracles.relative_error(op.xw_to_y(op.read(ring), v), op.xw_to_y(ring.recent, v)) < 1e-5
 
 
+def test_many_senders_of_few_synapses():
+    """As units in the slots of a ring are: what they send is added up in parts."""
+    rng, size, count = np.random.default_rng(0), 40_000, 120_000
+    pre, post = rng.integers(size, size=count), rng.integers(50, size=count)
+    conn = se.Connectivity.from_edges(pre, post, shape=(size, 50))
+    weight, x = rng.normal(size=count), np.where(rng.random(size) < 0.04, rng.normal(size=size), 0)
+    assert 4096 <= np.isin(pre, np.flatnonzero(x)).sum() <= count // 16
+    y = se.SpMatMulOp(conn).xw_to_y(jnp.asarray(x, jnp.float32), {"weight": jnp.asarray(weight, jnp.float32)})
+    expected = np.bincount(conn.post, weight * x[np.asarray(conn.pre)], minlength=50)
+    assert oracles.relative_error(y, expected) < 1e-5
+
+
 def test_order_of_the_weights():
     """Delays follow a matrix's own data, as weights do, and those of tied synapses are their own."""
     weight = sp.coo_array(([2.0, 3.0, 5.0], ([2, 0, 1], [0, 1, 1])), shape=(3, 3))
