@@ -1,4 +1,4 @@
-"""The command line: `sparse-etrace demo worm|events|traffic`, `inspect FILE`, `convert IN OUT`, `info`."""
+"""The command line: `sparse-etrace demo worm|events|traffic|spikes`, `inspect FILE`, `convert IN OUT`, `info`."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import jax
 
-from . import datasets, demo, demo_events, demo_traffic
+from . import datasets, demo, demo_events, demo_spikes, demo_traffic
 from ._files import SEPARATORS, read_graph, write_graph
 from ._graph.columns import GUESS
 from ._graph.graph import Graph
@@ -73,9 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("demo", help="train a real network and save figures and numbers")
     show.add_argument(
         "name",
-        choices=["worm", "events", "traffic"],
+        choices=["worm", "events", "traffic", "spikes"],
         help="worm: the connectome of C. elegans learns MNIST-1D; events: pairs of nodes that meet, and what they "
-        "remember; traffic: speeds on the roads of a city, of which --data has the file",
+        "remember; traffic: speeds on the roads of a city, of which --data has the file; spikes: units that count cues "
+        "and remember them until they are asked",
     )
     show.add_argument("--quick", action="store_true", help="a short form: about a minute")
     show.add_argument("--data", type=Path, help="traffic: the file metr_la_week.npz; se.datasets.traffic says more")
@@ -180,6 +181,8 @@ def _demo(args: argparse.Namespace) -> None:
         demo.run(args.out, exact=args.exact, **options)
     elif args.name == "events":
         demo_events.run(args.out, **options)
+    elif args.name == "spikes":
+        demo_spikes.run(args.out, **options)
     else:
         demo_traffic.run(args.out, args.data, **options)
 

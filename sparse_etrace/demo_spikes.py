@@ -30,18 +30,17 @@ if TYPE_CHECKING:
 CUES, CUE, GAP, DELAY, CHOICE = 7, 100, 50, 500, 150
 UNITS, INPUTS, SHARE, BATCH = 100, 40, 0.1, 32
 SEEDS, UPDATES, QUICK_UPDATES, EVERY, TRIALS = 3, 150, 60, 10, 512
-FIRES, RATE, STRENGTH, LEARNING_RATE, WRONG = 0.04, 0.01, 0.1, 0.01, 0.07
+SILENT, FIRES, RATE, STRENGTH, LEARNING_RATE, WRONG = 4, 0.04, 0.01, 0.1, 0.01, 0.07
 LEAK, SLOW = float(np.exp(-1 / 20)), float(np.exp(-1 / 2000))
 READOUT, RANDOM = "readout alone", "e-prop, random"
-CALM = {"kappa": LEAK, "rate_strength": STRENGTH / BATCH, "rate_target": RATE}
 QUICK = ("D-RTRL", "BPTT", READOUT)
-
-
 RULES: dict[str, Callable[[Array, "Net"], RuleLearner]] = {
     "D-RTRL": lambda key, model: D_RTRL(),
     "ES-D-RTRL": lambda key, model: ES_D_RTRL(decay=0.99),
-    "e-prop, symmetric": lambda key, model: EProp("z"),
-    RANDOM: lambda key, model: EProp("z", "random", key=key, **CALM),
+    "e-prop, symmetric": lambda key, model: EProp(leaf="z"),
+    RANDOM: lambda key, model: EProp(
+        leaf="z", feedback="random", key=key, kappa=LEAK, rate_strength=STRENGTH / BATCH, rate_target=RATE
+    ),
     "Bridged(16)": lambda key, model: Bridged(16),
     "SnAp(2)": lambda key, model: SnAp(n=2),
     "BPTT": lambda key, model: BPTT(),
@@ -64,12 +63,14 @@ class Net(eqx.Module):
     def __init__(self, key: Array, is_calm: bool = True):
         keys = jax.random.split(key, 4)
         has = jax.random.bernoulli(keys[0], SHARE, (UNITS, UNITS)) & ~np.eye(UNITS, dtype=bool)
-        graph = Connectivity.from_edges(*np.nonzero(np.asarray(has)), shape=(UNITS, UNITS))
+        pre, post = np.nonzero(np.asarray(has))
+        graph = Connectivity.from_edges(pre, post, shape=(UNITS, UNITS))
         inp = MatMulOp(weight_fn=_per_step).param(keys[1], INPUTS, UNITS, init=_normal)
         rec = SpMatMulOp(graph, _per_step).param(keys[2], init=_normal)
         half = np.repeat([0.0, 1.7 / (1 - LEAK)], UNITS // 2)
-        spiking = {"threshold": 0.6, "reset": 0.6 / LEAK, "reset_gradient": False, "refractory": 4}
-        self.cell = ALIF(UNITS, inp, rec, LEAK, adaptation_decay=SLOW, adaptation=half, **spiking)
+        self.cell = ALIF(
+            UNITS, inp, rec, LEAK, 0.6, SLOW, half, reset=0.6 / LEAK, reset_gradient=False, refractory=SILENT
+        )
         self.out, self.is_calm = MatMulOp().param(keys[3], UNITS, 2), is_calm
 
     def init_state(self, batch: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The demos of events and of traffic: very short runs, and their tasks against references."""
+"""The demos of events, of traffic and of spikes: very short runs, and their tasks against references."""
 
 import json
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import sparse_etrace as se
-from sparse_etrace import cli, demo_events, demo_traffic
+from sparse_etrace import cli, demo_events, demo_spikes, demo_traffic
 
 NODES = 8
 
@@ -22,6 +22,10 @@ def small(monkeypatch):
     monkeypatch.setattr(demo_events, "RULES", rules)
     monkeypatch.setattr(demo_traffic, "DAY", 24)
     monkeypatch.setattr(demo_traffic, "QUICK_PASSES", 1)
+    for name, value in {"CUE": 4, "GAP": 2, "DELAY": 5, "CHOICE": 6, "UNITS": 8, "INPUTS": 8, "BATCH": 3}.items():
+        monkeypatch.setattr(demo_spikes, name, value)
+    for name, value in {"SHARE": 0.4, "QUICK_UPDATES": 2, "EVERY": 1, "TRIALS": 4}.items():
+        monkeypatch.setattr(demo_spikes, name, value)
 
 
 def test_queues():
@@ -84,3 +88,26 @@ def test_traffic_needs_its_file(tmp_path, capsys):
     assert "--data: expected the file metr_la_week.npz" in capsys.readouterr().err
     assert cli.main(["demo", "traffic", "--data", str(tmp_path / "none.npz"), "--out", str(tmp_path)]) == 2
     assert "which does not come with this library" in capsys.readouterr().err
+
+
+def test_trials():
+    """Cues on the side that they say, the question at the end, noise throughout; the side has more cues."""
+    x, side = demo_spikes.trials(np.random.default_rng(0), 2000)
+    groups = x.reshape(len(x), 2000, 4, -1).mean(-1)
+    cue, gap = groups[2:6], groups[:2]
+    assert not gap[..., :3].any() and 0 < groups[..., 3].mean() < groups[-6:, :, 2].mean() < 2 * demo_spikes.FIRES
+    on = np.array([groups[6 * k + 2 : 6 * k + 6, :, :2].sum(0) for k in range(7)])
+    assert not np.any((on[..., 0] > 0) & (on[..., 1] > 0)) and cue[..., :2].any()
+    seen = np.all((on > 0).any(-1), axis=0)
+    np.testing.assert_array_equal(side[seen], (on[..., 1] > 0).sum(0)[seen] > 3.5)
+    assert 0.4 < side.mean() < 0.6
+
+
+def test_spikes(tmp_path, capsys):
+    assert cli.main(["demo", "spikes", "--quick", "--out", str(tmp_path)]) == 0
+    saved = json.loads((tmp_path / "spikes.json").read_text())
+    assert list(saved) == list(demo_spikes.QUICK)
+    assert all(found[0]["updates"] == [1, 2] and len(found[0]["loss"]) == 2 for found in saved.values())
+    assert saved[demo_spikes.READOUT][0]["rate"][0] == saved[demo_spikes.READOUT][0]["rate"][1]
+    said = capsys.readouterr().out
+    assert (tmp_path / "spikes.png").stat().st_size > 10_000 and "updates to 7%" in said and "D-RTRL" in said

@@ -51,6 +51,7 @@ HOUSE = {
     "demo": "",
     "demo_events": "",
     "demo_traffic": "",
+    "demo_spikes": "",
     "cli": "",
 }
 MAX_LINES, MAX_CODE = 350, 60  # of a file, and of code in a function
