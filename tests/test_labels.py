@@ -132,5 +132,7 @@ def test_frozen_weights_by_index_and_refusals():
     for where in ([3], [-1], [True, False], [[0]], [0.0]):
         with pytest.raises(ValueError, match="where: expected booleans"):
             se.Frozen(where, jnp.ones(3))
+    with pytest.raises(ValueError, match=r"where: expected booleans, \(\)"):
+        se.Frozen([0], 1.0)
     with pytest.raises(ValueError, match="weight_fn: expected a function with a method `inverse`"):
         se.Frozen([0], jnp.ones(3), jnp.tanh).inverse(jnp.ones(3))

@@ -86,6 +86,8 @@ def test_sets_say_what_frames_say(once):
     sequences = [EVENTS, ([2.2, 2.3], [1, 2]), ([], [])]
     sets, frames = (make(sequences, 4, 1.0, once=once) for make in (spikes.active, spikes.frames))
     assert sets.ids.shape == (4, 3, 2 if once else 3) and np.array_equal(jnp.asarray(sets), frames)
+    silent = spikes.active(([], []), 4, 1.0, steps=5, once=once)
+    assert silent.ids.shape == (5, 0) and np.array_equal(jnp.asarray(silent), np.zeros((5, 4)))
 
 
 def test_what_is_left_out_is_said():
@@ -117,6 +119,8 @@ def test_what_is_left_out_is_said():
         (lambda: spikes.frames(EVENTS, 4, 0.0), ValueError, "dt: expected the length of a step, above 0, got 0"),
         (lambda: spikes.frames([], 4, 1.0), ValueError, "events: expected at least one sequence"),
         (lambda: spikes.Active(np.array([5]), 4), ValueError, "ids: expected from 0 to 4, got 5 to 5"),
+        (lambda: spikes.Active([0.5], 4), TypeError, r"ids: expected whole numbers, \(..., capacity\), got float.*1"),
+        (lambda: spikes.Active(2, 4), TypeError, r"ids: expected whole numbers, \(..., capacity\), got int"),
     ],
 )
 def test_events_refuse(make, error, said):

@@ -191,8 +191,8 @@ class Frozen(eqx.Module):
     def __init__(self, where: Any, weight: Any, weight_fn: Callable[[Array], Array] | None = None):
         self.weight, self.weight_fn, given = jnp.asarray(weight), weight_fn, np.asarray(where)
         shape = self.weight.shape
-        if given.dtype.kind in "iu" and given.ndim == 1 and np.all((given >= 0) & (given < len(self.weight))):
-            given = np.isin(np.arange(len(self.weight)), given)
+        if given.dtype.kind in "iu" and given.ndim == 1 and np.all((given >= 0) & (given < self.weight.size)):
+            given = np.isin(np.arange(self.weight.size), given)
         if given.dtype != bool or given.shape != shape:
             raise ValueError(
                 f"where: expected booleans, {shape}, or indices below {shape[:1]}, got {given.dtype}"

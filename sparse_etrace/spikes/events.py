@@ -1,5 +1,6 @@
 """Lists of events, of times and addresses, as frames or as sets of active units."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from os import PathLike
@@ -29,6 +30,7 @@ class Active(eqx.Module):
         size: how many units there are.
 
     Raises:
+        TypeError: ids are no whole numbers, or have no axis.
         ValueError: an id is below 0 or above `size`.
 
     Example:
@@ -43,13 +45,17 @@ class Active(eqx.Module):
 
     def __init__(self, ids: ArrayLike, size: int):
         self.size, self.ids = positive("size", size), jnp.asarray(ids)
+        if self.ids.dtype.kind not in "iu" or not self.ids.ndim:
+            got = f"{self.ids.dtype}{list(self.ids.shape)}"
+            raise TypeError(f"ids: expected whole numbers, (..., capacity), got {got}. Name the active units.")
         if not isinstance(ids, jax.core.Tracer) and np.any((found := np.asarray(ids)) < 0) | np.any(found > size):
             raise ValueError(f"ids: expected from 0 to {size}, got {found.min()} to {found.max()}.")
 
     def __jax_array__(self) -> Float[Array, "*front size"]:
-        rows = self.ids.reshape(-1, self.ids.shape[-1])
+        *front, capacity = self.ids.shape
+        rows = self.ids.reshape(math.prod(front), capacity)
         frames = jnp.zeros((len(rows), self.size)).at[jnp.arange(len(rows))[:, None], rows].add(1, mode="drop")
-        return frames.reshape(*self.ids.shape[:-1], self.size)
+        return frames.reshape(*front, self.size)
 
 
 def frames(
