@@ -357,6 +357,15 @@ def test_the_rate_loss_is_the_regulariser_of_e_prop(x64):
 # --- limits, and units that are perturbed ---------------------------------------------------------------------------
 
 
+def test_limits_of_what_is_sent_into_a_ring():
+    graph = se.from_edges([0, 1], [1, 0], edge_attrs={"delay": [1, 3]})
+    cell = se.cells.LIF.of(graph, inputs=2, key=KEY)
+    carry = se.D_RTRL().init(cell, cell.init_state(4), jnp.zeros((4, 2)))
+    carry = eqx.tree_at(lambda c: c.state.z, carry, carry.state.z.push(jnp.ones((4, 2)) * jnp.array([0.0, 1.0])))
+    said = spikes.Limits("z", low=0.5, group=["E", "I"])(se.Progress(0, 0, cell, None, carry, {}))
+    assert said.startswith("population 'E' silent: the mean of 'z' is 0,") and "'I'" not in said
+
+
 def test_training_ends_when_a_population_leaves_its_bounds():
     cell = se.cells.LIF.of(4, inputs=2, key=KEY)
     drive = jnp.array([[0.0, 0.0, 40.0, 40.0], [0.0, 0.0, 40.0, 40.0]])

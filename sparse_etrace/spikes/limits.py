@@ -2,13 +2,12 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from .._model.trained import leaf_names, leaf_number
 from .._numbers import positive
 from .._train.fit_result import Progress
+from .named import values_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,7 +18,7 @@ class Limits:
 
     Args:
         leaf: name of a leaf of the state, units last, in full or by its last part; `"means['z']"` of a model of
-            `watched` is the rate per step of each unit over the sequence.
+            `watched` is the rate per step of each unit over the sequence. Of a ring of what was sent, the newest.
         low, high: bounds of its mean over batch and population; below is silent, above explodes.
         group: name of each unit's population, `(units,)`; None: all are one.
         patience: so many sequences one after the other out of bounds end the training.
@@ -48,8 +47,7 @@ class Limits:
 
     def __call__(self, progress: Progress) -> str | None:
         """What population is out of bounds, and how; None if none is."""
-        state = progress.carry.state
-        values = np.asarray(jax.tree.leaves(state)[leaf_number(leaf_names(state), self.leaf, "leaf")], float)
+        values = np.asarray(values_of(progress.carry.state, [self.leaf], "leaf")[self.leaf], float)
         units = values.reshape(-1, values.shape[-1]).mean(0)
         group = np.zeros(len(units), int) if self.group is None else np.asarray(self.group)
         if group.shape != units.shape:
