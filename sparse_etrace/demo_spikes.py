@@ -36,7 +36,7 @@ READOUT, RANDOM = "readout alone", "e-prop, random"
 QUICK = ("D-RTRL", "BPTT", READOUT)
 RULES: dict[str, Callable[[Array, "Net"], RuleLearner]] = {
     "D-RTRL": lambda key, model: D_RTRL(),
-    "ES-D-RTRL": lambda key, model: ES_D_RTRL(decay=0.99),
+    "ES-D-RTRL": lambda key, model: ES_D_RTRL(decay=0.98),
     "e-prop, symmetric": lambda key, model: EProp(leaf="z"),
     RANDOM: lambda key, model: EProp(
         leaf="z", feedback="random", key=key, kappa=LEAK, rate_strength=STRENGTH / BATCH, rate_target=RATE
@@ -198,8 +198,8 @@ def run(out: Path, quick: bool = False, seed: int = 0) -> dict[str, Any]:
     return runs
 
 
-def remembered(model: Net, x: Array) -> dict[str, np.ndarray]:
-    """Size of the traces of input synapses onto units with and without adaptation, at each step of a trial."""
+def remembered(model: Net, x: Array) -> np.ndarray:
+    """Size of the traces onto adaptive units at each step, `(steps, 2)`: of their potential and of their threshold."""
     learner = D_RTRL()
     start = learner.init(model, model.init_state(1), x[0])
 
@@ -207,12 +207,11 @@ def remembered(model: Net, x: Array) -> dict[str, np.ndarray]:
     def follow(model: Net, carry: Any, x: Array) -> Array:
         def step(carry: Any, x: Array) -> tuple[Any, Array]:
             carry, _ = learner.step(model, carry, x)
-            return carry, jnp.sqrt(jnp.sum(carry.traces[0].full[0]["weight"][:, 0] ** 2, axis=(0, 1)))
+            return carry, jnp.linalg.norm(carry.traces[0].full[0]["weight"][:, 0, :, UNITS // 2 :], axis=(1, 2))
 
         return jax.lax.scan(step, carry, x)[1]
 
-    by_unit = np.asarray(follow(model, start, x))
-    return {"fixed threshold": by_unit[:, : UNITS // 2].mean(1), "adaptive": by_unit[:, UNITS // 2 :].mean(1)}
+    return np.asarray(follow(model, start, x))
 
 
 def draw(runs: dict[str, list], model: Any, trial: Pair) -> "Figure":
@@ -223,17 +222,17 @@ def draw(runs: dict[str, list], model: Any, trial: Pair) -> "Figure":
     from .plot.style import PALETTE
 
     figure = Figure(figsize=(10, 6), dpi=120, layout="constrained")
-    panels = figure.subplot_mosaic("ab;ac;dc", height_ratios=(2, 2, 2))
+    panels = figure.subplot_mosaic("ab;ac;dc", height_ratios=(3, 2, 3))
     x, (_, z) = trial[0], watch(model, trial[0])
     for k, (name, spikes) in enumerate((("inputs", x[:, 0]), ("units", np.asarray(z[:, 0])))):
         at, who = np.nonzero(spikes)
         panels["a"].plot(at, who + k * (INPUTS + 5), ".", ms=1.5, color=PALETTE[k], label=name)
     panels["a"].set(ylabel="inputs, then units", xlim=(0, len(x)), yticks=[])
     panels["a"].set_title("A trial after training: cues, delay, choice")
-    for name, trace in remembered(model, jnp.asarray(x)).items():
-        panels["d"].plot(trace / trace.max(), label=name, lw=1.2)
-    panels["d"].set(xlabel="time (ms)", ylabel="size of the traces", xlim=(0, len(x)))
-    panels["d"].legend(title="units with")
+    traces = remembered(model, jnp.asarray(x))
+    panels["d"].plot(traces / traces.max(0), lw=1.2, label=["potential", "threshold"])
+    panels["d"].set(xlabel="time (ms)", ylabel="size of the traces", xlim=(0, len(x)), ylim=(0, None))
+    panels["d"].legend(title="of the", ncols=2)
     points = next(iter(runs.values()))[0]["updates"]
     for panel, key, label, scale in (("b", "error", "errors on fresh trials (%)", 100), ("c", "rate", "rate (Hz)", 1)):
         curves = {name: scale * np.array([run[key] for run in found]) for name, found in runs.items() if found}

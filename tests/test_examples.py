@@ -27,7 +27,9 @@ def test_examples_exist():
         "09_traffic.py",
         "10_temporal_graph.py",
         "11_rewire.py",
+        "13_evidence_accumulation.py",
         "14_delays.py",
+        "15_balanced_network.py",
     }
     assert names <= {path.name for path in EXAMPLES}
 
