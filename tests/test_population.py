@@ -53,6 +53,16 @@ def test_constants_for_each_unit_are_those_of_single_neurons():
     np.testing.assert_array_equal(jax.vmap(one, (0, 1), 1)(made, jnp.asarray(xs)), expected)
 
 
+def test_a_number_arrives_at_all_neurons():
+    for batch in (), (2,):
+        cell = spiking.Population(N, spiking.LIF(), synapses={"drive": spiking.Current()})
+        state = cell.init_state(*batch)
+        expected = cell(state, {"drive": jnp.full((*batch, N), 11.0)})
+        for number in 11.0, np.float64(11.0), jnp.array(11):
+            jax.tree.map(np.testing.assert_array_equal, cell(state, {"drive": number}), expected)
+    np.testing.assert_array_equal(expected[0].neuron["v"] != state.neuron["v"], True)
+
+
 def test_a_fly_brain():
     """The constants of a published model of the whole fly: one spike through a synapse, and 2.2 ms of silence."""
     neuron = spiking.LIF(tau=20.0, rest=-52.0, threshold=-45.0, reset=-52.0)

@@ -48,7 +48,8 @@ class Population(eqx.Module):
         units: number of neurons, or their shape.
         neuron: their model, as `LIF()`.
         inp: parameter that reads the input, with any op, or a dictionary of them by receptor. Without one, a receptor
-            takes what is given as `x`, one value for each neuron, as it arrives: a current, or the output of an op.
+            takes what is given as `x`, one value for each neuron or a number for all, as it arrives: a current, or the
+            output of an op.
         rec: parameter that reads the spikes of the step before, or a dictionary by receptor; or None.
         synapses: a synapse model, as `Exponential()`, or a dictionary by receptor; a current held over the step unless
             given.
@@ -211,7 +212,7 @@ class Population(eqx.Module):
             inp, y, z = self.inp.get(name), given.get(name), v if state.z is None else state.z
             found[name] = current(inp, y if inp is not None else None, self.rec.get(name), z)
             if inp is None and y is not None:
-                found[name] = found[name] + fitted(f"x[{name!r}]", y, v)
+                found[name] = found[name] + fitted(f"x[{name!r}]", jnp.asarray(y), v)
         return found
 
     def _run(self, parts: Any, y: Any, held: Any, is_held: Array | None) -> Any:
