@@ -49,7 +49,8 @@ class CellNet(eqx.Module):
 
     def __call__(self, state, x):
         new, h = self.cell(self.state_type(**state) if self.state_type is not dict else state["h"], x)
-        return new._asdict() if self.state_type is not dict else {"h": new}, self.out(h)
+        kept = {"h": new} if self.state_type is dict else {k: a for k, a in new._asdict().items() if a is not None}
+        return kept, self.out(h)
 
 
 class Wrapped(eqx.Module):

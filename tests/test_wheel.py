@@ -74,7 +74,8 @@ def test_content(built):
 
 def test_all_that_is_imported_is_required():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = [*project["dependencies"], *project["optional-dependencies"]["tables"]]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *extras["tables"], *extras["events"]]
     imported = set()
     for path in (ROOT / "sparse_etrace").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
