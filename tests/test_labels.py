@@ -70,6 +70,10 @@ def test_signs_that_are_refused():
         se.SignLock.of(WORM, "neurotransmitter", {"GABA": -1})
     with pytest.raises(ValueError, match="sign: expected"):
         se.SignLock.of(labelled(), "kind", {"a": -1}, default=0)
+    with pytest.raises(
+        ValueError, match=r"signs: expected values of 'neurotransmitter' that nodes have.* got \['gaba'\]"
+    ):
+        se.SignLock.of(WORM, "neurotransmitter", {"gaba": -1}, default=1)
     with pytest.raises(ValueError, match="by: expected a node attribute"):
         se.SignLock.of(labelled(), "type", {})
     with pytest.raises(TypeError, match="graph: expected a Graph"):

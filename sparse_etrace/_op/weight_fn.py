@@ -64,8 +64,8 @@ class SignLock(eqx.Module):
 
         Raises:
             TypeError: `graph` is no graph.
-            ValueError: there is no such attribute, a sender has a value without a sign, a sign is neither +1 nor -1, or
-                synapses that share a weight have both.
+            ValueError: there is no such attribute, no sender has a value of `signs`, one has a value without a sign, a
+                sign is neither +1 nor -1, or synapses that share a weight have both.
 
         Example:
             >>> import sparse_etrace as se
@@ -77,8 +77,13 @@ class SignLock(eqx.Module):
         pre, column = np.asarray(check_graph(graph).connectivity.pre), node_column(graph, by, "by").tolist()
         senders = np.unique(pre).tolist()
         without = [node for node in senders if column[node] not in signs]
+        values = sorted({repr(column[node]) for node in without})
+        if signs and senders and len(without) == len(senders):
+            raise ValueError(
+                f"signs: expected values of {by!r} that nodes have which send, got {[*signs]}, and theirs are "
+                f"{', '.join(values)}."
+            )
         if without and default is None:
-            values = sorted({repr(column[node]) for node in without})
             raise ValueError(
                 f"signs: expected +1 or -1 for each {by!r} of nodes that send, got none for {', '.join(values)}, "
                 f"{len(without)} of {len(senders)} senders. Add them, or pass default=1 or default=-1."
