@@ -19,7 +19,8 @@ import optax
 import sparse_etrace as se
 
 CUES, CUE, GAP, DELAY, CHOICE = 5, 40, 20, 200, 100  # steps of 1 ms
-UNITS, INPUTS, BATCH, TRIALS = 100, 40, 32, 256
+UNITS, INPUTS = 100, 40
+BATCH, TRIALS = (16, 64) if "--short" in sys.argv else (32, 256)
 STEPS = CUES * (CUE + GAP) + DELAY + CHOICE
 UPDATES, WRONG = (20, 0.4) if "--short" in sys.argv else (150, 0.15)
 rng = np.random.default_rng(0)

@@ -17,8 +17,8 @@ import sparse_etrace as se
 from sparse_etrace.cells import spiking
 
 UNITS, DEGREE, DT = 1000, 50, 0.1
-MS = 200 if "--short" in sys.argv else 1000
-ROUNDS, CLOSER = (6, 0.95) if "--short" in sys.argv else (30, 0.5)
+MS = 100 if "--short" in sys.argv else 1000
+ROUNDS, CLOSER = (4, 0.95) if "--short" in sys.argv else (30, 0.5)
 
 rng = np.random.default_rng(0)
 kind = np.repeat(["excitatory", "inhibitory"], [UNITS * 4 // 5, UNITS // 5])
