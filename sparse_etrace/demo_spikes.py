@@ -122,10 +122,13 @@ def with_times(pair: Pair) -> Pair:
 
 
 def loss_fn(out: Any, target: tuple[Array, Array, Array]) -> Float[Array, ""]:
-    """Cross-entropy while the choice is asked for, and the penalty of rates so far that are not at their target."""
+    """Cross-entropy while the choice is asked for, and with spikes in the output a penalty of rates off target."""
     side, asked, now = target
-    y, z, spikes = out if isinstance(out, tuple) else (out, 0.0, RATE)
+    y, *rates = out if isinstance(out, tuple) else (out,)
     wrong = asked * jnp.mean(optax.softmax_cross_entropy_with_integer_labels(y, side)) / CHOICE
+    if not rates:
+        return wrong
+    z, spikes = rates
     excess = (spikes / (now + 1) - RATE) * z
     return wrong + STRENGTH * jnp.sum(excess) / (y.shape[0] * steps())
 

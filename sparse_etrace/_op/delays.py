@@ -163,16 +163,19 @@ def history(ring: Ring, sent: Inexact[Array, "steps ..."], is_late: bool) -> His
     return History(values[1:] if is_late else values[:-1], ring.depth, ring.axis)
 
 
+def longest(*params: Any) -> int:
+    """The longest delay that any of these parameters has room for; 0 if none has delays."""
+    delays = [getattr(param.op, "delays", None) for param in params if param is not None]
+    return max((d.depth for d in delays if d is not None), default=0)
+
+
 def sends(silence: Array, *params: Any) -> Array | Ring:
     """What parameters read before anything was sent: zeros, or a ring for the longest delay that any of them has."""
-    ops = [param.op for param in params if param is not None]
-    deep = max(
-        (op.delays for op in ops if getattr(op, "delays", None) is not None), key=lambda d: d.depth, default=None
-    )
-    if deep is None:
+    depth = longest(*params)
+    if not depth:
         return silence
-    units = silence.shape[-1]
-    return Ring(jnp.zeros((*silence.shape[:-1], 2 * deep.depth, units), silence.dtype), jnp.zeros((), jnp.int32))
+    *front, units = silence.shape
+    return Ring(jnp.zeros((*front, 2 * depth, units), silence.dtype), jnp.zeros((), jnp.int32))
 
 
 def sent(before: Array | Ring, now: Array) -> Array | Ring:

@@ -14,6 +14,7 @@ from .cell import (
     Constant,
     Units,
     after_reset,
+    awake,
     cell_from_time_constants,
     cell_of,
     constant,
@@ -109,7 +110,7 @@ class ALIF(eqx.Module):
     def init_state(self, *batch: SupportsIndex) -> ALIFState:
         """Rest, no adaptation, no spikes; `batch` are the sizes of the leading batch axes."""
         v, b, z = (jnp.zeros((*batch, *self.shape)) for _ in range(3))
-        return ALIFState(v, b, sends(z, self.rec), None if self.refractory is None else jnp.zeros(v.shape, jnp.int32))
+        return ALIFState(v, b, sends(z, self.rec), awake(v.shape, self.refractory))
 
     def __call__(self, state: ALIFState, x: PyTree) -> tuple[ALIFState, Array]:
         constants = self.decay, self.threshold, self.adaptation_decay, self.adaptation

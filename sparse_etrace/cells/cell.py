@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 from .._graph.connectivity import Connectivity
 from .._graph.graph import Graph
 from .._op import MatMulOp, SpMatMulOp
-from .._op.delays import Ring
+from .._op.delays import Ring, longest
 from .._op.initial import check_key, size
 from .._op.param import ETraceParam, Fixed
 from .._op.weights import in_front
@@ -177,6 +177,11 @@ def silent_steps(value: Any) -> Fixed | None:
     return Fixed(jnp.asarray(steps, jnp.int32)) if steps.any() else None
 
 
+def awake(shape: tuple[int, ...], steps: Fixed | None) -> Array | None:
+    """Steps to wait before any spike: zeros, or None where there is no refractoriness."""
+    return None if steps is None else jnp.zeros(shape, jnp.int32)
+
+
 def silenced(z: Array, wait: Array | None, steps: Fixed | None) -> tuple[Array, Array | None]:
     """Spikes of the units that do not wait after an earlier one, and how long each waits now."""
     if wait is None or steps is None:
@@ -192,15 +197,14 @@ def after_reset(u: Array, z: Array, reset: Array, gradient: bool) -> Array:
 
 def current(inp: ETraceParam | None, x: PyTree, rec: ETraceParam | None, h: Array | Ring) -> Array:
     """Input current of a layer: from outside and from its own old output `h`, which has the shape of the state."""
-    own, h = h, h.newest if isinstance(h, Ring) else h
-    own = own if rec is not None and getattr(rec.op, "delays", None) is not None else h
+    ring, h = h, h.newest if isinstance(h, Ring) else h
     if inp is None and x is not None:
         raise ValueError(
             f"x: the cell has no parameter that reads its input, got shape {jnp.shape(x)}. Give it one, `inp`, or call "
             "it with None."
         )
     total = jnp.zeros_like(h)
-    for name, param, given in (("inp", inp, x), ("rec", rec, own)):
+    for name, param, given in (("inp", inp, x), ("rec", rec, ring if longest(rec) else h)):
         if param is not None:
             total = total + fitted(name, param(given), h)
     return total

@@ -14,6 +14,7 @@ from .cell import (
     Constant,
     Units,
     after_reset,
+    awake,
     cell_from_time_constants,
     cell_of,
     constant,
@@ -100,7 +101,7 @@ class LIF(eqx.Module):
     def init_state(self, *batch: SupportsIndex) -> LIFState:
         """Rest, no spikes; `batch` are the sizes of the leading batch axes."""
         v, z = (jnp.zeros((*batch, *self.shape)) for _ in range(2))
-        return LIFState(v, sends(z, self.rec), None if self.refractory is None else jnp.zeros(v.shape, jnp.int32))
+        return LIFState(v, sends(z, self.rec), awake(v.shape, self.refractory))
 
     def __call__(self, state: LIFState, x: PyTree) -> tuple[LIFState, Array]:
         decay, threshold = on_units(state.v, self.decay, self.threshold)

@@ -30,7 +30,7 @@ class Limits:
     Example:
         >>> import sparse_etrace as se
         >>> limits = se.spikes.Limits("means['z']", low=0.001, high=0.1, group=["E", "E", "I"])
-        >>> # se.fit(..., callbacks=limits).stopped: "population 'I' explodes: ..."
+        >>> # se.fit(..., callbacks=limits).stopped: "population 'I' exploding: ..."
     """
 
     leaf: str
@@ -54,10 +54,8 @@ class Limits:
             raise ValueError(f"group: expected a population for each of {len(units)} units, got shape {group.shape}.")
         said = []
         for name in np.unique(group).tolist():
-            mean, who = (
-                float(units[group == name].mean()),
-                "all units" if self.group is None else f"population {name!r}",
-            )
+            mean = float(units[group == name].mean())
+            who = "all units" if self.group is None else f"population {name!r}"
             word = "silent" if mean < self.low else None if mean <= self.high else "exploding"
             self._out[who] = self._out.get(who, 0) + 1 if word else 0
             if self._out[who] >= self.patience:

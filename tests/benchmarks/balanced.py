@@ -47,25 +47,11 @@ def by_brian(units, ms):
         kept.append(synapses)
     spikes = b.SpikeMonitor(group)
     net = b.Network(group, spikes, *kept)
-    net.run(10 * b.ms)
+    net.run(10 * b.ms, namespace={})
     begin = time.perf_counter()
-    net.run((ms - 10) * b.ms)
+    net.run((ms - 10) * b.ms, namespace={})
     seconds = (time.perf_counter() - begin) * 1000 / (ms - 10)
     return np.asarray(spikes.t / b.ms), np.asarray(spikes.i), seconds
-
-
-def rates(spikes, units, ms):
-    """Mean rates after the start, of excitatory and inhibitory units, in Hz, and the mean CV of their intervals."""
-    t, i = spikes
-    t, i = t[t >= WARM], i[t >= WARM]
-    counts = np.bincount(i, minlength=units) / (ms - WARM) * 1e3
-    half = units * EXCITATORY // UNITS
-    order = np.lexsort((t, i))
-    t, i = t[order], i[order]
-    gaps, same = np.diff(t), np.diff(i) == 0
-    per = [gaps[same & (i[1:] == k)] for k in np.flatnonzero(counts * (ms - WARM) > 4e3)[:2000]]
-    cv = float(np.mean([np.std(g) / np.mean(g) for g in per])) if per else float("nan")
-    return {"excitatory": float(counts[:half].mean()), "inhibitory": float(counts[half:].mean()), "cv": cv}
 
 
 def main():
@@ -77,22 +63,21 @@ def main():
     args = parser.parse_args()
     units, ms = (500, 300.0) if args.quick else (UNITS, 1000.0)
     if args.as_brian:
-        *spikes, seconds = by_brian(units, ms)
-        args.as_brian.write_text(json.dumps(rates(spikes, units, ms) | {"seconds": seconds}))
+        np.savez(args.as_brian, *by_brian(units, ms))
         return
     import balanced_here
 
     args.out.mkdir(parents=True, exist_ok=True)
-    spikes, found = balanced_here.times(*network(units), ms, CHUNK)
-    found |= rates(spikes, units, ms)
-    both = {"here": found}
+    spikes, seconds = balanced_here.times(*network(units), ms, CHUNK)
+    both = {"here": balanced_here.rates(spikes, units, ms) | seconds}
     if args.brian:
-        file = args.out / "brian.json"
+        file = args.out / "brian.npz"
         quick = ["--quick"] * args.quick
         subprocess.run([args.brian, __file__, "--as-brian", str(file), *quick], check=True)
-        both["Brian2"] = json.loads(file.read_text())
+        *spikes, seconds = np.load(file).values()
+        both["Brian2"] = balanced_here.rates(spikes, units, ms) | {"seconds": float(seconds)}
     for name, row in both.items():
-        print(name, "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+        print(name, "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
     (args.out / "balanced.json").write_text(json.dumps(both, indent=1) + "\n")
 
 

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from balanced import DELAY, DT
+from balanced import DELAY, DT, EXCITATORY, UNITS, WARM
 
 import sparse_etrace as se
 from sparse_etrace.cells import spiking
@@ -75,3 +75,14 @@ def times(pre, post, weight, v, ms, chunk):
     per = 1000 / ms
     trained = min(seconds[1:]) * 1000 / DT / chunk
     return (t, np.concatenate([who for _, who in found])), {"seconds": forward * per, "seconds by D-RTRL": trained}
+
+
+def rates(spikes, units, ms):
+    """Rates in Hz after the start, and the CV of the intervals, of excitatory and inhibitory units."""
+    t, who = spikes
+    z = np.zeros((round((ms - WARM) / DT), units), bool)
+    at = np.round((t - WARM) / DT).astype(int)
+    z[at[at >= 0], who[at >= 0]] = True
+    kind = np.where(np.arange(units) < units * EXCITATORY // UNITS, "excitatory", "inhibitory")
+    table = se.spikes.statistics(z, DT, kind)
+    return {f"{row.group} {what}": float(row[what]) for _, row in table.iterrows() for what in ("rate", "cv")}

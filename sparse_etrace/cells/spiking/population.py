@@ -16,7 +16,7 @@ from ..._numbers import positive, real
 from ..._op.delays import Ring, sends, sent
 from ..._op.initial import check_key
 from ..._op.param import ETraceParam, Fixed
-from ..cell import Units, current, fitted, onto, senders, silenced, silent_steps, unit_shape
+from ..cell import Units, awake, current, fitted, onto, senders, silenced, silent_steps, unit_shape
 from .constants import evaluated, is_constant, is_trained, numbers
 from .current import Current
 from .integrate import FASTEST, Slopes, advance, links_of, matters, propagator, runge_kutta, trained_propagator
@@ -181,7 +181,7 @@ class Population(eqx.Module):
             {name: jnp.broadcast_to(value, shape) for name, value in neuron.items()},
             {name: {part: jnp.zeros(shape) for part in s.variables} for name, s in self.synapses.items()},
             sends(jnp.zeros(shape), *self.rec.values()) if self.neuron.spikes else None,
-            None if self.refractory is None else jnp.zeros(shape, jnp.int32),
+            awake(shape, self.refractory),
         )
 
     def __call__(self, state: PopulationState, x: Any) -> tuple[PopulationState, Array]:
