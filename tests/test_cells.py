@@ -233,6 +233,35 @@ def test_refractoriness_in_no_whole_steps(cell, got):
         cell(2, None, refractory=got)
 
 
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    [
+        (cells.LeakyRate, "decay"),
+        *[(cells.LIF, name) for name in ("decay", "threshold", "reset", "refractory")],
+        *[(cells.ALIF, name) for name in ("decay", "threshold", "adaptation_decay", "adaptation", "reset")],
+        (cells.ALIF, "refractory"),
+    ],
+)
+def test_a_constant_that_does_not_fit_the_units(cell, name):
+    def value(shape):
+        return np.ones(shape, int if name == "refractory" else float)
+
+    cell(3, None, **{name: value(3)}), cell((2, 3), None, **{name: value((2, 1))})
+    for shape in [(2,), (2, 3), (1, 3)]:
+        with pytest.raises(ValueError, match=re.escape(f"{name}: expected an array that fits the units, (3,), got")):
+            cell(3, None, **{name: value(shape)})
+    if name != "refractory":
+        with pytest.raises(ValueError, match=re.escape(f"{name}: expected an array that fits the units, (3,), got")):
+            cell(3, None, **{name: se.ElemWiseParam(jnp.ones(2))})
+
+
+@pytest.mark.parametrize("name", ["eigenvalue", "scale"])
+def test_a_constant_of_a_linear_cell_that_does_not_fit_the_units(name):
+    given = {"eigenvalue": jnp.full(3, 0.5), "scale": jnp.ones(3)} | {name: jnp.ones(2)}
+    with pytest.raises(ValueError, match=re.escape(f"{name}: expected an array that fits the units, (3,), got")):
+        cells.LRU(3, dense(3, 0)[0], **given)
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_outputs_that_do_not_fit_the_units(name):
     count, build, _, _ = CELLS[name]

@@ -96,13 +96,13 @@ class ALIF(eqx.Module):
         refractory: object = 0,
     ):
         self.shape, self.inp, self.rec = unit_shape(units), inp, rec
-        self.decay = constant(decay, "decay", 0, 1)
-        self.threshold = constant(threshold, "threshold", 1e-12, jnp.inf)
-        self.adaptation_decay = constant(adaptation_decay, "adaptation_decay", 0, 1)
-        self.adaptation = constant(adaptation, "adaptation", 0, jnp.inf)
+        self.decay = constant(decay, "decay", 0, 1, self.shape)
+        self.threshold = constant(threshold, "threshold", 1e-12, jnp.inf, self.shape)
+        self.adaptation_decay = constant(adaptation_decay, "adaptation_decay", 0, 1, self.shape)
+        self.adaptation = constant(adaptation, "adaptation", 0, jnp.inf, self.shape)
         self.spike = surrogate.triangle() if spike is None else spike
-        self.reset = None if reset is None else constant(reset, "reset", 0, jnp.inf)
-        self.reset_gradient, self.refractory = bool(reset_gradient), silent_steps(refractory)
+        self.reset = None if reset is None else constant(reset, "reset", 0, jnp.inf, self.shape)
+        self.reset_gradient, self.refractory = bool(reset_gradient), silent_steps(refractory, self.shape)
 
     of = classmethod(cell_of)
     from_time_constants = classmethod(cell_from_time_constants)

@@ -151,17 +151,27 @@ def senders(name: str, given: Any) -> int:
     return size(name, given)
 
 
-def constant(value: Any, name: str, low: float | int, high: float | int) -> Constant:
-    """A constant of a cell: a parameter as it is, a number or array as `Fixed`, checked against its bounds."""
-    if isinstance(value, ETraceParam | Fixed):
-        return value
-    if not isinstance(value, jax.core.Tracer):
+def fits(name: str, value: Any, units: tuple[int, ...]) -> None:
+    """Raise unless a constant is a number, or an array that a state of these units takes without other axes."""
+    shape = np.shape(value)
+    if len(shape) > len(units) or any(n not in (1, m) for n, m in zip(shape[::-1], units[::-1])):
+        raise ValueError(f"{name}: expected an array that fits the units, {units}, got shape {shape}.")
+
+
+def constant(
+    value: Any, name: str, low: float | int, high: float | int, units: tuple[int, ...] | None = None
+) -> Constant:
+    """A constant of a cell: a parameter as it is, a number or array as `Fixed`, checked against bounds and units."""
+    is_given = isinstance(value, ETraceParam | Fixed)
+    if not is_given and not isinstance(value, jax.core.Tracer):
         numbers = np.asarray(value, float)
         if not np.all((low <= numbers) & (numbers <= high)):
             raise ValueError(
                 f"{name}: expected values from {low} to {high}, got {value}. To train it, give an ElemWiseParam."
             )
-    return Fixed(jnp.asarray(value, float))
+    if units is not None:
+        fits(name, value() if is_given else value, units)
+    return value if is_given else Fixed(jnp.asarray(value, float))
 
 
 def on_units(h: Array, *constants: Constant) -> list[Array]:
@@ -169,8 +179,9 @@ def on_units(h: Array, *constants: Constant) -> list[Array]:
     return [in_front(param(), h.ndim) for param in constants]
 
 
-def silent_steps(value: Any) -> Fixed | None:
+def silent_steps(value: Any, units: tuple[int, ...]) -> Fixed | None:
     """Whole steps, a number or an array, in which a unit that has spiked stays silent; None for none."""
+    fits("refractory", value, units)
     steps = np.asarray(value)
     if steps.dtype.kind not in "iu" or np.any(steps < 0):
         raise ValueError(f"refractory: expected whole steps, 0 or more, got {value!r}. Divide a time by that of one.")

@@ -55,7 +55,7 @@ class GraphRNN(eqx.Module):
         self, nodes: SupportsIndex, hidden: SupportsIndex, inp: ETraceParam, rec: ETraceParam, decay: Any = 0.9
     ):
         self.shape = (size("nodes", nodes), size("hidden", hidden))
-        self.inp, self.rec, self.decay = inp, rec, constant(decay, "decay", 0, 1)
+        self.inp, self.rec, self.decay = inp, rec, constant(decay, "decay", 0, 1, self.shape)
 
     @classmethod
     def of(

@@ -51,7 +51,7 @@ class LeakyRate(eqx.Module):
         activation: Callable[[Array], Array] = jnp.tanh,
     ):
         self.shape, self.inp, self.rec, self.activation = unit_shape(units), inp, rec, activation
-        self.decay = constant(decay, "decay", 0, 1)
+        self.decay = constant(decay, "decay", 0, 1, self.shape)
 
     of = classmethod(cell_of)
     from_time_constants = classmethod(cell_from_time_constants)

@@ -14,7 +14,7 @@ from .._numbers import real
 from .._op import ElemWiseParam
 from .._op.initial import check_key, size
 from .._op.param import ETraceParam, Fixed
-from .cell import Constant, Units, constant, current, on_units, onto, unit_shape
+from .cell import Constant, Units, constant, current, fits, on_units, onto, unit_shape
 
 
 class LRUState(NamedTuple):
@@ -58,8 +58,8 @@ class LRU(eqx.Module):
 
     def __init__(self, units: Units, inp: ETraceParam, eigenvalue: Any, scale: Any = None):
         self.shape, self.inp = unit_shape(units), inp
-        self.eigenvalue = _eigenvalue(eigenvalue)
-        self.scale = None if scale is None else constant(scale, "scale", -math.inf, math.inf)
+        self.eigenvalue = _eigenvalue(eigenvalue, self.shape)
+        self.scale = None if scale is None else constant(scale, "scale", -math.inf, math.inf, self.shape)
 
     @classmethod
     def of(
@@ -141,14 +141,14 @@ class LRU(eqx.Module):
         return LRUState(h.real, h.imag), jnp.concatenate([h.real, h.imag], axis=-1)
 
 
-def _eigenvalue(value: Any) -> Constant:
-    if isinstance(value, ETraceParam | Fixed):
-        return value
-    if not isinstance(value, jax.core.Tracer) and not np.all(np.abs(np.asarray(value)) <= 1):
+def _eigenvalue(value: Any, units: tuple[int, ...]) -> Constant:
+    is_given = isinstance(value, ETraceParam | Fixed)
+    if not is_given and not isinstance(value, jax.core.Tracer) and not np.all(np.abs(np.asarray(value)) <= 1):
         raise ValueError(
             f"eigenvalue: expected numbers of modulus 1 at most, got {value}. To train it, give LRU.ring(key, units)."
         )
-    return Fixed(jnp.asarray(value, complex))
+    fits("eigenvalue", value() if is_given else value, units)
+    return value if is_given else Fixed(jnp.asarray(value, complex))
 
 
 def _within_circle(w: dict[str, Array]) -> Array:

@@ -16,7 +16,7 @@ from ..._numbers import positive, real
 from ..._op.delays import Ring, sends, sent
 from ..._op.initial import check_key
 from ..._op.param import ETraceParam, Fixed
-from ..cell import Units, awake, current, fitted, onto, senders, silenced, silent_steps, unit_shape
+from ..cell import Units, awake, current, fits, fitted, onto, senders, silenced, silent_steps, unit_shape
 from .constants import evaluated, is_constant, is_trained, numbers
 from .current import Current
 from .integrate import FASTEST, Slopes, advance, links_of, matters, propagator, runge_kutta, trained_propagator
@@ -116,7 +116,7 @@ class Population(eqx.Module):
         self.dt = real("dt", dt)
         if not 0 < self.dt < np.inf:
             raise ValueError(f"dt: expected a positive, finite number of ms, got {self.dt}.")
-        self.refractory = _steps(refractory, self.dt)
+        self.refractory = _steps(refractory, self.dt, self.shape)
         self.spike = surrogate.triangle() if spike is None else spike
         self.reset_gradient, self.substeps = bool(reset_gradient), positive("substeps", substeps)
         self._check()
@@ -155,12 +155,10 @@ class Population(eqx.Module):
 
     def _check(self) -> None:
         """Shapes of the constants, and time constants that a step is too long for."""
-        kept = (self.neuron, self.synapses, {} if self.refractory is None else {"refractory": self.refractory})
+        kept = (self.neuron, self.synapses)
         for path, leaf in jax.tree_util.tree_flatten_with_path(kept, is_leaf=is_constant)[0]:
             value, name = leaf() if is_constant(leaf) else leaf, str(path[-1]).lstrip(".")
-            shape = jnp.shape(value)
-            if len(shape) > len(self.shape) or any(n not in (1, m) for n, m in zip(shape[::-1], self.shape[::-1])):
-                raise ValueError(f"{name}: expected an array that fits the units, {self.shape}, got shape {shape}.")
+            fits(name, value, self.shape)
             if name.startswith("tau") and not isinstance(value, jax.core.Tracer):
                 shortest, step = float(np.min(value)), self.dt / self.substeps
                 least = step / 2 if not self._is_linear() else self.dt / FASTEST
@@ -324,10 +322,10 @@ def by_receptor(name: str, given: Any, synapses: Mapping[str, Any]) -> dict[str,
     return dict(given)
 
 
-def _steps(refractory: Any, dt: float) -> Fixed | None:
+def _steps(refractory: Any, dt: float, units: tuple[int, ...]) -> Fixed | None:
     """Whole steps for a time, None for none."""
     steps = np.asarray(refractory, float) / dt
     whole = np.round(steps)
     if not np.all((steps >= 0) & (np.abs(steps - whole) < 1e-6 * (1 + steps))):
         raise ValueError(f"refractory: expected times of whole steps of {dt} ms, got {refractory}. Round it, or dt.")
-    return silent_steps(whole.astype(int))
+    return silent_steps(whole.astype(int), units)
