@@ -25,7 +25,8 @@ HOUSE = {
     "_sums": "",
     "_text": "",
     "surrogate": "",
-    "_graph": "columns connectivity labels table graph build edges networks matrices transforms summary",
+    "_graph": "columns connectivity labels table selection graph signs build edges networks matrices transforms "
+    "summary",
     "transform": "origin merge normalized *",
     "generate": "",
     "interchange": "others *",
@@ -33,7 +34,7 @@ HOUSE = {
     "_outside": "",
     "datasets": "",
     "_kernels": "native windows dense products *",
-    "_op": "contract weights boundary param initial delays spmatmul *",
+    "_op": "contract weights boundary param initial delays spmatmul weight_fn *",
     "rewiring": "",
     "cells": "cell supports *",
     "cells/spiking": "constants integrate current population *",
@@ -44,7 +45,7 @@ HOUSE = {
     "_learner": "learner trace_learner * d_rtrl bridged",
     "_train": "online check_learner batches updates fit_result non_finite facts lock checkpoint fit_options fit_file "
     "delayed stream predict fit_loop fit rewire",
-    "_report": "explain memory alignment costs",
+    "_report": "explain memory alignment costs compare",
     "spikes": "named *",
     "evaluate": "",
     "plot": "style checks *",

@@ -52,6 +52,114 @@ def test_where_refuses(labels, said):
         labelled().where(**labels)
 
 
+def test_synapses_between_sets():
+    graph = labelled()
+    conn = graph.connectivity
+    ends = list(zip(np.asarray(conn.pre).tolist(), np.asarray(conn.post).tolist()))
+    right = [k for k, (i, j) in enumerate(ends) if i in (0, 2) and j == 2]
+    ways = ({"kind": "a"}, graph.where(kind="a"), np.array([True, False, True, False]), ["n0", "n2"])
+    for pre in ways:
+        assert graph.between(pre, "n2").tolist() == graph.between(pre, graph.where(layer=2, kind="a")).tolist() == right
+    assert graph.between({}, {}).size == conn.num_synapses and graph.between("n3", {}).size == 0
+    assert np.asarray(conn.post)[graph.between({}, {"layer": 2})].tolist() == [1, 1, 2, 2]
+    wide = labelled(True)  # senders n0, n1, receivers n2, n3, n4
+    assert wide.between("n1", ["n3", "n0"]).size == 1 and wide.between({}, "n0").size == 0
+
+
+def test_places_are_no_labels():
+    """Ids that count from 1: the places 1 and 2 are those of the ids 2 and 3."""
+    graph = se.from_edges([1, 2, 3], [2, 3, 1], [5.0, 6.0, 7.0], labels=[1, 2, 3])
+    graph = se.Graph(graph.connectivity, graph.weight, graph.nodes, {"kind": ["a", "b", "b"]})
+    chosen = graph.where(kind="b")
+    assert chosen.tolist() == [1, 2] and graph.weight[graph.between(chosen, chosen)].tolist() == [6.0]
+    assert graph.weight[graph.between([1, 2], [1, 2])].tolist() == [5.0]
+    for part in (
+        chosen,
+        chosen[::-1],
+        np.concatenate([chosen[:1], chosen[1:]]),
+        np.union1d(chosen, chosen),
+        {"kind": "b"},
+    ):
+        assert sorted(se.transform.subgraph(graph, part).nodes) == [2, 3]
+    assert se.transform.subgraph(graph, np.array([1, 2])).nodes == (1, 2)
+    assert se.transform.subgraph(WORM, WORM.where(role="motor")).nodes == tuple(
+        name for name, role in zip(WORM.nodes, WORM.node_attrs["role"]) if role == "motor"
+    )
+
+
+@pytest.mark.parametrize(
+    "pre, said",
+    [
+        (["n9"], r"pre: expected one of the 4 labels, got 'n9'"),
+        ({"kind": "c"}, r"labels\['kind'\]: expected values that nodes have"),
+        (np.array([True]), r"pre: expected a mask of all nodes, \(4,\), got shape \(1,\)"),
+        (WORM.where(role="motor")[-1:], "pre: expected indices from 0 and below 4"),
+    ],
+)
+def test_between_refuses(pre, said):
+    with pytest.raises(ValueError, match=said):
+        labelled().between(pre, {})
+
+
+@pytest.mark.parametrize("graph, name", [(WORM, "role"), (labelled(True), "kind"), (labelled(), "layer")])
+def test_the_graph_of_types(graph, name):
+    types, column = graph.by_type(name), graph.node_attrs[name]
+    conn = graph.connectivity
+    weight, count = np.zeros((2, len(types.nodes), len(types.nodes)))
+    for i, j, w in zip(np.asarray(conn.pre), np.asarray(conn.post), np.asarray(graph.weight)):
+        ends = column[i], column[len(graph.nodes) - conn.num_post + j]
+        at = tuple(types.nodes.index(end.item()) for end in ends)
+        weight[at] += w
+        count[at] += 1
+    np.testing.assert_array_equal(types.to_dense(), weight)
+    np.testing.assert_array_equal(types.to_scipy(types.edge_attrs["synapses"]).toarray(), count)
+    assert types.node_attrs["cells"].tolist() == [column.tolist().count(label) for label in types.nodes]
+    assert types.weight.dtype == graph.weight.dtype
+
+
+def test_types_that_are_missing_or_refused():
+    graph = se.from_edges([0, 1], [1, 2], [1.0, -1.0], shape=(3, 3))
+    graph = se.Graph(graph.connectivity, graph.weight, node_attrs={"layer": [1.0, np.nan, np.nan]})
+    assert graph.by_type("layer").nodes == (1.0, None) and len(se.ties(graph, pre="layer").groups) == 2
+    assert se.from_edges([], [], shape=(0, 0)).connectivity.num_pre == 0
+    with pytest.raises(ValueError, match="name: expected a node attribute with one value"):
+        graph.by_type("cell_type")
+    with pytest.raises(TypeError, match="graph: expected an array with values, got a traced one"):
+        jax.jit(lambda g: g.by_type("layer").weight)(graph)
+
+
+def test_weights_get_the_signs_of_a_table():
+    signs, counts = se.transform.FLY_SIGNS, np.array([5.0, 7.0, 2.0])
+    graph = se.from_edges([0, 1, 2], [0, 0, 1], counts)
+    graph = se.Graph(graph.connectivity, graph.weight, node_attrs={"nt": ["ACH", "GABA", "DA"]})
+    made = se.transform.with_signs(graph, "nt", signs)
+    assert made.weight.tolist() == [5, -7, 2] and se.transform.with_signs(made, "nt", signs).weight.tolist() == [
+        5,
+        -7,
+        2,
+    ]
+    assert se.SignLock.of(graph, "nt", signs).sign.tolist() == [1, -1, 1]
+    assert se.transform.with_signs(graph, "nt", {**signs, "DA": 0}).weight.tolist() == [5, -7, 0]
+    assert se.transform.with_signs(graph, "nt", {"GABA": -1}, default=1).weight.tolist() == [5, -7, 2]
+    # By synapse, where transmitters are told for each.
+    own = se.Graph(graph.connectivity, graph.weight, edge_attrs={"nt_type": ["GLUT", "ACH", "GABA"]})
+    assert se.transform.with_signs(own, "nt_type", signs).weight.tolist() == [-5, 7, -2]
+    worm = se.transform.with_signs(WORM, "sign", {1: 1, -1: -1})
+    assert np.array_equal(np.asarray(worm.weight) < 0, WORM.node_attrs["sign"][np.asarray(WORM.connectivity.pre)] < 0)
+    for given, said in (
+        ({"ACH": 2}, r"signs: expected \+1, -1 or 0 for each value, got 2"),
+        (
+            {"ACH": 1},
+            r"signs: expected \+1 or -1 for each 'nt_type' of synapses, got none for 'GABA', 'GLUT', 2 of 3 syn",
+        ),
+        ({"ach": 1}, "signs: expected values of 'nt_type' that synapses have, got"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            se.transform.with_signs(own, "nt_type", given)
+    with pytest.raises(TypeError, match="graph: expected an array with values, got a traced one"):
+        jax.jit(lambda g: se.transform.with_signs(g, "nt", signs))(graph)
+
+
 def test_a_sign_for_each_synapse_by_its_sender():
     lock = se.SignLock.of(WORM, by="neurotransmitter", signs={"GABA": -1}, default=1)
     inhibitory = WORM.node_attrs["neurotransmitter"] == "GABA"

@@ -186,7 +186,7 @@ def test_largest_component(graph, connection):
     aligned(graph, made, origin, "id")
 
 
-@each(graphs(square=False), st.sampled_from(["gcn", "row", "column"]))
+@each(graphs(square=False), st.sampled_from(["gcn", "row", "column", "in", "out"]))
 def test_normalize(graph, kind):
     matrix, (num_pre, num_post) = dense(graph), graph.connectivity.shape
     if kind == "gcn" and num_pre != num_post:
@@ -202,7 +202,8 @@ def test_normalize(graph, kind):
             factor = np.where(matrix.sum(0) > 0, factor, 0)
             expected = factor[:, None] * matrix * factor
         else:
-            degree = matrix.sum(1, keepdims=True) if kind == "row" else matrix.sum(0, keepdims=True)
+            sizes = dense(graph.with_weight(abs(graph.weight))) if kind in ("in", "out") else matrix
+            degree = sizes.sum(1 if kind in ("row", "out") else 0, keepdims=True)
             expected = np.where(degree == 0, 0, matrix / degree)
     np.testing.assert_allclose(dense(made), expected, rtol=1e-6, atol=1e-6)
 
@@ -215,6 +216,14 @@ def test_normalize_where_degrees_are_negative_or_zero():
     assert not tf.normalize(below).weight.any() and np.isfinite(tf.normalize(below, "row").weight).all()
     np.testing.assert_allclose(dense(tf.normalize(below, "row")).sum(1), [1, 1, 1, 0, 0], rtol=1e-6)
     np.testing.assert_allclose(dense(tf.normalize(below, "column")).sum(0), [1, 1, 1, 1, 0], rtol=1e-6)
+
+
+def test_strengths_do_not_cancel():
+    """Where excitation and inhibition are in balance, their sum would divide by next to nothing."""
+    graph = se.from_edges([0, 1, 2], [3, 3, 3], [3.0, -2.75, -0.25])
+    assert tf.normalize(graph, "column").weight.tolist() == [0, 0, 0]
+    assert tf.normalize(graph, "in").weight.tolist() == pytest.approx([0.5, -2.75 / 6, -0.25 / 6])
+    assert tf.normalize(graph, "out").weight.tolist() == [1, -1, -1]
 
 
 def test_normalize_by_spectral_radius():
@@ -329,6 +338,39 @@ def test_rewiring_reaches_all_graphs_of_the_degrees_equally(amount):
     assert counts.size == 9
     # The 99.9 % quantile of chi-square with 8 degrees of freedom.
     assert ((counts - count / 9) ** 2 / (count / 9)).sum() < 26.1
+
+
+def by_class(graph, kind, signs):
+    """How many synapses each unit has from, and to, each type, by sign."""
+    found = {}
+    for i, j, w in zip(graph.connectivity.pre.tolist(), graph.connectivity.post.tolist(), graph.weight.tolist()):
+        sign = np.sign(w) if signs else 0
+        for end in (("to", i, kind[len(kind) - graph.connectivity.num_post + j], sign), ("from", j, kind[i], sign)):
+            found[end] = found.get(end, 0) + 1
+    return found
+
+
+@pytest.mark.parametrize("shape, signs", [((30, 30), True), ((30, 30), False), ((20, 30), True)])
+def test_nulls_that_keep_types_and_signs(shape, signs):
+    rng = np.random.default_rng(0)
+    pre, post = np.nonzero(rng.random(shape) < 0.2)
+    graph = se.from_edges(pre, post, rng.choice([-2.0, -1.0, 1.0, 3.0], pre.size), shape)
+    kind = rng.choice(["a", "b", "c"], len(graph.nodes))
+    graph = se.Graph(graph.connectivity, graph.weight, node_attrs={"kind": kind})
+    made = tf.rewire_degrees(graph, KEY, types="kind", signs=signs)
+    assert by_class(made, kind, signs) == by_class(graph, kind, signs)
+    assert len(set(pairs_of(made)) & set(pairs_of(graph))) < 0.7 * pre.size
+    free = tf.rewire_degrees(graph, KEY)  # which keeps neither
+    assert by_class(free, kind, False) != by_class(graph, kind, False)
+    dealt = tf.shuffle_weights(graph, KEY, types="kind", signs=signs)
+    one, two = np.asarray(graph.weight), np.asarray(dealt.weight)
+    blocks = [graph.between({"kind": a}, {"kind": b}) for a in "abc" for b in "abc"]
+    assert all(sorted(one[block]) == sorted(two[block]) for block in blocks) and (one != two).mean() > 0.1
+    assert not signs or np.array_equal(np.sign(one), np.sign(two))
+    both = np.asarray(tf.shuffle_weights(graph, KEY, within="pre", types="kind").weight)
+    for unit in range(shape[0]):
+        mine = [np.intersect1d(block, np.flatnonzero(np.asarray(graph.connectivity.pre) == unit)) for block in blocks]
+        assert all(sorted(one[part]) == sorted(both[part]) for part in mine)
 
 
 def test_rewiring_the_worm_mixes():
@@ -480,6 +522,8 @@ JOINED = se.Graph(PAIR.connectivity, PAIR.weight, node_attrs={"graph": [0, 1]})
         (lambda: bare(tf.shuffle_weights)(PAIR, 0), TypeError, "key: expected one of jax.random, got 0"),
         (lambda: tf.shuffle_weights(PAIR, KEY, within="x"), ValueError, "within: expected 'pre', 'post' or None, got"),
         (lambda: jax.jit(lambda k: tf.rewire_degrees(PAIR, k))(KEY), TypeError, "key: .* got a traced one"),
+        (lambda: tf.rewire_degrees(PAIR, KEY, types="kind"), ValueError, "types: expected a node attribute with one"),
+        (lambda: tf.shuffle_weights(PAIR, KEY, types="kind"), ValueError, "types: expected a node attribute with one"),
         (lambda: tf.rewire_degrees(PAIR, KEY, -1), ValueError, "rounds: expected 0 or more, got -1"),
         (lambda: tf.batch_graphs([]), ValueError, "graphs: expected at least one, got none"),
         (lambda: tf.batch_graphs([PAIR, WIDE]), ValueError, "graph: expected a square one, that can be a block"),

@@ -1,7 +1,7 @@
 """A connectivity with weights, and with labels and attributes for its nodes and synapses."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Float, Real
 
 from .._types import Column
-from .columns import plain_column
-from .connectivity import Connectivity
+from .connectivity import Connectivity, host_array
 from .labels import as_labels, label_index
-from .table import Table
+from .selection import Places, categories, ends_at, matches, node_column
+from .table import Table, aligned, rows
 
 Values = TypeVar("Values", bound=Array | np.ndarray)
 
@@ -72,8 +72,8 @@ class Graph(eqx.Module):
         self._table = Table(
             labels,
             None if isinstance(labels, range) else label_index(labels),
-            _aligned("node_attrs", node_attrs, num_nodes),
-            _aligned("edge_attrs", edge_attrs, connectivity.num_synapses),
+            aligned("node_attrs", node_attrs, num_nodes),
+            aligned("edge_attrs", edge_attrs, connectivity.num_synapses),
         )
 
     @property
@@ -132,7 +132,8 @@ class Graph(eqx.Module):
             **labels: for each node attribute a value, a list of several, or a function from its column to booleans.
 
         Returns:
-            Positions in ascending order. In a rectangular graph, a receiving unit's index is this minus `num_pre`.
+            Positions in ascending order, which `between` and `se.transform.subgraph` take as such. In a rectangular
+            graph, a receiving unit's index is this minus `num_pre`.
 
         Raises:
             ValueError: there is no attribute of that name, it has several numbers for a node, no node has a value, or a
@@ -146,8 +147,65 @@ class Graph(eqx.Module):
         """
         chosen = np.ones(len(self.nodes), bool)
         for name, wanted in labels.items():
-            chosen &= _matches(name, node_column(self, name, "labels"), wanted)
-        return np.flatnonzero(chosen)
+            chosen &= matches(name, node_column(self, name, "labels"), wanted)
+        return np.flatnonzero(chosen).view(Places)
+
+    def between(self, pre: Any, post: Any) -> np.ndarray:
+        """Positions in `weight` of the synapses from some nodes to others.
+
+        Args:
+            pre, post: each what `where` returns, a dictionary of attributes for it (an empty one for all nodes), a mask
+                of all nodes, one label that is a string, or several labels.
+
+        Returns:
+            Positions in ascending order, which index `weight` and `edge_attrs` as well.
+
+        Raises:
+            TypeError: the graph is traced.
+            ValueError: as `where`, or a node is unknown.
+
+        Example:
+            >>> import sparse_etrace as se
+            >>> worm = se.datasets.worm()
+            >>> worm.between({"role": "sensory"}, ["AVAL", "AVAR"]).size
+            32
+            >>> worm.weight[worm.between("AVAL", "VA12")].tolist()
+            [2.0]
+        """
+        return np.flatnonzero(ends_at(self, "pre", pre) & ends_at(self, "post", post))
+
+    def by_type(self, name: str) -> "Graph":
+        """The small graph of the types of nodes, a synapse for each pair of types that has some.
+
+        Args:
+            name: the node attribute, as `"cell_type"`.
+
+        Returns:
+            A square graph whose labels are the types, and whose weights are sums of weights. Its node attribute `cells`
+            counts nodes, its edge attribute `synapses` counts synapses.
+
+        Raises:
+            TypeError: the graph is traced.
+            ValueError: there is no node attribute of that name with one value for each node.
+
+        Example:
+            >>> import sparse_etrace as se
+            >>> types = se.datasets.mushroom_body().by_type("cell_type")
+            >>> types.nodes, types.node_attrs["cells"].tolist()
+            (('Kenyon cell', 'input neuron', 'output neuron', 'projection neuron'), [101, 21, 29, 58])
+            >>> k = types.between("projection neuron", "Kenyon cell")
+            >>> types.weight[k].tolist(), types.edge_attrs["synapses"][k].tolist()
+            ([2404.0], [437])
+        """
+        labels, of = categories(node_column(self, name, "name"))
+        conn, size = self.connectivity, max(len(labels), 1)
+        senders, receivers = of[: conn.num_pre], of[len(of) - conn.num_post :]
+        pre, post, weight = (host_array("graph", a) for a in (conn.pre, conn.post, self.weight))
+        pairs, which, count = np.unique(receivers[post] * size + senders[pre], return_inverse=True, return_counts=True)
+        total = np.bincount(which, weight.astype(np.float64), pairs.size)
+        types = Connectivity.from_edges(pairs % size, pairs // size, (len(labels), len(labels)))
+        attrs = {"cells": np.bincount(of, minlength=len(labels))}, {"synapses": count}
+        return Graph(types, jnp.asarray(total, jnp.promote_types(self.weight.dtype, jnp.float32)), labels, *attrs)
 
     def with_weight(self, weight: Column) -> "Graph":
         """Return this graph with other weights; synapses, labels and attributes stay. May be traced.
@@ -202,9 +260,9 @@ class Graph(eqx.Module):
         pre, post = np.asarray(conn.pre), np.asarray(conn.post)
         parallel = np.any((pre[1:] == pre[:-1]) & (post[1:] == post[:-1]))
         result = nx.MultiDiGraph() if parallel else nx.DiGraph()
-        result.add_nodes_from(zip(self.nodes, _rows(self._table.node_attrs, len(self.nodes)), strict=True))
-        rows = _rows({weight_name: np.asarray(values)} | self._table.edge_attrs, conn.num_synapses)
-        ends = zip(pre.tolist(), post.tolist(), rows, strict=True)
+        result.add_nodes_from(zip(self.nodes, rows(self._table.node_attrs, len(self.nodes)), strict=True))
+        values_of = rows({weight_name: np.asarray(values)} | self._table.edge_attrs, conn.num_synapses)
+        ends = zip(pre.tolist(), post.tolist(), values_of, strict=True)
         result.add_edges_from((self.pre_nodes[i], self.post_nodes[j], row) for i, j, row in ends)
         return result
 
@@ -280,52 +338,6 @@ def _fit(weight: Values, num_synapses: int) -> Values:
     if jnp.shape(weight) != (num_synapses,):
         raise ValueError(f"weight: expected one entry per synapse, ({num_synapses},), got shape {jnp.shape(weight)}.")
     return weight
-
-
-def _aligned(name: str, attrs: Mapping[str, Column] | None, size: int) -> dict[str, np.ndarray]:
-    columns = {key: np.array(plain_column(values, f"{name}[{key!r}]")) for key, values in (attrs or {}).items()}
-    for key, column in columns.items():
-        if column.shape[:1] != (size,):
-            raise ValueError(
-                f"{name}[{key!r}]: expected {size} entries along the first axis, got shape {column.shape}."
-            )
-    return columns
-
-
-def _rows(attrs: Mapping[str, np.ndarray], size: int) -> list[dict[str, object]]:
-    columns = {key: column.tolist() if column.ndim == 1 else list(column.copy()) for key, column in attrs.items()}
-    return [{key: column[k] for key, column in columns.items()} for k in range(size)]
-
-
-def node_column(graph: Graph, name: str, argument: str) -> np.ndarray:
-    """A node attribute with one value for each node, by its name."""
-    column = graph._table.node_attrs.get(name)
-    if column is None or column.ndim != 1:
-        single = sorted(key for key, values in graph._table.node_attrs.items() if values.ndim == 1)
-        raise ValueError(
-            f"{argument}: expected a node attribute with one value for each node, one of {single}, got {name!r}."
-        )
-    return column
-
-
-def _matches(name: str, column: np.ndarray, wanted: object) -> np.ndarray:
-    if callable(wanted):
-        found = np.asarray(wanted(column))
-        if found.dtype != bool or found.shape != column.shape:
-            raise ValueError(
-                f"labels[{name!r}]: expected a function from a column to booleans, {column.shape}, got "
-                f"{found.dtype}{list(found.shape)} from it."
-            )
-        return found
-    values = as_labels([wanted] if isinstance(wanted, str) or not isinstance(wanted, Iterable) else wanted)
-    cells = column.tolist()
-    for value in values:
-        if value not in cells:
-            raise ValueError(
-                f"labels[{name!r}]: expected values that nodes have, got {value!r}. graph.node_attrs[{name!r}] has "
-                "them. A function of the column may choose none."
-            )
-    return np.array([cell in values for cell in cells], bool)
 
 
 def check_graph(graph: object) -> Graph:

@@ -5,6 +5,9 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
+from .._types import Column
+from .columns import plain_column
+
 
 class Table:
     """Labels and attributes, compared by value. Hashed once; tables that were found equal share a key."""
@@ -59,3 +62,20 @@ def _same_values(a: Sequence, b: Sequence) -> bool:
         return len(a) == len(b) and all(x is y or (type(x) is type(y) and bool(x == y)) for x, y in zip(a, b))
     except ValueError:  # arrays among objects
         return False
+
+
+def aligned(name: str, attrs: Mapping[str, Column] | None, size: int) -> dict[str, np.ndarray]:
+    """Attributes as arrays of their own, an entry for each node or synapse."""
+    columns = {key: np.array(plain_column(values, f"{name}[{key!r}]")) for key, values in (attrs or {}).items()}
+    for key, column in columns.items():
+        if column.shape[:1] != (size,):
+            raise ValueError(
+                f"{name}[{key!r}]: expected {size} entries along the first axis, got shape {column.shape}."
+            )
+    return columns
+
+
+def rows(attrs: Mapping[str, np.ndarray], size: int) -> list[dict[str, object]]:
+    """Attributes as a dictionary for each node or synapse."""
+    columns = {key: column.tolist() if column.ndim == 1 else list(column.copy()) for key, column in attrs.items()}
+    return [{key: column[k] for key, column in columns.items()} for k in range(size)]

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from .._graph.graph import Graph, check_graph, node_column
+from .._graph.graph import Graph, check_graph
+from .._graph.selection import categories, node_column
 
 
 class Ties(NamedTuple):
@@ -49,9 +50,9 @@ def ties(graph: Graph, pre: str | None = None, post: str | None = None) -> Ties:
     first = len(graph.nodes) - conn.num_post
     labels, number = [], np.zeros(conn.num_synapses, np.int64)
     for name, argument, unit in ((pre, "pre", conn.pre), (post, "post", conn.post + first)):
-        cells = [None] * len(graph.nodes) if name is None else node_column(graph, name, argument).tolist()
-        place = {label: k for k, label in enumerate(sorted(set(cells), key=repr))}
-        labels.append(list(place))
-        number = number * len(place) + np.array([place[cell] for cell in cells], np.int64)[np.asarray(unit)]
+        column = np.full(len(graph.nodes), None) if name is None else node_column(graph, name, argument)
+        types, of = categories(column)
+        labels.append(types)
+        number = number * len(types) + of[np.asarray(unit)]
     found, tie = np.unique(number, return_inverse=True)
     return Ties(tie, [(labels[0][k // len(labels[1])], labels[1][k % len(labels[1])]) for k in found.tolist()])

@@ -10,7 +10,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from .._graph.graph import Graph, check_graph, node_column
+from .._graph.graph import Graph
+from .._graph.signs import synapse_signs
 
 
 class SignLock(eqx.Module):
@@ -53,13 +54,13 @@ class SignLock(eqx.Module):
         default: int | None = None,
         tie: ArrayLike | None = None,
     ) -> "SignLock":
-        """The sign of each synapse by a label of its sender, as its neurotransmitter.
+        """The sign of each synapse by a label of its sender, as its neurotransmitter, or by one of its own.
 
         Args:
             graph: square or rectangular.
-            by: the node attribute.
-            signs: +1 or -1 for each value of it.
-            default: the sign of senders with another value, or an empty one; None: these are an error.
+            by: the node attribute, or one of synapses.
+            signs: +1 or -1 for each value of it, as `se.transform.FLY_SIGNS`.
+            default: the sign where there is another value, or an empty one; None: these are an error.
             tie: as of `SpMatMulOp`, for weights that synapses share.
 
         Raises:
@@ -74,23 +75,7 @@ class SignLock(eqx.Module):
             >>> int((lock.sign < 0).sum())
             76
         """
-        pre, column = np.asarray(check_graph(graph).connectivity.pre), node_column(graph, by, "by").tolist()
-        senders = np.unique(pre).tolist()
-        without = [node for node in senders if column[node] not in signs]
-        values = sorted({repr(column[node]) for node in without})
-        if signs and senders and len(without) == len(senders):
-            raise ValueError(
-                f"signs: expected values of {by!r} that nodes have which send, got {[*signs]}, and theirs are "
-                f"{', '.join(values)}."
-            )
-        if without and default is None:
-            raise ValueError(
-                f"signs: expected +1 or -1 for each {by!r} of nodes that send, got none for {', '.join(values)}, "
-                f"{len(without)} of {len(senders)} senders. Add them, or pass default=1 or default=-1."
-            )
-        of_node = np.zeros(len(column))
-        of_node[senders] = [signs.get(column[node], default) for node in senders]
-        sign = of_node[pre]
+        sign = synapse_signs(graph, by, signs, default)
         if tie is not None:
             tie, each = np.asarray(tie), sign
             sign = np.ones(int(tie.max(initial=-1)) + 1)

@@ -8,9 +8,11 @@ from .nodes import k_hop, largest_component, permute, subgraph
 from .normalized import normalize
 from .nulls import rewire_degrees, shuffle_weights
 from .origin import Origin
+from .signs import FLY_SIGNS, with_signs
 from .supports import chebyshev_supports, diffusion_supports
 
 __all__ = [
+    "FLY_SIGNS",
     "Neighbours",
     "Origin",
     "add_remaining_self_loops",
@@ -31,4 +33,5 @@ __all__ = [
     "to_undirected",
     "transpose",
     "unbatch",
+    "with_signs",
 ]

@@ -1,27 +1,27 @@
 """Some of the nodes of a graph, or all in another order."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
-from .._graph.connectivity import as_indices, host_array, index_array
+from .._graph.connectivity import as_indices, index_array
 from .._graph.graph import Graph
-from .._graph.labels import as_labels, look_up
+from .._graph.selection import places_of
 from .._numbers import whole
 from .origin import Made, at, built, parts_of, squared
 
 WHY = "whose nodes are one set"
 
 
-def subgraph(graph: Graph, nodes: Iterable, *, with_origin: bool = False) -> Made:
+def subgraph(graph: Graph, nodes: Any, *, with_origin: bool = False) -> Made:
     """Keep some nodes and the synapses between them.
 
     Args:
         graph: a square graph.
-        nodes: labels, each once, which become the nodes in this order; or a mask of all nodes, a boolean array.
+        nodes: labels, each once, which become the nodes in this order; or a mask of all nodes, what `graph.where`
+            returns, or a dictionary of attributes for it.
         with_origin: return which synapse became which, too.
 
     Returns:
@@ -40,7 +40,7 @@ def subgraph(graph: Graph, nodes: Iterable, *, with_origin: bool = False) -> Mad
     return _of(graph, _places(squared(graph, WHY), nodes), with_origin)
 
 
-def k_hop(graph: Graph, nodes: Iterable, k: int, direction: str = "in", *, with_origin: bool = False) -> Made:
+def k_hop(graph: Graph, nodes: Any, k: int, direction: str = "in", *, with_origin: bool = False) -> Made:
     """Keep the nodes within `k` synapses of some, and the synapses between them.
 
     Args:
@@ -142,19 +142,9 @@ def permute(graph: Graph, order: Any, *, with_origin: bool = False) -> Made:
     return _of(graph, places, with_origin, relabel=True)
 
 
-def _places(graph: Graph, nodes: Iterable) -> np.ndarray:
-    size = len(graph.nodes)
-    if getattr(nodes, "dtype", None) == np.bool_:
-        mask = host_array("nodes", nodes)
-        if mask.shape != (size,):
-            raise ValueError(f"nodes: expected a mask of all nodes, ({size},), got shape {mask.shape}.")
-        return np.flatnonzero(mask)
-    labels = as_labels(nodes)
-    if graph.nodes == range(size):
-        places = as_indices("nodes", index_array("nodes", np.asarray(labels)), size)
-    else:
-        places = look_up("nodes", labels, graph.nodes)
-    counts = np.bincount(places, minlength=size)
+def _places(graph: Graph, nodes: Any) -> np.ndarray:
+    places = places_of(graph, "nodes", nodes)
+    counts = np.bincount(places, minlength=len(graph.nodes))
     if (counts > 1).any():
         raise ValueError(f"nodes: expected each once, got {graph.nodes[int(np.argmax(counts > 1))]!r} twice.")
     return places

@@ -10,13 +10,15 @@ from .origin import finite, parts_of, squared
 def normalize(graph: Graph, kind: str = "gcn") -> Graph:
     """Divide weights by degrees, which are sums of weights: `w / sqrt(d[pre] d[post])`, `w / d[pre]` or `w / d[post]`.
 
-    Where a degree is zero, or for "gcn" negative, the weight becomes 0: never NaN or infinite.
+    Where a degree is zero, or for "gcn" negative, the weight becomes 0: never NaN or infinite. Weights of both signs
+    may sum to next to nothing; "in" and "out" sum without signs.
 
     Args:
         graph: a graph; square, but for "row" and "column".
         kind: "gcn" by the root of the in-degrees of both ends (add self-loops before, if wanted); "row" so that what
             each node sends sums to 1, the random walk along synapses; "column" so that what each receives does, a
-            mean; "spectral" by the spectral radius, see `scale_spectral_radius`.
+            mean; "in" and "out" by the strength of what each receives, or sends: the sum of its weights without their
+            signs; "spectral" by the spectral radius, see `scale_spectral_radius`.
 
     Returns:
         The graph with other weights; its synapses stay, in their order.
@@ -34,20 +36,21 @@ def normalize(graph: Graph, kind: str = "gcn") -> Graph:
         >>> se.transform.normalize(graph, "row").weight.tolist()
         [0.25, 0.75]
     """
-    if kind not in ("gcn", "row", "column", "spectral"):
-        raise ValueError(f"kind: expected 'gcn', 'row', 'column' or 'spectral', got {kind!r}.")
+    if kind not in ("gcn", "row", "column", "in", "out", "spectral"):
+        raise ValueError(f"kind: expected 'gcn', 'row', 'column', 'in', 'out' or 'spectral', got {kind!r}.")
     if kind == "spectral":
         return scale_spectral_radius(check_graph(graph), 1.0)
     if kind == "gcn":
         squared(graph, "where both ends have an in-degree")
     pre, post, weight, *_ = parts_of(graph)
     wide = finite(weight, np.zeros(0), pre, post)
-    received = np.bincount(post, wide, graph.connectivity.num_post)
+    size = np.abs(wide) if kind in ("in", "out") else wide
+    received = np.bincount(post, size, graph.connectivity.num_post)
     if kind == "gcn":
         factor = np.sqrt(_inverse(np.maximum(received, 0)))
         wide = wide * factor[pre] * factor[post]
-    elif kind == "row":
-        wide = wide * _inverse(np.bincount(pre, wide, graph.connectivity.num_pre))[pre]
+    elif kind in ("row", "out"):
+        wide = wide * _inverse(np.bincount(pre, size, graph.connectivity.num_pre))[pre]
     else:
         wide = wide * _inverse(received)[post]
     return graph.with_weight(finite(wide, weight, pre, post))

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from .._graph.columns import taken
 from .._graph.graph import Graph
+from .._graph.selection import categories, node_column
 from .._numbers import whole
-from .origin import Made, built, parts_of
+from .origin import Made, Parts, built, parts_of
 
 
 def generator(key: object) -> np.random.Generator:
@@ -26,7 +26,18 @@ def generator(key: object) -> np.random.Generator:
     return np.random.default_rng(np.asarray(data).ravel())
 
 
-def shuffle_weights(graph: Graph, key: Array, *, within: str | None = None) -> Graph:
+def _classes(graph: Graph, parts: Parts, types: str | None, signs: bool) -> np.ndarray:
+    """A number for each synapse, the same for those of one pair of types and, if asked, of one sign."""
+    found = np.zeros(parts.pre.size, np.int64)
+    if types is not None:
+        labels, of = categories(node_column(graph, types, "types"))
+        found = of[parts.pre] * len(labels) + of[len(of) - graph.connectivity.num_post :][parts.post]
+    return found * 3 + np.sign(parts.weight).astype(np.int64) if signs else found
+
+
+def shuffle_weights(
+    graph: Graph, key: Array, *, within: str | None = None, types: str | None = None, signs: bool = False
+) -> Graph:
     """Deal the weights out anew among the synapses, which stay.
 
     Args:
@@ -34,13 +45,15 @@ def shuffle_weights(graph: Graph, key: Array, *, within: str | None = None) -> G
         key: of `jax.random`; the same one gives the same graph.
         within: None: among all; "pre" or "post": among the synapses of each sending, or receiving, unit, so that its
             sum of weights stays, and by "pre" its sign.
+        types: node attribute; weights then stay between the types that they were between.
+        signs: whether each synapse keeps its sign.
 
     Returns:
         The graph; attributes stay with the synapses.
 
     Raises:
         TypeError: `graph` is no graph, or is traced; `key` is no key.
-        ValueError: `within` is something else.
+        ValueError: `within` is something else, or there is no attribute `types`.
 
     Example:
         >>> import jax, sparse_etrace as se
@@ -51,26 +64,35 @@ def shuffle_weights(graph: Graph, key: Array, *, within: str | None = None) -> G
     """
     if within not in (None, "pre", "post"):
         raise ValueError(f"within: expected 'pre', 'post' or None, got {within!r}.")
-    pre, post, weight, *_ = parts_of(graph)
-    draw = generator(key).random(pre.size)
-    if within is None:
-        return graph.with_weight(taken(weight, np.argsort(draw)))
-    unit = pre if within == "pre" else post
-    dealt = np.empty_like(weight)
-    dealt[np.argsort(unit, kind="stable")] = weight[np.lexsort((draw, unit))]
+    parts = parts_of(graph)
+    unit = {None: np.zeros(parts.pre.size), "pre": parts.pre, "post": parts.post}[within]
+    groups = (unit, _classes(graph, parts, types, signs))
+    dealt, draw = np.empty_like(parts.weight), generator(key).random(parts.pre.size)
+    dealt[np.lexsort(groups)] = parts.weight[np.lexsort((draw, *groups))]
     return graph.with_weight(dealt)
 
 
-def rewire_degrees(graph: Graph, key: Array, rounds: int = 20, *, with_origin: bool = False) -> Made:
+def rewire_degrees(
+    graph: Graph,
+    key: Array,
+    rounds: int = 20,
+    *,
+    types: str | None = None,
+    signs: bool = False,
+    with_origin: bool = False,
+) -> Made:
     """Wire at random, each unit with as many synapses in and out as before: a Markov chain of swaps.
 
     In a round all synapses meet in pairs, and `a -> b`, `c -> d` of half of these become `a -> d`, `c -> b`, unless
-    that makes a second synapse of a pair of units, or one of a unit on itself. Those on themselves stay.
+    that makes a second synapse of a pair of units, or one of a unit on itself. Those on themselves stay. Weights go
+    with the sending unit, so that its sign stays.
 
     Args:
         graph: square or rectangular.
         key: of `jax.random`; the same one gives the same graph.
         rounds: how many; each moves about half of the synapses where the graph is sparse.
+        types: node attribute; each unit then keeps how many synapses it has from, and to, units of each type.
+        signs: whether each unit keeps how many positive and how many negative ones it receives.
         with_origin: return which synapse became which, too.
 
     Returns:
@@ -78,7 +100,7 @@ def rewire_degrees(graph: Graph, key: Array, rounds: int = 20, *, with_origin: b
 
     Raises:
         TypeError: `graph` is no graph, or is traced; `key` is no key; `rounds` is no whole number.
-        ValueError: `rounds` is negative.
+        ValueError: `rounds` is negative, or there is no attribute `types`.
 
     References:
         Maslov, Sneppen (2002), Specificity and stability in topology of protein networks, Science 296:910-913.
@@ -96,11 +118,17 @@ def rewire_degrees(graph: Graph, key: Array, rounds: int = 20, *, with_origin: b
     pre, post, rng = parts.pre, parts.post.copy(), generator(key)
     square = num_pre == num_post
     free = np.flatnonzero(pre != post) if square else np.arange(pre.size)
+    _, group, count = np.unique(_classes(graph, parts, types, signs)[free], return_inverse=True, return_counts=True)
+    # Synapses of a class lie together, and each of the first half meets one of the second.
+    start, half = np.cumsum(count) - count, (count // 2).repeat(count)
+    first = np.flatnonzero(np.arange(free.size) - start.repeat(count) < half)
+    pairs = np.stack([first, first + half[first]])
     size = np.int64(num_post)
     for _ in range(rounds):
+        order = rng.permutation(free.size)
+        met = free[order[np.argsort(group[order], kind="stable")]][pairs]
         # Half of the pairs rest, so that any number of swaps can happen.
-        pairs = rng.permutation(free)[: free.size // 2 * 2].reshape(2, -1)
-        one, two = pairs[:, rng.random(pairs.shape[1]) < 0.5]
+        one, two = met[:, rng.random(met.shape[1]) < 0.5]
         now = pre * size + post
         wanted = np.stack([pre[one] * size + post[two], pre[two] * size + post[one]])
         _, which, count = np.unique(
