@@ -60,6 +60,7 @@ from ._op import (
     ElemWiseParam as ElemWiseParam,
     ETraceOp as ETraceOp,
     Frozen as Frozen,
+    GapJunctions as GapJunctions,
     GraphConvOp as GraphConvOp,
     LoraOp as LoraOp,
     MatMulOp as MatMulOp,

@@ -5,6 +5,7 @@ from .contract import ETraceOp as ETraceOp, Uses as Uses
 from .conv import ConvOp as ConvOp
 from .delays import Ring as Ring
 from .elemwise import ElemWiseOp as ElemWiseOp, ElemWiseParam as ElemWiseParam
+from .gap import GapJunctions as GapJunctions
 from .graphconv import GraphConvOp as GraphConvOp
 from .lora import LoraOp as LoraOp
 from .matmul import MatMulOp as MatMulOp
