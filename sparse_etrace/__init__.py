@@ -82,6 +82,7 @@ from ._op.param import (
     cut as cut,
 )
 from ._report.alignment import Alignment as Alignment, gradient_alignment as gradient_alignment
+from ._report.compare import Comparison as Comparison, compare as compare
 from ._report.costs import LearnerCosts as LearnerCosts, learner_costs as learner_costs
 from ._report.explain import Explanation as Explanation, explain as explain
 from ._report.memory import MemoryPlan as MemoryPlan, memory_plan as memory_plan
