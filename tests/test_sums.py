@@ -11,7 +11,7 @@ from soak import few
 
 import sparse_etrace as se
 from sparse_etrace._kernels import native, products, trace
-from sparse_etrace._sums import dot, matmul, matvec, mixed, rounded
+from sparse_etrace._sums import dot, matmul, matvec, mixed, rounded, sum_steps
 
 MANY = 5000
 TYPES = [jnp.bfloat16, jnp.float16]
@@ -308,3 +308,10 @@ def test_derivatives_of_all_state_have_all_digits():
         return se.online_grad(learner, lambda out, y: jnp.sum(out), model, carry, xs, xs)[1]
 
     assert precisions(gradient, h[None]) == {"(Precision.HIGHEST, Precision.HIGHEST)"}
+
+
+def test_sums_of_steps(x64):
+    """Of any number, an odd one at any halving included."""
+    for steps in (0, 1, 2, 3, 7, 16, 23):
+        a = np.random.default_rng(steps).normal(size=(steps, 2, 3))
+        np.testing.assert_allclose(sum_steps(jnp.asarray(a)), a.sum(0), rtol=1e-13, atol=1e-14)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Shaped
 
-from .._sums import in_full
+from .._sums import in_full, sum_steps
 
 Weights = dict[str, Array]
 
@@ -25,7 +25,7 @@ def outer(x: Shaped[Array, "*batch pre"], y: Inexact[Array, "*batch post"], v: W
 @in_full()
 def sum_outer(x: Shaped[Array, "k *batch pre"], y: Inexact[Array, "k *batch post"], v: Weights) -> Weights:
     """The sum of `outer` over the leading time axis, a matrix product for each batch element."""
-    slots = {"weight": jnp.einsum("k...i,k...j->...ij", x, y), "bias": jnp.sum(y, axis=0)}
+    slots = {"weight": jnp.einsum("k...i,k...j->...ij", x, y), "bias": sum_steps(y)}
     return {key: slots[key] for key in v}
 
 

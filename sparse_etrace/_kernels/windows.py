@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from .._sums import dot, joined, matvec, mixed, rounded, zeros
+from .._sums import dot, joined, matvec, mixed, rounded, sum_steps, zeros
 
 # Elements of a batch go through a window together while they have no more slots.
 BLOCK = 2**14
@@ -130,9 +130,9 @@ def window_per_unit(
     """`ETraceOp.window` of a leaf whose slot is the target unit itself."""
     new, taught, eps = None, None, trace.astype(joined(trace, v))
     if carried is not None:
-        new = rounded(matvec(carried, eps) + jnp.sum(entering, axis=0), trace.dtype, noise)
+        new = rounded(matvec(carried, eps) + sum_steps(entering), trace.dtype, noise)
     if signal is not None:
-        taught = sum_to(dot(signal, eps) + jnp.sum(direct, axis=0), v)
+        taught = sum_to(dot(signal, eps) + sum_steps(direct), v)
     return new, taught
 
 

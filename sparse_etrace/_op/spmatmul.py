@@ -16,7 +16,7 @@ from .._graph.connectivity import Connectivity, from_synapses, onto_synapses
 from .._graph.graph import Graph
 from .._graph.matrices import matrix_connectivity
 from .._numbers import whole
-from .._sums import widened
+from .._sums import sum_steps, widened
 from .boundary import call_op
 from .contract import ETraceOp, Uses
 from .delays import Delays, History, Ring, delays_of, given_delays
@@ -275,12 +275,12 @@ class SpMatMulOp(ETraceOp):
 
     def sum_dw(self, x: Sent, y: Inexact[Array, "k *batch_y"], v: Weights) -> Weights:
         x, y = self._sent(x), self._last(y)
-        slots = {"weight": _kernels.sampled_sum(self._wires, x, y), "bias": jnp.sum(y, axis=0)}
+        slots = {"weight": _kernels.sampled_sum(self._wires, x, y), "bias": sum_steps(y)}
         return {key: slots[key] for key in v}
 
     def total_dw(self, x: Sent, y: Inexact[Array, "*batch_y"], v: Weights) -> Weights:
         x, y = _kernels.as_steps(self._sent(x)), _kernels.as_steps(self._last(y))
-        slots = {"weight": _kernels.sampled_sum(self._wires, x, y), "bias": jnp.sum(y, axis=0)}
+        slots = {"weight": _kernels.sampled_sum(self._wires, x, y), "bias": sum_steps(y)}
         return {key: slots[key] for key in v}
 
     def window(

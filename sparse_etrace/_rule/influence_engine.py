@@ -20,7 +20,7 @@ from .._model.step import Step
 from .._model.trained import is_array_like
 from .._model.types import Input, Weights
 from .._model.unit_links import UnitLinks
-from .._sums import widened
+from .._sums import sum_steps, widened
 from .._types import Model
 from .engine import WRONG_TRACES, Carry, Storage, Task, Use
 from .influence import (
@@ -207,7 +207,7 @@ class InfluenceEngine(TermEngine):
         for call in self.reading.learning:
             op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
             signal, at = widened(n[call.number]), begin.get(call.number)
-            now = [jnp.sum(signal, axis=0)] if op.is_diagonal else op.total_dw(xs[call.number], signal, widened(v))
+            now = [sum_steps(signal)] if op.is_diagonal else op.total_dw(xs[call.number], signal, widened(v))
             leaves = []
             for leaf, part in zip(jax.tree.leaves(v), jax.tree.leaves(now), strict=True):
                 if at is not None:

@@ -17,7 +17,7 @@ from .._model.step import Terms
 from .._model.types import Input, Like, Weights
 from .._op.contract import ETraceOp
 from .._op.delays import each, shape_of
-from .._sums import narrowed, widened, zeros
+from .._sums import narrowed, sum_steps, widened, zeros
 from .engine import Carry
 from .trace_engine import ByCall
 from .traces import routes_of
@@ -101,7 +101,7 @@ class OwnTraces(ByCall):
             x, n, v = each(terms.x[call.number]), widened(terms.n[call.number]), widened(given)
             routes, parts, after = routes_of(grouping, call), [], []
             if op.is_diagonal or not routes:
-                parts.append([jnp.sum(n, axis=0)] if op.is_diagonal else jax.tree.leaves(op.total_dw(x, n, v)))
+                parts.append([sum_steps(n)] if op.is_diagonal else jax.tree.leaves(op.total_dw(x, n, v)))
             for number, (g, route) in enumerate(routes):
                 said = self._said(grouping, call, op, route, g, terms, number == 0)
                 own = _at_units(op, route, v)

@@ -18,7 +18,7 @@ from .._model.trained import nbytes
 from .._model.types import Input, OpWeights, Weights
 from .._op.contract import ETraceOp
 from .._op.delays import each, shape_of
-from .._sums import dot, is_narrow, joined, matmul, matvec, mixed, rounded, wide, widened, zeros
+from .._sums import dot, is_narrow, joined, matmul, matvec, mixed, rounded, sum_steps, wide, widened, zeros
 
 
 class Factors(eqx.Module):
@@ -209,7 +209,7 @@ def _advance_call(
 
     def sampled(x: Input, y: Array, kept: Sequence[bool]) -> None:
         if only != "traces":
-            found = [jnp.sum(y, axis=0)] if op.is_diagonal else jax.tree.leaves(op.total_dw(x, y, v))
+            found = [sum_steps(y)] if op.is_diagonal else jax.tree.leaves(op.total_dw(x, y, v))
             parts.append([leaf if keep else None for leaf, keep in zip(found, kept, strict=True)])
 
     direct_routes = [number for number, (_, route) in enumerate(routes) if route.via is None]
