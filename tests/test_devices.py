@@ -20,7 +20,7 @@ LEARNERS = [
     se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid(), se.OSTL(), se.OTTT(decay=0.7), se.EProp("['h']"), se.TBPTT(3), se.SnAp(2),
     se.RTRL(), se.BPTT(),
 ]  # fmt: skip
-WAYS = ("pmap", "shard_map", "shard_map without jit")
+WAYS = ("pmap", "shard_map", "shard_map without jit", "followed", "followed without jit")
 
 
 def gradient(learner, model, carry, xs, ys):
@@ -45,7 +45,7 @@ def on_devices(learner, case, way, **options):
 
     mesh, data = Mesh(np.array(jax.devices()), ("d",)), P(None, "d")
     mapped = jax.shard_map(one, mesh=mesh, in_specs=(P("d"), data, data), out_specs=P(), **options)
-    return (jax.jit(mapped) if way == "shard_map" else mapped)(carry, case.xs, case.ys)
+    return (mapped if way.endswith("without jit") else jax.jit(mapped))(carry, case.xs, case.ys)
 
 
 def _rest(carry):
@@ -56,14 +56,14 @@ def check(learner, way):
     case = models.build("decay")
     carry = learner.init(case.model, case.twin.state, case.xs[0])
     expected = gradient(learner, case.model, carry, case.xs, case.ys)
-    options = {} if way == "pmap" else {"check_vma": False}
+    options = {} if way == "pmap" else {"check_vma": way.startswith("followed")}
     assert oracles.relative_error(on_devices(learner, case, way, **options), expected) < 1e-10
 
 
 GRID = [(learner, way) for learner in LEARNERS for way in WAYS]
 
 
-@pytest.mark.parametrize("learner, way", few(GRID, [GRID[1]]), ids=str)
+@pytest.mark.parametrize("learner, way", few(GRID, [GRID[1], GRID[3]]), ids=str)
 @pytest.mark.usefixtures("x64")
 def test_on_one_device(learner, way):
     check(learner, way)
@@ -72,14 +72,72 @@ def test_on_one_device(learner, way):
 @ONLY
 def test_on_two_devices():
     code = "import jax, test_devices as t\njax.config.update('jax_enable_x64', True)\n"
-    code += "assert len(jax.devices()) == 2\n[t.check(*case) for case in t.GRID]"
+    code += "assert len(jax.devices()) == 2\n[t.check(*case) for case in t.GRID]\n"
+    code += "[t.test_derivatives_are_summed_over_devices(n) for n in t.PRODUCTS]"
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **flags})
 
 
-@pytest.mark.parametrize("learner", [se.D_RTRL(), se.BPTT()], ids=str)
-def test_arrays_followed_by_how_they_vary_are_refused(learner):
-    with pytest.raises(
-        NotImplementedError, match=r"jax\.shard_map: it follows how arrays vary over d.*check_vma=False"
-    ):
-        on_devices(learner, models.build("decay"), "shard_map", check_vma=True)
+def summed_over_devices(fn, follows):
+    """The gradient of a sum over the batch by what all devices share, where JAX follows what differs, or by hand."""
+
+    def one(w, x):
+        grad = jax.grad(lambda w: jnp.sum(fn(w, x) ** 2))(w)
+        return grad if follows else jax.lax.psum(grad, "d")
+
+    mesh = Mesh(np.array(jax.devices()), ("d",))
+    return jax.shard_map(one, mesh=mesh, in_specs=(P(), P("d")), out_specs=P(), check_vma=follows)
+
+
+def rings(op, w, x):
+    ring = op.ring(len(x)).push(x).push(2 * x)
+    return op.xw_to_y(op.read(ring), op.phi({"weight": w}))
+
+
+GRAPH = se.from_edges([0, 1, 2, 0], [1, 2, 0, 0], [1.0, 2.0, 3.0, 4.0])
+PRODUCTS = {
+    "sparse": lambda w, x: se.ETraceParam({"weight": w}, se.SpMatMulOp(GRAPH))(x),
+    "transposed": lambda w, x: jax.grad(lambda x: jnp.sum(se.ETraceParam({"weight": w}, se.SpMatMulOp(GRAPH))(x)))(x),
+    "delays": lambda w, x: rings(se.SpMatMulOp(GRAPH, delay=[1, 2, 2, 1]), w, x),
+    "mapped": lambda w, x: jax.vmap(lambda w: se.ETraceParam({"weight": w}, se.SpMatMulOp(GRAPH))(x))(w[None] * w),
+    "dense": lambda w, x: se.ETraceParam({"weight": w[:3, None] * w[:2]}, se.MatMulOp())(x),
+    "each unit": lambda w, x: se.ElemWiseParam(w[:3])() * x,
+    "cut": lambda w, x: se.cut(lambda w, x: w[:3] * x)(w, x),
+    "cut that reads more": lambda w, x: se.cut(lambda w: w[:3] * x)(w),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.usefixtures("x64")
+def test_derivatives_are_summed_over_devices(name):
+    w, x = jnp.arange(1.0, 5.0), jnp.arange(3.0 * 2 * len(jax.devices())).reshape(-1, 3)
+    follows, by_hand = (summed_over_devices(PRODUCTS[name], follows) for follows in (True, False))
+    assert "psum" in str(jax.make_jaxpr(follows)(w, x))
+    expected = jax.grad(lambda w: jnp.sum(PRODUCTS[name](w, x) ** 2))(w)
+    for found in (jax.jit(follows)(w, x), jax.jit(by_hand)(w, x)):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_single_steps_are_refused_where_arrays_are_followed():
+    case = models.build("decay")
+    learner, mesh = se.D_RTRL(), Mesh(np.array(jax.devices()), ("d",))
+
+    def one(state, x):
+        return learner.step(case.model, learner.init(case.model, state, x), x)[1]
+
+    with pytest.raises(NotImplementedError, match=r"jax\.shard_map: .* vary over d.*se\.online_grad.*check_vma=False"):
+        jax.shard_map(one, mesh=mesh, in_specs=P("d"), out_specs=P("d"))(case.twin.state, case.xs[0])
+
+
+def test_a_loss_that_reads_what_differs_beside_its_arguments():
+    case, learner, mesh = models.build("decay"), se.D_RTRL(), Mesh(np.array(jax.devices()), ("d",))
+    carry = learner.init(case.model, case.twin.state, case.xs[0])
+
+    def one(xs, ys):
+        def loss(out, y):
+            return oracles.loss_fn(out, y) * jnp.sum(xs)
+
+        return se.online_grad(learner, loss, case.model, carry, xs, ys)[1]
+
+    with pytest.raises(NotImplementedError, match=r"reads an array that differs over d and is no argument"):
+        jax.shard_map(one, mesh=mesh, in_specs=P(None, "d"), out_specs=P("d"))(case.xs, case.ys)

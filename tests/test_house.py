@@ -23,6 +23,7 @@ HOUSE = {
     "_types": "",
     "_numbers": "",
     "_sums": "",
+    "_varying": "",
     "_text": "",
     "surrogate": "",
     "_graph": "columns connectivity labels table selection graph signs build edges networks matrices transforms "

@@ -14,6 +14,7 @@ from jax.interpreters import ad, batching
 from jax.typing import ArrayLike
 from jaxtyping import Array, Inexact, Int
 
+from .._varying import bind
 from . import native
 from .products import Axes, Tangent, batch_by_loop, in_front, merged
 
@@ -93,7 +94,7 @@ def advance(
     """
     static, ids = _split(blocks)
     parts = (part[None] for part in (influence, weight, along, x, signal))
-    new, gradient = influence_p.bind(*ids, *parts, **static)
+    new, gradient = bind(influence_p, *ids, *parts, **static)
     return new[0], gradient[0]
 
 
@@ -189,15 +190,15 @@ def _native(*operands: Array, num_cut: int, size: int, levels: int, most: tuple[
 def _jvp(primals: Sequence[Array], tangents: Sequence[Tangent], **static: Any) -> tuple[list[Array], list[Array]]:
     fn = functools.partial(_xla, *primals[:-NUMBERS], **static)
     moved = tuple(ad.instantiate_zeros(t) for t in tangents[-NUMBERS:])
-    return influence_p.bind(*primals, **static), jax.jvp(fn, tuple(primals[-NUMBERS:]), moved)[1]
+    return bind(influence_p, *primals, **static), jax.jvp(fn, tuple(primals[-NUMBERS:]), moved)[1]
 
 
 def _batch(operands: Sequence[Array], axes: Axes, **static: Any) -> tuple[list[Array], list[int]]:
     if any(axis is not None for axis in axes[:-NUMBERS]):
-        return batch_by_loop(functools.partial(influence_p.bind, **static), operands, axes)
+        return batch_by_loop(functools.partial(bind, influence_p, **static), operands, axes)
     size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
     parts = [merged(in_front(v, axis, size)) for v, axis in zip(operands[-NUMBERS:], axes[-NUMBERS:], strict=True)]
-    out = influence_p.bind(*operands[:-NUMBERS], *parts, **static)
+    out = bind(influence_p, *operands[:-NUMBERS], *parts, **static)
     return [part.reshape(size, len(part) // size, *part.shape[1:]) for part in out], [0, 0]
 
 

@@ -14,6 +14,8 @@ import jax.extend.core as jex
 import numpy as np
 from jax.interpreters import mlir
 
+from .._varying import bind, types as varying_types
+
 LIBRARY = "libsparse_etrace.so.1"
 TARGETS = ("spmv", "spmv_t", "window", "influence")
 VARIABLE = "SPARSE_ETRACE_KERNELS"
@@ -110,7 +112,7 @@ def primitive(
 
     @functools.partial(jax.jit, static_argnames="params")
     def run(*args: jax.Array, params: tuple) -> list[jax.Array]:
-        return new.bind(*args, **dict(params))
+        return bind(new, *args, **dict(params))
 
     def evaluate(*args: jax.Array, **params: Hashable) -> list[jax.Array]:
         with jax.disable_jit(False):  # or it would come back here
@@ -122,7 +124,7 @@ def primitive(
         # The same shapes, but tracing a call of a compiled kernel takes no time.
         either = functools.partial(native if types(*args, **params) else xla, **params)
         structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args]
-        return [jax.core.ShapedArray(o.shape, o.dtype) for o in jax.eval_shape(either, *structs)]
+        return varying_types(jax.eval_shape(either, *structs), args)
 
     new.def_abstract_eval(abstract)
     general = mlir.lower_fun(xla, multiple_results=True)

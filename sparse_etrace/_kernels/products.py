@@ -19,6 +19,7 @@ from jaxtyping import Array, Inexact, Shaped
 
 from .._graph.connectivity import Connectivity
 from .._sums import wide
+from .._varying import bind
 from . import native
 
 Tangent = Array | np.ndarray | ad.Zero
@@ -81,7 +82,7 @@ def _bind(missing: str, connectivity: Connectivity, a: Array, b: Array) -> Array
     """A product in the type of its factors, whose sums are wider."""
     dtype, sizes = jnp.result_type(a, b), connectivity.shape
     a, b = a.astype(wide(dtype)), b.astype(wide(dtype))
-    return PRIMITIVES[missing].bind(*connectivity.arrays, a, b, sizes=sizes)[0].astype(dtype)
+    return bind(PRIMITIVES[missing], *connectivity.arrays, a, b, sizes=sizes)[0].astype(dtype)
 
 
 def connectivity_of(ids: Sequence[Array], sizes: tuple[int, int]) -> Connectivity:
@@ -209,7 +210,7 @@ def _cuda(missing: str, *operands: Array, sizes: tuple[int, int]) -> list[Array]
 def _contract(known: dict[str, Array], ids: Sequence[Array], sizes: tuple[int, int]) -> Array:
     """The form's derivative by the argument that is not among the known two."""
     (missing,) = set(SLOTS) - set(known)
-    return PRIMITIVES[missing].bind(*ids, *(known[slot] for slot in SLOTS if slot in known), sizes=sizes)[0]
+    return bind(PRIMITIVES[missing], *ids, *(known[slot] for slot in SLOTS if slot in known), sizes=sizes)[0]
 
 
 def _jvp(
@@ -217,9 +218,9 @@ def _jvp(
 ) -> tuple[list[Array], list[Array]]:
     *ids, a, b = primals
     *_, da, db = tangents
-    bind = functools.partial(PRIMITIVES[missing].bind, *ids, sizes=sizes)
-    out = bind(a, b)[0]
-    parts = [bind(*pair)[0] for d, pair in ((da, (da, b)), (db, (a, db))) if type(d) is not ad.Zero]
+    product = functools.partial(bind, PRIMITIVES[missing], *ids, sizes=sizes)
+    out = product(a, b)[0]
+    parts = [product(*pair)[0] for d, pair in ((da, (da, b)), (db, (a, db))) if type(d) is not ad.Zero]
     return [out], [functools.reduce(ad.add_jaxvals, parts)]
 
 
@@ -243,15 +244,15 @@ def _batch(
     size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
     primitive = PRIMITIVES[missing]
     if any(axis is not None for axis in axes[:-2]):
-        return batch_by_loop(functools.partial(primitive.bind, sizes=sizes), operands, axes)
+        return batch_by_loop(functools.partial(bind, primitive, sizes=sizes), operands, axes)
     if missing != "weight" and axes[-2] is None:
         # One set of weights: the new axis is so many more columns.
         b = jnp.moveaxis(b, axes[-1], 1)
         columns = b.shape[2]
-        out = primitive.bind(*ids, a, b.reshape(len(b), size * columns, b.shape[-1]), sizes=sizes)[0]
+        out = bind(primitive, *ids, a, b.reshape(len(b), size * columns, b.shape[-1]), sizes=sizes)[0]
         return [out.reshape(len(b), size, columns, out.shape[-1])], [1]
     a, b = (in_front(v, axis, size) for v, axis in ((a, axes[-2]), (b, axes[-1])))
-    out = primitive.bind(*ids, *(merged(v) for v in (a, b)), sizes=sizes)[0]
+    out = bind(primitive, *ids, *(merged(v) for v in (a, b)), sizes=sizes)[0]
     return [out.reshape(size, len(out) // size, *out.shape[1:])], [0]
 
 

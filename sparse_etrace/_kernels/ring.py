@@ -11,6 +11,7 @@ from jaxtyping import Array, Inexact, Int
 
 from .._graph.connectivity import Connectivity
 from .._sums import wide
+from .._varying import bind
 from . import native
 from .products import Axes, Tangent, as_steps, connectivity_of, spmv
 
@@ -25,7 +26,7 @@ def spmv_ring(
     dtype = jnp.result_type(weight, ring)
     given = weight.astype(wide(dtype)), as_steps(ring.reshape(*ring.shape[:-2], -1)).astype(wide(dtype))
     units = ring.shape[-1]
-    y = ring_p.bind(*connectivity.arrays, *given, first, sizes=connectivity.shape, units=units)[0].astype(dtype)
+    y = bind(ring_p, *connectivity.arrays, *given, first, sizes=connectivity.shape, units=units)[0].astype(dtype)
     return y.reshape(*ring.shape[:-2], connectivity.num_post)
 
 
@@ -51,7 +52,7 @@ def _jvp(
     *_, by_weight, by_ring, _ = tangents
     moved: list[Any] = [(by_weight, (by_weight, ring)), (by_ring, (weight, by_ring))]
     parts = [_xla(*ids, *pair, first, sizes=sizes, units=units)[0] for d, pair in moved if type(d) is not ad.Zero]
-    return ring_p.bind(*primals, sizes=sizes, units=units), [sum(parts[1:], parts[0])]
+    return bind(ring_p, *primals, sizes=sizes, units=units), [sum(parts[1:], parts[0])]
 
 
 def _batch(operands: Sequence[Array], axes: Axes, sizes: tuple[int, int], units: int) -> tuple[list[Array], list[int]]:
@@ -59,7 +60,7 @@ def _batch(operands: Sequence[Array], axes: Axes, sizes: tuple[int, int], units:
     if any(axis is not None for axis in (*axes[:-2], axes[-1])):
         return jax.vmap(lambda *parts: _xla(*parts, sizes=sizes, units=units), in_axes=tuple(axes))(*operands), [0]
     ring = jnp.moveaxis(ring, axes[-2], 0)
-    (y,) = ring_p.bind(*others, as_steps(ring), first, sizes=sizes, units=units)
+    (y,) = bind(ring_p, *others, as_steps(ring), first, sizes=sizes, units=units)
     return [y.reshape(*ring.shape[:-1], sizes[1])], [0]
 
 

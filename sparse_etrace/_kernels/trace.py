@@ -14,6 +14,7 @@ from jaxtyping import Array, Inexact, Int, Shaped, UInt32
 
 from .._graph.connectivity import Connectivity
 from .._sums import dot, joined, mixed, rounded
+from .._varying import bind
 from . import dense, native
 from .products import Axes, Tangent, batch_by_loop, connectivity_of, in_front, merged, sampled_sum
 from .windows import window_by_blocks
@@ -60,7 +61,7 @@ def advance(
     operands.append(jnp.zeros((1, 0), jnp.uint32) if noise is None else noise.reshape(1, 1))
     ids, sizes = ((), trace.shape[-2:]) if connectivity is None else (connectivity.arrays, connectivity.shape)
     ids = ids if lag is None else (*ids, lag)
-    new, gradient = trace_p.bind(*ids, *operands, trace, sizes=sizes, variables=len(trace), slots=slots)
+    new, gradient = bind(trace_p, *ids, *operands, trace, sizes=sizes, variables=len(trace), slots=slots)
     taught = None if signal is None else gradient[0].reshape(sizes if connectivity is None else -1)
     return None if carried is None else new, taught
 
@@ -177,16 +178,16 @@ def _jvp(primals: Sequence[Array], tangents: Sequence[Tangent], **static: Any) -
     count = len(primals) - UNITS - 3
     tangents = tuple(ad.instantiate_zeros(t) for t in tangents[count:])
     fn = functools.partial(_xla, *primals[:count], **static)
-    return trace_p.bind(*primals, **static), jax.jvp(fn, tuple(primals[count:]), tangents)[1]
+    return bind(trace_p, *primals, **static), jax.jvp(fn, tuple(primals[count:]), tangents)[1]
 
 
 def _batch(operands: Sequence[Array], axes: Axes, **static: Any) -> tuple[list[Array], list[int]]:
     count = len(operands) - UNITS - 3
     if any(axis is not None for axis in axes[:count]):
-        return batch_by_loop(functools.partial(trace_p.bind, **static), operands, axes)
+        return batch_by_loop(functools.partial(bind, trace_p, **static), operands, axes)
     size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
     *parts, trace = (in_front(v, axis, size) for v, axis in zip(operands[count:], axes[count:], strict=True))
-    new, gradient = trace_p.bind(*operands[:count], *map(merged, parts), trace, **static)
+    new, gradient = bind(trace_p, *operands[:count], *map(merged, parts), trace, **static)
     num = parts[-2].shape[1]
     is_wanted = parts[0].ndim > 3
     return [new if is_wanted else new.reshape(size, num, 0), gradient.reshape(size, num, -1)], [0, 0]

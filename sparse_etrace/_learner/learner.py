@@ -17,6 +17,7 @@ from .._op.delays import aligned
 from .._rule.black_box import by_step
 from .._rule.engine import Carry, Engine, Rule, Task, Window
 from .._types import Loss, Model
+from .._varying import apart
 
 
 class Learner(eqx.Module):
@@ -206,7 +207,11 @@ class RuleLearner(Learner):
                 in `allow_zero` is no leaf.
             NotImplementedError: an op runs inside control flow, or its weights depend on the state.
         """
-        return self.prepare(model, state, x).init(model, state, x)
+
+        def begun(model: Model, state: PyTree, x: PyTree) -> Carry:
+            return self.prepare(model, state, x).init(model, state, x)
+
+        return apart(begun, model, state, x)
 
     @compiled
     def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:

@@ -24,12 +24,6 @@ def aval(var: jex.Var | jex.Literal) -> Aval:
     return var.aval  # type: ignore[return-value]
 
 
-def varying(aval: jax.core.AbstractValue) -> list[str]:
-    """Axes of a mesh along which an array differs from device to device, where a `shard_map` follows that."""
-    kind = getattr(aval, "manual_axis_type", aval)  # before jax 0.10 it is in the type itself
-    return sorted(getattr(kind, "varying", getattr(kind, "vma", ())))
-
-
 class UnknownLayoutError(NotImplementedError):
     """An equation that this version of jax lays out in a way that is not known here."""
 

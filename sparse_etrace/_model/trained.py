@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree, PyTreeDef
 
 from .._op.contract import ETraceOp
 from .._op.param import Fixed
-from .primitives import varying
+from .._varying import axes_of
 from .program import is_inexact
 from .types import Filter
 
@@ -30,11 +30,10 @@ def struct(tree: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
 
 def refuse_varying(leaf: Array | jax.ShapeDtypeStruct) -> None:
     """Raise inside a `jax.shard_map` that follows which arrays differ from device to device."""
-    axes = varying(jax.typeof(leaf)) if isinstance(leaf, jax.core.Tracer) else []
-    if axes:
+    if axes := sorted(axes_of(leaf)):
         raise NotImplementedError(
-            f"jax.shard_map: it follows how arrays vary over {', '.join(axes)}, and derivatives here do not. Give it "
-            "check_vma=False; gradients are summed over devices by jax.lax.psum as before."
+            f"jax.shard_map: it follows how arrays vary over {', '.join(axes)}, and derivatives here do not. Take "
+            "se.online_grad, whose gradients are those of each device, or give it check_vma=False."
         )
 
 

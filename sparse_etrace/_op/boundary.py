@@ -12,6 +12,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree, PyTreeDef
 
+from .._varying import axes_of, cast, types
 from .contract import ETraceOp
 
 
@@ -64,8 +65,7 @@ def _evaluate(*flat: ArrayLike, call: Callable[..., list[Array]]) -> list[Array]
 
 
 def _abstract(*flat: jax.core.ShapedArray, call: Callable[..., list[Array]]) -> list[jax.core.ShapedArray]:
-    structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in flat]
-    return [jax.core.ShapedArray(o.shape, o.dtype) for o in jax.eval_shape(call, *structs)]
+    return types(jax.eval_shape(call, *flat), flat)
 
 
 def _jvp(primals: tuple, tangents: tuple, call: Callable[..., list[Array]]) -> tuple[list[Array], list[ArrayLike]]:
@@ -78,7 +78,7 @@ def _jvp(primals: tuple, tangents: tuple, call: Callable[..., list[Array]]) -> t
         return call(*flat)
 
     _, out = jax.jvp(along, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving))
-    return boundary_p.bind(*primals, call=call), list(out)
+    return boundary_p.bind(*primals, call=call), [cast(t, axes_of(*primals)) for t in out]
 
 
 def _batch(flat: tuple, axes: tuple, call: Callable[..., list[Array]]) -> tuple[list[Array], list[int]]:

@@ -11,11 +11,12 @@ from jaxtyping import Array, PyTree
 from .._learner import Carry, Learner
 from .._model.constant import constant, held, is_traced
 from .._model.origin import check_origin, scaled
-from .._model.trained import refuse_varying, trained_filter
+from .._model.trained import trained_filter
 from .._numbers import positive
 from .._rule.engine import Engine
 from .._sums import narrowed, widened, zeros
 from .._types import Loss, Model
+from .._varying import apart
 
 NO_DERIVATIVE = (
     "online_grad: something differentiates its results, which have no derivative. That of the summed losses is its "
@@ -81,7 +82,10 @@ def online_grad(
     model, carry, xs, ys = held(inputs) if is_constant else inputs
     rest = dataclasses.replace(carry, origin=None)
     given = learner, loss_fn, model, xs, ys, chunk, has_aux, origin
-    results = _in_place(given, rest) if donate else gradient(learner, loss_fn, model, carry, xs, ys, chunk, has_aux)
+    if donate:
+        results = apart(_in_place, given, rest)
+    else:
+        results = apart(gradient, learner, loss_fn, model, carry, xs, ys, chunk, has_aux)
     losses, grads, carry, aux = constant(results, inputs, NO_DERIVATIVE) if is_constant else results
     losses, grads = scaled(losses, factor), scaled(grads, factor)
     carry = dataclasses.replace(carry, origin=origin)
@@ -91,7 +95,6 @@ def online_grad(
 def read_stream(xs: PyTree, ys: PyTree) -> tuple[PyTree[Array], PyTree[Array]]:
     """Inputs and targets as arrays with one common first axis, time."""
     xs, ys = jax.tree.map(jnp.asarray, (xs, ys))
-    jax.tree.map(refuse_varying, (xs, ys))
     lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves((xs, ys))}
     if len(lengths) != 1 or None in lengths or 0 in lengths:
         raise ValueError(

@@ -1,0 +1,94 @@
+"""Arrays that differ from device to device, inside a `jax.shard_map` that follows which do."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+from jax.interpreters import mlir
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
+
+
+def varying(aval: jax.core.AbstractValue) -> frozenset[str]:
+    """Axes of a mesh along which an array differs from device to device."""
+    kind = getattr(aval, "manual_axis_type", aval)  # before jax 0.10 it is in the type itself
+    return frozenset(getattr(kind, "varying", getattr(kind, "vma", ())))
+
+
+def axes_of(*arrays: Any) -> frozenset[str]:
+    """Axes along which any of these differs."""
+    found = (varying(jax.typeof(a)) for a in arrays if isinstance(a, jax.core.Tracer))
+    return frozenset().union(*found)
+
+
+def cast(array: ArrayLike, axes: frozenset[str]) -> ArrayLike:
+    """An array as one that may differ along these axes too; its derivative is summed over them."""
+    new = tuple(sorted(axes - axes_of(array)))
+    if not new:
+        return array
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(array, new, to="varying")
+    return jax.lax.pvary(array, new)  # type: ignore[attr-defined] # before jax 0.8.2
+
+
+def bind(primitive: jex.Primitive, *operands: ArrayLike, **params: Hashable) -> list[Array]:
+    """A primitive on operands that all differ along the same axes, so that derivatives know what to sum over."""
+    axes = axes_of(*operands)
+    return primitive.bind(*(cast(a, axes) for a in operands), **params)
+
+
+def types(results: Sequence[Any], operands: Sequence[jax.core.ShapedArray]) -> list[jax.core.ShapedArray]:
+    """Types of results that differ along all axes along which any operand does."""
+    axes = frozenset().union(*map(varying, operands))
+    if not axes:
+        return [jax.core.ShapedArray(o.shape, o.dtype) for o in results]
+    made = jax.make_jaxpr(lambda: [cast(jnp.zeros(o.shape, o.dtype), axes) for o in results])()
+    return list(made.out_avals)
+
+
+def apart(fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
+    """A function on each device alone: what it differentiates is not summed over devices.
+
+    Its results differ along all axes along which an argument does.
+
+    Raises:
+        NotImplementedError: the function reads arrays that differ from device to device and are no arguments.
+    """
+    given, rest = eqx.partition(args, eqx.is_array)
+    flat, structure = jax.tree.flatten(given)
+    axes = axes_of(*flat)
+    if not axes:
+        return fn(*args)
+    static: list[PyTree] = []
+
+    def alone(*flat: Array) -> PyTree[Array]:
+        found, other = eqx.partition(fn(*eqx.combine(jax.tree.unflatten(structure, flat), rest)), eqx.is_array)
+        static.append(other)
+        return found
+
+    structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in flat]
+    jaxpr, shapes = jax.make_jaxpr(alone, return_shape=True)(*structs)
+    if beside := axes_of(*jaxpr.consts):
+        raise NotImplementedError(
+            f"jax.shard_map: a model or loss reads an array that differs over {', '.join(sorted(beside))} and is no "
+            "argument, so that devices would be summed over. Give it with the inputs or targets, or check_vma=False."
+        )
+    flat = bind(apart_p, *jaxpr.consts, *flat, jaxpr=jaxpr)
+    return eqx.combine(jax.tree.unflatten(jax.tree.structure(shapes), flat), static[0])
+
+
+def _run(*flat: Array, jaxpr: jex.ClosedJaxpr) -> list[Array]:
+    return jax.core.eval_jaxpr(jaxpr.jaxpr, flat[: len(jaxpr.consts)], *flat[len(jaxpr.consts) :])
+
+
+def _types(*flat: jax.core.ShapedArray, jaxpr: jex.ClosedJaxpr) -> list[jax.core.ShapedArray]:
+    return types(jaxpr.out_avals, flat)
+
+
+apart_p = jex.Primitive("etrace_apart")
+apart_p.multiple_results = True
+apart_p.def_abstract_eval(_types)
+mlir.register_lowering(apart_p, mlir.lower_fun(_run, multiple_results=True))
