@@ -73,8 +73,8 @@ def apart(fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
     jaxpr, shapes = jax.make_jaxpr(alone, return_shape=True)(*structs)
     if beside := axes_of(*jaxpr.consts):
         raise NotImplementedError(
-            f"jax.shard_map: a model or loss reads an array that differs over {', '.join(sorted(beside))} and is no "
-            "argument, so that devices would be summed over. Give it with the inputs or targets, or check_vma=False."
+            f"fn: expected a model or loss that reads only its arguments, got one that also reads an array that differs "
+            f"over {', '.join(sorted(beside))}. Give that with the inputs or targets, or shard_map check_vma=False."
         )
     flat = bind(apart_p, *jaxpr.consts, *flat, jaxpr=jaxpr)
     return eqx.combine(jax.tree.unflatten(jax.tree.structure(shapes), flat), static[0])
