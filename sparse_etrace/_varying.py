@@ -73,7 +73,7 @@ def apart(fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
     jaxpr, shapes = jax.make_jaxpr(alone, return_shape=True)(*structs)
     if beside := axes_of(*jaxpr.consts):
         raise NotImplementedError(
-            f"fn: expected a model or loss that reads only its arguments, got one that also reads an array that differs "
+            "fn: expected a model or loss that reads only its arguments, got one that also reads an array that differs "
             f"over {', '.join(sorted(beside))}. Give that with the inputs or targets, or shard_map check_vma=False."
         )
     flat = bind(apart_p, *jaxpr.consts, *flat, jaxpr=jaxpr)
