@@ -7,8 +7,12 @@ from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
 import scipy.sparse as sp
 
+from ._graph.connectivity import as_indices
 from ._graph.graph import Graph
 from ._graph.matrices import from_edges
 from ._numbers import whole
@@ -51,6 +55,10 @@ SOURCES = {
     "chickenpox": ("chickenpox.json", PYG_TEMPORAL),
     "tennis": ("twitter_tennis_rg17.json or twitter_tennis_uo17.json", PYG_TEMPORAL),
     "cora": ("cora.npz", "made from the repository planetoid, with src, dst, y, train, val, test and x in CSR"),
+    "fly_brain": (
+        "*[Cc]ompleteness*.csv and *[Cc]onnectivity*.parquet, one of each,",
+        "from the repository Drosophila_brain_model",
+    ),
     "traffic": ("metr_la_week.npz", "a week of METR-LA from the repositories DCRNN and T-GCN"),
 }
 Where = str | PathLike[str]
@@ -196,6 +204,68 @@ def traffic(path: Where) -> Traffic:
     graph = from_edges(data["src"], data["dst"], data["w"], (speed.shape[1],) * 2)
     place = dict(zip(("latitude", "longitude"), data["latlon"].T, strict=True))
     return Traffic(Graph(graph.connectivity, graph.weight, data["sensor_id"], place), speed)
+
+
+def fly_brain(path: Where) -> Graph:
+    """The whole brain of an adult fly as the published model reads it: neurons, pairs with counts of synapses, signs.
+
+    Args:
+        path: the folder with a table of neurons, `Completeness_783.csv`, whose first column are their ids, and one of
+            pairs, `Connectivity_783.parquet`, with the columns `Presynaptic_ID`, `Postsynaptic_ID`,
+            `Presynaptic_Index`, `Postsynaptic_Index` and `Excitatory x Connectivity`; of any version. They do not come
+            with this library.
+
+    Returns:
+        The graph, in version 783 of 138,639 neurons and 15,091,983 pairs, labelled by id, in the order of the table;
+        its weights are counts of synapses, below 0 from inhibitory neurons.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or not one file of each kind in it.
+        ValueError: a column is missing or has others than whole numbers, or the two tables are of different versions.
+
+    Example:
+        >>> import sparse_etrace as se
+        >>> graph = se.datasets.fly_brain("Drosophila_brain_model")  # doctest: +SKIP
+
+    Source:
+        P. K. Shiu, G. R. Sterne, N. Spiller and others (2024), A Drosophila computational brain model reveals
+        sensorimotor processing, Nature 634:210-219; S. Dorkenwald and others (2024), Neuronal wiring diagram of an
+        adult brain, Nature 634:124-138.
+    """
+    table, pairs = (_one_of(path, pattern) for pattern in ("*[Cc]ompleteness*.csv", "*[Cc]onnectivity*.parquet"))
+    names = [f"{side}synaptic_{what}" for what in ("Index", "ID") for side in ("Pre", "Post")]
+    parts: list[tuple[np.ndarray, ...]] = []
+    is_one = True
+    try:
+        ids = csv.read_csv(table).column(0).cast(pa.int64()).to_numpy()
+        with pq.ParquetFile(pairs) as file:
+            for rows in file.iter_batches(2**20, columns=[*names, "Excitatory x Connectivity"]):
+                pre, post, *named, weight = (rows.column(k).to_numpy() for k in (*names, "Excitatory x Connectivity"))
+                is_one &= bool(np.all((ids[pre] == named[0]) & (ids[post] == named[1])))
+                ends = [as_indices(name, at, ids.size) for name, at in (("pre", pre), ("post", post))]
+                parts.append((*ends, weight.astype(np.float32)))
+        starts, stops, weight = map(np.concatenate, zip(*parts, strict=True))
+        del parts
+        graph = from_edges(starts, stops, weight, (ids.size,) * 2)
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"path: expected {' '.join(SOURCES['fly_brain'])}, got {path} ({error}).") from error
+    if not is_one:
+        raise ValueError(
+            f"path: expected tables of one version, got {pairs.name}, whose indices and ids name different neurons of "
+            f"{table.name}. Put two that belong together into a folder."
+        )
+    return Graph(graph.connectivity, graph.weight, ids)
+
+
+def _one_of(path: Where, pattern: str) -> Path:
+    files = sorted(Path(path).glob(pattern))
+    if len(files) != 1:
+        file, source = SOURCES["fly_brain"]
+        raise FileNotFoundError(
+            f"path: expected a folder with {file} {source}, which do not come with this library, got {path} with "
+            f"{', '.join(f.name for f in files) or f'no {pattern}'}. Put one of each into a folder of their own."
+        )
+    return files[0]
 
 
 def _read_json(path: Where, name: str, keys: tuple[str, ...]) -> dict[str, Any]:

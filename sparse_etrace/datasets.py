@@ -13,7 +13,7 @@ from ._graph.connectivity import MAX_INDEX, Connectivity, canonical_order, expan
 from ._graph.graph import Graph
 from ._graph.matrices import from_edges
 from ._numbers import whole
-from ._outside import Cora, Traffic, chickenpox, cora, tennis, traffic
+from ._outside import Cora, Traffic, chickenpox, cora, fly_brain, tennis, traffic
 
 __all__ = [
     "Cora",
@@ -21,6 +21,7 @@ __all__ = [
     "Traffic",
     "chickenpox",
     "cora",
+    "fly_brain",
     "fly_eye",
     "mnist1d",
     "mushroom_body",

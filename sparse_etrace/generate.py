@@ -1,4 +1,4 @@
-"""Random graphs of up to many millions of synapses, all weights 1; a key of `jax.random` says which."""
+"""Random graphs of up to many millions of synapses, weights 1 but for a fly's; a key of `jax.random` says which."""
 
 import itertools
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from ._graph.matrices import from_edges
 from ._numbers import positive, real, whole
 from .transform.nulls import generator
 
-__all__ = ["distance_dependent", "erdos_renyi", "fixed_in_degree", "small_world", "stochastic_block"]
+__all__ = ["distance_dependent", "erdos_renyi", "fixed_in_degree", "fly_brain", "small_world", "stochastic_block"]
 
 
 def fixed_in_degree(nodes: Any, degree: int, key: Array, *, self_loops: bool = False) -> Graph:
@@ -226,6 +226,54 @@ def stochastic_block(sizes: Any, probability: Any, key: Array, *, self_loops: bo
     pre, post = np.concatenate(ends, axis=1)
     block = np.repeat(np.arange(sizes.size, dtype=np.int32), sizes)
     return from_edges(pre, post, shape=(total, total), node_attrs={"block": block})
+
+
+def fly_brain(key: Array, nodes: int = 138_639, synapses: int = 15_091_983, *, inhibitory: float = 0.36) -> Graph:
+    """A network of the size of a whole fly, with degrees and counts of synapses as spread as in its connectome.
+
+    In- and out-degrees are lognormal (sigma 1.1) and correlated (0.65), so that the largest are a hundred times the
+    median; a pair has `ceil(lognormal(-0.05, 1.54))` synapses, the mean 3.7 and 18 % of them five or more, as in the
+    connectome. Which pairs there are is random beyond the degrees. A unit is inhibitory with one probability.
+
+    Args:
+        key: of `jax.random`.
+        nodes: the number of units; that of the connectome's version 783 unless given.
+        synapses: of different pairs of different units; likewise.
+        inhibitory: the probability of an inhibitory unit.
+
+    Returns:
+        The graph, its weights counts with the sign of the sender, with the node attributes `sign` (int8) and
+        `neuropil`, one of 78 numbers (int8), drawn at random.
+
+    Raises:
+        TypeError: a number is none, or `key` is no key.
+        ValueError: there are more synapses than a fifth of the pairs, or `inhibitory` is out of range.
+
+    References:
+        Dorkenwald and others (2024), Neuronal wiring diagram of an adult brain, Nature 634:124-138; Lin and others
+        (2024), Network statistics of the whole-brain connectome of Drosophila, Nature 634:153-165.
+
+    Example:
+        >>> import jax, sparse_etrace as se
+        >>> graph = se.generate.fly_brain(jax.random.key(0), nodes=1000, synapses=20_000)
+        >>> graph.connectivity.num_synapses, int(abs(graph.weight).min())
+        (20000, 1)
+    """
+    (size, _), rng = _shape(whole("nodes", nodes)), generator(key)
+    if not 0 <= whole("synapses", synapses) <= size**2 // 5:
+        raise ValueError(f"synapses: expected 0 to {size**2 // 5}, a fifth of the pairs, got {synapses}.")
+    normal, codes = rng.standard_normal((2, size)), np.zeros(0, np.int64)
+    chances = np.exp(1.1 * normal[0]), np.exp(1.1 * (0.75 * normal[0] + np.sqrt(1 - 0.75**2) * normal[1]))
+    while codes.size < synapses:
+        more = synapses - codes.size + synapses // 50 + 1
+        pre, post = (np.repeat(np.arange(size), rng.multinomial(more, chance / chance.sum())) for chance in chances)
+        pre = rng.permutation(pre)
+        codes = distinct(np.concatenate([codes, (post * size + pre)[post != pre]]))
+    post, pre = np.divmod(np.delete(codes, rng.choice(codes.size, codes.size - synapses, replace=False)), max(size, 1))
+    sign = np.where(rng.random(size) < _probability("inhibitory", inhibitory), -1, 1).astype(np.int8)
+    count = np.ceil(rng.lognormal(-0.05, 1.54, synapses)).astype(np.float32)
+    attrs = {"sign": sign, "neuropil": rng.integers(78, size=size, dtype=np.int8)}
+    return from_edges(pre, post, count * sign[pre], (size, size), node_attrs=attrs)
 
 
 def _shape(nodes: Any) -> tuple[int, int]:

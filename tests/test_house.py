@@ -38,7 +38,7 @@ HOUSE = {
     "_op": "contract weights boundary param initial delays spmatmul weight_fn *",
     "rewiring": "",
     "cells": "cell supports *",
-    "cells/spiking": "constants integrate current population *",
+    "cells/spiking": "constants integrate current population delta exponential lif * whole_fly",
     "_model": "types primitives program refusals linear constant positions trained call links origin reading "
     "rings through groups grouping batch_axes step unit_links",
     "_rule": "reach influence traces support notes signal engine term_engine trace_engine kept_traces own_traces "

@@ -20,7 +20,8 @@ XINFO = jax.ShapeDtypeStruct((8, 2), jnp.float32)
 GRU, MGU = ("inp_r", "inp_u", "inp_c", "rec_r", "rec_u", "rec_c"), ("inp_f", "inp_c", "rec_f", "rec_c")
 LRU_INP = se.ETraceParam({"weight": jnp.ones((3, 3), complex)}, se.MatMulOp())
 
-MODELS = [getattr(se.cells.spiking, name) for name in se.cells.spiking.__all__ if not name.startswith("Population")]
+MODELS = [getattr(se.cells.spiking, name) for name in se.cells.spiking.__all__ if name[0].isupper()]
+MODELS = [model for model in MODELS if not model.__name__.startswith("Population")]
 SPECIAL = {"threshold": 2.0, "peak": 3.0, "synapse": se.cells.spiking.Current()}
 
 # Each public constructor, with a value for each of its numbers; what is left out takes none.
@@ -57,7 +58,9 @@ NUMBERS = {
     se.cells.LRU: {"units": 3, "inp": LRU_INP, "eigenvalue": 0.5, "scale": 2.0},
     se.cells.LRU.ring: {"key": KEY, "units": 3, "low": 0.25, "high": 0.5, "phase": 2.0},
     se.cells.spiking.Population: {"units": 3, "neuron": se.cells.spiking.LIF(), "dt": 0.5, "refractory": 2.0,
-                                  "reset_gradient": False, "substeps": 2},
+                                  "reset_gradient": False, "substeps": 2, "delay": 1.5, "clears": True},
+    se.cells.spiking.whole_fly: {"graph": se.from_edges([0], [1]), "per_synapse": 0.5, "drive": 2.0, "dt": 0.5,
+                                 "delay": 2.0, "refractory": 1.5, "tau_synapse": 4.0},
     **{model: {name: SPECIAL.get(name, 0.5) for name in inspect.signature(model).parameters} for model in MODELS},
     **{getattr(se.surrogate, name): {parameter: 0.5} for name, parameter in {
         "arctan": "alpha", "boxcar": "width", "exponential": "beta", "fast_sigmoid": "beta",
@@ -69,7 +72,7 @@ NO_NUMBERS = {
     "per",
     "train", "trace_dtype", "allow_zero", "leaf", "feedback", "rate_leaf", "key", "pattern", "weight_mask", "weight_fn",
     "bias", "connectivity", "tie", "fn", "xinfo", "value", "op", "grad", "inp", "rec", "spike", "activation",
-    "derivative", "rule", "coef", "synapses", "gated",
+    "derivative", "rule", "coef", "synapses", "gated", "driven", "constants",
     "model", "names", "every", "rows",
     *GRU, *MGU,
 }  # fmt: skip

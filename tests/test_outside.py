@@ -57,6 +57,46 @@ def test_tennis(tmp_path):
         ds.tennis(tmp_path / "t.json", 5)
 
 
+def fly(folder, **changed):
+    """Three neurons, 64-bit ids, in the published layout."""
+    import pandas as pd
+
+    ids = [720575940596125868, 720575940596125869, 720575940697856265]
+    folder.mkdir(exist_ok=True)
+    pd.DataFrame({"Completed": True}, index=ids).to_csv(folder / "Completeness_783.csv")
+    pre, post, count, sign = [2, 0, 0], [0, 1, 2], [7, 30, 2], [-1, 1, 1]
+    columns = {f"{side}synaptic_ID": [ids[k] for k in at] for side, at in (("Pre", pre), ("Post", post))}
+    columns |= {"Presynaptic_Index": pre, "Postsynaptic_Index": post, "Connectivity": count, "Excitatory": sign}
+    columns |= {"Excitatory x Connectivity": np.multiply(count, sign)} | changed
+    table = pd.DataFrame({name: column for name, column in columns.items() if column is not None})
+    table.to_parquet(folder / "Connectivity_783.parquet")
+    return ids
+
+
+def test_fly_brain(tmp_path):
+    ids = fly(tmp_path)
+    graph = ds.fly_brain(tmp_path)
+    assert list(graph.nodes) == ids and graph.to_dense().tolist() == [[0, 30, 2], [0, 0, 0], [-7, 0, 0]]
+    changes = {
+        "out of bounds": {"Presynaptic_Index": [2, 0, 3]},
+        "below 3": {"Presynaptic_Index": [2, 0, -3]},
+        "Excitatory x Connectivity": {"Excitatory x Connectivity": None},
+        "nulls": {"Excitatory x Connectivity": [-7, None, 2]},
+        "integer": {"Presynaptic_Index": [2.0, 0.0, 0.0]},
+    }
+    for match, change in changes.items():
+        fly(tmp_path, **change)
+        with pytest.raises(ValueError, match=rf"path: expected \*\[Cc\]ompleteness.*repository Drosophila.*{match}"):
+            ds.fly_brain(tmp_path)
+    fly(tmp_path, Postsynaptic_ID=[ids[0], ids[2], ids[2]])
+    with pytest.raises(ValueError, match="path: expected tables of one version, got Connectivity_783.parquet"):
+        ds.fly_brain(tmp_path)
+    for folder, got in ((tmp_path / "none", "no "), (tmp_path, "A_connectivity.parquet, Connectivity_783.parquet")):
+        (tmp_path / "A_connectivity.parquet").touch()
+        with pytest.raises(FileNotFoundError, match=f"path: expected a folder.*got .* with {got}.*one of each"):
+            ds.fly_brain(folder)
+
+
 def test_cora(tmp_path):
     words = {"x_indptr": [0, 2, 2, 3], "x_indices": [0, 3, 1], "x_shape": [3, 4]}
     parts = {"y": np.array([2, 0, 1], np.int8), "train": [0], "val": [1], "test": [2]}

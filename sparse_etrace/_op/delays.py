@@ -169,9 +169,9 @@ def longest(*params: Any) -> int:
     return max((d.depth for d in delays if d is not None), default=0)
 
 
-def sends(silence: Array, *params: Any) -> Array | Ring:
-    """What parameters read before anything was sent: zeros, or a ring for the longest delay that any of them has."""
-    depth = longest(*params)
+def sends(silence: Array, *params: Any, depth: int = 0) -> Array | Ring:
+    """What parameters read before anything was sent: zeros, or a ring for the longest delay, `depth` at least."""
+    depth = max(depth, longest(*params))
     if not depth:
         return silence
     *front, units = silence.shape
@@ -181,6 +181,11 @@ def sends(silence: Array, *params: Any) -> Array | Ring:
 def sent(before: Array | Ring, now: Array) -> Array | Ring:
     """What is read in the next step."""
     return before.push(now) if isinstance(before, Ring) else now
+
+
+def sent_before(x: Array | Ring, steps: int) -> Array:
+    """What was sent so many steps ago; without a ring, in the last."""
+    return _flat(x.last(steps)[..., :1, :], x.axis) if isinstance(x, Ring) else x
 
 
 def each(x: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import brian2 as b2
 import numpy as np
+import whole_fly
 
 b2.prefs.codegen.target = "numpy"
 STEPS, UNITS, DT = 500, 3, 0.1  # ms
@@ -134,9 +135,20 @@ def run(neuron, synapse, given):
     return found
 
 
+def fly():
+    """A small network with the equations of the whole fly, and when which of its neurons spiked."""
+    rng, units, driven = np.random.default_rng(1), 60, np.arange(5)
+    pre, post = np.divmod(rng.choice(units**2, 900, replace=False), units)
+    count = np.ceil(rng.lognormal(3.2, 1.0, pre.size)) * np.where(rng.random(units) < 0.4, -1, 1)[pre]
+    given = {"pre": pre, "post": post, "weight": count, "units": np.asarray(units), "driven": driven}
+    given["inputs"] = rng.random((3000, driven.size)) < 0.015
+    at, who, _ = whole_fly.by_brian(given)
+    return {f"whole fly/{name}": value for name, value in (given | {"at": at, "who": who}).items()}
+
+
 if __name__ == "__main__":
     given = inputs()
-    stored = dict(given)
+    stored = dict(given) | fly()
     for name, (neuron, synapse) in RUNS.items():
         found = run(neuron, synapse, given)
         print(name, {k: (a.min(), a.max()) for k, a in found.items()}, found["z"].sum(0) if "z" in found else "")

@@ -14,6 +14,7 @@ from .izhikevich import Izhikevich as Izhikevich
 from .li import LI as LI
 from .lif import LIF as LIF
 from .population import Population as Population, PopulationState as PopulationState
+from .whole_fly import whole_fly as whole_fly
 
 __all__ = [
     "ALIF",
@@ -31,4 +32,5 @@ __all__ = [
     "Izhikevich",
     "Population",
     "PopulationState",
+    "whole_fly",
 ]

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from ... import surrogate
 from ..._numbers import positive, real
-from ..._op.delays import Ring, sends, sent
+from ..._op.delays import Ring, longest, sends, sent, sent_before
 from ..._op.initial import check_key
 from ..._op.param import ETraceParam, Fixed
 from ..cell import Units, awake, current, fits, fitted, onto, senders, silenced, silent_steps, unit_shape
@@ -60,6 +60,8 @@ class Population(eqx.Module):
         reset_gradient: whether derivatives pass through the spike that resets. If so, a reset from `v` to `r` has
             `dv_t = (1 - z_t) dv + (r - v) dz_t`, one that subtracts `dv - height dz_t`; else these without `dz_t`.
         substeps: steps of Runge and Kutta within `dt`.
+        delay: time from a spike to its arrival at `rec`, ms, whole steps, the same for all synapses whose op has none.
+        clears: whether a spike empties the synapses of its own neuron, which miss what arrives while it is refractory.
 
     `x` is an array, which all parameters `inp` read, or a dictionary by receptor.
 
@@ -92,6 +94,8 @@ class Population(eqx.Module):
     spike: Callable[[Array], Array]
     reset_gradient: bool = eqx.field(static=True)
     substeps: int = eqx.field(static=True)
+    delay: int = eqx.field(static=True)
+    clears: bool = eqx.field(static=True)
     _matter: tuple[bool, ...] = eqx.field(static=True)
     _known: dict[str, Fixed] | None
     _made_of: list[Fixed]
@@ -108,6 +112,8 @@ class Population(eqx.Module):
         spike: Callable[[Array], Array] | None = None,
         reset_gradient: object = True,
         substeps: Any = 1,
+        delay: Any = 0.0,
+        clears: object = False,
     ):
         self.shape, self.neuron, self.synapses = unit_shape(units), neuron, _receptors(synapses)
         self.inp, self.rec = (by_receptor(name, p, self.synapses) for name, p in (("inp", inp), ("rec", rec)))
@@ -116,7 +122,8 @@ class Population(eqx.Module):
         self.dt = real("dt", dt)
         if not 0 < self.dt < np.inf:
             raise ValueError(f"dt: expected a positive, finite number of ms, got {self.dt}.")
-        self.refractory = _steps(refractory, self.dt, self.shape)
+        self.refractory = silent_steps(_steps("refractory", refractory, self.dt), self.shape)
+        self.delay, self.clears = int(_steps("delay", real("delay", delay), self.dt)), bool(clears)
         self.spike = surrogate.triangle() if spike is None else spike
         self.reset_gradient, self.substeps = bool(reset_gradient), positive("substeps", substeps)
         self._check()
@@ -174,11 +181,11 @@ class Population(eqx.Module):
     def init_state(self, *batch: SupportsIndex) -> PopulationState:
         """Rest, no spikes; `batch` are the sizes of the leading batch axes."""
         shape = (*map(int, batch), *self.shape)
-        neuron = evaluated(self.neuron, len(shape)).start()
+        neuron, depth = evaluated(self.neuron, len(shape)).start(), self.delay + 1 if self.delay else 0
         return PopulationState(
             {name: jnp.broadcast_to(value, shape) for name, value in neuron.items()},
             {name: {part: jnp.zeros(shape) for part in s.variables} for name, s in self.synapses.items()},
-            sends(jnp.zeros(shape), *self.rec.values()) if self.neuron.spikes else None,
+            sends(jnp.zeros(shape), *self.rec.values(), depth=depth) if self.neuron.spikes else None,
             awake(shape, self.refractory),
         )
 
@@ -188,13 +195,17 @@ class Population(eqx.Module):
         is_held = None if state.wait is None else state.wait > 0
         jumped, filters, held = v, {}, {}
         for name, y in self._arrivals(state, x).items():
+            y = jnp.where(is_held, 0, y) if self.clears and is_held is not None else y
             jumped, filters[name], held[name] = parts[1][name].arrive(jumped, state.synapses[name], y)
         jumped = jumped if is_held is None else jnp.where(is_held, v, jumped)
         neuron, filters = self._run(parts, ({**state.neuron, "v": jumped}, filters), held, is_held)
         if not self.neuron.spikes:
             return PopulationState(neuron, filters, None, state.wait), neuron["v"]
         z, wait = silenced(self.spike(parts[0].margin(neuron)), state.wait, self.refractory)
-        neuron = parts[0].after(neuron, z if self.reset_gradient else jax.lax.stop_gradient(z))
+        resets = z if self.reset_gradient else jax.lax.stop_gradient(z)
+        neuron = parts[0].after(neuron, resets)
+        if self.clears:
+            filters = jax.tree.map(lambda s: s * (1 - resets), filters)
         return PopulationState(neuron, filters, z if state.z is None else sent(state.z, z), wait), z
 
     def _arrivals(self, state: PopulationState, x: Any) -> dict[str, Array]:
@@ -205,10 +216,11 @@ class Population(eqx.Module):
         elif missing := [name for name in self.inp if name not in x]:
             raise ValueError(f"x: expected an entry for each parameter `inp`, got none for {missing}.")
         given = by_receptor("x", given, self.synapses)
-        found = {}
+        line, found = v if state.z is None else state.z, {}
         for name in self.synapses:
-            inp, y, z = self.inp.get(name), given.get(name), v if state.z is None else state.z
-            found[name] = current(inp, y if inp is not None else None, self.rec.get(name), z)
+            inp, y, rec = self.inp.get(name), given.get(name), self.rec.get(name)
+            z = line if longest(rec) else sent_before(line, self.delay + 1)
+            found[name] = current(inp, y if inp is not None else None, rec, z)
             if inp is None and y is not None:
                 found[name] = found[name] + fitted(f"x[{name!r}]", jnp.asarray(y), v)
         return found
@@ -300,7 +312,7 @@ def population_of(
     return Population(count, cls(**constants), inp, rec, synapses, **options)
 
 
-OPTIONS = ("synapses", "dt", "refractory", "spike", "reset_gradient", "substeps")
+OPTIONS = ("synapses", "dt", "refractory", "spike", "reset_gradient", "substeps", "delay", "clears")
 
 
 def _receptors(synapses: Any) -> dict[str, Any]:
@@ -322,10 +334,10 @@ def by_receptor(name: str, given: Any, synapses: Mapping[str, Any]) -> dict[str,
     return dict(given)
 
 
-def _steps(refractory: Any, dt: float, units: tuple[int, ...]) -> Fixed | None:
-    """Whole steps for a time, None for none."""
-    steps = np.asarray(refractory, float) / dt
+def _steps(name: str, time: Any, dt: float) -> np.ndarray:
+    """Whole steps for a time."""
+    steps = np.asarray(time, float) / dt
     whole = np.round(steps)
     if not np.all((steps >= 0) & (np.abs(steps - whole) < 1e-6 * (1 + steps))):
-        raise ValueError(f"refractory: expected times of whole steps of {dt} ms, got {refractory}. Round it, or dt.")
-    return silent_steps(whole.astype(int), units)
+        raise ValueError(f"{name}: expected times of whole steps of {dt} ms, got {time}. Round it, or dt.")
+    return np.asarray(whole, int)
