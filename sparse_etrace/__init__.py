@@ -30,6 +30,7 @@ from ._graph.matrices import (
 from ._graph.networks import from_networkx as from_networkx
 from ._graph.summary import GraphSummary as GraphSummary, inspect_graph as inspect_graph
 from ._graph.transforms import scale_spectral_radius as scale_spectral_radius, spectral_radius as spectral_radius
+from ._kernels.native import kernels as kernels
 from ._learner import (
     BPTT as BPTT,
     D_RTRL as D_RTRL,

@@ -463,6 +463,47 @@ def test_the_program_for_a_gpu_has_no_compiled_kernels(monkeypatch):
     assert exported.platforms == ("cuda",) and "sparse_etrace_" not in exported.mlir_module()
 
 
+def test_programs_of_other_kernels_within_a_context():
+    conn = se.Connectivity.from_edges([0, 2, 1], [1, 0, 1], shape=(3, 2))
+    run = jax.jit(lambda weight, x: _kernels.spmv(conn, weight, x))
+    weight, x = jnp.arange(1.0, 4.0), jnp.arange(3.0)
+
+    def has_calls():
+        return "sparse_etrace_spmv" in run.lower(weight, x).as_text()
+
+    is_compiled, found = native.KERNELS != "xla", run(weight, x)
+    assert has_calls() == is_compiled
+    if is_compiled:
+        with pytest.raises(ValueError, match="(?s)custom calls .*sparse_etrace_spmv"):
+            jax.export.export(run)(weight, x)
+    with se.kernels("xla"):
+        assert not has_calls()
+        np.testing.assert_allclose(run(weight, x), found, rtol=1e-6)
+        exported = jax.export.export(run, platforms=["cpu", "cuda"])(weight, x)
+    assert has_calls() == is_compiled
+    again = jax.export.deserialize(exported.serialize())
+    np.testing.assert_allclose(again.call(weight, x), found, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"name: expected 'xla', got 'plain'\. SPARSE_ETRACE_KERNELS chooses"):
+        se.kernels("plain")
+
+
+def test_a_gradient_is_exported():
+    graph = se.from_edges([0, 1, 2], [1, 2, 0], [0.5, 0.4, 0.3])
+    cell = se.cells.LeakyRate.of(graph, inputs=2, key=jax.random.key(0))
+    learner, xs, ys = se.D_RTRL(), jnp.ones((6, 2)), jnp.zeros((6, 3))
+    carry = learner.init(cell, cell.init_state(), xs[0])
+
+    @jax.jit
+    def run(xs, ys):
+        losses, grads, _ = se.online_grad(learner, lambda o, y: jnp.sum((o - y) ** 2), cell, carry, xs, ys)
+        return losses, jax.tree.leaves(grads)
+
+    with se.kernels("xla"):
+        exported = jax.export.export(run)(xs, ys)
+    found = jax.export.deserialize(exported.serialize()).call(xs, ys)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), list(found), list(run(xs, ys)))
+
+
 @pytest.mark.parametrize("synapses, columns", [(30, 1), (30, 3), (40, 3)])
 def test_products_of_a_gpu(monkeypatch, synapses, columns):
     """What cuSPARSE is given, by the same functions on this machine; parallel synapses may be more than places."""

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import warnings
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +76,47 @@ def _load() -> tuple[str, str]:
 
 
 KERNELS, REASON = _load()
+_asked = jax.make_user_context(default_value=None)  # in the keys of JAX's caches of programs
+
+
+def kernels(name: str) -> AbstractContextManager:
+    """A context whose programs run these kernels, on every device: `with se.kernels("xla"):`.
+
+    Programs for another machine, and those that `jax.export` writes, cannot contain calls of the compiled kernels or of
+    cuSPARSE: trace and export them in here. Numbers agree to rounding. A program that was compiled outside is compiled
+    anew inside, and both are kept.
+
+    Args:
+        name: `"xla"`.
+
+    Raises:
+        ValueError: it is something else. Which compiled kernels run is chosen before the import.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, sparse_etrace as se
+        >>> param = se.SpMatMulOp(se.from_edges([0, 1], [1, 0])).param(jax.random.key(0))
+        >>> with se.kernels("xla"):
+        ...     exported = jax.export.export(jax.jit(param))(jnp.ones(2))
+        >>> jax.export.deserialize(exported.serialize()).out_avals[0].shape
+        (2,)
+    """
+    if name != "xla":
+        raise ValueError(f"name: expected 'xla', got {name!r}. {VARIABLE} chooses others, before the import.")
+    return _asked(name)
+
+
+def _is_xla() -> bool:
+    return os.environ.get(VARIABLE) == "xla" or _asked.value == "xla"
 
 
 @functools.cache
 def _say_once() -> None:
-    if os.environ.get(VARIABLE) != "xla":
-        warnings.warn(
-            f"sparse_etrace runs the kernels of XLA, which are slower and agree to rounding: {REASON}. Install a C++ "
-            "compiler (GCC 12 or later, or Clang) and the package again.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    warnings.warn(
+        f"sparse_etrace runs the kernels of XLA, which are slower and agree to rounding: {REASON}. Install a C++ "
+        "compiler (GCC 12 or later, or Clang) and the package again.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 @functools.cache
@@ -131,9 +162,9 @@ def primitive(
     mlir.register_lowering(new, general)
 
     def on_cpu(context: mlir.LoweringRuleContext, *args: Any, **params: Hashable) -> Any:
-        if KERNELS == "xla":
+        if KERNELS == "xla" and not _is_xla():
             _say_once()
-        compiled = KERNELS != "xla" and types(*context.avals_in, **params)
+        compiled = KERNELS != "xla" and not _is_xla() and types(*context.avals_in, **params)
         return (mlir.lower_fun(native, multiple_results=True) if compiled else general)(context, *args, **params)
 
     mlir.register_lowering(new, on_cpu, platform="cpu")
@@ -141,8 +172,7 @@ def primitive(
         library = mlir.lower_fun(cuda, multiple_results=True)
 
         def on_cuda(context: mlir.LoweringRuleContext, *args: Any, **params: Hashable) -> Any:
-            is_asked = os.environ.get(VARIABLE) != "xla" and has_cuda()
-            return (library if is_asked else general)(context, *args, **params)
+            return (general if _is_xla() or not has_cuda() else library)(context, *args, **params)
 
         mlir.register_lowering(new, on_cuda, platform="cuda")
     return new
