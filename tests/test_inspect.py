@@ -122,6 +122,16 @@ def test_attributes():
     assert values["node_attrs.flag.True"] == 7 and values["in_degree.mean"] == 2 and values["synapses"] == 60
 
 
+def test_types_of_many_cells_are_counted():
+    """A type of two cells or more is a category, however many types there are; names are none."""
+    types = [f"T{k}" for k in np.arange(400) % 150]
+    graph = se.from_edges([0], [1], shape=(400, 400))
+    attrs = {"cell_type": types, "name": [f"n{k}" for k in range(400)]}
+    found = se.inspect_graph(se.Graph(graph.connectivity, graph.weight, node_attrs=attrs))
+    assert len(found.node_attrs["cell_type"].counts) == 150 and found.node_attrs["name"].counts is None
+    assert "T0 3, T1 3, T2 3, T3 3, T4 3, T5 3 and 144 more" in str(found)
+
+
 def test_the_worm_prints():
     text = str(se.inspect_graph(se.datasets.worm()))
     assert max(map(len, text.splitlines())) <= 120

@@ -160,6 +160,11 @@ def test_weights_get_the_signs_of_a_table():
         jax.jit(lambda g: se.transform.with_signs(g, "nt", signs))(graph)
 
 
+def test_a_label_that_is_misspelled():
+    with pytest.raises(ValueError, match=r"got 'Motor'. Near it are \['motor'\]"):
+        WORM.where(role="Motor")
+
+
 def test_a_sign_for_each_synapse_by_its_sender():
     lock = se.SignLock.of(WORM, by="neurotransmitter", signs={"GABA": -1}, default=1)
     inhibitory = WORM.node_attrs["neurotransmitter"] == "GABA"

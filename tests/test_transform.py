@@ -284,6 +284,15 @@ def test_chebyshev_supports(graph, order, largest):
         np.testing.assert_allclose(dense(support), right, rtol=1e-5, atol=1e-5 * (1 + np.abs(right).max(initial=0)))
 
 
+@each(graphs(square=False), st.integers(0, 2**16))
+def test_keep_synapses(graph, seed):
+    mask = np.random.default_rng(seed).random(graph.connectivity.num_synapses) < 0.5
+    made, origin = tf.keep_synapses(graph, mask, with_origin=True)
+    aligned(graph, made, origin, "id", "kind")
+    assert origin.old.tolist() == np.flatnonzero(mask).tolist() and made.nodes == graph.nodes
+    assert rows(tf.keep_synapses(graph, np.flatnonzero(mask)[::-1]), "id") == rows(made, "id")
+
+
 @each(graphs(square=False), st.integers(0, 9))
 def test_shuffle_weights(graph, seed):
     key = jax.random.key(seed)
@@ -505,6 +514,14 @@ JOINED = se.Graph(PAIR.connectivity, PAIR.weight, node_attrs={"graph": [0, 1]})
         (lambda: tf.subgraph(NAMED, ["b", "b"]), ValueError, "nodes: expected each once, got 'b' twice"),
         (lambda: tf.subgraph(PAIR, [2]), ValueError, "nodes: expected indices from 0 and below 2"),
         (lambda: tf.subgraph(PAIR, np.array([True])), ValueError, r"nodes: expected a mask .*, got shape \(1,\)"),
+        (lambda: tf.keep_synapses(PAIR, [0, 0]), ValueError, "synapses: expected each once, got 0 twice"),
+        (lambda: tf.keep_synapses(PAIR, [9]), ValueError, "synapses: expected indices from 0 and below"),
+        (
+            lambda: tf.keep_synapses(PAIR, np.ones(9, bool)),
+            ValueError,
+            r"synapses: expected a mask .* got shape \(9,\)",
+        ),
+        (lambda: tf.keep_synapses(PAIR, [0.5]), TypeError, "synapses: expected integers"),
         (lambda: tf.k_hop(PAIR, [0], 1, "up"), ValueError, "direction: expected 'in', 'out' or 'both', got 'up'"),
         (lambda: tf.k_hop(PAIR, [0], -1), ValueError, "k: expected 0 or more synapses, got -1"),
         (lambda: bare(tf.k_hop)(PAIR, [0], 1.5), TypeError, "k: expected a whole number, got 1.5"),

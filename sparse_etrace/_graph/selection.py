@@ -1,5 +1,6 @@
 """Nodes by their attributes and labels."""
 
+import difflib
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
@@ -41,9 +42,10 @@ def matches(name: str, column: np.ndarray, wanted: object) -> np.ndarray:
     cells = column.tolist()
     for value in values:
         if value not in cells:
+            near = difflib.get_close_matches(str(value), sorted({str(cell) for cell in cells}), cutoff=0.5)
             raise ValueError(
-                f"labels[{name!r}]: expected values that nodes have, got {value!r}. graph.node_attrs[{name!r}] has "
-                "them. A function of the column may choose none."
+                f"labels[{name!r}]: expected values that nodes have, got {value!r}. Near it are {near}, "
+                f"graph.node_attrs[{name!r}] has all. A function of the column may choose none."
             )
     return np.array([cell in values for cell in cells], bool)
 

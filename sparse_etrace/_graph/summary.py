@@ -65,7 +65,8 @@ class Signs(NamedTuple):
 
 
 class Attribute(NamedTuple):
-    """Type, shape of an entry, and how often each value occurs; None for numbers and where there are many values."""
+    """Type, shape of an entry, and how often each value occurs, the most frequent first; None for numbers, and for more
+    than 100 values unless each stands for two entries or more."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -265,10 +266,13 @@ def _attribute(column: np.ndarray) -> Attribute:
     kind, counts = column.dtype.kind, None
     if column.ndim == 1 and (kind in "USb" or (kind == "O" and all(isinstance(v, str) for v in column))):
         # A column of names, each its own, is seen from its first entries.
-        if len(set(column[:SAMPLE].tolist())) <= MOST_CATEGORIES:
-            found = Counter(column.tolist())
-            counts = dict(found.most_common()) if len(found) <= MOST_CATEGORIES else None
+        if _are_few(column[:SAMPLE]):
+            counts = dict(Counter(column.tolist()).most_common()) if _are_few(column) else None
     return Attribute("text" if kind in "USO" and counts else str(column.dtype), column.shape[1:], counts)
+
+
+def _are_few(column: np.ndarray) -> bool:
+    return len(set(column.tolist())) <= max(MOST_CATEGORIES, column.size // 2)
 
 
 def _describe(attribute: Attribute) -> str:
@@ -276,7 +280,7 @@ def _describe(attribute: Attribute) -> str:
         return attribute.dtype + "".join(f" x {size}" for size in attribute.shape)
     found = [f"{shown(value) if value != '' else '(empty)'} {k:,}" for value, k in attribute.counts.items()]
     rest = len(found) - SHOWN_CATEGORIES
-    return ", ".join(found[:SHOWN_CATEGORIES]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(found[:SHOWN_CATEGORIES]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def _flat(summary: GraphSummary) -> list[tuple[str, object]]:

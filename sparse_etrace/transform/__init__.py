@@ -4,7 +4,7 @@ from .batch import batch_graphs, unbatch
 from .loops import add_remaining_self_loops, add_self_loops, remove_self_loops
 from .merge import coalesce, to_undirected, transpose
 from .neighbours import Neighbours, sample_neighbours
-from .nodes import k_hop, largest_component, permute, subgraph
+from .nodes import k_hop, keep_synapses, largest_component, permute, subgraph
 from .normalized import normalize
 from .nulls import rewire_degrees, shuffle_weights
 from .origin import Origin
@@ -22,6 +22,7 @@ __all__ = [
     "coalesce",
     "diffusion_supports",
     "k_hop",
+    "keep_synapses",
     "largest_component",
     "normalize",
     "permute",

@@ -1,4 +1,4 @@
-"""Some of the nodes of a graph, or all in another order."""
+"""Some of the nodes or synapses of a graph, or all in another order."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
-from .._graph.connectivity import as_indices, index_array
+from .._graph.connectivity import as_indices, host_array, index_array
 from .._graph.graph import Graph
 from .._graph.selection import places_of
 from .._numbers import whole
@@ -38,6 +38,39 @@ def subgraph(graph: Graph, nodes: Any, *, with_origin: bool = False) -> Made:
         ((2, 1), [[0.0, 0.0], [2.0, 0.0]])
     """
     return _of(graph, _places(squared(graph, WHY), nodes), with_origin)
+
+
+def keep_synapses(graph: Graph, synapses: Any, *, with_origin: bool = False) -> Made:
+    """Keep some synapses, and all nodes.
+
+    Args:
+        graph: square or rectangular.
+        synapses: positions in `weight`, each once, as `graph.between` returns them; or a mask, `(num_synapses,)`.
+        with_origin: return which synapse became which, too.
+
+    Returns:
+        The graph, or with `with_origin` a pair of it and an `Origin`.
+
+    Raises:
+        TypeError: `graph` is no graph, or is traced; `synapses` holds no integers.
+        ValueError: a position is out of range or there twice, or the mask has another shape.
+
+    Example:
+        >>> import numpy as np, sparse_etrace as se
+        >>> worm = se.datasets.worm()
+        >>> cut = np.setdiff1d(np.arange(2194), worm.between("AVAL", {"role": "motor"}))
+        >>> se.transform.keep_synapses(worm, cut).connectivity.num_synapses
+        2164
+    """
+    parts = parts_of(graph)
+    given, size = host_array("synapses", synapses), parts.pre.size
+    if given.dtype == bool and given.shape != (size,):
+        raise ValueError(f"synapses: expected a mask of all synapses, ({size},), got shape {given.shape}.")
+    kept = np.flatnonzero(given) if given.dtype == bool else np.sort(index_array("synapses", given))
+    kept = as_indices("synapses", kept, size)
+    if (kept[1:] == kept[:-1]).any():
+        raise ValueError(f"synapses: expected each once, got {kept[np.argmax(kept[1:] == kept[:-1])]} twice.")
+    return built(at(parts, kept), graph.connectivity.shape, kept, with_origin)
 
 
 def k_hop(graph: Graph, nodes: Any, k: int, direction: str = "in", *, with_origin: bool = False) -> Made:
