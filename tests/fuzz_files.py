@@ -242,6 +242,10 @@ def oracle_edge_list(data):
         cells = ends[0] + ends[1]
         if all(WHOLE.fullmatch(cell) and len(cell) < 100 for cell in cells):
             ends = [[int(cell) for cell in side] for side in ends]
+        elif all(is_number(cell) and not re.fullmatch(r"[+-]?0\d.*", cell, re.ASCII) for cell in cells):
+            floats = [cell for cell in cells if not WHOLE.fullmatch(cell)]
+            need(all(re.search("[.eE]", x) and float(x).is_integer() and abs(float(x)) < 2**53 for x in floats))
+            ends = [[int(cell) if WHOLE.fullmatch(cell) else int(float(cell)) for cell in side] for side in ends]
         need(not any(cell == "" for side in ends for cell in side))
         nodes = sorted(set(ends[0]) | set(ends[1]))
         shape, places = (len(nodes), len(nodes)), {label: k for k, label in enumerate(nodes)}

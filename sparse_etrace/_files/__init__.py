@@ -4,7 +4,7 @@ import os
 from collections.abc import Hashable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -12,8 +12,8 @@ from jax.typing import DTypeLike
 from .._graph.build import Policies, check_dtype
 from .._graph.columns import GUESS, say_guesses
 from .._graph.graph import Graph, check_graph
-from .._numbers import whole
-from . import adjacency, edge_list, feather, graphml, matrix_market, npz, parquet
+from .._numbers import real, whole
+from . import adjacency, edge_list, feather, graphml, matrix_market, neurons, npz, parquet, sonata
 from .columns import usual_ends
 from .safe import Options, Source, is_packed, written
 from .text import SEPARATORS, read_table
@@ -25,12 +25,14 @@ SUFFIXES = {
     ".parquet": "parquet",
     ".feather": "feather",
     ".arrow": "feather",
+    ".h5": "sonata",
+    ".hdf5": "sonata",
     ".csv": "table",
     ".tsv": "table",
     ".txt": "table",
 }
-FORMATS = ("npz", "matrix_market", "graphml", "parquet", "feather", "edge_list", "adjacency")
-BINARY = {"npz": npz, "parquet": parquet, "feather": feather}
+FORMATS = ("npz", "matrix_market", "graphml", "parquet", "feather", "sonata", "edge_list", "adjacency")
+BINARY = {"npz": npz, "parquet": parquet, "feather": feather, "sonata": sonata}
 TEXT = {"matrix_market": matrix_market, "graphml": graphml}
 
 
@@ -43,30 +45,46 @@ def read_graph(
     weight: Hashable | None = GUESS,
     edge_attrs: Iterable[Hashable] | None = None,
     separator: str | None = None,
-    duplicates: str = "keep",
+    duplicates: str | None = None,
     self_loops: str = "keep",
     dtype: DTypeLike = jnp.float32,
+    min_weight: float | None = None,
+    nodes: Any = None,
+    node_attrs: Iterable[Hashable] | None = None,
+    node_set: str = "synapses",
     max_bytes: SupportsIndex | None = None,
 ) -> Graph:
     """Return the graph in a file, its format said by the suffix; text files may be packed, as `.csv.gz`.
 
     `.npz` (of `write_graph` or scipy), `.mtx` (Matrix Market; `A[i, j]` is i -> j), `.graphml`, `.parquet`, `.feather`
-    or `.arrow`, and `.csv`, `.tsv` or `.txt`: an edge list, or an adjacency matrix with labels in its first row and
-    column and an empty first cell. Columns are named, or found by usual names, which a warning says. Nothing is
-    unpickled.
+    or `.arrow`, `.h5` or `.hdf5` (SONATA), and `.csv`, `.tsv` or `.txt`: an edge list, or an adjacency matrix with
+    labels in its first row and column and an empty first cell. Columns are named, or found by usual names, which a
+    warning says; those of FlyWire, Codex, CAVE, neuPrint, BANC, MaleCNS, the fly brain's model and OpenWorm are known.
+    Ids are exact to 64 bits. Nothing is unpickled.
 
     Args:
         path: the file.
-        format: "npz", "matrix_market", "graphml", "parquet", "feather", "edge_list" or "adjacency", whatever the
-            suffix.
+        format: "npz", "matrix_market", "graphml", "parquet", "feather", "sonata", "edge_list" or "adjacency", whatever
+            the suffix.
         pre, post: the columns of sending and receiving ids in an edge list, Parquet or Feather: names, or positions
             from 0 where an edge list has no header. The nodes are the sorted ids, unless `write_graph` wrote the file.
+            Floats are ids where they are whole and below 2**53. In SONATA, "population/source_node_id" and so on.
         weight: the column of weights, or the edge attribute of GraphML; None for weights of 1. Unless given, it is the
             one called "weight", else the only one with another usual name ("w", "count", ...), else weights are 1.
         edge_attrs: the columns to keep as edge attributes; unless given, all others: integers, floats, truth values
-            (`True`, `False`) or strings; a column with empty cells is one of strings.
+            (`True`, `False`) or strings; a column with empty cells is one of strings. None of the parts of a connection
+            that are summed.
         separator: "," or "\\t" or ";" or " " between the cells of a text; the one in its first row unless given.
-        duplicates, self_loops, dtype: see `from_edges`.
+        duplicates: see `from_edges`. Unless given, "keep"; but "sum" with `min_weight`, and where rows are parts of the
+            connection of two cells: those by neuropil or ROI, or with root ids or body ids.
+        self_loops, dtype: see `from_edges`.
+        min_weight: the least absolute weight of a synapse, after summing; nodes that lose all theirs are left out too.
+        nodes: a table with a row for each node, its id and its attributes: a file (`.csv`, `.parquet`, `.feather`), a
+            data frame of pandas or polars, or an Arrow table. Ids are in the column called `root_id`, `bodyId`, `id`
+            or so. What is missing is an empty string or NaN.
+        node_attrs: the columns of `nodes` to keep; unless given, all.
+        node_set: which nodes there are: "synapses", the ids in the file; "table", the rows of `nodes`, and the synapses
+            between these; "both".
         max_bytes: how many bytes the file may unpack to, and its units may need; unless given, 50 times its size, and
             at least 64 MiB.
 
@@ -75,7 +93,8 @@ def read_graph(
 
     Raises:
         FileNotFoundError: there is no such file.
-        TypeError: weights are no real numbers, or `max_bytes` is no integer.
+        TypeError: weights are no real numbers, or `max_bytes` is no integer or `min_weight` no number.
+        ImportError: a file of SONATA is read without `h5py`, which is in the extra `sonata`.
         ValueError: the suffix or format is unknown, the file is damaged, hostile or ambiguous, or as `from_edges`.
 
     Example:
@@ -89,18 +108,31 @@ def read_graph(
     """
     path = Path(path)
     kind = _kind(path, format)
-    policies = Policies(duplicates, self_loops, dtype)
     check_dtype(dtype)
     if separator is not None and separator not in SEPARATORS:
         raise ValueError(f"separator: expected one of {list(SEPARATORS)}, got {separator!r}.")
+    if node_set not in neurons.SETS:
+        raise ValueError(f"node_set: expected one of {', '.join(neurons.SETS)}, got {node_set!r}.")
+    least = None if min_weight is None else real("min_weight", min_weight)
+    if least is not None and self_loops == "add":
+        raise ValueError("min_weight: expected self_loops='keep' or 'drop' beside it, got 'add'. Add them afterwards.")
     limit = None if max_bytes is None else whole("max_bytes", max_bytes)
     kept = edge_attrs if edge_attrs is None or isinstance(edge_attrs, str) else list(edge_attrs)
-    source, options = Source.of(path, limit), Options(pre, post, weight, separator, kept, policies)
+    guesses: list[str] = []
+    if duplicates is None and least is not None:
+        policies = Policies("sum", self_loops, dtype, guesses, kept is None)
+    else:
+        policies = Policies("keep" if duplicates is None else duplicates, self_loops, dtype)
+    source = Source.of(path, limit)
+    options = Options(pre, post, weight, separator, kept, policies, duplicates, guesses)
     try:
         if kind in BINARY or kind in TEXT:
             graph = (BINARY | TEXT)[kind].read(source, options)
         else:
             graph = _read_table(source, options, kind)
+        graph = graph if least is None else neurons.strong(graph, least)
+        if nodes is not None:
+            graph = _with_nodes(graph, nodes, limit, node_attrs, node_set, guesses)
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
     except MemoryError as error:
@@ -109,7 +141,7 @@ def read_graph(
         ) from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    say_guesses(f"read_graph: {path}", options.guesses)
+    say_guesses(f"read_graph: {path}", guesses)
     return graph
 
 
@@ -167,6 +199,27 @@ def _kind(path: Path, format: str | None) -> str:
             f"path: expected {kind}, which is packed already, without .gz, got {path.name!r}. Leave .gz out."
         )
     return kind
+
+
+def _with_nodes(
+    graph: Graph,
+    nodes: Any,
+    limit: int | None,
+    attrs: Iterable[Hashable] | None,
+    node_set: str,
+    notes: list[str],
+) -> Graph:
+    """Return the graph with the attributes in a table of nodes."""
+    kind, source = None, None
+    if isinstance(nodes, str | os.PathLike):
+        source, kind = Source.of(Path(nodes), limit), _kind(Path(nodes), None)
+        if kind not in ("table", "parquet", "feather"):
+            raise ValueError(f"nodes: expected a table, .csv, .parquet or .feather, got {Path(nodes).name!r}.")
+    try:
+        table = neurons.read(nodes, kind, source, attrs, notes)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"nodes: {error}") from error
+    return neurons.joined(graph, table, node_set, notes)
 
 
 def _read_table(source: Source, options: Options, kind: str) -> Graph:

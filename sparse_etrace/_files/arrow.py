@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from .._graph.build import build_graph
-from .._graph.columns import holds_numbers, strings, taken
+from .._graph.build import Policies, build_graph
+from .._graph.columns import holds_numbers, taken, text_column
 from .._graph.graph import Graph
 from .._graph.labels import common_ids, distinct, label_index
 from .columns import WAY, ends_by_name, the_rest
@@ -19,13 +20,25 @@ Encoded = tuple[np.ndarray, np.ndarray | list]
 Found = TypeVar("Found")
 
 
+class Names(Protocol):
+    """Columns that are chosen."""
+
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+
+
+Wanted = TypeVar("Wanted", bound=Names)
+
+
 class Chosen(NamedTuple):
-    """Names of the columns of the ends, of the weight where there is one, and of the edge attributes."""
+    """Names of the columns of the ends, of the weight where there is one, of the edge attributes; and what to sum."""
 
     pre: str
     post: str
     weight: str | None
     attrs: list[str]
+    policies: Policies
 
     @property
     def names(self) -> list[str]:
@@ -48,21 +61,25 @@ def choose(schema: pa.Schema, options: Options) -> Chosen:
     ends = ends_by_name(names, options)
     if ends is None:
         raise ValueError(f"expected columns with usual names, got {names}. {WAY}")
-    weight, kept = the_rest(names, ends, options.weight, options, lambda k: holds_numbers(schema.field(k)))
+    weight, kept, policies = the_rest(names, ends, options.weight, options, lambda k: holds_numbers(schema.field(k)))
     pre, post = ends
-    return Chosen(names[pre], names[post], None if weight is None else names[weight], [names[k] for k in kept])
+    if policies.drops_attrs:
+        kept = [names.index(name) for name in plain_columns(schema, [names[k] for k in kept], options.guesses)]
+    value = None if weight is None else names[weight]
+    return Chosen(names[pre], names[post], value, [names[k] for k in kept], policies)
 
 
 def graph_of(source: Source, options: Options, chosen: Chosen, table: pa.Table, nodes: Nodes | None = None) -> Graph:
     """Return the graph of a table with one synapse a row; unless its nodes are known, they are the sorted ids."""
-    ends = [(name, _ids(name, table[name], nodes is None)) for name in (chosen.pre, chosen.post)]
+    ends = [(name, ids_of(name, table[name], nodes is None)) for name in (chosen.pre, chosen.post)]
     if nodes is None:
         if table.num_rows and pa.types.is_integer(ends[0][1].type) is not pa.types.is_integer(ends[1][1].type):
             raise ValueError(
                 f"expected ids of one kind, got integers and strings in the columns {chosen.pre!r} and "
                 f"{chosen.post!r}. Make both columns integers, or both strings."
             )
-        pre, post, labels = node_positions(*encoded(*(column for _, column in ends)))
+        codes, values = zip(*encoded(*(column for _, column in ends)), strict=True)
+        pre, post, labels = node_positions(*zip(codes, map(partial(_trimmed, options), values), strict=True))
         source.check_units(len(labels), len(labels))
         nodes = Nodes((len(labels), len(labels)), as_nodes(labels), {}, None)
     elif nodes.sides is None:
@@ -70,8 +87,8 @@ def graph_of(source: Source, options: Options, chosen: Chosen, table: pa.Table, 
     else:
         pre, post = (positions_in(*end, side) for end, side in zip(ends, nodes.sides, strict=True))
     weight = None if chosen.weight is None else _numbers(chosen.weight, table[chosen.weight])
-    attrs = {name: _attribute(name, table[name]) for name in chosen.attrs}
-    return build_graph(pre, post, weight, nodes.shape, nodes.labels, nodes.attrs, attrs, policies=options.policies)
+    attrs = {name: attribute(name, table[name]) for name in chosen.attrs}
+    return build_graph(pre, post, weight, nodes.shape, nodes.labels, nodes.attrs, attrs, policies=chosen.policies)
 
 
 def encoded(*columns: pa.ChunkedArray) -> list[Encoded]:
@@ -146,9 +163,11 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _ids(name: str, column: pa.ChunkedArray, plain: bool) -> pa.ChunkedArray:
+def ids_of(name: str, column: pa.ChunkedArray, plain: bool) -> pa.ChunkedArray:
     """Return a column of integers or strings; unless `plain`, strings may have a dictionary."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_floating(kind):
+        return _whole_ids(name, _plain(name, column))
     if not (_is_text(kind) or pa.types.is_integer(kind)):
         raise ValueError(
             f"expected ids that are integers or strings in column {name!r}, got {kind}. Convert them, or "
@@ -156,6 +175,32 @@ def _ids(name: str, column: pa.ChunkedArray, plain: bool) -> pa.ChunkedArray:
         )
     column = _whole(name, column) if _is_text(kind) and not plain else _plain(name, column)
     return column.cast(pa.large_string()) if pa.types.is_string_view(column.type) else column
+
+
+def _whole_ids(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return floats as integers, where they are such and below what their type rounds."""
+    numbers = column.to_numpy()
+    sound = (np.floor(numbers) == numbers) & (np.abs(numbers) < 2.0 ** (np.finfo(numbers.dtype).nmant + 1))
+    if not sound.all():
+        raise ValueError(
+            f"expected ids that are integers or strings in column {name!r}, got the float "
+            f"{float(numbers[np.argmin(sound)])!r}. A large one was rounded: write ids as integers, in pandas of type "
+            "Int64 where some are missing."
+        )
+    return pa.chunked_array([numbers.astype(np.int64)])
+
+
+def _trimmed(options: Options, values: np.ndarray | list) -> np.ndarray | list:
+    """Return distinct names without blanks around them."""
+    if isinstance(values, np.ndarray):
+        return values
+    names = [name.strip() for name in values]
+    if "" in names:
+        raise ValueError("expected an id in each row, got an empty one. Fill it or drop the row.")
+    odd = next((name for name, plain in zip(values, names, strict=True) if name != plain), None)
+    if odd is not None:
+        options.guesses.append(f"took blanks off ids, as of {odd!r}")
+    return names
 
 
 def _positions(name: str, column: pa.ChunkedArray) -> np.ndarray:
@@ -177,13 +222,29 @@ def _numbers(name: str, column: pa.ChunkedArray) -> np.ndarray:
     return column.to_numpy()
 
 
-def _attribute(name: str, column: pa.ChunkedArray) -> np.ndarray:
-    column = _plain(name, column)
-    if _is_text(column.type):
-        return strings(column.to_pylist())
-    kind = column.type
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-        return column.to_numpy()
+def is_plain_type(kind: pa.DataType) -> bool:
+    """Whether a column of this type can be an attribute."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+def plain_columns(schema: pa.Schema, names: list[str], notes: list[str]) -> list[str]:
+    """Return the columns that can be attributes."""
+    odd = [name for name in names if not is_plain_type(schema.field(name).type)]
+    if odd:
+        notes.append(f"left out the columns {odd}, which hold no numbers, truth values or text")
+    return [name for name in names if name not in odd]
+
+
+def attribute(name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column as numpy's; text that is missing is empty, a float NaN."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if _is_text(kind):
+        return text_column(column)
+    if pa.types.is_floating(kind):
+        return column.cast(kind).to_numpy()
+    if is_plain_type(kind):
+        return _plain(name, column).to_numpy()
     raise ValueError(
         f"expected numbers, truth values or text in column {name!r}, got {kind}. Leave it out of `edge_attrs`."
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .._graph.columns import strings, text_cells
+from .._graph.columns import text_cells, text_column
 from .._graph.labels import plain_ids
 from .safe import is_plain
 
@@ -32,14 +32,11 @@ def integers(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | No
 
 
 def ids(*columns: Sequence[str]) -> list[np.ndarray | list]:
-    """Return columns of ids: all as integers if all are, else all as strings; floats are refused."""
+    """Return columns of ids: all as integers if all are, else all as strings; floats are whole and lost no digit."""
     if all(INTEGER(cell) for column in columns for cell in column):
         return [plain_ids([int(cell) for cell in column]) for column in columns]
     if all(PROPER(cell) for column in columns for cell in column):
-        odd = next(cell for column in columns for cell in column if not INTEGER(cell))
-        raise ValueError(
-            f"expected ids that are integers written plainly, or names, got {odd!r} among numbers. Convert it."
-        )
+        return [plain_ids([_whole_id(cell) for cell in column]) for column in columns]
     for column in columns:
         if "" in column:
             raise ValueError(
@@ -47,6 +44,17 @@ def ids(*columns: Sequence[str]) -> list[np.ndarray | list]:
                 "the row."
             )
     return [list(column) for column in columns]
+
+
+def _whole_id(cell: str) -> int:
+    if INTEGER(cell):
+        return int(cell)
+    if re.search("[.e]", cell, re.I) and float(cell).is_integer() and abs(float(cell)) < 2**53:
+        return int(float(cell))
+    raise ValueError(
+        f"expected ids that are integers or names, got {cell!r} among numbers. A float of 2**53 or more was rounded: "
+        "write ids as integers, in pandas of type Int64 where some are missing."
+    )
 
 
 def numbers(name: str, column: pa.ChunkedArray) -> np.ndarray:
@@ -75,7 +83,7 @@ def typed(column: pa.ChunkedArray) -> np.ndarray:
         return found
     if len(column) and pc.all(pc.is_in(column, pa.array(["True", "False"]))).as_py():
         return pc.equal(column, "True").to_numpy()
-    return strings(column.to_pylist())
+    return text_column(column)
 
 
 def _whole(column: pa.ChunkedArray) -> np.ndarray | None:

@@ -1,6 +1,6 @@
 """Edge lists in text: one synapse a row, its ends and weight in columns, other columns as edge attributes."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from io import BufferedIOBase
 from typing import Any
@@ -42,16 +42,18 @@ def read(source: Source, table: Table, options: Options) -> Graph:
                 "each such edge as two rows and drop the column, or read it with pandas and pass "
                 "`networkx.from_pandas_edgelist(...)` to `from_networkx`."
             )
-    place, kept = the_rest(names, (pre, post), weight, options, lambda k: typed(columns[k]).dtype.kind in "iuf")
+    place, kept, policies = the_rest(
+        names, (pre, post), weight, options, lambda k: typed(columns[k]).dtype.kind in "iuf"
+    )
     values = None if place is None else numbers("weight", columns[place])
     attrs = {names[k]: typed(columns[k]) for k in kept}
     ends, shape, labels = _nodes(source, table, columns[pre], columns[post])
-    return build_graph(ends[0], ends[1], values, shape, labels, None, attrs, policies=options.policies)
+    return build_graph(ends[0], ends[1], values, shape, labels, None, attrs, policies=policies)
 
 
 def check_names(options: Options, names: list[str]) -> None:
     """Refuse names that a header lacks, before the rows are read."""
-    options = replace(options, guesses=[])
+    options, names = replace(options, guesses=[]), names[: _width(names, lambda k: True)]
     if any(type(x) is int for x in (options.pre, options.post, options.weight)):
         return
     ends = ends_by_name(names, options)
@@ -165,13 +167,24 @@ def _columns(table: Table, options: Options) -> tuple[list[str], list[pa.Chunked
         pre, post, *place = _positions(table, given)
         names = [f"column {k}" for k in range(len(first))]
         return names, table.columns, pre, post, names[place[0]] if place else weight
+    below = table.below
+    width = _width(first, lambda k: not pc.max(pc.binary_length(below[k])).as_py())
+    first, below = first[:width], below[:width]
     ends = ends_by_name(first, options)
     if ends is None:
         raise ValueError(
             f"expected usual names of the ends of a synapse in row 1, got {first}. {WAY} A matrix: pass "
             "format='adjacency'."
         )
-    return first, table.below, *ends, weight
+    return first, below, *ends, weight
+
+
+def _width(names: list[str], is_empty: Callable[[int], bool]) -> int:
+    """Return how many columns there are but for the last ones without a name and a cell."""
+    width = len(names)
+    while width > 1 and names[width - 1] == "" and is_empty(width - 1):
+        width -= 1
+    return width
 
 
 def _positions(table: Table, given: list[Any]) -> list[int]:

@@ -1,13 +1,15 @@
 """Feather, Arrow's own file format: one synapse a row. It is read, not written; Parquet holds more in less."""
 
 import struct
+from collections.abc import Callable
+from functools import partial
 from io import BufferedIOBase
 
 import pyarrow as pa
 from pyarrow import ipc
 
 from .._graph.graph import Graph
-from .arrow import choose, graph_of
+from .arrow import Wanted, choose, graph_of
 from .safe import AGAIN, Options, Source
 
 MAGIC = b"ARROW1"
@@ -17,13 +19,18 @@ START = 8
 def read(source: Source, options: Options) -> Graph:
     """Read the columns that are wanted; the nodes are the sorted ids."""
     options.refuse("Feather has no separator", "separator")
+    return graph_of(source, options, *table_of(source, partial(choose, options=options)))
+
+
+def table_of(source: Source, choose: Callable[[pa.Schema], Wanted]) -> tuple[Wanted, pa.Table]:
+    """Return what was chosen of the columns, and these."""
     try:
         with pa.OSFile(str(source.path)) as file:
             if file.read(len(MAGIC)) != MAGIC:
                 raise ValueError(f"expected a Feather file of version 2, got one that begins otherwise. {AGAIN}")
             file.seek(START)
             schema = ipc.open_stream(file).schema
-            chosen = choose(schema, options)
+            chosen = choose(schema)
             file.seek(START)
             data = file.read_buffer()
         if data[-len(MAGIC) :].to_pybytes() != MAGIC:
@@ -35,7 +42,7 @@ def read(source: Source, options: Options) -> Graph:
         table.validate(full=True)
     except (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError) as error:
         raise ValueError(f"expected a sound Feather file, got one that does not read ({error}). {AGAIN}") from error
-    return graph_of(source, options, chosen, table)
+    return chosen, table
 
 
 def write(target: BufferedIOBase, graph: Graph) -> None:

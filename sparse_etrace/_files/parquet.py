@@ -2,7 +2,8 @@
 
 import base64
 import binascii
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from io import BufferedIOBase
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 from .._graph.columns import text_cells
 from .._graph.graph import Graph
 from .._graph.labels import plain_ids
-from .arrow import Nodes, choose, graph_of
+from .arrow import Nodes, Wanted, choose, graph_of
 from .npz import arrays_of, bytes_of, unpack
 from .safe import AGAIN, Options, Source, as_nodes, host_ends, host_weight, is_plain, only_strings
 
@@ -23,13 +24,18 @@ UNSOUND = (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecode
 def read(source: Source, options: Options) -> Graph:
     """Read the columns that are wanted; without the metadata of `write`, the nodes are the sorted ids."""
     options.refuse("Parquet has no separator", "separator")
+    chosen, table, mark = table_of(source, partial(choose, options=options))
+    return graph_of(source, options, chosen, table, None if mark is None else _nodes(source, mark))
+
+
+def table_of(source: Source, choose: Callable[[pa.Schema], Wanted]) -> tuple[Wanted, pa.Table, bytes | None]:
+    """Return what was chosen of the columns, these, and what `write` said of the nodes."""
     try:
         with pq.ParquetFile(source.path, page_checksum_verification=True) as file:
-            chosen = choose(file.schema_arrow, options)
-            table, mark = _table(source, file, chosen.names), (file.metadata.metadata or {}).get(KEY)
+            chosen = choose(file.schema_arrow)
+            return chosen, _table(source, file, chosen.names), (file.metadata.metadata or {}).get(KEY)
     except UNSOUND as error:
         raise ValueError(f"expected a sound Parquet file, got one that does not read ({error}). {AGAIN}") from error
-    return graph_of(source, options, chosen, table, None if mark is None else _nodes(source, mark))
 
 
 def write(target: BufferedIOBase, graph: Graph) -> None:

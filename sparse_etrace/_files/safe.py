@@ -101,6 +101,7 @@ class Options:
     separator: str | None
     edge_attrs: Iterable[Hashable] | None
     policies: Policies
+    duplicates: str | None = None
     guesses: list[str] = field(default_factory=list)
 
     def refuse(self, what: str, *names: str) -> None:

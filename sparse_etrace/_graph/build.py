@@ -22,6 +22,10 @@ class Policies:
     duplicates: str
     self_loops: str
     dtype: DTypeLike
+    notes: list[str] | None = None
+    """Takes what "sum" made one of, where the caller did not ask for it."""
+    drops_attrs: bool = False
+    """Whether "sum" leaves out an attribute that differs between parallel synapses, which is refused otherwise."""
 
     def __post_init__(self) -> None:
         if self.duplicates not in ("keep", "sum", "error"):
@@ -82,7 +86,7 @@ def build_graph(
     if policies.duplicates != "keep":
         first = _first_of_parallel(edges, policies.duplicates)
         if first.size < edges.pre.size:
-            edges = _summed(edges, first)
+            edges = _summed(edges, first, policies)
             connectivity = Connectivity.from_edges(edges.pre, edges.post, shape=(num_pre, num_post))
     return Graph(connectivity, jnp.array(edges.weight), nodes, node_attrs, edges.attrs)
 
@@ -120,7 +124,7 @@ def _first_of_parallel(edges: _Edges, policy: str) -> np.ndarray:
     return np.flatnonzero(start)
 
 
-def _summed(edges: _Edges, first: np.ndarray) -> _Edges:
+def _summed(edges: _Edges, first: np.ndarray, policies: Policies) -> _Edges:
     """One edge for each pair of nodes, its weight the sum of those of all."""
     one = edges.at(first)
 
@@ -130,12 +134,20 @@ def _summed(edges: _Edges, first: np.ndarray) -> _Edges:
     run = np.repeat(np.arange(first.size), np.diff(first, append=edges.pre.size))
     for key, column in edges.attrs.items():
         differs = column != column[first][run]
-        if differs.any():
+        if differs.any() and policies.drops_attrs:
+            del one.attrs[key]
+        elif differs.any():
             raise ValueError(
                 f"duplicates: expected 'keep' where edge attribute {key!r} differs between parallel "
                 f"synapses, got 'sum', which merges {name(int(run[np.argwhere(differs)[0][0]]))}. Use "
                 "'keep', or leave it out of `edge_attrs`."
             )
+    if policies.notes is not None:
+        lost = [key for key in edges.attrs if key not in one.attrs]
+        without = f", without {lost}, which differ among them" if lost else ""
+        policies.notes.append(
+            f"summed {edges.pre.size} rows into {first.size} synapses{without} (to keep rows apart: duplicates='keep')"
+        )
     weight = np.add.reduceat(edges.weight.astype(np.float64), first)
     weight = check_weight(weight, first.size, edges.weight.dtype, lambda k: f"the sum over {name(k)}")
     return one._replace(weight=weight)

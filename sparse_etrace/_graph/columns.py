@@ -10,10 +10,11 @@ import pyarrow as pa
 
 GUESS = "guess"
 NO_WEIGHT = ", or pass weight=None for weights of 1"
+SIGNED = "excitatory x connectivity"
 USUAL = frozenset(
     "weight weights w wt strength syn_weight count counts synapses synapse_count syn_count n_syn n_synapses num_syn "
-    "num_synapses".split()
-)
+    "num_synapses nsyns connectivity".split()
+) | {"number of connections", SIGNED}
 
 
 def weight_name(
@@ -46,6 +47,7 @@ def weight_name(
     if names.count("weight") == 1:
         return "weight"
     usual = [name for name in names if isinstance(name, str) and name.lower() in USUAL]
+    usual = [name for name in usual if name.lower() == SIGNED] or usual
     if len(usual) > 1:
         raise ValueError(
             f"weight: expected one column that may be it, got {usual}. Name one, or None for weights of 1."
@@ -167,14 +169,35 @@ def taken(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     return pa.array(values).take(pa.array(index)).to_numpy() if values.dtype.kind in "if" else values[index]
 
 
-def strings(cells: Sequence[str]) -> np.ndarray:
-    """Return strings as numpy's, or as objects where one long string would pad all others to its length."""
-    longest, total = max(map(len, cells), default=0), sum(map(len, cells))
-    if longest * len(cells) > max(2**22, 8 * total) or any(cell.endswith("\0") for cell in cells):
+def strings(cells: Sequence[str], index: np.ndarray | None = None) -> np.ndarray:
+    """Return strings as numpy's, or as objects where one long string would pad all others to its length.
+
+    Args:
+        cells: the strings.
+        index: the position in `cells` of each entry of the result; None for all in order.
+
+    Returns:
+        A string or object array.
+    """
+    index = np.arange(len(cells)) if index is None else index
+    lengths = np.fromiter(map(len, cells), np.int64, len(cells))[index]
+    if lengths.max(initial=0) * lengths.size > max(2**22, 8 * lengths.sum()) or any(
+        cell.endswith("\0") for cell in cells
+    ):
         found = np.empty(len(cells), object)
         found[:] = cells
-        return found
-    return np.array(cells, str)
+        return found[index]
+    return np.array(cells, str)[index]
+
+
+def text_column(column: pa.ChunkedArray) -> np.ndarray:
+    """Return Arrow's text of any of its types, with a dictionary or without, as `strings`; what is missing is empty."""
+    values, index = [""], [np.zeros(0, np.int64)]
+    for chunk in column.chunks:
+        found = chunk if pa.types.is_dictionary(chunk.type) else chunk.cast(pa.large_string()).dictionary_encode()
+        index.append(found.indices.cast(pa.int64()).fill_null(-len(values)).to_numpy() + len(values))
+        values += [value or "" for value in found.dictionary.to_pylist()]
+    return strings(values, np.concatenate(index))
 
 
 def text_cells(column: np.ndarray) -> list[str] | None:
