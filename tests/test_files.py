@@ -26,7 +26,7 @@ from hypothesis import example, given, settings, strategies as st
 import sparse_etrace as se
 from sparse_etrace import cli
 from sparse_etrace._files import cells as cells_of_text, text
-from sparse_etrace._files.arrow import encoded, node_positions
+from sparse_etrace._files.arrow import in_sorted_ids
 from sparse_etrace._files.npz import bytes_of
 from sparse_etrace._files.safe import only_strings
 
@@ -388,7 +388,7 @@ def test_positions_of_ids(pairs, kind, chunks):
     except OverflowError:
         return
     parts = [[array[:2], array[2:]] if chunks else [array] for array in arrays]
-    pre, post, labels = node_positions(*encoded(*(pa.chunked_array(part, kind) for part in parts)))
+    pre, post, labels = in_sorted_ids(*(pa.chunked_array(part, kind) for part in parts), [])
     assert list(labels) == sorted({*columns[0], *columns[1]})
     assert [[labels[k] for k in side.tolist()] for side in (pre, post)] == columns
 

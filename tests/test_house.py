@@ -31,7 +31,7 @@ HOUSE = {
     "transform": "origin merge normalized *",
     "generate": "",
     "interchange": "others *",
-    "_files": "safe columns cells text arrow npz graphml_document * neurons",
+    "_files": "safe columns cells text arrow npz graphml_document feather parquet neurons *",
     "_outside": "",
     "datasets": "",
     "_kernels": "native windows dense products *",

@@ -1,7 +1,6 @@
 """Arrow tables: which columns are wanted, ids as positions among sorted nodes, weights and attributes as numpy's."""
 
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -11,13 +10,11 @@ import pyarrow as pa
 from .._graph.build import Policies, build_graph
 from .._graph.columns import holds_numbers, taken, text_column
 from .._graph.graph import Graph
-from .._graph.labels import common_ids, distinct, label_index
+from .._graph.labels import beside, common_ids, distinct, label_index, positions
 from .columns import WAY, ends_by_name, the_rest
 from .safe import AGAIN, Options, Source, as_nodes, numbered
 
-MANY = 100_000
 Encoded = tuple[np.ndarray, np.ndarray | list]
-Found = TypeVar("Found")
 
 
 class Names(Protocol):
@@ -78,8 +75,7 @@ def graph_of(source: Source, options: Options, chosen: Chosen, table: pa.Table, 
                 f"expected ids of one kind, got integers and strings in the columns {chosen.pre!r} and "
                 f"{chosen.post!r}. Make both columns integers, or both strings."
             )
-        codes, values = zip(*encoded(*(column for _, column in ends)), strict=True)
-        pre, post, labels = node_positions(*zip(codes, map(partial(_trimmed, options), values), strict=True))
+        pre, post, labels = in_sorted_ids(ends[0][1], ends[1][1], options.guesses)
         source.check_units(len(labels), len(labels))
         nodes = Nodes((len(labels), len(labels)), as_nodes(labels), {}, None)
     elif nodes.sides is None:
@@ -91,17 +87,26 @@ def graph_of(source: Source, options: Options, chosen: Chosen, table: pa.Table, 
     return build_graph(pre, post, weight, nodes.shape, nodes.labels, nodes.attrs, attrs, policies=chosen.policies)
 
 
+def in_sorted_ids(
+    pre: pa.ChunkedArray, post: pa.ChunkedArray, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray, Sequence[Hashable]]:
+    """Return the position of each id among the sorted ids of both columns, and these ids; blanks around names go."""
+    if pa.types.is_integer(pre.type):
+        pieces = [[chunk.to_numpy() for chunk in column.chunks] or [np.zeros(0, np.int64)] for column in (pre, post)]
+        if not pre.type == post.type == pa.int64():
+            same = common_ids(pre.to_numpy(), post.to_numpy())
+            pieces = [] if same is None else [[ids] for ids in same]
+        if pieces:
+            places, found = positions(*pieces)
+            labels = found.tolist()
+            return places[0], places[1], range(len(labels)) if numbered(labels) else tuple(labels)
+    codes, values = zip(*encoded(pre, post), strict=True)
+    return node_positions(*zip(codes, map(partial(_trimmed, notes), values), strict=True))
+
+
 def encoded(*columns: pa.ChunkedArray) -> list[Encoded]:
     """Return where in its distinct values each entry of a column is, and these, by hashing."""
-    return beside(_encoded, columns)
-
-
-def beside(function: Callable[[pa.ChunkedArray], Found], columns: Sequence[pa.ChunkedArray]) -> list[Found]:
-    """Return what a function of Arrow's gives for each column; for many rows, all at a time."""
-    if len(columns[0]) < MANY:
-        return list(map(function, columns))
-    with ThreadPoolExecutor(len(columns)) as threads:
-        return list(threads.map(function, columns))
+    return beside(_encoded, columns, len(columns[0]))
 
 
 def _encoded(column: pa.ChunkedArray) -> Encoded:
@@ -190,7 +195,7 @@ def _whole_ids(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([numbers.astype(np.int64)])
 
 
-def _trimmed(options: Options, values: np.ndarray | list) -> np.ndarray | list:
+def _trimmed(notes: list[str], values: np.ndarray | list) -> np.ndarray | list:
     """Return distinct names without blanks around them."""
     if isinstance(values, np.ndarray):
         return values
@@ -199,7 +204,7 @@ def _trimmed(options: Options, values: np.ndarray | list) -> np.ndarray | list:
         raise ValueError("expected an id in each row, got an empty one. Fill it or drop the row.")
     odd = next((name for name, plain in zip(values, names, strict=True) if name != plain), None)
     if odd is not None:
-        options.guesses.append(f"took blanks off ids, as of {odd!r}")
+        notes.append(f"took blanks off ids, as of {odd!r}")
     return names
 
 

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from .._graph.build import build_graph
 from .._graph.columns import GUESS
 from .._graph.graph import Graph
-from .arrow import beside, encoded, node_positions, positions_in
+from .._graph.labels import beside
+from .arrow import encoded, in_sorted_ids, node_positions, positions_in
 from .cells import INTEGER, NUMBER, column_of, ids, integers, numbers, refuse_cell, text_of, typed
 from .columns import WAY, both_or_none, ends_by_name, the_rest, usual_ends
 from .safe import (
@@ -106,9 +107,9 @@ def _undirected(values: Iterable[object]) -> bool:
 
 def _ends(pre: pa.ChunkedArray, post: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, Sequence[Hashable]]:
     """Return the positions of the ends among the sorted ids, and these: integers if all are, else strings."""
-    whole = beside(lambda column: integers(column, pa.int64()), (pre, post))
-    if not any(column is None for column in whole):
-        return node_positions(*encoded(*whole))
+    whole = beside(lambda column: integers(column, pa.int64()), (pre, post), len(pre))
+    if whole[0] is not None and whole[1] is not None:
+        return in_sorted_ids(whole[0], whole[1], [])
     for column in (pre, post):
         row = pc.index(column, "").as_py()
         if row >= 0:

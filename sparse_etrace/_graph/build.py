@@ -79,10 +79,11 @@ def build_graph(
     edges = _Edges(pre, post, weight, attrs, name_of)
     if policies.self_loops != "keep":
         edges = _with_self_loops(edges, policies.self_loops, (num_pre, num_post))
-    order, connectivity = canonical_order(edges.pre, edges.post, (num_pre, num_post))
+    alone = edges.weight if not edges.attrs and edges.weight.dtype in (np.float32, np.float64) else None
+    order, connectivity = canonical_order(edges.pre, edges.post, (num_pre, num_post), alone)
     attrs = {key: column[order] for key, column in edges.attrs.items()}
-    ends = np.asarray(connectivity.pre), np.asarray(connectivity.post)
-    edges = _Edges(*ends, taken(edges.weight, order), attrs, name_of)
+    weight = taken(edges.weight, order) if alone is None else order
+    edges = _Edges(np.asarray(connectivity.pre), np.asarray(connectivity.post), weight, attrs, name_of)
     if policies.duplicates != "keep":
         first = _first_of_parallel(edges, policies.duplicates)
         if first.size < edges.pre.size:

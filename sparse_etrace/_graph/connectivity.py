@@ -123,13 +123,16 @@ def from_slots(connectivity: Connectivity, lag: np.ndarray, slots: int) -> Conne
     return _with_outgoing(sp.csc_array((number, pre, ptr), shape=(size, c.num_post)))
 
 
-def canonical_order(pre: Column, post: Column, shape: Sequence) -> tuple[np.ndarray, Connectivity]:
+def canonical_order(
+    pre: Column, post: Column, shape: Sequence, values: np.ndarray | None = None
+) -> tuple[np.ndarray, Connectivity]:
     """Return `(order, connectivity)` with `connectivity.pre == pre[order]`, and likewise for `post`.
 
     Args:
         pre: sending units, `(num_synapses,)`, integers of any type, in any order.
         post: receiving units, `(num_synapses,)`, integers of any type.
         shape: `(num_pre, num_post)`.
+        values: float32 or float64, `(num_synapses,)`; if given, `values[order]` is returned in the place of `order`.
 
     Returns:
         `order`, a numpy int32 array `(num_synapses,)` that says which input edge each canonical synapse was, and the
@@ -140,7 +143,7 @@ def canonical_order(pre: Column, post: Column, shape: Sequence) -> tuple[np.ndar
         ValueError: lengths differ, an index is outside `shape`, or there are too many synapses for int32.
     """
     pre, post, (num_pre, num_post) = edge_arrays(pre, post, shape)
-    number = np.arange(pre.size, dtype=np.int32)
+    number = np.arange(pre.size, dtype=np.int32) if values is None else values
     if _in_order(pre[:1000], post[:1000]) and _in_order(pre, post):
         ptr = np.searchsorted(post, np.arange(num_post + 1, dtype=post.dtype)).astype(np.int32)
         edges = sp.csc_array((number, pre.copy(), ptr), shape=(num_pre, num_post))
