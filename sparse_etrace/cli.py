@@ -103,6 +103,8 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
     weight = parser.add_mutually_exclusive_group()
     weight.add_argument("--weight", type=_column, default=GUESS, help="of weights: its name, or its position from 0")
     weight.add_argument("--no-weight", dest="weight", action="store_const", const=None, help="all weights are 1")
+    parser.add_argument("--nodes", type=Path, help="a table with a row for each node: its id, type, transmitter, ...")
+    parser.add_argument("--min-weight", type=float, help="the least weight of a synapse, after summing its rows")
     parser.add_argument("--format", help="of the file, whatever its suffix")
     parser.add_argument("--separator", choices=[*SEPARATORS.values()], help="between the cells of a text")
     parser.add_argument("--max-bytes", type=_size, help="how many bytes the file may unpack to")
@@ -139,10 +141,13 @@ def _info() -> str:
 def _read(args: argparse.Namespace, dtype: str = "float32") -> Graph:
     """The graph of a data set or a file; what `read_graph` guesses is said on stderr."""
     if args.file in DATA_SETS:
+        if args.nodes is not None:
+            raise ValueError(f"--nodes: expected a file beside it, got the data set {args.file!r}, which has its own.")
         return DATA_SETS[args.file]()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        columns = {name: getattr(args, name) for name in ("format", "pre", "post", "weight", "max_bytes")}
+        given = ("format", "pre", "post", "weight", "min_weight", "nodes", "max_bytes")
+        columns = {name: getattr(args, name) for name in given}
         columns["separator"] = {word: cell for cell, word in SEPARATORS.items()}.get(args.separator)
         graph = read_graph(args.file, dtype=dtype, **columns)
     for warning in said:

@@ -145,6 +145,18 @@ def test_inspect_without_a_choice(capsys, monkeypatch):
     assert "Kenyon cell" in shown and shown.endswith("costs\n")
 
 
+def test_inspect_with_a_table_of_nodes(capsys, tmp_path, edges):
+    table = tmp_path / "neurons.csv"
+    table.write_text("id,cell_type,nt_type\na,T4a,ACH\nb,Mi1,GABA\nc,Mi1,ACH\n")
+    assert cli.main(["inspect", edges, "--nodes", str(table), "--min-weight", "1", "--learner", "BPTT-5"]) == 0
+    out, said = capsys.readouterr()
+    assert "node attribute cell_type  Mi1 1, T4a 1" in out or "node attribute cell_type  T4a 1, Mi1 1" in out
+    assert "ACH 1" in out and "GABA 1" in out and "2, density 0.5" in out
+    assert "left out 1 of 3 nodes of the table" in said
+    assert cli.main(["inspect", "worm", "--nodes", str(table)]) == 2
+    assert "--nodes: expected a file beside it, got the data set 'worm'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", cli.LEARNERS)
 def test_every_learner_has_a_name(name):
     learner, steps = cli._learner(name)
