@@ -12,6 +12,7 @@ from . import (
     interchange as interchange,
     rewiring as rewiring,
     spikes as spikes,
+    stimuli as stimuli,
     surrogate as surrogate,
     transform as transform,
 )

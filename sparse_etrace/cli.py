@@ -1,4 +1,4 @@
-"""The command line: `sparse-etrace demo worm|events|traffic|spikes`, `inspect FILE`, `convert IN OUT`, `info`."""
+"""The command line: `sparse-etrace demo worm|events|traffic|spikes|eye`, `inspect FILE`, `convert IN OUT`, `info`."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import jax
 
-from . import datasets, demo, demo_events, demo_spikes, demo_traffic
+from . import datasets, demo, demo_events, demo_eye, demo_spikes, demo_traffic
 from ._files import SEPARATORS, read_graph, write_graph
 from ._graph.columns import GUESS
 from ._graph.graph import Graph
@@ -73,14 +73,15 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("demo", help="train a real network and save figures and numbers")
     show.add_argument(
         "name",
-        choices=["worm", "events", "traffic", "spikes"],
+        choices=["worm", "events", "traffic", "spikes", "eye"],
         help="worm: the connectome of C. elegans learns MNIST-1D; events: pairs of nodes that meet, and what they "
         "remember; traffic: speeds on the roads of a city, of which --data has the file; spikes: units that count cues "
-        "and remember them until they are asked",
+        "and remember them until they are asked; eye: the visual system of the fly, which learns where patterns move",
     )
     show.add_argument("--quick", action="store_true", help="a short form: about a minute")
     show.add_argument("--data", type=Path, help="traffic: the file metr_la_week.npz; se.datasets.traffic says more")
     show.add_argument("--exact", action="store_true", help="worm: by RTRL as well, an hour (quick: ten minutes)")
+    show.add_argument("--radius", type=_seed, help="eye: columns from the middle to the edge (default: 15; quick: 4)")
     show.add_argument("--out", type=Path, default=Path("results"), help="folder for the results (default: results)")
     show.add_argument("--seed", type=_seed, default=0, help="of weights and batches (default: 0)")
     show = commands.add_parser("inspect", help="what a graph is, and what each learner would cost on it")
@@ -186,6 +187,8 @@ def _demo(args: argparse.Namespace) -> None:
         demo.run(args.out, exact=args.exact, **options)
     elif args.name == "events":
         demo_events.run(args.out, **options)
+    elif args.name == "eye":
+        demo_eye.run(args.out, radius=args.radius, **options)
     elif args.name == "spikes":
         demo_spikes.run(args.out, **options)
     else:

@@ -1,13 +1,15 @@
-"""The demos of events, of traffic and of spikes: very short runs, and their tasks against references."""
+"""The demos of events, of traffic, of spikes and of the eye: very short runs, and their tasks against references."""
 
 import json
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sparse_etrace as se
-from sparse_etrace import cli, demo_events, demo_spikes, demo_traffic
+from sparse_etrace import cli, demo_events, demo_eye, demo_eye_model, demo_spikes, demo_traffic
 
 NODES = 8
 
@@ -26,6 +28,13 @@ def small(monkeypatch):
         monkeypatch.setattr(demo_spikes, name, value)
     for name, value in {"SHARE": 0.4, "QUICK_UPDATES": 2, "EVERY": 1, "TRIALS": 4}.items():
         monkeypatch.setattr(demo_spikes, name, value)
+    for name, value in {"QUICK_SCENES": 2, "SHOWN": 2, "MODES": ("by type",)}.items():
+        monkeypatch.setattr(demo_eye, name, value)
+    # A rule that is compiled in less time, and plans that are not compiled.
+    monkeypatch.setattr(demo_eye, "RULES", {demo_eye.BRIDGED: se.D_RTRL()})
+    monkeypatch.setattr(
+        demo_eye, "memory_plan", lambda *args, chunk=None: SimpleNamespace(total=1000 if chunk else args[-1])
+    )
 
 
 def test_queues():
@@ -111,3 +120,69 @@ def test_spikes(tmp_path, capsys):
     assert saved[demo_spikes.READOUT][0]["rate"][0] == saved[demo_spikes.READOUT][0]["rate"][1]
     said = capsys.readouterr().out
     assert (tmp_path / "spikes.png").stat().st_size > 10_000 and "updates to 7%" in said and "D-RTRL" in said
+
+
+@pytest.fixture(scope="module")
+def eye():
+    return se.datasets.fly_eye(2)
+
+
+def test_gains_of_pairs_and_weights_of_synapses_begin_alike(eye):
+    """Each gain moves the synapses of its pair of types in proportion to their counts; each synapse keeps its sign."""
+    by_type, by_synapse = (demo_eye.Eye(eye, jax.random.key(0), by) for by in ("by type", "by synapse"))
+    weight = np.asarray(by_synapse.synapses.value["weight"])
+    op, gain = by_type.synapses.op, by_type.synapses.value["weight"]
+    np.testing.assert_allclose(op.phi({"weight": gain})["weight"], weight, rtol=1e-6)
+    np.testing.assert_array_equal(np.sign(weight), np.sign(eye.weight))
+    tie, pairs = se.ties(eye, pre="cell_type", post="cell_type")
+    k = pairs.index(("Mi9", "T4a"))
+    (of_pair,) = np.unique(np.asarray(op.weight_fn.pair)[np.asarray(op.slot)[tie == k]])
+    moved = np.asarray(op.phi({"weight": gain.at[of_pair].multiply(3)})["weight"])
+    np.testing.assert_allclose(moved, np.where(tie == k, 3 * weight, weight), rtol=1e-6)
+    assert len(np.unique(op.weight_fn.pair)) == len(pairs)
+    received = np.bincount(eye.connectivity.post, np.abs(weight), len(eye.nodes))
+    np.testing.assert_allclose(received[eye.where(cell_type="T4a")].mean(), demo_eye_model.START, rtol=1e-5)
+
+
+def test_scenes(eye):
+    """Keys say all of a scene; the direction counts after a while, and is that of the light."""
+    place = demo_eye.lattice(eye)
+    light, way = demo_eye.scene(jax.random.key(1), place)
+    again, _ = demo_eye.scene(jax.random.key(1), place)
+    other, _ = demo_eye.scene(jax.random.key(2), place)
+    np.testing.assert_array_equal(light, again)
+    assert light.shape == (32, 19) and way.shape == (32, 3) and np.abs(light - other).max() > 0.1
+    assert not way[:12].any() and np.all(way[12:, 2] == 1)
+    np.testing.assert_allclose(np.hypot(*way[12:, :2].T), 1, rtol=1e-6)
+
+
+def test_selectivity():
+    """One direction alone: 1 and that direction; all alike: 0."""
+    rates = np.zeros((8, 3))
+    rates[2, 0], rates[:, 1], rates[[0, 1], 2] = 1, 5, (1, 1)
+    index, preferred = demo_eye.selectivity(rates)
+    np.testing.assert_allclose(index, [1, 0, np.cos(np.pi / 8)], atol=1e-12)
+    np.testing.assert_allclose(preferred[[0, 2]], [90, 22.5])
+
+
+def test_no_weight_changes_its_sign():
+    w, change = jnp.array([0.5, -0.5, 0.5, -0.5]), jnp.array([-0.4, 0.4, -0.6, 0.6])
+    np.testing.assert_allclose(w + demo_eye._kept(change, w), [0.1, -0.1, 0.25, -0.25], rtol=1e-6)
+    for _ in range(200):
+        w = w + demo_eye._kept(2 * change, w)
+    assert w.dtype == jnp.float32 and np.all(np.sign(w) == [1, -1, 1, -1]) and np.all(np.abs(w) < 1e-7)
+
+
+def test_eye(tmp_path, capsys):
+    assert cli.main(["demo", "eye", "--quick", "--radius", "1", "--out", str(tmp_path)]) == 0
+    saved = json.loads((tmp_path / "eye.json").read_text())
+    assert saved["radius"] == 1 and list(saved["runs"]) == [
+        demo_eye.MAIN,
+        f"{demo_eye.BRIDGED}, by type, null networks",
+    ]
+    for (run,) in saved["runs"].values():
+        assert len(run["loss"]) == 2 and np.shape(run["before"]) == np.shape(run["after"]) == (8, 8)
+        assert run["before"] != run["after"] and 0 <= run["error"] <= 180
+    assert saved["memory"] == {demo_eye.BRIDGED: 1000, "BPTT": {"16": 16, "100": 100, "1000": 1000}}
+    said = capsys.readouterr().out
+    assert (tmp_path / "eye.png").stat().st_size > 10_000 and "selectivity before -> after" in said

@@ -49,11 +49,14 @@ HOUSE = {
     "_report": "explain memory alignment costs compare",
     "spikes": "named *",
     "evaluate": "",
+    "stimuli": "",
     "plot": "style checks *",
     "demo": "",
     "demo_events": "",
     "demo_traffic": "",
     "demo_spikes": "",
+    "demo_eye_model": "",
+    "demo_eye": "",
     "cli": "",
 }
 MAX_LINES, MAX_CODE = 350, 60  # of a file, and of code in a function

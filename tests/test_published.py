@@ -107,16 +107,6 @@ def test_attributes_of_summed_rows(tmp_path):
         read(tmp_path / "edges.csv", edge_attrs=["nt_type"])
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npz", ".graphml"])
-def test_rows_of_other_tables_stay_apart(tmp_path, suffix):
-    """As `write_graph` writes them, whatever their attributes are called."""
-    attrs = {"roi": ["a", "b", "a"], "neuropil": [1, 2, 3]}
-    graph = se.from_edges([0, 0, 1], [1, 1, 0], [1.0, 2.0, 3.0], edge_attrs=attrs)
-    se.write_graph(tmp_path / f"graph{suffix}", graph)
-    again = se.read_graph(tmp_path / f"graph{suffix}")
-    assert again.weight.tolist() == [3, 1, 2] and again.edge_attrs["roi"].tolist() == ["a", "a", "b"]
-
-
 def test_sizes_of_synapses(tmp_path):
     frame = rows("pre_pt_root_id", "post_pt_root_id", None).assign(size=range(ROWS), at=[[1]] * ROWS)
     graph, said = read(written(frame, tmp_path / "edges.parquet"), weight="size")

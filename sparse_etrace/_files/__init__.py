@@ -75,8 +75,8 @@ def read_graph(
             (`True`, `False`) or strings; a column with empty cells is one of strings. None of the parts of a connection
             that are summed.
         separator: "," or "\\t" or ";" or " " between the cells of a text; the one in its first row unless given.
-        duplicates: see `from_edges`. Unless given, "keep"; but "sum" with `min_weight`, and in tables with root ids or
-            body ids, whose rows are parts of the connection of two cells, as by neuropil or ROI, or single synapses.
+        duplicates: see `from_edges`. Unless given, "keep"; but "sum" with `min_weight`, and where rows are parts of the
+            connection of two cells: those by neuropil or ROI, or with root ids or body ids.
         self_loops, dtype: see `from_edges`.
         min_weight: the least absolute weight of a synapse, after summing; nodes that lose all theirs are left out too.
         nodes: a table with a row for each node, its id and its attributes: a file (`.csv`, `.parquet`, `.feather`), a

@@ -21,7 +21,7 @@ ENDS = (
     ("presynaptic_id", "postsynaptic_id"),
     ("presynaptic_index", "postsynaptic_index"),
 )
-# Tables of reconstructed cells may have a row for each synapse, or for each part of the brain where two cells meet.
+# Tables of reconstructed cells have a row for each synapse, or for each part of the brain where two cells meet.
 CELLS = ENDS[ENDS.index(("pre_root_id", "post_root_id")) :]
 PARTS = ("neuropil", "roi")
 WAY = "Pass pre=, post= (and weight=): names of columns, or positions from 0 where row 1 is no header."
@@ -90,10 +90,11 @@ def the_rest(
     where = {name: k for k, name in enumerate(names) if k not in ends}
     found = weight_name(weight, where, lambda name: is_number(where[name]), options.guesses)
     kept, policies = options.kept([name for name in where if name != found]), options.policies
-    if options.duplicates is None and tuple(names[k].lower() for k in ends) in CELLS:
+    parts = [name for name in where if name.lower() in PARTS]
+    if options.duplicates is None and (parts or tuple(names[k].lower() for k in ends) in CELLS):
         policies = replace(policies, duplicates="sum", notes=options.guesses, drops_attrs=options.edge_attrs is None)
-        lost = kept if found is None else [name for name in kept if name.lower() in PARTS]
+        lost = kept if found is None else [name for name in kept if name in parts]
         if lost and options.edge_attrs is None:
             kept = [name for name in kept if name not in lost]
-            options.guesses.append(f"took rows for parts of a connection, without {lost} (else: duplicates='keep')")
+            options.guesses.append(f"took rows for parts of a connection, without {lost} (to keep: edge_attrs={lost})")
     return None if found is None else where[found], [where[name] for name in kept], policies

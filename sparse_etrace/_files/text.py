@@ -64,12 +64,10 @@ class _Plain:
 
     def __init__(self, pieces: Pieces):
         self.pieces, self.head = pieces, pieces.read(HEAD)
-        # Cells in quotes that come later are found by reading again.
-        self.quoted = b'"' in HEADER.sub(b"", self.head, 1)
 
     def read(self, size: int) -> bytes:
         piece, self.head = self.head or self.pieces.read(size), b""
-        if any(odd in piece for odd in (b"\0", b" ", b"#", b"%")) or (b'"' in piece and not self.quoted):
+        if any(odd in piece for odd in (b"\0", b'"', b" ", b"#", b"%")):
             raise ValueError("expected a plain table, got another.")
         return piece
 
@@ -89,7 +87,7 @@ def read_table(source: Source, separator: str | None, check: Callable[[list[str]
                 text.head = HEADER.sub(lambda row: row[0].replace(b'"', b""), text.head, 1)
             # While pyarrow splits one piece, the next one is unpacked. What is wrong is said below.
             with suppress(ValueError):
-                return Table(_split(text, found[0], len(found[1]), text.quoted), None, found[0], 0)
+                return Table(_split(text, found[0], len(found[1])), None, found[0], 0)
     data = source.read()
     try:
         data.decode()

@@ -11,7 +11,7 @@ from .._types import Column
 from .columns import is_column, plain_column, whole_numbers
 
 SCALARS = (np.number, np.bool_, np.str_, np.bytes_)
-MANY, SAMPLE, BLOCK = 100_000, 2**19, 2**13
+MANY, SAMPLE, BLOCK = 100_000, 2**19, 2**14
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 Found = TypeVar("Found")
 
@@ -87,7 +87,7 @@ def positions(*columns: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndar
     if 2 * known.size > sample.size:
         labels, place = np.unique(np.concatenate([x for column in columns for x in column]), return_inverse=True)
         return np.split(place.astype(np.int32), len(columns)), labels
-    shift = np.uint64(61 - int(known.size).bit_length())
+    shift = np.uint64(60 - int(known.size).bit_length())
     table = np.zeros(2 ** int(64 - shift), np.int32)
     table[_hashed(known, shift)] = np.arange(known.size, dtype=np.int32)
     found = beside(lambda column: _in_table(column, known, table, shift), columns, rows)
