@@ -195,10 +195,12 @@ def test_ids_that_are_floats(tmp_path, suffix):
 def test_positions_of_many_ids(low, kinds, monkeypatch):
     """In pieces, and most ids of the rows in no sample; by a table, or where nearly all differ by a sort."""
     random, dtype = np.random.default_rng(0), np.uint64 if low == 2**63 else np.int64
-    columns = random.zipf(1.2, (2, 5_000)) % kinds if kinds == 2_000 else random.integers(0, kinds, (2, 5_000))
+    columns = random.zipf(1.5, (2, 5_000)) % kinds if kinds == 2_000 else random.integers(0, kinds, (2, 5_000))
     columns = [side.astype(dtype) + dtype(low) for side in columns]
-    for sample in (2**19, 2**4):
+    # All ids known, but in one place; some not in the sample.
+    for sample, factor in ((2**19, 0), (2**7, int(labels.GOLDEN))):
         monkeypatch.setattr(labels, "SAMPLE", sample)
+        monkeypatch.setattr(labels, "GOLDEN", np.uint64(factor))
         places, found = labels.positions(np.array_split(columns[0], 3), [columns[1]])
         np.testing.assert_array_equal(found, np.unique(columns))
         for place, side in zip(places, columns, strict=True):
