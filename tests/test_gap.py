@@ -108,8 +108,6 @@ def test_es_d_rtrl_is_its_formula(x64, case):
     expected = oracles.online(twin, xs, ys, decay=DECAY)
     found = gradients(se.ES_D_RTRL(decay=DECAY), case)
     assert oracles.relative_error(found, jax.tree.map(lambda g: g.sum(0), expected.factored)) < 1e-10
-    exact = jax.tree.map(lambda g: g.sum(0), expected.exact)
-    assert oracles.relative_error(gradients(se.D_RTRL(), case), exact) < 1e-10
 
 
 @ONLY
@@ -119,15 +117,16 @@ def test_rtrl_is_backpropagation(x64, case):
 
 
 def test_the_current_is_the_formula():
+    run = jax.jit(lambda gap, v: gap(v))
     rng = np.random.default_rng(0)
     v, g = rng.normal(size=(3, 279)), np.asarray(ELECTRICAL.to_dense(), float)
     expected = np.einsum("ij,bij->bj", g, v[:, :, None] - v[:, None, :])
     gap = se.GapJunctions(ELECTRICAL)
-    np.testing.assert_allclose(gap(jnp.asarray(v, jnp.float32)), expected, atol=1e-4)
+    np.testing.assert_allclose(run(gap, v.astype(np.float32)), expected, atol=1e-4)
     assert gap.param.value["weight"].shape == (514,) and len(gap.junctions) == 514
     np.testing.assert_array_equal(g[tuple(gap.junctions.T)], gap.param.value["weight"])
     many = se.from_edges([0, 0, 1, 1], [1, 1, 0, 0], [1.0, 2.0, 1.0, 2.0])  # two junctions of one pair
-    assert se.GapJunctions(many)(jnp.array([1.0, 0.0])).tolist() == [-3.0, 3.0]
+    assert run(se.GapJunctions(many), np.array([1, 0], np.float32)).tolist() == [-3.0, 3.0]
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ class Graph(eqx.Module):
 
         Args:
             pre, post: each what `where` returns, a dictionary of attributes for it (an empty one for all nodes), a mask
-                of all nodes, one label that is a string, or several labels.
+                of all nodes, one label, or several.
 
         Returns:
             Positions in ascending order, which index `weight` and `edge_attrs` as well.

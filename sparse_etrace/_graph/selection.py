@@ -62,7 +62,7 @@ def places_of(graph: Any, argument: str, nodes: Any) -> np.ndarray:
         return np.flatnonzero(mask)
     if isinstance(nodes, Places):
         return as_indices(argument, np.asarray(nodes), size)
-    labels = as_labels([nodes] if isinstance(nodes, str) else nodes)
+    labels = as_labels([nodes] if isinstance(nodes, str) or not isinstance(nodes, Iterable) else nodes)
     if graph.nodes == range(size):
         return as_indices(argument, index_array(argument, np.asarray(labels)), size)
     return look_up(argument, labels, graph.nodes)
