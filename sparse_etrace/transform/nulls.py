@@ -135,7 +135,9 @@ def rewire_degrees(
             np.concatenate([now[one], now[two], *wanted]), return_inverse=True, return_counts=True
         )
         # Of what one swap takes and makes, another touches nothing: so each way back is as likely.
-        good = (count[which].reshape(4, -1) == 1).all(axis=0) & ~np.isin(wanted, now).any(axis=0)
+        there = np.sort(now)  # numpy's `isin` hashes all of them, which takes longer
+        is_there = there[np.minimum(np.searchsorted(there, wanted), now.size - 1)] == wanted
+        good = (count[which].reshape(4, -1) == 1).all(axis=0) & ~is_there.any(axis=0)
         if square:
             good &= (pre[one] != post[two]) & (pre[two] != post[one])
         one, two = one[good], two[good]
