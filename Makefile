@@ -34,6 +34,7 @@ bench: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/activity.py --out results
 	$(BIN)/python tests/benchmarks/graph.py --out results
 	$(BIN)/python tests/benchmarks/files.py --out results
+	$(BIN)/python tests/benchmarks/whole_fly.py --out results
 
 # With the Python of a machine with a GPU, which may be offline: it says which wheels are missing.
 bench-gpu:
@@ -41,6 +42,7 @@ bench-gpu:
 
 study: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/learners.py --out results
+	$(BIN)/python tests/benchmarks/teacher.py --out results
 
 # The predecessor in an environment of its own; nothing else here depends on it.
 bench-peers:

@@ -96,3 +96,22 @@ def test_what_differs_on_a_gpu(monkeypatch):
     assert difference([true[0] * (1 + 1e-12)], true) < 2e-12
     assert difference([true[0] + np.array([[0, 0], [1e-3, 0]])], true) > 0.05
     assert not difference([true[0] * np.nan], true) < 1
+
+
+@ONLY
+def test_quick_benchmark_of_the_whole_fly(tmp_path):
+    found, _ = quick("whole_fly", tmp_path)
+    assert found["here"]["spikes"] > found["here"]["active"] > 20
+    assert all(found[rule]["largest gradient"] > 0 for rule in ("D-RTRL", "ES-D-RTRL"))
+
+
+@ONLY
+def test_quick_study_of_students(tmp_path):
+    """More recorded neurons leave less error on the others, and RTRL does what BPTT does."""
+    found, _ = quick("teacher", tmp_path)
+    for (one,) in found.values():
+        few, many = one["rules"]["BPTT"].values()
+        assert many["unrecorded"] < few["unrecorded"] and many["recorded"] < 1
+        by_rtrl = [row["unrecorded"] for row in one["rules"]["RTRL"].values()]
+        np.testing.assert_allclose(by_rtrl, [few["unrecorded"], many["unrecorded"]], rtol=1e-2)
+    assert (tmp_path / "teacher.png").read_bytes().startswith(b"\x89PNG")

@@ -142,7 +142,7 @@ def fly():
     count = np.ceil(rng.lognormal(3.2, 1.0, pre.size)) * np.where(rng.random(units) < 0.4, -1, 1)[pre]
     given = {"pre": pre, "post": post, "weight": count, "units": np.asarray(units), "driven": driven}
     given["inputs"] = rng.random((3000, driven.size)) < 0.015
-    at, who, _ = whole_fly.by_brian(given)
+    at, who, *_ = whole_fly.by_brian(given)
     return {f"whole fly/{name}": value for name, value in (given | {"at": at, "who": who}).items()}
 
 

@@ -6,6 +6,7 @@ Brian2.
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ BUSY = 100  # neurons whose rates are compared
 
 
 def by_brian(given):
-    """Spikes as steps and units, and seconds for all of it, with the published equations."""
+    """Steps and units of spikes, and seconds of wall and processor, with the published equations."""
     import brian2 as b
 
     units, steps, driven, inputs = int(given["units"]), len(given["inputs"]), given["driven"], given["inputs"]
@@ -44,11 +45,11 @@ def by_brian(given):
     spikes = b.SpikeMonitor(group)
     net = b.Network(group, synapses, source, drive, spikes)
     net.run(DT * b.ms, namespace={})
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), time.process_time()
     net.run((steps - 1) * DT * b.ms, namespace={})
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - begin, time.process_time() - cpu
     # An input acts after the step that it is in, here at its begin.
-    return np.round(np.asarray(spikes.t / b.ms) / DT).astype(int) - 1, np.asarray(spikes.i), seconds
+    return np.round(np.asarray(spikes.t / b.ms) / DT).astype(int) - 1, np.asarray(spikes.i), *seconds
 
 
 def main():
@@ -56,25 +57,37 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--brian", help="an interpreter that has Brian2")
-    parser.add_argument("--as-brian", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--part", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.as_brian:
-        np.savez(args.as_brian.with_suffix(".spikes.npz"), *by_brian(dict(np.load(args.as_brian))))
+    if args.part == "Brian2":
+        *spikes, seconds, cpu = by_brian(dict(np.load(args.out / "whole_fly.npz")))
+        np.savez(args.out / "Brian2.npz", *spikes)
+        note(args.out, {"seconds": seconds, "seconds of processor": cpu, "spikes": len(spikes[0])})
         return
-    import whole_fly_here
+    if args.part:
+        import whole_fly_here
 
+        note(args.out, whole_fly_here.PARTS[args.part](args.out, args.quick))
+        return
     args.out.mkdir(parents=True, exist_ok=True)
-    given, spikes, found = whole_fly_here.simulated(args.quick)
+    found, interpreters = {}, dict.fromkeys(("network", "here", "ES-D-RTRL", "D-RTRL"), sys.executable)
+    # Each in a process of its own, of which the memory is that at its peak.
+    for part, python in (interpreters | ({"Brian2": args.brian} if args.brian else {})).items():
+        quick = ["--quick"] * args.quick
+        subprocess.run([python, __file__, "--part", part, "--out", str(args.out), *quick], check=True)
+        found[part] = json.loads((args.out / "part.json").read_text())
+        print(part, found[part], flush=True)
     if args.brian:
-        file = args.out / "whole_fly.npz"
-        np.savez(file, **given)
-        subprocess.run([args.brian, __file__, "--as-brian", str(file)], check=True)
-        at, who, seconds = np.load(file.with_suffix(".spikes.npz")).values()
-        found["Brian2"] = {"seconds": float(seconds), "spikes": len(at)}
-        found |= compared(spikes, (at, who), given["units"], given["steps"] * DT / 1000)
-    found |= whole_fly_here.trained(args.quick)
-    print(json.dumps(found, indent=1))
+        spikes = [list(np.load(args.out / f"{part}.npz").values()) for part in ("here", "Brian2")]
+        given = np.load(args.out / "whole_fly.npz")
+        found |= compared(*spikes, given["units"], len(given["inputs"]) * DT / 1000)
+        print({name: value for name, value in found.items() if name not in interpreters})
     (args.out / "whole_fly.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def note(folder, row):
+    row["GB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    (folder / "part.json").write_text(json.dumps(row))
 
 
 def compared(here, there, units, seconds):
