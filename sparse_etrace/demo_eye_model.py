@@ -63,9 +63,8 @@ class Eye(eqx.Module):
     bias: ETraceParam
     leak: ETraceParam
     readout: ETraceParam
-    receptors: Array
-    column: Array
-    cells: Array
+    columns: int = eqx.field(static=True)
+    first: int = eqx.field(static=True)
 
     def __init__(self, graph: Graph, key: Array, by: str = BY_TYPE):
         types, number = np.unique(graph.node_attrs["cell_type"], return_inverse=True)
@@ -77,8 +76,9 @@ class Eye(eqx.Module):
             op, start = SpMatMulOp(graph.connectivity), share[kind]
         self.synapses = ETraceParam({"weight": jnp.asarray(START * start)}, op)
         # At rest and in grey light nothing changes, on average over the units of a type.
-        receptors, rest = graph.where(is_input=True), np.full(len(number), REST, np.float32)
-        rest[receptors] = LIT
+        self.columns, self.first = len(graph.where(cell_type="R1")), int(graph.where(cell_type=CELLS[0])[0])
+        rest = np.full(len(number), REST, np.float32)
+        rest[: 8 * self.columns] = LIT
         bias = np.bincount(number, rest - np.asarray(self.synapses(jnp.asarray(rest)))) / np.bincount(number)
         of_unit = jnp.asarray(number, jnp.int32)
         self.bias = ElemWiseParam(jnp.asarray(bias, jnp.float32), OfType(of_unit, False))
@@ -87,19 +87,17 @@ class Eye(eqx.Module):
         angles = np.deg2rad(KNOWN * 2)
         ways = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=1), jnp.float32)
         self.readout = NonTempParam({"weight": ways, "bias": jnp.zeros(2)}, MatMulOp())
-        self.receptors = jnp.asarray(receptors, jnp.int32)
-        self.column = jnp.asarray(np.tile(np.arange(len(receptors) // 8), 8), jnp.int32)
-        self.cells = jnp.asarray(np.stack([graph.where(cell_type=name) for name in CELLS]), jnp.int32)
 
     def init_state(self) -> Float[Array, " units"]:
         """Rest, in grey light."""
-        return jnp.full(self.bias().shape, REST).at[self.receptors].set(LIT)
+        return jnp.full(self.bias().shape, REST).at[: 8 * self.columns].set(LIT)
 
     def __call__(self, v: Array, light: Array) -> tuple[Array, tuple[Array, Array]]:
-        drive = jnp.zeros_like(v).at[self.receptors].set(light[self.column] - LIT)
+        # Receptors are the first eight types, and T4 and T5 another eight in a row.
+        drive = jnp.pad(jnp.tile(light - LIT, 8), (0, len(v) - 8 * self.columns))
         a = self.leak()
         v = a * v + (1 - a) * (self.synapses(jax.nn.relu(v)) + self.bias() + drive)
-        seen = v[self.cells]
+        seen = v[self.first : self.first + 8 * self.columns].reshape(8, -1)
         return v, (self.readout(jax.nn.leaky_relu(seen, 0.1).mean(-1) / REST), jax.nn.relu(seen).mean(-1))
 
 
