@@ -43,6 +43,7 @@ bench-gpu:
 study: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/learners.py --out results
 	$(BIN)/python tests/benchmarks/teacher.py --out results
+	$(BIN)/python tests/benchmarks/match.py --out results
 
 # The predecessor in an environment of its own; nothing else here depends on it.
 bench-peers:

@@ -69,6 +69,14 @@ def test_quick_classes(tmp_path):
 
 
 @ONLY
+def test_quick_match_to_sample(tmp_path):
+    found, printed = quick("match", tmp_path)
+    assert set(found) == {"D-RTRL", "BPTT"} and "updates to 5%" in printed
+    assert found["D-RTRL"][0]["traces"] > 0 and found["BPTT"][0]["traces"] == 0
+    assert all(row["seconds"] > 0 and 0 <= row["error"][-1] <= 1 for (row,) in found.values())
+
+
+@ONLY
 def test_quick_study_of_learners(tmp_path):
     found, printed = quick("learners", tmp_path)
     for name in ("learners.png", "copy.png"):
