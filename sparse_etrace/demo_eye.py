@@ -104,6 +104,11 @@ def selectivity(rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.abs(total) / np.maximum(rates.sum(0), LEAST), np.rad2deg(np.angle(total)) % 360
 
 
+def together(rates: np.ndarray) -> float:
+    """Direction selectivity of all types, each weighed by its rates: those that are nearly silent say nothing."""
+    return float(np.average(selectivity(rates)[0], weights=np.maximum(rates.sum(0), LEAST)))
+
+
 @eqx.filter_jit
 def error(model: Eye, place: Float[Array, "columns 2"]) -> Float[Array, ""]:
     """Median angle between what is read out and the direction, of scenes that are never learned (degrees)."""
@@ -232,13 +237,13 @@ def draw(results: dict[str, Any]) -> "Figure":
 
 
 def _selectivities(axes: Any, runs: dict[str, list]) -> None:
-    """A dot for each eye: the mean over types of T4 and T5."""
+    """A dot for each eye."""
     from .plot.style import PALETTE
 
     names = [f"untrained, {CONNECTOME}", *runs]
     for row, name in enumerate(names):
         found, when = (runs[MAIN], "before") if row == 0 else (runs[name], "after")
-        values = [selectivity(np.array(run[when]))[0].mean() for run in found]
+        values = [together(np.array(run[when])) for run in found]
         axes.plot(values, [row] * len(values), "o", ms=4, color=PALETTE[5 if NULL in name else 7 if row == 0 else 0])
     axes.set(yticks=range(len(names)), yticklabels=names, xlim=(0, None), xlabel="direction selectivity of T4 and T5")
     axes.invert_yaxis()
@@ -253,8 +258,8 @@ def summary(results: dict[str, Any]) -> str:
     """The numbers in words."""
     lines = [f"{'':42}{'selectivity before -> after':>28}{'error (degrees)':>18}{'as known':>10}{'steps/s':>9}"]
     for name, found in results["runs"].items():
-        before, after = ([selectivity(np.array(run[when])) for run in found] for when in ("before", "after"))
-        mean = [np.mean([dsi.mean() for dsi, _ in part]) for part in (before, after)]
+        mean = [np.mean([together(np.array(run[when])) for run in found]) for when in ("before", "after")]
+        after = [selectivity(np.array(run["after"])) for run in found]
         turned = np.array([(way - KNOWN * 2 + 180) % 360 - 180 for _, way in after])
         known = np.mean(np.abs(turned) <= 45)
         errors = np.mean([run["error"] for run in found])

@@ -163,6 +163,8 @@ def test_selectivity():
     index, preferred = demo_eye.selectivity(rates)
     np.testing.assert_allclose(index, [1, 0, np.cos(np.pi / 8)], atol=1e-12)
     np.testing.assert_allclose(preferred[[0, 2]], [90, 22.5])
+    assert demo_eye.together(rates) == pytest.approx((1 + 2 * np.cos(np.pi / 8)) / 43)
+    assert demo_eye.together(np.zeros((8, 2))) == 0
 
 
 def test_no_weight_changes_its_sign():
