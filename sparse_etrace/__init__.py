@@ -98,6 +98,7 @@ from ._train.online import online_grad as online_grad
 from ._train.predict import predict as predict
 from ._train.rewire import Rewired as Rewired, rewire as rewire
 from ._train.stream import SnapshotStream as SnapshotStream
+from .sharding import shard as shard, unshard as unshard
 from .spikes.record import RecordedState as RecordedState, Recorder as Recorder, record as record
 
 if _TYPE_CHECKING:

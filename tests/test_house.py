@@ -35,8 +35,9 @@ HOUSE = {
     "_outside": "",
     "datasets": "",
     "_kernels": "native windows dense products *",
-    "_op": "contract weights boundary param initial delays spmatmul weight_fn *",
+    "_op": "contract weights boundary param initial delays spmatmul matmul weight_fn *",
     "rewiring": "",
+    "sharding": "",
     "cells": "cell supports *",
     "cells/spiking": "constants integrate current population delta exponential lif * whole_fly",
     "_model": "types primitives program refusals linear constant positions trained call links origin reading "

@@ -120,7 +120,7 @@ def from_slots(connectivity: Connectivity, lag: np.ndarray, slots: int) -> Conne
     c, (count, copies), size = connectivity, lag.shape, slots * connectivity.num_pre
     pre = (lag.astype(np.int64) * c.num_pre + np.asarray(c.pre)[:, None]).ravel().astype(np.int32)
     number, ptr = np.arange(count * copies, dtype=np.int32), np.asarray(c.post_ptr) * np.int32(copies)
-    return _with_outgoing(sp.csc_array((number, pre, ptr), shape=(size, c.num_post)))
+    return with_outgoing(sp.csc_array((number, pre, ptr), shape=(size, c.num_post)))
 
 
 def canonical_order(
@@ -154,10 +154,10 @@ def canonical_order(
         edges.has_canonical_format = True
         edges = edges.tocsr()
         edges = edges.tocsc()
-    return edges.data, _with_outgoing(edges)
+    return edges.data, with_outgoing(edges)
 
 
-def _with_outgoing(edges: sp.csc_array) -> Connectivity:
+def with_outgoing(edges: sp.csc_array) -> Connectivity:
     """The connectivity of receivers' runs of senders, in this order."""
     (num_pre, num_post), number = edges.shape, np.arange(edges.nnz, dtype=np.int32)
     outgoing = sp.csc_array((number, edges.indices, edges.indptr), shape=edges.shape).tocsr()

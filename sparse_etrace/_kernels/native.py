@@ -96,7 +96,7 @@ def kernels(name: str) -> AbstractContextManager:
         >>> import jax, jax.numpy as jnp, sparse_etrace as se
         >>> param = se.SpMatMulOp(se.from_edges([0, 1], [1, 0])).param(jax.random.key(0))
         >>> with se.kernels("xla"):
-        ...     exported = jax.export.export(jax.jit(param))(jnp.ones(2))
+        ...     exported = jax.export.export(jax.jit(lambda x: param(x)))(jnp.ones(2))
         >>> exported.call(jnp.ones(2)).shape
         (2,)
     """

@@ -157,7 +157,9 @@ def _digest_of_edges(connectivity: Connectivity) -> np.ndarray:
 
 
 def _is_here(tree: PyTree) -> bool:
-    return not any(isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+    leaves = jax.tree.leaves(tree)
+    is_known = not any(isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct) for leaf in leaves)
+    return is_known and all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves)
 
 
 def _digest(array: ArrayLike) -> np.ndarray:

@@ -65,6 +65,10 @@ class ETraceOp(eqx.Module):
         """What `xw_to_y` gets of what a call is given: `x` itself, unless an op does something to it first."""
         return None if x is None else jnp.asarray(x)
 
+    def place(self, ndim: int) -> jax.sharding.Sharding | None:
+        """Where an array of so many axes lies whose last are those of the weights; None: on one device."""
+        return None
+
     def phi(self, theta: PyTree[Array]) -> PyTree[Array]:
         """Weights on the synapses, `v = phi(theta)`; the identity unless overridden."""
         return theta

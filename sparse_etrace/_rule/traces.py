@@ -102,15 +102,15 @@ def init_trace(
         counts: for each group, how many variables have a trace.
         only_input: the input is the only factor.
     """
-    _, v, x = call.template(grouping.program)
+    op, v, x = call.template(grouping.program)
     routes = routes_of(grouping, call)
     trained = grouping.reading.weight_is_trained(call)
     y = call.y(grouping.program)
-    traces = []
+    traces, places = [], [(lambda _: None) if own else op.place for own in per_unit_leaves(grouping, call)]
     for g, route in routes:
         leaves = [
-            jnp.zeros((counts[g], *s.shape), _stored(s.dtype, dtype)) if keep and f else None
-            for s, keep, f in zip(slot_shapes(grouping, call, g, route), trained, full, strict=True)
+            jnp.zeros((counts[g], *s.shape), _stored(s.dtype, dtype), device=place(1 + s.ndim)) if keep and f else None
+            for s, keep, f, place in zip(slot_shapes(grouping, call, g, route), trained, full, places, strict=True)
         ]
         traces.append(jax.tree.unflatten(jax.tree.structure(v), leaves))
     factors = None

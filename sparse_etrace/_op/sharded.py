@@ -1,0 +1,174 @@
+"""A layer on several devices: what belongs to a unit lies where the unit does."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jaxtyping import Array, Inexact, PyTree, Shaped, UInt32
+
+from .._kernels.windows import window_per_unit
+from .contract import ETraceOp
+from .matmul import MatMulOp
+from .spmatmul import SpMatMulOp, Traces, Weights
+from .weights import check_bias, check_input, read_weights, with_bias
+
+
+class ShardedOp(ETraceOp):
+    """A sparse or dense layer by blocks of receiving units, one on each device of a mesh; `se.shard` makes it.
+
+    What units send is gathered on each device; weights, traces and gradients never leave theirs. All blocks have as
+    many units, the last by some that nothing reads; sparse ones are filled up to as many synapses with some from a
+    sender that is silent, whose traces and gradients are zero.
+
+    Executes on `{'weight': ..., 'bias'?: (num_post,)}`, the weights in blocks along their last axis.
+
+    Attributes:
+        op: the layer of all blocks, one after the other; each device has its part of each array, along the last axis.
+        num_post: receiving units in all.
+        bias: that of the layer.
+        mesh: its first axis parts the units, and a second one the batch.
+    """
+
+    op: SpMatMulOp | MatMulOp
+    num_post: int = eqx.field(static=True)
+    bias: bool = eqx.field(static=True)
+    mesh: Mesh = eqx.field(static=True)
+    per_unit: ClassVar[tuple[str, ...]] = ("bias",)
+
+    @property
+    def axis(self) -> int:
+        """The axis of the units."""
+        return self.op.axis if isinstance(self.op, SpMatMulOp) else -1
+
+    @property
+    def count(self) -> int:
+        """How many blocks there are."""
+        return self.mesh.shape[self.mesh.axis_names[0]]
+
+    @property
+    def input_ndim(self) -> int:
+        """Rank of `x` without batch axes."""
+        return self.op.input_ndim
+
+    @property
+    def carried_ndim(self) -> int:
+        """The features behind the presynaptic units."""
+        return self.op.carried_ndim
+
+    def place(self, ndim: int) -> NamedSharding:
+        """Where an array lies whose last axis is that of the weights."""
+        return NamedSharding(self.mesh, self._spec(ndim, -1))
+
+    def phi(self, theta: dict[str, Array]) -> Weights:
+        read_weights(theta, 1 if isinstance(self.op, SpMatMulOp) else 2, "as se.shard lays it out")
+        check_bias(theta, self.num_post, self.bias)
+        return theta | self.op.phi({"weight": theta["weight"]})
+
+    def xw_to_y(self, x: Shaped[Array, "*batch_x"], w: Weights) -> Inexact[Array, "*batch_y"]:
+        batch, weight = self._batch(x, 0), w["weight"]
+
+        def local(op: ETraceOp, x: Array, weight: Array) -> Array:
+            return op.xw_to_y(x, {"weight": weight})
+
+        specs = self._spec(x.ndim, None, 0, batch), self._spec(weight.ndim, -1)
+        y = self._run(local, specs, self._spec(x.ndim, self.axis, 0, batch), self._heard(x), weight)
+        return with_bias(jax.lax.slice_in_dim(y, 0, self.num_post, axis=y.ndim + self.axis), w)
+
+    def yw_to_w(self, y: Inexact[Array, "*batch_y"], e: Weights) -> Weights:
+        batch, ends = self._batch(y, 0), self._filled(y)
+
+        def local(op: ETraceOp, y: Array, weight: Array) -> Array:
+            return op.yw_to_w(y, {"weight": weight})["weight"]
+
+        def one(key: str, leaf: Array) -> Array:
+            if key == "bias":
+                return self._last(y) * leaf
+            slots = self._spec(leaf.ndim, -1, 0, batch)
+            return self._run(local, (self._spec(y.ndim, self.axis, 0, batch), slots), slots, ends, leaf)
+
+        return {key: one(key, leaf) for key, leaf in e.items()}
+
+    def window(
+        self,
+        v: Weights,
+        trace: Traces,
+        carried: Array | None,
+        entering: Array | None,
+        signal: Array | None,
+        direct: Array | None,
+        x: Array,
+        noise: UInt32[Array, ""] | None = None,
+    ) -> tuple[Traces, Traces]:
+        batch, units, weight = self._batch(x, 1), (carried, entering, signal, direct), trace["weight"]
+        new: Traces = dict.fromkeys(v)
+        taught: Traces = dict.fromkeys(v)
+
+        def local(op: ETraceOp, v: Array, trace: Array, units: tuple, x: Array, noise: Array | None) -> tuple:
+            carried, entering, signal, direct = units
+            new, taught = op.window({"weight": v}, {"weight": trace}, carried, entering, signal, direct, x, noise)
+            total = taught["weight"]
+            return new["weight"], total if total is None or batch is None else jax.lax.psum(total, batch)
+
+        if weight is not None:
+            ends = tuple(None if part is None else self._filled(part) for part in units)
+            fronts = zip(ends, (2, 2, 1, 1), strict=True)
+            of_units = tuple(None if part is None else self._spec(part.ndim, self.axis, k, batch) for part, k in fronts)
+            of_weight, of_trace = self._spec(v["weight"].ndim, -1), self._spec(weight.ndim, -1, 1, batch)
+            specs = of_weight, of_trace, of_units, self._spec(x.ndim, None, 1, batch), None if noise is None else P()
+            results = None if carried is None else of_trace, None if signal is None else of_weight
+            given = v["weight"], weight, ends, self._heard(x), noise
+            new["weight"], taught["weight"] = self._run(local, specs, results, *given)
+        if (bias := trace.get("bias")) is not None:
+            carried, entering, signal, direct = (None if part is None else self._last(part) for part in units)
+            new["bias"], taught["bias"] = window_per_unit(v["bias"], bias, carried, entering, signal, direct, noise)
+        return new, taught
+
+    def _run(self, fn: Callable[..., Any], specs: tuple, results: Any, *args: Any) -> Any:
+        """A function of the layer of each device and of what lies there."""
+        op = self.op
+        if isinstance(op, SpMatMulOp):
+            op = eqx.tree_at(lambda o: o.connectivity.digest, op, None, is_leaf=lambda leaf: leaf is None)
+        arrays, rest = eqx.partition(op, eqx.is_array)
+
+        def local(arrays: PyTree[Array], *args: Any) -> Any:
+            return fn(eqx.combine(arrays, rest), *args)
+
+        parts = jax.tree.map(lambda a: self._spec(a.ndim, -1), arrays)
+        run = jax.shard_map(local, mesh=self.mesh, in_specs=(parts, *specs), out_specs=results, check_vma=False)
+        return run(arrays, *args)
+
+    def _spec(self, ndim: int, units: int | None, front: int = 0, batch: str | None = None) -> P:
+        """How an array is parted: on the axis of receiving units or of their weights, and on its first batch axis."""
+        axes: list[str | None] = [None] * ndim
+        if units is not None:
+            axes[units] = self.mesh.axis_names[0]
+        if batch is not None:
+            axes[front] = batch
+        return P(*axes)
+
+    def _batch(self, a: Array, front: int) -> str | None:
+        """The axis of the mesh that parts the batch of an input or output with so many axes in front of it."""
+        names, has_batch = self.mesh.axis_names[1:2], a.ndim - front > self.input_ndim
+        return next((name for name in names if has_batch and a.shape[front] % self.mesh.shape[name] == 0), None)
+
+    def _heard(self, x: Array) -> Array:
+        """What is sent, with the silent sender of a sparse layer."""
+        if not isinstance(self.op, SpMatMulOp):
+            return x
+        check_input(x, self.axis, self.op.connectivity.num_pre - 1)
+        ends = [(0, 0)] * x.ndim
+        ends[self.axis] = (0, 1)
+        return jnp.pad(x, ends)
+
+    def _filled(self, y: Array) -> Array:
+        """A post-shaped array on as many units in each block."""
+        ends = [(0, 0)] * y.ndim
+        ends[self.axis] = (0, -self.num_post % self.count)
+        return jnp.pad(y, ends)
+
+    def _last(self, x: Array) -> Array:
+        """Move the axis of the units after all others."""
+        return x if self.axis == -1 else jnp.swapaxes(x, -1, -2)

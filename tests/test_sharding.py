@@ -1,0 +1,214 @@
+"""A model on several devices gives what it gives on one, and none of them has all synapses."""
+
+import os
+import re
+import subprocess
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from soak import ONLY
+
+import sparse_etrace as se
+from sparse_etrace import sharding
+
+UNITS, FEATURES, BATCH = 22, 3, 4
+LEARNERS = {
+    "D-RTRL": se.D_RTRL(), "ES-D-RTRL": se.ES_D_RTRL(0.9), "Bridged": se.Bridged(3), "BPTT": se.BPTT(),
+    "e-prop": se.EProp("z", kappa=0.6), "bfloat16": se.D_RTRL(trace_dtype=jnp.bfloat16),
+}  # fmt: skip
+KINDS = ("rate", "alif", "gru", "features")
+MESHES = ((4,), (2, 2), (3,))
+QUICK = [("rate", "D-RTRL", (3,))]
+
+
+def graph():
+    """A network with a hub, parallel synapses, and a unit that receives nothing."""
+    rng = np.random.default_rng(0)
+    pre, post = rng.integers(0, UNITS, 90), rng.integers(0, UNITS - 1, 90)
+    pre, post = np.append(pre, np.arange(UNITS)), np.append(post, np.full(UNITS, 5))
+    return se.from_edges(pre, post, rng.normal(size=pre.size), shape=(UNITS, UNITS))
+
+
+class Spread(eqx.Module):
+    """A leaky layer of nodes with features."""
+
+    rec: se.ETraceParam
+    inp: se.ETraceParam
+
+    def __call__(self, h, x):
+        h = 0.8 * h + 0.2 * jnp.tanh(self.rec(h) + self.inp(x)[..., None])
+        return h, h.reshape(*h.shape[:-2], -1)
+
+
+class Net(eqx.Module):
+    """A cell and its readout."""
+
+    cell: eqx.Module
+    out: se.ETraceParam
+
+    def __call__(self, state, x):
+        state, y = self.cell(state, x)
+        return state, self.out(y)
+
+
+def build(kind):
+    """A model and its state, from a graph that is in blocks already."""
+    keys, on = jax.random.split(jax.random.key(0), 3), graph()
+    if kind == "features":
+        sign = np.where(np.arange(on.connectivity.num_synapses) % 3 == 0, -1, 1)
+        op = se.SpMatMulOp(on, axis=-2, weight_fn=se.SignLock(sign), bias=True)
+        cell = Spread(op.param(keys[0]), se.MatMulOp(bias=True).param(keys[2], 2, UNITS))
+        state = jnp.zeros((BATCH, UNITS, FEATURES))
+    else:
+        made = {"rate": se.cells.LeakyRate, "alif": se.cells.ALIF, "gru": se.cells.GRU}[kind]
+        cell = made.of(on, inputs=2, key=keys[0], bias=kind != "alif")
+        state = cell.init_state(BATCH)
+    size = UNITS * FEATURES if kind == "features" else UNITS
+    return Net(cell, se.MatMulOp().param(keys[1], size, 2)), state
+
+
+def loss_fn(out, y):
+    return jnp.sum((out - y) ** 2)
+
+
+def trained(learner, model, state, xs, ys):
+    """Losses, gradient and last state of two calls, some of the batch starting again between them."""
+    carry = learner.init(model, state, xs[0])
+    first, before, carry = se.online_grad(learner, loss_fn, model, carry, xs[:7], ys[:7], chunk=3)
+    carry = learner.reset(carry, jnp.arange(BATCH) % 2 == 0, state)
+    second, after, carry = se.online_grad(learner, loss_fn, model, carry, xs[7:], ys[7:], chunk=2)
+    return jnp.concatenate([first, second]), jax.tree.map(jnp.add, before, after), carry.state
+
+
+def whole(grads, model):
+    """Gradients as those of the model on one device; those of what fills blocks up are zero."""
+    leaves = eqx.filter(model, se.trainable(model))
+    given = eqx.combine(jax.tree.map(lambda g, _: g, grads, leaves), model)
+    back = se.unshard(given)
+    filled = sum(float(jnp.sum(jnp.abs(g))) for g in jax.tree.leaves(grads))
+    kept = sum(float(jnp.sum(jnp.abs(g))) for g in jax.tree.leaves(eqx.filter(back, se.trainable(back))))
+    np.testing.assert_allclose(filled, kept, rtol=1e-12)
+    return eqx.filter(back, se.trainable(back))
+
+
+def compare(kind, name, shape):
+    mesh = jax.make_mesh(shape, ("units", "batch")[: len(shape)], devices=jax.devices()[: int(np.prod(shape))])
+    model, state = build(kind)
+    learner = LEARNERS[name]
+    rng = np.random.default_rng(1)
+    xs, ys = (jnp.asarray(rng.normal(size=(12, BATCH, 2))) for _ in range(2))
+    parted = se.shard(model, mesh)
+    expected, found = (trained(learner, m, state, xs, ys) for m in (model, parted))
+    one, other = (jax.tree.leaves((losses, whole(grads, m), state)) for (losses, grads, state), m in (
+        (expected, model), (found, parted)))  # fmt: skip
+    assert len(one) == len(other) > 3
+    tolerance = 2e-2 if name == "bfloat16" else 1e-12
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=tolerance * (1e-30 + float(jnp.max(jnp.abs(a)))), err_msg=kind)
+
+
+def program(shape=(4,)):
+    """What a window of D-RTRL exchanges, and the largest array on a device."""
+    mesh = jax.make_mesh(shape, ("units",))
+    units, steps = 400, 8
+    on = se.generate.fixed_in_degree(units, 100, jax.random.key(0))
+    cell = se.cells.LeakyRate.of(on, inputs=2, key=jax.random.key(1))
+    model = se.shard(Net(cell, se.MatMulOp().param(jax.random.key(2), units, 2)), mesh)
+    learner, xs, ys = se.D_RTRL(), jnp.ones((steps, BATCH, 2)), jnp.ones((steps, BATCH, 2))
+    carry = learner.init(model, cell.init_state(BATCH), xs[0])
+    run = eqx.filter_jit(lambda model, carry, xs, ys: se.online_grad(learner, loss_fn, model, carry, xs, ys, chunk=4))
+    text = run.lower(model, carry, xs, ys).compile().compiled.as_text()
+    kinds = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
+    exchanged = re.findall(rf"= (\S+?)\{{\S* ({kinds})\(", text)
+    sizes = [int(np.prod([*map(int, shape.split(","))])) for shape in re.findall(r"[a-z]+\d+\[([\d,]+)\]", text)]
+    return sorted((kind, shape) for shape, kind in exchanged), max(sizes)
+
+
+def check_program():
+    exchanged, largest = program()
+    assert exchanged == [
+        ("all-gather", f"f32[4,{BATCH},400]"),  # what units sent in the window, to their traces
+        ("all-gather", f"f32[{BATCH},400]"),  # what units send in a step
+        ("all-reduce", f"f32[{BATCH},2]"),  # the readout, a sum over units
+    ], exchanged
+    assert largest == BATCH * 400 * 100 // 4  # traces of the synapses of a device
+
+
+def check_fit():
+    mesh, (model, state) = jax.make_mesh((4,), ("units",)), build("rate")
+    xs, ys = jnp.ones((12, BATCH, 2)), jnp.zeros((12, BATCH, 2))
+    options = {"state": state, "progress": False, "update": se.Update(every=4)}
+    one, other = (
+        se.fit(se.D_RTRL(), loss_fn, optax.adam(0.01), m, [(xs, ys)] * 3, **options)
+        for m in (model, se.shard(model, mesh))
+    )
+    np.testing.assert_allclose(other.losses, one.losses, rtol=1e-10)
+    rec = other.model.cell.rec
+    assert rec.value["weight"].sharding.spec == rec.op.place(1).spec
+    back = se.unshard(other.model)
+    for a, b in zip(jax.tree.leaves(one.model), jax.tree.leaves(back), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)
+
+
+def on_devices(code, count=4):
+    code = f"import jax, test_sharding as t\njax.config.update('jax_enable_x64', True)\n{code}"
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **flags})
+
+
+def test_several_devices_are_as_one():
+    on_devices("[t.compare(*case) for case in t.QUICK]\njax.config.update('jax_enable_x64', False)\nt.check_program()")
+
+
+@ONLY
+def test_each_learner_and_network_on_several_devices():
+    on_devices("[t.compare(k, l, m) for k in t.KINDS for l in t.LEARNERS for m in t.MESHES\n"
+               " if l != 'e-prop' or k == 'alif']\nt.check_fit()")  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_nodes_are_dealt_into_blocks_of_as_many_synapses(count):
+    degrees = np.random.default_rng(0).zipf(1.5, 203).clip(max=10_000)
+    order = sharding._order(np.append(0, np.cumsum(degrees)), count)
+    assert np.array_equal(np.sort(order), np.arange(203))
+    size = -(-203 // count)
+    sums = np.add.reduceat(degrees[order], np.arange(0, 203, size))
+    assert len(sums) == count and sums.max() - sums.min() <= degrees.max()
+    assert all(np.all(np.diff(block) > 0) for block in np.split(order, np.arange(size, 203, size)))
+
+
+def test_a_graph_is_put_in_that_order():
+    on, mesh = se.datasets.worm(), jax.make_mesh((1,), ("units",))
+    assert se.shard(on, mesh).nodes == on.nodes  # one block
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_was_in_blocks(kind):
+    model, _ = build(kind)
+    back = se.unshard(se.shard(model, jax.make_mesh((1,), ("units",))))
+    assert eqx.tree_equal(back, model)
+
+
+def test_layers_that_are_not_parted():
+    mesh, on = jax.make_mesh((1,), ("units",)), graph()
+    count = on.connectivity.num_synapses
+    for op in (se.SpMatMulOp(on, delay=2), se.SpMatMulOp(on, tie=np.zeros(count, int)), se.SpMatMulOp(on, gated=True)):
+        with pytest.raises(NotImplementedError, match=r"tree: expected sparse layers .* delays, ties or gates"):
+            se.shard(op.param(jax.random.key(0)), mesh)
+    with pytest.raises(TypeError, match=r"mesh: expected a jax.sharding.Mesh of one or two axes, got 4"):
+        se.shard(on, 4)
+    with pytest.raises(ValueError, match=r"mesh: expected at most as many devices as units fill, got 4 for 3 units"):
+        sharding._sizes(3, 4)
+    param = se.shard(se.SpMatMulOp(on).param(jax.random.key(0)), mesh)
+    with pytest.raises(ValueError, match=r"x: expected 22 presynaptic units"):
+        param(jnp.ones(3))
+    with pytest.raises(ValueError, match=r"value\['weight'\]: expected"):
+        se.ETraceParam({"weight": jnp.ones(3)}, param.op)(jnp.ones(22))
+    cell = se.cells.LeakyRate(UNITS, None, param)
+    with pytest.raises(NotImplementedError, match=r"op: ShardedOp does not say which unit"):
+        se.SnAp(2).init(cell, cell.init_state(), None)
