@@ -154,7 +154,21 @@ void window(ffi::ThreadPool& pool, Window<T> work, int64_t times, T* rows, int64
   const Kernels<T>& kernels = table->of<T>();
   const int64_t units = work.units;
   work.rows = rows;
-  if (work.steps > 1)
+  // A synapse reads four bytes from the one on in which its first step is.
+  work.stride = work.lag ? (times + 7) / 8 + 3 : 4;
+  std::atomic<bool> is_spikes{kernels.to_bits && work.steps > 1 && work.steps <= 16 &&
+                              synapses.count >= 16 * synapses.num_post && units * work.stride <= INT32_MAX};
+  if (is_spikes) {
+    uint8_t* const bits = reinterpret_cast<uint8_t*>(rows);
+    for_units(pool, units, [&](int64_t begin, int64_t end) {
+      for (int64_t b = 0; b < work.batch && is_spikes; ++b)
+        if (!kernels.to_bits(work.x + b * units, times, work.batch * units, bits + b * units * work.stride, work.stride,
+                             begin, end))
+          is_spikes = false;
+    });
+    if (is_spikes) work.bits = bits;
+  }
+  if (work.steps > 1 && !is_spikes)
     for_units(pool, units, [&](int64_t begin, int64_t end) {
       for (int64_t b = 0; b < work.batch; ++b)
         kernels.to_rows(work.x + b * units, times, work.batch * units, rows + b * units * work.pitch, work.pitch,
@@ -247,7 +261,7 @@ ffi::Error WindowOf(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer pos
       Window<T> work{synapses,        steps, batch, rows->dimensions()[1], part(carried, i), part(entering, i),
                      part(signal, i), part(direct, i), part(x, i), nullptr, trace_part(trace, i),
                      trace_part(*next, i), part(*gradient, i), bits ? bits + i : nullptr, data<int32_t>(lag),
-                     size[3]};
+                     size[3],         nullptr, 0};
       const bool is_bf16 = trace.element_type() == ffi::BF16;
       if (is_dense) dense(pool, work, variables, is_bf16);
       else window(pool, work, size[1], data<T>(*rows), variables, is_bf16);

@@ -37,6 +37,8 @@ struct Product {
 //
 // With `lag` the senders are `units` in slots of a ring, `pre = slot * units + unit`, and `x` and `rows` hold one time
 // after the other: in its first step a synapse reads the time `slot`.
+//
+// Spikes, of which each is 0 or 1, take one bit each: `bits` hold the times of a unit, `stride` bytes for each.
 template <class T>
 struct Window {
   Synapses synapses;
@@ -50,6 +52,8 @@ struct Window {
   const uint32_t* noise;  // by which a trace in half precision is rounded; null: to the nearest
   const int32_t* lag;     // the slot of each synapse, or null
   int64_t units;          // without lag the senders
+  const uint8_t* bits;    // at most 16 steps of spikes: (batch, units, stride) in the place of rows, or null
+  int64_t stride;
 };
 
 // A window of steps of the influence of columns on rows, as in sparse_etrace/_kernels/influence.py. Numbers of units
@@ -67,6 +71,8 @@ template <class T>
 struct Kernels {
   // rows[unit * pitch + c] = x[c * stride + unit], padded with zeros, for the units of a range.
   void (*to_rows)(const T* x, int64_t columns, int64_t stride, T* rows, int64_t pitch, int64_t begin, int64_t end);
+  // The same in bits, so many bytes for each unit; false where anything is neither 0 nor 1. Null: no windows of bits.
+  bool (*to_bits)(const T* x, int64_t times, int64_t stride, uint8_t* bits, int64_t bytes, int64_t begin, int64_t end);
   // Lists those of n senders that send anything and have synapses; -1 if they have more than `limit` together.
   int64_t (*active)(const T* x, int64_t n, const int32_t* pre_ptr, int64_t limit, int32_t* senders);
   void (*product)(const Product<T>& work, int64_t begin, int64_t end, bool last, T* head);

@@ -278,9 +278,10 @@ def test_kernels(steps, batch, count):
     units_of = array(variables, variables, batch, units), array(steps, variables, batch, units)
     units_of += array(variables, batch, units), array(steps, batch, units)
     trace, v = {"weight": array(variables, batch, count)}, {"weight": array(count)}
-    past = History(values, slots, -1)
-    for got, expected in zip(op.window(v, trace, *units_of, past), op.window(v, trace, *units_of, past.each)):
-        assert oracles.relative_error(got, expected) < 1e-5
+    spikes = (values > 0).astype(np.float32)
+    for past in (History(values, slots, -1), History(spikes, slots, -1)):
+        for got, expected in zip(op.window(v, trace, *units_of, past), op.window(v, trace, *units_of, past.each)):
+            assert oracles.relative_error(got, expected) < 1e-5
     ring, sparse = op.ring(batch, dtype=np.float32), jnp.where(rng.random((units,)) < 0.1, values, 0)
     for sent in (values, sparse):
         for now in sent[:7]:

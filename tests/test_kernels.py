@@ -142,6 +142,31 @@ def test_trace_window(conn, batch, variables, dtype, seed):
 
 
 @pytest.mark.optimized
+@pytest.mark.parametrize("dtype, stored", [("float32", "float32"), ("float64", "float64"), ("float32", "bfloat16")])
+@pytest.mark.parametrize("steps, variables", few([(16, 1), (16, 3), (5, 2), (2, 1)], [(16, 3), (5, 2)]))
+def test_window_of_spikes(steps, variables, dtype, stored):
+    """Zeros and ones take a kernel of their own, and anything else among them sends them back."""
+    rng, batch = np.random.default_rng(steps), 2
+    with jax.enable_x64(True):
+        conn = se.Connectivity.from_edges(*rng.integers(19, size=(2, 700)), shape=(19, 23))
+        pre, post, new = np.asarray(conn.pre), np.asarray(conn.post), normal(0, dtype)
+        carried, signal = new(variables, variables, batch, 23), new(variables, batch, 23)
+        entering, direct = new(steps, variables, batch, 23), new(steps, batch, 23)
+        trace = jnp.asarray(new(variables, batch, 700), stored)
+        spikes = np.asarray(rng.random((steps, batch, 19)) < 0.3, dtype)
+        for x in (spikes, np.where(np.arange(19) == 18, 0.5, spikes).astype(dtype)):
+            units = map(jnp.asarray, (carried, entering, signal, direct, x))
+            got = _kernels.trace.advance(conn, *units, trace)
+            late = np.einsum("acbs,cbs->abs", carried[..., post], np.asarray(trace, float))
+            late += np.einsum("kabs,kbs->abs", entering[..., post], x[..., pre])
+            now = np.einsum("abs,abs->s", signal[..., post], np.asarray(trace, float))
+            now += np.einsum("kbs,kbs->s", direct[..., post], x[..., pre])
+            tolerance = {"float64": 1e-14, "float32": 1e-6, "bfloat16": 2.0**-8}
+            for one, expected, kept in ((got[0], late, stored), (got[1], now, dtype)):
+                assert np.max(np.abs(np.asarray(one, float) - expected)) < tolerance[kept] * np.max(np.abs(expected))
+
+
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     "sizes, batch, variables, steps, dtype",
     [
