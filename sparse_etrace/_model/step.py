@@ -127,7 +127,10 @@ class ByGroup:
         new = [a.new[i] for i in group.variables]
         found, count = a.between.derivatives(known, sources, new), len(new)
         hidden = jnp.stack([jnp.stack(row[:count]) for row in found])
-        output = {c.number: jnp.stack([row[count + k] for row in found]) for k, c in enumerate(dense)}
+        columns = [tuple(row[count + k] for row in found) for k in range(len(dense))]
+        # What is added up before it acts has the same derivatives, which are then one array.
+        stacked = {key: jnp.stack(column) for key, column in {tuple(map(id, c)): c for c in columns}.items()}
+        output = {c.number: stacked[tuple(map(id, column))] for c, column in zip(dense, columns, strict=True)}
         for c in calls:
             if c not in dense:
                 output[c.number] = jnp.stack(a.between.derivatives_forward(known, c.node.outputs[0], new))

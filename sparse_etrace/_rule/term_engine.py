@@ -1,6 +1,8 @@
 """The one step and the one window of the engines that are fed by terms: traces and influences."""
 
 import abc
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -168,13 +170,29 @@ class TermEngine(Engine):
 
         state, shape = jax.tree.flatten(carry.state)
         start = (state, zeros([*(params[i] for i in plain_leaves), *moved]), carry.memory)
-        (new, added, memory), (losses, aux, terms, signal) = jax.lax.scan(one, start, (xs, ys))
+        (new, added, memory), (losses, aux, terms, signal) = _scan(one, start, (xs, ys))
         traces, dv = self.absorb(weights, state, carry.traces, terms, (signal, carry.memory, memory))
         by_param = run.by_parameter(params, dv, added[: len(plain_leaves)])
         if moved:
             by_param |= teacher.by_learned(model, learned, added[-1].astype(moved[0].dtype))
         grads = jax.tree.unflatten(layout, [by_param.get(i) for i in range(len(params))])
         return Window(losses, aux, grads, Carry(jax.tree.unflatten(shape, new), traces, memory))
+
+
+def _scan(step: Callable[..., tuple], start: PyTree, xs: PyTree) -> tuple:
+    """`jax.lax.scan` that keeps once what a step puts out in several places."""
+    layout: list[Any] = []
+
+    def one(before: PyTree, now: PyTree) -> tuple[PyTree, list[Array]]:
+        later, said = step(before, now)
+        leaves, shape = jax.tree.flatten(said)
+        kept = {id(leaf): leaf for leaf in leaves}
+        layout[:] = shape, [list(kept).index(id(leaf)) for leaf in leaves]
+        return later, list(kept.values())
+
+    last, stacked = jax.lax.scan(one, start, xs)
+    shape, places = layout
+    return last, jax.tree.unflatten(shape, [stacked[k] for k in places])
 
 
 def _differentiate(loss_fn: Loss, reading: Reading, out: list[Array], y: PyTree) -> tuple[Array, PyTree, list[Array]]:
