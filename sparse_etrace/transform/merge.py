@@ -77,7 +77,8 @@ def to_undirected(graph: Graph, reduce: str = "sum", *, with_origin: bool = Fals
     place = np.empty_like(new)
     place[order] = new
     by_pre = np.empty(merged.pre.size, np.int32)
-    by_pre[place[back.size :]], by_pre[place[back]] = place[back], place[back.size :]
+    there, here = place[back.size :], place[back]
+    by_pre[there], by_pre[here] = here, there
     ptr = np.searchsorted(merged.post, np.arange(size + 1, dtype=np.int32)).astype(np.int32)
     arrays = dict(zip(ARRAYS, map(jnp.asarray, (merged.pre, merged.post, ptr, ptr, by_pre, merged.pre)), strict=True))
     digest = jnp.asarray(digest_of(merged.pre, ptr, conn.num_pre))
