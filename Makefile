@@ -32,6 +32,7 @@ bench: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/bench.py --out results
 	$(BIN)/python tests/benchmarks/units.py --out results
 	$(BIN)/python tests/benchmarks/activity.py --out results
+	$(BIN)/python tests/benchmarks/delays.py --out results
 	$(BIN)/python tests/benchmarks/graph.py --out results
 	$(BIN)/python tests/benchmarks/files.py --out results
 	$(BIN)/python tests/benchmarks/whole_fly.py --out results

@@ -44,6 +44,13 @@ def test_quick_benchmark_of_activity(tmp_path):
 
 
 @ONLY
+def test_quick_benchmark_of_delays(tmp_path):
+    found, _ = quick("delays", tmp_path)
+    assert set(found) == {"1.0", "0.05", "0.01"}
+    assert all(len(ms) == 2 and min(ms) > 0 for row in found.values() for ms in row.values())
+
+
+@ONLY
 def test_quick_benchmark_of_a_graph(tmp_path):
     found, _ = quick("graph", tmp_path)
     assert set(found) == {"forward", "forward, plain", "BPTT-16, plain", "D-RTRL", "ES-D-RTRL", "Bridged(16)"}
