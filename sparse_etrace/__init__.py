@@ -88,6 +88,7 @@ from ._report.compare import Comparison as Comparison, compare as compare
 from ._report.costs import LearnerCosts as LearnerCosts, learner_costs as learner_costs
 from ._report.explain import Explanation as Explanation, explain as explain
 from ._report.memory import MemoryPlan as MemoryPlan, memory_plan as memory_plan
+from ._sharding import shard as shard, unshard as unshard
 from ._train.batches import Batches as Batches
 from ._train.check_learner import check_learner as check_learner
 from ._train.fit import fit as fit
@@ -98,7 +99,6 @@ from ._train.online import online_grad as online_grad
 from ._train.predict import predict as predict
 from ._train.rewire import Rewired as Rewired, rewire as rewire
 from ._train.stream import SnapshotStream as SnapshotStream
-from .sharding import shard as shard, unshard as unshard
 from .spikes.record import RecordedState as RecordedState, Recorder as Recorder, record as record
 
 if _TYPE_CHECKING:

@@ -37,7 +37,7 @@ HOUSE = {
     "_kernels": "native windows dense products *",
     "_op": "contract weights boundary param initial delays spmatmul matmul weight_fn *",
     "rewiring": "",
-    "sharding": "",
+    "_sharding": "",
     "cells": "cell supports *",
     "cells/spiking": "constants integrate current population delta exponential lif * whole_fly",
     "_model": "types primitives program refusals linear constant positions trained call links origin reading "

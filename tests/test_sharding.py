@@ -14,7 +14,7 @@ import pytest
 from soak import ONLY
 
 import sparse_etrace as se
-from sparse_etrace import sharding
+from sparse_etrace import _sharding as sharding
 
 UNITS, FEATURES, BATCH = 22, 3, 4
 LEARNERS = {
