@@ -63,7 +63,7 @@ def check(learner, way):
 GRID = [(learner, way) for learner in LEARNERS for way in WAYS]
 
 
-@pytest.mark.parametrize("learner, way", few(GRID, [GRID[1], GRID[3]]), ids=str)
+@pytest.mark.parametrize("learner, way", few(GRID, [GRID[3]]), ids=str)
 @pytest.mark.usefixtures("x64")
 def test_on_one_device(learner, way):
     check(learner, way)
@@ -107,7 +107,7 @@ PRODUCTS = {
 }
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("name", few([*PRODUCTS], ["sparse", "delays", "cut"]))
 @pytest.mark.usefixtures("x64")
 def test_derivatives_are_summed_over_devices(name):
     w, x = jnp.arange(1.0, 5.0), jnp.arange(3.0 * 2 * len(jax.devices())).reshape(-1, 3)
