@@ -50,7 +50,9 @@ def test_queues():
     assert np.std(targets) > 0.1
 
 
-def test_events(tmp_path, capsys):
+def test_events(tmp_path, capsys, monkeypatch):
+    few = {name: demo_events.RULES[name] for name in (demo_events.TRUNCATED, "RTRL", "BPTT")}
+    monkeypatch.setattr(demo_events, "RULES", few)
     assert cli.main(["demo", "events", "--quick", "--out", str(tmp_path)]) == 0
     saved = json.loads((tmp_path / "events.json").read_text())
     assert saved["updates"] == 2 and set(saved["runs"]) == set(demo_events.RULES)
@@ -112,7 +114,8 @@ def test_trials():
     assert 0.4 < side.mean() < 0.6
 
 
-def test_spikes(tmp_path, capsys):
+def test_spikes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo_spikes, "QUICK", ("D-RTRL", demo_spikes.READOUT))
     assert cli.main(["demo", "spikes", "--quick", "--out", str(tmp_path)]) == 0
     saved = json.loads((tmp_path / "spikes.json").read_text())
     assert list(saved) == list(demo_spikes.QUICK)
