@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 import pytest
 
 import sparse_etrace as se
@@ -87,9 +88,26 @@ def test_places_are_no_labels():
     )
 
 
+def test_masks_of_any_kind_are_no_labels():
+    """Truth values equal the labels 0 and 1."""
+    graph = se.from_edges([0, 1, 5], [1, 5, 0], [5.0, 6.0, 7.0], labels=[0, 1, 5])
+    mask = [True, False, True]
+    for given in (
+        mask,
+        tuple(mask),
+        pd.Series(mask),
+        pd.Series(mask, dtype="boolean"),
+        np.array(mask),
+        jnp.array(mask),
+    ):
+        assert graph.weight[graph.between(given, {})].tolist() == [7.0, 5.0]
+        assert se.transform.subgraph(graph, given).nodes == (0, 5)
+
+
 @pytest.mark.parametrize(
     "pre, said",
     [
+        ([True], r"pre: expected a mask of all nodes, \(4,\), got shape \(1,\)"),
         (["n9"], r"pre: expected one of the 4 labels, got 'n9'"),
         ({"kind": "c"}, r"labels\['kind'\]: expected values that nodes have"),
         (np.array([True]), r"pre: expected a mask of all nodes, \(4,\), got shape \(1,\)"),

@@ -55,14 +55,18 @@ def places_of(graph: Any, argument: str, nodes: Any) -> np.ndarray:
     size = len(graph.nodes)
     if isinstance(nodes, Mapping):
         return graph.where(**nodes)
-    if getattr(nodes, "dtype", None) == np.bool_:
-        mask = host_array(argument, nodes)
+    is_mask = getattr(nodes, "dtype", None) == np.bool_
+    if isinstance(nodes, Places) and not is_mask:
+        return as_indices(argument, np.asarray(nodes), size)
+    labels = (
+        nodes if is_mask else as_labels([nodes] if isinstance(nodes, str) or not isinstance(nodes, Iterable) else nodes)
+    )
+    # Truth values of a list or of pandas, which equal the labels 0 and 1.
+    if is_mask or (len(labels) and all(isinstance(label, bool) for label in labels)):
+        mask = host_array(argument, labels)
         if mask.shape != (size,):
             raise ValueError(f"{argument}: expected a mask of all nodes, ({size},), got shape {mask.shape}.")
         return np.flatnonzero(mask)
-    if isinstance(nodes, Places):
-        return as_indices(argument, np.asarray(nodes), size)
-    labels = as_labels([nodes] if isinstance(nodes, str) or not isinstance(nodes, Iterable) else nodes)
     if graph.nodes == range(size):
         return as_indices(argument, index_array(argument, np.asarray(labels)), size)
     return look_up(argument, labels, graph.nodes)
