@@ -142,8 +142,12 @@ def _info() -> str:
 def _read(args: argparse.Namespace, dtype: str = "float32") -> Graph:
     """The graph of a data set or a file; what `read_graph` guesses is said on stderr."""
     if args.file in DATA_SETS:
-        if args.nodes is not None:
-            raise ValueError(f"--nodes: expected a file beside it, got the data set {args.file!r}, which has its own.")
+        for name in ("nodes", "min_weight"):
+            if getattr(args, name) is not None:
+                option = name.replace("_", "-")
+                raise ValueError(
+                    f"--{option}: expected a file beside it, got the data set {args.file!r}, read as it is."
+                )
         return DATA_SETS[args.file]()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -155,6 +155,8 @@ def test_inspect_with_a_table_of_nodes(capsys, tmp_path, edges):
     assert "left out 1 of 3 nodes of the table" in said
     assert cli.main(["inspect", "worm", "--nodes", str(table)]) == 2
     assert "--nodes: expected a file beside it, got the data set 'worm'" in capsys.readouterr().err
+    assert cli.main(["inspect", "worm", "--min-weight", "5"]) == 2
+    assert "--min-weight: expected a file beside it, got the data set 'worm'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", cli.LEARNERS)

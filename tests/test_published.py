@@ -358,6 +358,54 @@ def test_tables_of_nodes_that_are_refused(tmp_path, edges):
     )
 
 
+def test_nodes_of_two_sets_without_labels(tmp_path):
+    """In SONATA each population counts from 0, so that an id is that of a sender and of a receiver."""
+    with pytest.raises(ValueError, match="nodes: expected a graph whose nodes are one set, .* got 2 senders and 4 rec"):
+        read(
+            sonata(tmp_path / "edges.h5", sets=("lgn", "v1")),
+            nodes=pd.DataFrame({"node_id": [0, 1], "kind": ["a", "b"]}),
+        )
+    labels = ["a", "b", "x", "y", "z"]
+    se.write_graph(tmp_path / "wide.npz", se.from_edges(["a", "b"], ["y", "x"], shape=(2, 3), labels=labels))
+    graph, _ = read(tmp_path / "wide.npz", nodes=pd.DataFrame({"id": labels, "k": range(5)}))
+    assert graph.node_attrs["k"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_text_without_room_of_its_own(tmp_path, edges):
+    """As polars writes it, and Arrow where it is asked to."""
+    view = pa.Table.from_pandas(META[["root_id", "cell_type"]])
+    view = view.set_column(1, "cell_type", view["cell_type"].cast(pa.string_view()))
+    pq.write_table(view, tmp_path / "meta.parquet")
+    pf.write_feather(view, tmp_path / "meta.feather")
+    for nodes in (view, tmp_path / "meta.parquet", tmp_path / "meta.feather"):
+        assert read(edges, nodes=nodes)[0].node_attrs["cell_type"].tolist() == ["T4a", "", "Mi1", ""]
+
+
+def test_tables_of_nodes_as_spreadsheets_write_them(tmp_path, edges):
+    """Columns without name and cell behind the others, and a row that reads as a comment."""
+    (tmp_path / "meta.csv").write_text(f"root_id,side,,\n{BIG},R,,\n#{BIG + 1},L,,\n{BIG + 2},L,,\n")
+    graph, said = read(edges, nodes=tmp_path / "meta.csv")
+    assert {k: v.tolist() for k, v in graph.node_attrs.items()} == {"side": ["R", "", "L", ""]}
+    assert "took 1 lines after the first row for comments" in said
+    (tmp_path / "meta.csv").write_text(f"root_id,side,side\n{BIG},R,L\n")
+    twice = pa.Table.from_arrays([pa.array([BIG]), pa.array(["R"]), pa.array(["L"])], ["root_id", "side", "side"])
+    for nodes in (tmp_path / "meta.csv", twice):
+        with pytest.raises(ValueError, match="nodes: expected columns of different names, got .*'side', 'side'"):
+            read(edges, nodes=nodes)
+
+
+def test_attributes_of_no_table(edges):
+    for options in ({"node_attrs": ["side"]}, {"node_set": "both"}):
+        with pytest.raises(
+            ValueError, match="nodes: expected a table of nodes beside node_attrs and node_set, got none"
+        ):
+            read(edges, **options)
+    with pytest.raises(ValueError, match="nodes: node_attrs: expected a single column 'colour', got"):
+        read(edges, nodes=META, node_attrs=["colour"])
+    with pytest.raises(TypeError, match="nodes: node_attrs: expected a list of names, got the string 'side'"):
+        read(edges, nodes=META, node_attrs="side")
+
+
 # --- the least weight ------------------------------------------------------------------------------------------------
 
 
@@ -371,6 +419,9 @@ def test_the_least_weight_of_any_file(tmp_path):
         assert se.read_graph(tmp_path / name, min_weight=2, duplicates="keep").weight.tolist() == [2, 2, -3.5]
         with pytest.raises(ValueError, match="min_weight: expected self_loops='keep' or 'drop' beside it, got 'add'"):
             se.read_graph(tmp_path / name, min_weight=3, self_loops="add")
+        for bad in (np.nan, -1):
+            with pytest.raises(ValueError, match=f"min_weight: expected 0 or more, got {bad}"):
+                se.read_graph(tmp_path / name, min_weight=bad)
     with pytest.raises(TypeError, match="min_weight: expected a number, got '5'"):
         se.read_graph(tmp_path / name, min_weight="5")
     se.write_graph(tmp_path / "wide.npz", se.from_edges([0, 1], [1, 2], [1.0, 2.0], (2, 3)))

@@ -114,6 +114,10 @@ def read_graph(
     if node_set not in neurons.SETS:
         raise ValueError(f"node_set: expected one of {', '.join(neurons.SETS)}, got {node_set!r}.")
     least = None if min_weight is None else real("min_weight", min_weight)
+    if least is not None and not least >= 0:
+        raise ValueError(f"min_weight: expected 0 or more, got {least}.")
+    if nodes is None and (node_attrs is not None or node_set != "synapses"):
+        raise ValueError("nodes: expected a table of nodes beside node_attrs and node_set, got none. Give it.")
     if least is not None and self_loops == "add":
         raise ValueError("min_weight: expected self_loops='keep' or 'drop' beside it, got 'add'. Add them afterwards.")
     limit = None if max_bytes is None else whole("max_bytes", max_bytes)
@@ -225,11 +229,7 @@ def _with_nodes(
 def _read_table(source: Source, options: Options, kind: str) -> Graph:
     check = (lambda names: None) if kind == "adjacency" else partial(edge_list.check_names, options)
     table = read_table(source, options.separator, check)
-    if table.comments:
-        options.guesses.append(
-            f"took {table.comments} lines after the first row for comments, as they begin with # or % "
-            "(put ids that begin so in quotes)"
-        )
+    options.guesses.extend(table.notes)
     said = kind == "edge_list" or table.mark is not None or options.pre is not None or options.post is not None
     if kind == "adjacency" or not (said or usual_ends(table.first)) and adjacency.looks_like(table):
         return adjacency.read(source, table, options)

@@ -1,6 +1,6 @@
 """Edge lists in text: one synapse a row, its ends and weight in columns, other columns as edge attributes."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from io import BufferedIOBase
 from typing import Any
@@ -28,7 +28,7 @@ from .safe import (
     only_strings,
     refuse_attributes,
 )
-from .text import Mark, Table, write_mark, write_rows
+from .text import Mark, Table, width_of, write_mark, write_rows
 
 HOLDERS = ".npz, .graphml or .parquet"
 
@@ -54,7 +54,7 @@ def read(source: Source, table: Table, options: Options) -> Graph:
 
 def check_names(options: Options, names: list[str]) -> None:
     """Refuse names that a header lacks, before the rows are read."""
-    options, names = replace(options, guesses=[]), names[: _width(names, lambda k: True)]
+    options, names = replace(options, guesses=[]), names[: width_of(names, lambda k: True)]
     if any(type(x) is int for x in (options.pre, options.post, options.weight)):
         return
     ends = ends_by_name(names, options)
@@ -169,7 +169,7 @@ def _columns(table: Table, options: Options) -> tuple[list[str], list[pa.Chunked
         names = [f"column {k}" for k in range(len(first))]
         return names, table.columns, pre, post, names[place[0]] if place else weight
     below = table.below
-    width = _width(first, lambda k: not pc.max(pc.binary_length(below[k])).as_py())
+    width = width_of(first, lambda k: not pc.max(pc.binary_length(below[k])).as_py())
     first, below = first[:width], below[:width]
     ends = ends_by_name(first, options)
     if ends is None:
@@ -178,14 +178,6 @@ def _columns(table: Table, options: Options) -> tuple[list[str], list[pa.Chunked
             "format='adjacency'."
         )
     return first, below, *ends, weight
-
-
-def _width(names: list[str], is_empty: Callable[[int], bool]) -> int:
-    """Return how many columns there are but for the last ones without a name and a cell."""
-    width = len(names)
-    while width > 1 and names[width - 1] == "" and is_empty(width - 1):
-        width -= 1
-    return width
 
 
 def _positions(table: Table, given: list[Any]) -> list[int]:

@@ -17,7 +17,7 @@ from . import feather, parquet
 from .arrow import attribute, ids_of, plain_columns
 from .cells import ids, typed
 from .safe import Source
-from .text import read_table
+from .text import read_table, width_of
 
 SETS = ("synapses", "table", "both")
 # What a column of ids is called, the surest first; pandas writes an index without a name.
@@ -56,7 +56,9 @@ def read(table: Any, kind: str | None, source: Source | None, attrs: Iterable[Ha
     choose = partial(_chosen, attrs=attrs, notes=notes)
     if kind == "table" and source is not None:
         text = read_table(source, None, lambda names: None)
-        chosen = choose(pa.schema([(name, pa.string()) for name in text.first]))
+        notes.extend(text.notes)
+        width = width_of(text.first, lambda k: not pc.max(pc.binary_length(text.below[k])).as_py())
+        chosen = choose(pa.schema([(name, pa.string()) for name in text.first[:width]]))
         found = pa.table({name: text.below[text.first.index(name)] for name in chosen.names})
         is_text, has_id = True, pc.not_equal(found[chosen.id], "")
     else:
@@ -65,6 +67,11 @@ def read(table: Any, kind: str | None, source: Source | None, attrs: Iterable[Ha
             chosen = choose(found.schema)
         else:
             chosen, found, *_ = (parquet if kind == "parquet" else feather).table_of(source, choose)
+        # Arrow cannot choose rows of text of this type.
+        plain = [
+            field.with_type(pa.large_string()) if field.type == pa.string_view() else field for field in found.schema
+        ]
+        found = found.cast(pa.schema(plain))
         is_text, has_id = False, found[chosen.id].is_valid()
     rows = found.num_rows
     found = found.filter(has_id)
@@ -77,6 +84,12 @@ def read(table: Any, kind: str | None, source: Source | None, attrs: Iterable[Ha
 
 def joined(graph: Graph, neurons: Neurons, node_set: str, notes: list[str]) -> Graph:
     """Return the graph with the attributes of its nodes; see `read_graph` for what `node_set` says."""
+    num_pre, num_post = graph.connectivity.shape
+    if num_pre != num_post and isinstance(graph.nodes, range):
+        raise ValueError(
+            f"nodes: expected a graph whose nodes are one set, or have labels, got {num_pre} senders and {num_post} "
+            "receivers without any. Give se.Graph their attributes, senders first, as node_attrs."
+        )
     keys = _as_labels(neurons.ids, graph.nodes, notes)
     rows, seen = {key: row for row, key in enumerate(keys)}, set(graph.nodes)
     known = [key for key in rows if key in seen]
@@ -125,6 +138,8 @@ def _linked(graph: Graph) -> np.ndarray:
 
 def _chosen(schema: pa.Schema, attrs: Iterable[Hashable] | None, notes: list[str]) -> Chosen:
     names = schema.names
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected columns of different names, got {names}. Rename one.")
     for pattern in IDS:
         found = [name for name in names if re.fullmatch(pattern, name, re.I)]
         if len(found) == 1:
@@ -134,7 +149,7 @@ def _chosen(schema: pa.Schema, attrs: Iterable[Hashable] | None, notes: list[str
     else:
         raise ValueError(f"expected a column of ids with a usual name, as 'root_id' or 'bodyId', got {names}. {WAY}")
     rest = [name for name in names if name != found[0]]
-    kept = kept_names(attrs, rest)
+    kept = kept_names(attrs, rest, "node_attrs")
     notes.append(f"took {found[0]!r} for the ids of the table of nodes")
     return Chosen(found[0], plain_columns(schema, kept, notes) if attrs is None else kept)
 

@@ -51,10 +51,27 @@ class Table:
         """The columns without the first row."""
         return [column.slice(1) for column in self.columns]
 
+    @property
+    def notes(self) -> list[str]:
+        """What was taken for no row."""
+        said = (
+            f"took {self.comments} lines after the first row for comments, as they begin with # or % (put ids that "
+            "begin so in quotes)"
+        )
+        return [said] if self.comments else []
+
     @cached_property
     def are_numbers(self) -> list[bool]:
         """Whether all cells below the first row are numbers, for each column."""
         return [floats(column) is not None for column in self.below]
+
+
+def width_of(names: Sequence[str], is_empty: Callable[[int], bool]) -> int:
+    """Return how many columns there are but for the last ones without a name and a cell."""
+    width = len(names)
+    while width > 1 and names[width - 1] == "" and is_empty(width - 1):
+        width -= 1
+    return width
 
 
 class _Plain:

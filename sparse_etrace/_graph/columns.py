@@ -70,16 +70,16 @@ def say_guesses(where: str, guesses: Sequence[str]) -> None:
         warnings.warn(f"{where}: {'; '.join(guesses)}", UserWarning, stacklevel=3)
 
 
-def kept_names(edge_attrs: Iterable[Hashable] | None, names: Sequence[Hashable]) -> list[Any]:
-    """Return the columns to keep as edge attributes: those that the caller names, or all."""
-    if edge_attrs is None:
+def kept_names(attrs: Iterable[Hashable] | None, names: Sequence[Hashable], argument: str = "edge_attrs") -> list[Any]:
+    """Return the columns to keep as attributes: those that the caller names, or all."""
+    if attrs is None:
         return list(names)
-    if isinstance(edge_attrs, str):
-        raise TypeError(f"edge_attrs: expected a list of names, got the string {edge_attrs!r}. Put it into a list.")
-    kept = list(edge_attrs)
+    if isinstance(attrs, str):
+        raise TypeError(f"{argument}: expected a list of names, got the string {attrs!r}. Put it into a list.")
+    kept = list(attrs)
     for name in kept:
         if list(names).count(name) != 1:
-            raise ValueError(f"edge_attrs: expected a single column {name!r}, got {list(names)}. Name some of these.")
+            raise ValueError(f"{argument}: expected a single column {name!r}, got {list(names)}. Name some of these.")
     return kept
 
 
