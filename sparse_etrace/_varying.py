@@ -1,5 +1,6 @@
 """Arrays that differ from device to device, inside a `jax.shard_map` that follows which do."""
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
-from jax.interpreters import mlir
+from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
@@ -88,7 +89,22 @@ def _types(*flat: jax.core.ShapedArray, jaxpr: jex.ClosedJaxpr) -> list[jax.core
     return types(jaxpr.out_avals, flat)
 
 
+def _batch(flat: Sequence[Array], axes: Sequence[int | None], jaxpr: jex.ClosedJaxpr) -> tuple[list[Array], list[int]]:
+    structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in flat]
+    mapped = jax.make_jaxpr(jax.vmap(functools.partial(_run, jaxpr=jaxpr), in_axes=tuple(axes)))(*structs)
+    return bind(apart_p, *mapped.consts, *flat, jaxpr=mapped), [0] * len(jaxpr.out_avals)
+
+
+def _jvp(*_: Any, **__: Any) -> Any:
+    raise NotImplementedError(
+        "jax.shard_map: expected check_vma=False where something differentiates what BPTT returns, got one that "
+        "follows which arrays differ from device to device. Give it that, and sum derivatives by jax.lax.psum."
+    )
+
+
 apart_p = jex.Primitive("etrace_apart")
 apart_p.multiple_results = True
 apart_p.def_abstract_eval(_types)
+batching.primitive_batchers[apart_p] = _batch
+ad.primitive_jvps[apart_p] = _jvp
 mlir.register_lowering(apart_p, mlir.lower_fun(_run, multiple_results=True))

@@ -141,3 +141,30 @@ def test_a_loss_that_reads_what_differs_beside_its_arguments():
 
     with pytest.raises(NotImplementedError, match=r"reads only its arguments, got .* differs over d\. Give"):
         jax.shard_map(one, mesh=mesh, in_specs=P(None, "d"), out_specs=P("d"))(case.xs, case.ys)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_gradient_is_mapped_where_arrays_are_followed():
+    case, learner, mesh = models.build("decay"), se.D_RTRL(), Mesh(np.array(jax.devices()), ("d",))
+    state = jax.tree.map(lambda a: a[0], case.twin.state)
+
+    def each(x, y):
+        return gradient(learner, case.model, learner.init(case.model, state, x[0]), x, y)
+
+    def one(xs, ys):
+        return jax.tree.map(lambda g: jax.lax.psum(g.sum(0), "d"), jax.vmap(each, in_axes=1)(xs, ys))
+
+    found = jax.shard_map(one, mesh=mesh, in_specs=P(None, "d"), out_specs=P())(case.xs, case.ys)
+    expected = jax.tree.map(lambda g: g.sum(0), jax.vmap(each, in_axes=1)(case.xs, case.ys))
+    assert oracles.relative_error(found, expected) < 1e-10
+
+
+def test_derivatives_of_bptt_are_refused_where_arrays_are_followed():
+    case, learner, mesh = models.build("decay"), se.BPTT(), Mesh(np.array(jax.devices()), ("d",))
+    carry = learner.init(case.model, case.twin.state, case.xs[0])
+
+    def one(xs, ys):
+        return jax.grad(lambda xs: se.online_grad(learner, oracles.loss_fn, case.model, carry, xs, ys)[0].sum())(xs)
+
+    with pytest.raises(NotImplementedError, match=r"jax\.shard_map: expected check_vma=False .* BPTT returns"):
+        jax.shard_map(one, mesh=mesh, in_specs=P(None, "d"), out_specs=P(None, "d"))(case.xs, case.ys)
