@@ -8,7 +8,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from ._graph.connectivity import Connectivity
 from ._numbers import real
+from ._op.spmatmul import SpMatMulOp
 
 __all__ = ["deep_r", "rigl", "sparse_evolution"]
 
@@ -28,6 +30,7 @@ def sparse_evolution(param: Any, key: Array, share: float = 0.3) -> np.ndarray:
         `pre` of `se.rewire`.
 
     Raises:
+        TypeError: `param` is of another op.
         ValueError: `share` is out of range.
 
     Example:
@@ -64,7 +67,7 @@ def deep_r(param: Any, key: Array, sign: ArrayLike) -> np.ndarray:
     Reference:
         Bellec et al. 2018, International Conference on Learning Representations (arXiv 1711.05136).
     """
-    conn, weight = param.op.connectivity, np.asarray(param.op.phi(param.value)["weight"])
+    conn, weight = _connectivity(param), np.asarray(param.op.phi(param.value)["weight"])
     signs = np.broadcast_to(np.asarray(sign), (conn.num_pre,))
     return _drawn(param, weight * signs[np.asarray(conn.pre)] <= 0, key)
 
@@ -82,6 +85,7 @@ def rigl(param: Any, score: ArrayLike | Callable[[int], ArrayLike], share: float
         `pre` of `se.rewire`.
 
     Raises:
+        TypeError: `param` is of another op.
         ValueError: `share` is out of range.
 
     Example:
@@ -98,11 +102,20 @@ def rigl(param: Any, score: ArrayLike | Callable[[int], ArrayLike], share: float
     return _replaced(param, _smallest(param, share), lambda post, allowed: -np.abs(np.asarray(column(post)))[allowed])
 
 
+def _connectivity(param: Any) -> Connectivity:
+    if not isinstance(op := getattr(param, "op", None), SpMatMulOp):
+        raise TypeError(
+            f"param: expected that of a SpMatMulOp, got {type(param if op is None else op).__name__}. That of a model "
+            "on several devices is in se.unshard(model)."
+        )
+    return op.connectivity
+
+
 def _smallest(param: Any, share: float) -> np.ndarray:
     """The smallest of each target, as many as its share."""
     if not 0 <= real("share", share) <= 1:
         raise ValueError(f"share: expected a number from 0 to 1, got {share}.")
-    conn, weight = param.op.connectivity, np.asarray(param.op.phi(param.value)["weight"])
+    conn, weight = _connectivity(param), np.asarray(param.op.phi(param.value)["weight"])
     ptr, post = np.asarray(conn.post_ptr), np.asarray(conn.post)
     order = np.lexsort((np.abs(weight), post))
     gone = np.zeros(len(post), bool)
@@ -117,7 +130,7 @@ def _drawn(param: Any, gone: np.ndarray, key: Array) -> np.ndarray:
 
 def _replaced(param: Any, gone: np.ndarray, rank: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:
     """Senders with those of the lowest rank, that were none before, in the place of what is gone."""
-    conn = param.op.connectivity
+    conn = _connectivity(param)
     pre, ptr, units = np.array(conn.pre), np.asarray(conn.post_ptr), np.arange(conn.num_pre)
     for post in np.unique(np.asarray(conn.post)[gone]):
         slots = slice(ptr[post], ptr[post + 1])

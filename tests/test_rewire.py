@@ -177,6 +177,11 @@ REFUSED = {
         ValueError,
         "where: expected a SpMatMulOp on a graph",
     ),
+    "devices": (
+        lambda m: se.rewiring.rigl(se.shard(m, jax.make_mesh((1,), ("units",))).rec, np.zeros((N, N))),
+        TypeError,
+        r"param: expected that of a SpMatMulOp, got ShardedOp.*se\.unshard",
+    ),
     "share": (lambda m: se.rewiring.sparse_evolution(m.rec, KEY, share=2), ValueError, "share: expected a number"),
 }  # fmt: skip
 
