@@ -17,6 +17,7 @@ from ._op.matmul import MatMulOp
 from ._op.param import ETraceParam, Fixed
 from ._op.sharded import ShardedOp
 from ._op.spmatmul import SpMatMulOp
+from ._op.weights import applied, masked
 from .transform import permute
 
 Parted = TypeVar("Parted", bound=PyTree)
@@ -32,7 +33,7 @@ def shard(tree: Parted, mesh: Mesh) -> Parted:
         tree: a model, of which parameters with a `SpMatMulOp` are parted, those with a `MatMulOp` onto as many units
             as one of these has too, and all others stay; or a square graph, whose nodes are put in another order, so
             that blocks of as many nodes have nearly as many synapses. Do that first where a network has hubs: a layer
-            is parted in the order of its units.
+            is parted in the order of its units. A model that is parted already is parted anew.
         mesh: its first axis parts the units; if it has a second one, that parts the first batch axis.
 
     Returns:
@@ -40,7 +41,8 @@ def shard(tree: Parted, mesh: Mesh) -> Parted:
 
     Raises:
         TypeError: `mesh` is no `jax.sharding.Mesh`; the model is traced.
-        ValueError: a layer has fewer units than there are devices; or the graph is not square.
+        ValueError: a layer has fewer units than there are devices; no layer of the model is sparse; a weight function
+            reads more than a weight and its own arrays; or the graph is not square.
         NotImplementedError: a layer has delays, ties or gates.
 
     Example:
@@ -61,12 +63,18 @@ def shard(tree: Parted, mesh: Mesh) -> Parted:
     if isinstance(tree, Graph):
         return permute(tree, _order(host_array("tree", tree.connectivity.post_ptr), count))
 
+    tree = unshard(tree)
     sparse = {param.op.connectivity.num_post for param in _layers(tree) if isinstance(param.op, SpMatMulOp)}
+    if not sparse:
+        raise ValueError(
+            f"tree: expected a Graph, or a model with an ETraceParam of a SpMatMulOp, got {type(tree).__name__} "
+            "without one. Keep it on one device."
+        )
 
     def one(param: Any) -> Any:
         if _is_layer(param) and isinstance(param.op, SpMatMulOp):
             return _parted(param, mesh, *_sparse(param.op, count))
-        if _is_layer(param) and isinstance(param.op, MatMulOp) and (num_post := np.shape(_weight(param))[1]) in sparse:
+        if _is_layer(param) and isinstance(param.op, MatMulOp) and (num_post := np.shape(_weight(param))[-1]) in sparse:
             size, _ = _sizes(num_post, count)
             return _parted(param, mesh, param.op, num_post, size * count, np.arange(num_post))
         return param
@@ -82,6 +90,9 @@ def unshard(tree: Parted) -> Parted:
 
     Returns:
         The model with `SpMatMulOp` and `MatMulOp`.
+
+    Raises:
+        TypeError: it has no indices, as gradients have none.
 
     Example:
         >>> import jax, sparse_etrace as se
@@ -99,6 +110,10 @@ def unshard(tree: Parted) -> Parted:
 
 def _whole(param: Any) -> ETraceParam:
     op, num_post = param.op.op, param.op.num_post
+    if isinstance(op, SpMatMulOp) and op.connectivity.pre is None:
+        raise TypeError(
+            "tree: expected a model, got one without indices, as gradients are. equinox.combine(grads, model) has them."
+        )
     size = np.shape(_weight(param))[-1]
     kept = np.arange(num_post)
     if isinstance(op, SpMatMulOp):
@@ -174,7 +189,7 @@ def _parted(param: Any, mesh: Mesh, op: Any, num_post: int, size: int, places: n
         return placed(whole)
 
     def of_op(leaf: Any) -> Any:
-        return laid_out(leaf) if eqx.is_array(leaf) else leaf
+        return laid_out(leaf) if isinstance(leaf, jax.Array | np.ndarray) else leaf
 
     if isinstance(op, SpMatMulOp):
         blocks = eqx.tree_at(lambda c: c.arrays, op.connectivity, tuple(map(placed, op.connectivity.arrays)))
@@ -184,8 +199,28 @@ def _parted(param: Any, mesh: Mesh, op: Any, num_post: int, size: int, places: n
         op = eqx.tree_at(lambda o: o.weight_mask, op, of_op(param.op.weight_mask), is_leaf=lambda leaf: leaf is None)
     weight = laid_out(_weight(param))
     new = Fixed(weight) if isinstance(param.value["weight"], Fixed) else weight
+    if op.weight_fn is not None:
+        _check_weights(param.op, _weight(param), op, weight, places)
     made = ShardedOp(op, num_post, param.op.bias, mesh)
     return ETraceParam({**param.value, "weight": new}, made, param.grad, param.is_etrace)
+
+
+def _check_weights(whole: Any, weight: Array, parted: Any, blocks: Array, places: np.ndarray) -> None:
+    """Raise for a weight function that makes other weights of what is laid out in blocks."""
+
+    def made(op: Any, weight: Array) -> np.ndarray:
+        found = applied(op.weight_fn, weight) if isinstance(op, SpMatMulOp) else masked(weight, op)
+        return np.asarray(found).astype(complex)
+
+    try:
+        is_same = np.allclose(made(parted, blocks)[..., places], made(whole, weight), equal_nan=True)
+    except (TypeError, ValueError):
+        is_same = False
+    if not is_same:
+        raise ValueError(
+            "weight_fn: expected a function of each weight by itself, with leaves of its own for what differs from "
+            f"weight to weight, got {whole.weight_fn!r}. Keep the layer on one device, or give an equinox.Module."
+        )
 
 
 def _sparse(op: SpMatMulOp, count: int) -> tuple[SpMatMulOp, int, int, np.ndarray]:

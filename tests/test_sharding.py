@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 
 import equinox as eqx
 import jax
@@ -139,6 +140,18 @@ def check_program():
     assert largest == BATCH * 400 * 100 // 4  # traces of the synapses of a device
 
 
+def check_weight_functions():
+    """What is parted differs from what it fills blocks up with; a function that would read both is refused."""
+    mesh, two = (jax.make_mesh((count,), ("units",), devices=jax.devices()[:count]) for count in (4, 2))
+    sign = jnp.sign(graph().weight)
+    for fn in (lambda w: w / jnp.linalg.norm(w), lambda w: w * sign):
+        param = se.ETraceParam({"weight": graph().weight}, se.SpMatMulOp(graph(), fn))
+        with pytest.raises(ValueError, match=r"weight_fn: expected a function of each weight by itself, .*, got"):
+            se.shard(param, mesh)
+    model, _ = build("rate")
+    assert eqx.tree_equal(se.shard(se.shard(model, mesh), two), se.shard(model, two))
+
+
 def check_fit():
     mesh, (model, state) = jax.make_mesh((4,), ("units",)), build("rate")
     xs, ys = jnp.ones((12, BATCH, 2)), jnp.zeros((12, BATCH, 2))
@@ -150,8 +163,13 @@ def check_fit():
     np.testing.assert_allclose(other.losses, one.losses, rtol=1e-10)
     rec = other.model.cell.rec
     assert rec.value["weight"].sharding.spec == rec.op.place(1).spec
-    back = se.unshard(other.model)
-    for a, b in zip(jax.tree.leaves(one.model), jax.tree.leaves(back), strict=True):
+    options["checkpoint"] = os.path.join(tempfile.mkdtemp(), "run.npz")
+    for _ in range(2):  # the second time it is read
+        read = se.fit(se.D_RTRL(), loss_fn, optax.adam(0.01), se.shard(model, mesh), [(xs, ys)] * 3, **options)
+        assert eqx.tree_equal(read.model, other.model)
+        assert read.model.cell.rec.value["weight"].sharding.spec == rec.op.place(1).spec
+    leaves = [jax.tree.leaves(eqx.filter(m, eqx.is_inexact_array)) for m in (one.model, se.unshard(other.model))]
+    for a, b in zip(*leaves, strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)
 
 
@@ -162,7 +180,10 @@ def on_devices(code, count=4):
 
 
 def test_several_devices_are_as_one():
-    on_devices("[t.compare(*case) for case in t.QUICK]\njax.config.update('jax_enable_x64', False)\nt.check_program()")
+    on_devices(
+        "[t.compare(*case) for case in t.QUICK]\nt.check_weight_functions()\n"
+        "jax.config.update('jax_enable_x64', False)\nt.check_program()"
+    )
 
 
 @ONLY
@@ -194,6 +215,24 @@ def test_a_model_that_was_in_blocks(kind):
     assert eqx.tree_equal(back, model)
 
 
+class Times(eqx.Module):
+    """A weight function with an array of NumPy for all weights."""
+
+    by: np.ndarray
+
+    def __call__(self, w):
+        return w * self.by
+
+
+@pytest.mark.parametrize("fn", [se.Bounded(-1.0, 2.0), se.SignLock(1.0), Times(np.arange(112.0)), jnp.tanh], ids=str)
+def test_weight_functions_of_layers_in_blocks(fn):
+    mesh, on = jax.make_mesh((1,), ("units",)), graph()
+    inp = se.MatMulOp(weight_fn=None if isinstance(fn, Times) else fn).param(jax.random.key(0), 2, UNITS)
+    pair = se.ETraceParam({"weight": on.weight}, se.SpMatMulOp(on, fn)), inp
+    for one, other, x in zip(pair, se.shard(pair, mesh), (jnp.arange(1.0, UNITS + 1), jnp.ones(2)), strict=True):
+        np.testing.assert_allclose(other(x), one(x), rtol=1e-6)
+
+
 def test_layers_that_are_not_parted():
     mesh, on = jax.make_mesh((1,), ("units",)), graph()
     count = on.connectivity.num_synapses
@@ -202,6 +241,11 @@ def test_layers_that_are_not_parted():
             se.shard(op.param(jax.random.key(0)), mesh)
     with pytest.raises(TypeError, match=r"mesh: expected a jax.sharding.Mesh of one or two axes, got 4"):
         se.shard(on, 4)
+    for tree in (on.connectivity, se.MatMulOp().param(jax.random.key(0), 2, UNITS)):
+        with pytest.raises(
+            ValueError, match=r"tree: expected a Graph, or a model with .* SpMatMulOp, got .* without one"
+        ):
+            se.shard(tree, mesh)
     with pytest.raises(ValueError, match=r"mesh: expected at most as many devices as units fill, got 4 for 3 units"):
         sharding._sizes(3, 4)
     param = se.shard(se.SpMatMulOp(on).param(jax.random.key(0)), mesh)
@@ -209,6 +253,14 @@ def test_layers_that_are_not_parted():
         param(jnp.ones(3))
     with pytest.raises(ValueError, match=r"value\['weight'\]: expected"):
         se.ETraceParam({"weight": jnp.ones(3)}, param.op)(jnp.ones(22))
+    with pytest.raises(TypeError, match=r"tree: expected a model, got one without indices, as gradients are"):
+        se.unshard(eqx.filter(param, se.trainable(param)))
+    explicit = jax.make_mesh((1,), ("units",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with (
+        jax.set_mesh(explicit),
+        pytest.raises(ValueError, match=r"mesh: a layer on several devices, .* cannot run under"),
+    ):
+        jax.jit(lambda x: param(x))(jnp.ones(UNITS))
     cell = se.cells.LeakyRate(UNITS, None, param)
     with pytest.raises(NotImplementedError, match=r"op: ShardedOp does not say which unit"):
         se.SnAp(2).init(cell, cell.init_state(), None)

@@ -128,9 +128,13 @@ class ShardedOp(ETraceOp):
 
     def _run(self, fn: Callable[..., Any], specs: tuple, results: Any, *args: Any) -> Any:
         """A function of the layer of each device and of what lies there."""
-        op = self.op
-        if isinstance(op, SpMatMulOp):
-            op = eqx.tree_at(lambda o: o.connectivity.digest, op, None, is_leaf=lambda leaf: leaf is None)
+        own, now = self.mesh.abstract_mesh, jax.sharding.get_abstract_mesh()
+        if not now.empty and now != own:
+            raise ValueError(
+                f"mesh: a layer on several devices, {own}, cannot run under another mesh, {now}. Call the model "
+                "outside jax.shard_map, and set no mesh or jax.sharding.Mesh(mesh.devices, mesh.axis_names)."
+            )
+        op = eqx.tree_at(_of_no_block, self.op, (None, None), is_leaf=lambda leaf: leaf is None)
         arrays, rest = eqx.partition(op, eqx.is_array)
 
         def local(arrays: PyTree[Array], *args: Any) -> Any:
@@ -172,3 +176,8 @@ class ShardedOp(ETraceOp):
     def _last(self, x: Array) -> Array:
         """Move the axis of the units after all others."""
         return x if self.axis == -1 else jnp.swapaxes(x, -1, -2)
+
+
+def _of_no_block(op: Any) -> tuple:
+    """What of a layer makes its weights, or is said of all blocks: no block reads it."""
+    return op.weight_fn, op.connectivity.digest if isinstance(op, SpMatMulOp) else op.weight_mask

@@ -212,5 +212,7 @@ class Saved:
             if is_key(leaf):
                 found.append(jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(leaf)))
             else:
-                found.append(jnp.asarray(data.view(leaf.dtype)) if data.dtype != leaf.dtype else jnp.asarray(data))
+                value = jnp.asarray(data.view(leaf.dtype) if data.dtype != leaf.dtype else data)
+                place = leaf.sharding if isinstance(leaf, jax.Array) else None
+                found.append(value if place is None or place.num_devices == 1 else jax.device_put(value, place))
         return eqx.combine(jax.tree.unflatten(layout, found), rest)
