@@ -99,6 +99,8 @@ def test_attributes_of_summed_rows(tmp_path):
         graph, _ = read(written(frame, tmp_path / f"edges{suffix}"))
         found = as_frame(graph)
         assert found["nt_type"].tolist() == [["ACH", "GABA", ""][k % 3] for k in found["pre"]]
+    twice = pd.concat([frame.assign(score=np.nan)] * 2)
+    assert np.isnan(read(written(twice, tmp_path / "edges.parquet"))[0].edge_attrs["score"]).all()
     frame.loc[0, "nt_type"] = "SER"
     first = frame.iloc[[0]].assign(nt_type="DA", syn_count=1)
     graph, said = read(written(pd.concat([frame, first]), tmp_path / "edges.csv"))
@@ -379,6 +381,10 @@ def test_text_without_room_of_its_own(tmp_path, edges):
     pf.write_feather(view, tmp_path / "meta.feather")
     for nodes in (view, tmp_path / "meta.parquet", tmp_path / "meta.feather"):
         assert read(edges, nodes=nodes)[0].node_attrs["cell_type"].tolist() == ["T4a", "", "Mi1", ""]
+    names = pa.DictionaryArray.from_arrays(pa.array([1, 0], pa.uint32()), pa.array(["b", "a"]).cast(pa.string_view()))
+    (tmp_path / "named.csv").write_text("pre,post\na,b\n")
+    graph, _ = read(tmp_path / "named.csv", nodes=pa.table({"name": names, "k": [1, 2]}))
+    assert graph.node_attrs["k"].tolist() == [1, 2]
 
 
 def test_tables_of_nodes_as_spreadsheets_write_them(tmp_path, edges):

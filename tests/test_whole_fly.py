@@ -82,6 +82,8 @@ def test_refusals():
     graph = se.from_edges([0], [1])
     with pytest.raises(ValueError, match="driven: expected indices from 0 and below 2, the number of units, got 5"):
         whole_fly(graph, [5])
+    with pytest.raises(TypeError, match="graph: expected a Graph, got Connectivity"):
+        whole_fly(graph.connectivity)
     with pytest.raises(TypeError, match="driven: expected integers"):
         whole_fly(graph, [0.5])
     with pytest.raises(ValueError, match="delay: expected times of whole steps of 0.1 ms, got 0.25"):

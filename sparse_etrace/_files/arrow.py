@@ -160,7 +160,10 @@ def _plain(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column without missing values or dictionary."""
     column = _whole(name, column)
     if pa.types.is_dictionary(column.type):
-        column = _whole(name, column.cast(column.type.value_type))
+        kind = column.type.value_type
+        kind = pa.large_string() if pa.types.is_string_view(kind) else kind  # which Arrow cannot take rows of
+        chunks = [chunk.dictionary.cast(kind).take(chunk.indices) for chunk in column.chunks]
+        column = _whole(name, pa.chunked_array(chunks, kind))
     return column
 
 

@@ -134,7 +134,8 @@ def _summed(edges: _Edges, first: np.ndarray, policies: Policies) -> _Edges:
 
     run = np.repeat(np.arange(first.size), np.diff(first, append=edges.pre.size))
     for key, column in edges.attrs.items():
-        differs = column != column[first][run]
+        same = column[first][run]
+        differs = (column != same) & ((column == column) | (same == same))  # a NaN is itself
         if differs.any() and policies.drops_attrs:
             del one.attrs[key]
         elif differs.any():

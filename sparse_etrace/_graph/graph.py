@@ -132,8 +132,9 @@ class Graph(eqx.Module):
             **labels: for each node attribute a value, a list of several, or a function from its column to booleans.
 
         Returns:
-            Positions in ascending order, which `between` and `se.transform.subgraph` take as such. In a rectangular
-            graph, a receiving unit's index is this minus `num_pre`.
+            Positions in ascending order, which `between` and `se.transform.subgraph` take as such, all or a slice of
+            them; one that is taken out, and those in a list, are labels to these. In a rectangular graph, a receiving
+            unit's index is this minus `num_pre`.
 
         Raises:
             ValueError: there is no attribute of that name, it has several numbers for a node, no node has a value, or a

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ..._graph.connectivity import as_indices, index_array
-from ..._graph.graph import Graph
+from ..._graph.graph import Graph, check_graph
 from ..._graph.matrices import from_edges
 from ..._op.param import ETraceParam, Fixed
 from ..._op.spmatmul import SpMatMulOp
@@ -52,7 +52,7 @@ def whole_fly(
         The population. `x` is None where nothing is driven.
 
     Raises:
-        TypeError: positions are no integers.
+        TypeError: `graph` is no graph, or positions are no integers.
         ValueError: the graph is not square, a position is out of range, or a constant is.
 
     Example:
@@ -68,7 +68,7 @@ def whole_fly(
         Shiu, Sterne, Spiller and others 2024, A Drosophila computational brain model reveals sensorimotor processing,
         Nature 634:210.
     """
-    num_pre, units = graph.connectivity.shape
+    num_pre, units = check_graph(graph).connectivity.shape
     if num_pre != units:
         raise ValueError(f"graph: expected one set of units, got a graph of shape {(num_pre, units)}.")
     driven = as_indices("driven", index_array("driven", driven), units)
