@@ -173,8 +173,8 @@ def _sizes(units: int, count: int) -> tuple[int, int]:
 
 def _parted(param: Any, mesh: Mesh, op: Any, num_post: int, size: int, places: np.ndarray) -> ETraceParam:
     """A layer in blocks: `op` has all of them, `places` says where along the last axis each weight comes to lie."""
-    made = ShardedOp(op, num_post, param.op.bias, mesh)
     last = np.shape(_weight(param))[-1]
+    made = ShardedOp(op, num_post, last, param.op.bias, mesh)
 
     def placed(whole: Any) -> Array:
         return jax.make_array_from_callback(whole.shape, made.place(whole.ndim), lambda part: whole[part])
@@ -201,7 +201,7 @@ def _parted(param: Any, mesh: Mesh, op: Any, num_post: int, size: int, places: n
     new = Fixed(weight) if isinstance(param.value["weight"], Fixed) else weight
     if op.weight_fn is not None:
         _check_weights(param.op, _weight(param), op, weight, places)
-    made = ShardedOp(op, num_post, param.op.bias, mesh)
+    made = ShardedOp(op, num_post, last, param.op.bias, mesh)
     return ETraceParam({**param.value, "weight": new}, made, param.grad, param.is_etrace)
 
 

@@ -152,6 +152,15 @@ def check_weight_functions():
     assert eqx.tree_equal(se.shard(se.shard(model, mesh), two), se.shard(model, two))
 
 
+def check_what_is_smaller():
+    """`Hybrid` keeps the same of a layer in blocks, though its arrays are filled up."""
+    ring, post = np.arange(UNITS), np.append(np.roll(np.arange(UNITS), 1), np.full(15, 5))
+    cell = se.cells.LeakyRate.of(se.from_edges(np.append(ring, ring[:15]), post), 2, key=jax.random.key(0))
+    parted = se.shard(cell, jax.make_mesh((4,), ("units",)))
+    kept = [se.Hybrid().init(m, m.init_state(), jnp.ones(2)).traces for m in (cell, parted)]
+    assert jax.tree.structure(kept[0]) == jax.tree.structure(kept[1])
+
+
 def check_fit():
     mesh, (model, state) = jax.make_mesh((4,), ("units",)), build("rate")
     xs, ys = jnp.ones((12, BATCH, 2)), jnp.zeros((12, BATCH, 2))
@@ -181,7 +190,7 @@ def on_devices(code, count=4):
 
 def test_several_devices_are_as_one():
     on_devices(
-        "[t.compare(*case) for case in t.QUICK]\nt.check_weight_functions()\n"
+        "[t.compare(*case) for case in t.QUICK]\nt.check_weight_functions()\nt.check_what_is_smaller()\n"
         "jax.config.update('jax_enable_x64', False)\nt.check_program()"
     )
 

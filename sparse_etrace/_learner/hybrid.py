@@ -52,13 +52,13 @@ def smaller(grouping: Grouping, call: Call) -> list[bool]:
         return [True] * len(per_unit)
     if call.call.grad is ETraceGrad.approx:
         return per_unit
-    _, _, x = call.template(grouping.program)
+    op, _, x = call.template(grouping.program)
     y = call.y(grouping.program)
     full, factors = 0, 0 if x is None else math.prod(x.shape)
     for g, route in routes:
         count = len(grouping.groups[g].variables)
         full += count * sum(
-            math.prod(s.shape) for s, u in zip(slot_shapes(grouping, call, g, route), per_unit, strict=True) if not u
+            op.entries(s.shape) for s, u in zip(slot_shapes(grouping, call, g, route), per_unit, strict=True) if not u
         )
         factors += count * math.prod(y.shape)
     return [u or full <= factors for u in per_unit]

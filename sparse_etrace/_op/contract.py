@@ -1,6 +1,7 @@
 """The contract of an op."""
 
 import abc
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -68,6 +69,10 @@ class ETraceOp(eqx.Module):
     def place(self, ndim: int) -> jax.sharding.Sharding | None:
         """Where an array of so many axes lies whose last are those of the weights; None: on one device."""
         return None
+
+    def entries(self, shape: tuple[int, ...]) -> int:
+        """How many entries of an array of so many slots are of weights; all, unless an op fills arrays up."""
+        return math.prod(shape)
 
     def phi(self, theta: PyTree[Array]) -> PyTree[Array]:
         """Weights on the synapses, `v = phi(theta)`; the identity unless overridden."""

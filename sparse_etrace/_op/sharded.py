@@ -1,5 +1,6 @@
 """A layer on several devices: what belongs to a unit lies where the unit does."""
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -28,12 +29,14 @@ class ShardedOp(ETraceOp):
     Attributes:
         op: the layer of all blocks, one after the other; each device has its part of each array, along the last axis.
         num_post: receiving units in all.
+        length: weights in all along the last axis, without those that fill blocks up.
         bias: that of the layer.
         mesh: its first axis parts the units, and a second one the batch.
     """
 
     op: SpMatMulOp | MatMulOp
     num_post: int = eqx.field(static=True)
+    length: int = eqx.field(static=True)
     bias: bool = eqx.field(static=True)
     mesh: Mesh = eqx.field(static=True)
     per_unit: ClassVar[tuple[str, ...]] = ("bias",)
@@ -61,6 +64,10 @@ class ShardedOp(ETraceOp):
     def place(self, ndim: int) -> NamedSharding:
         """Where an array lies whose last axis is that of the weights."""
         return NamedSharding(self.mesh, self._spec(ndim, -1))
+
+    def entries(self, shape: tuple[int, ...]) -> int:
+        """Those of the layer on one device."""
+        return math.prod(shape[:-1]) * self.length
 
     def phi(self, theta: dict[str, Array]) -> Weights:
         read_weights(theta, 1 if isinstance(self.op, SpMatMulOp) else 2, "as se.shard lays it out")
