@@ -242,6 +242,13 @@ def test_weight_functions_of_layers_in_blocks(fn):
         np.testing.assert_allclose(other(x), one(x), rtol=1e-6)
 
 
+@pytest.mark.parametrize("features", [1, 3, UNITS])
+def test_a_bias_is_of_units_and_not_of_features(features):
+    param = se.ETraceParam({"weight": graph().weight, "bias": jnp.arange(22.0)}, se.SpMatMulOp(graph(), axis=-2))
+    x = jnp.linspace(-1, 1, UNITS * features).reshape(UNITS, features)
+    np.testing.assert_allclose(se.shard(param, jax.make_mesh((1,), ("units",)))(x), param(x), rtol=1e-6)
+
+
 def test_layers_that_are_not_parted():
     mesh, on = jax.make_mesh((1,), ("units",)), graph()
     count = on.connectivity.num_synapses

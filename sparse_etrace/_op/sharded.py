@@ -82,7 +82,8 @@ class ShardedOp(ETraceOp):
 
         specs = self._spec(x.ndim, None, 0, batch), self._spec(weight.ndim, -1)
         y = self._run(local, specs, self._spec(x.ndim, self.axis, 0, batch), self._heard(x), weight)
-        return with_bias(jax.lax.slice_in_dim(y, 0, self.num_post, axis=y.ndim + self.axis), w)
+        y = jax.lax.slice_in_dim(y, 0, self.num_post, axis=y.ndim + self.axis)
+        return self._last(with_bias(self._last(y), w))
 
     def yw_to_w(self, y: Inexact[Array, "*batch_y"], e: Weights) -> Weights:
         batch, ends = self._batch(y, 0), self._filled(y)
