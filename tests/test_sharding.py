@@ -246,7 +246,10 @@ def test_weight_functions_of_layers_in_blocks(fn):
 def test_a_bias_is_of_units_and_not_of_features(features):
     param = se.ETraceParam({"weight": graph().weight, "bias": jnp.arange(22.0)}, se.SpMatMulOp(graph(), axis=-2))
     x = jnp.linspace(-1, 1, UNITS * features).reshape(UNITS, features)
-    np.testing.assert_allclose(se.shard(param, jax.make_mesh((1,), ("units",)))(x), param(x), rtol=1e-6)
+    parted = se.shard(param, jax.make_mesh((1,), ("units",)))
+    np.testing.assert_allclose(parted(x), param(x), rtol=1e-6)
+    for one, other in zip(*(m.op.xy_to_dw(x, x, m.op.phi(m.value)).values() for m in (param, parted)), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-6)
 
 
 def test_layers_that_are_not_parted():

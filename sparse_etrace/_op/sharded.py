@@ -99,6 +99,20 @@ class ShardedOp(ETraceOp):
 
         return {key: one(key, leaf) for key, leaf in e.items()}
 
+    def xy_to_dw(self, x: Shaped[Array, "*batch_x"], y: Inexact[Array, "*batch_y"], v: Weights) -> Weights:
+        batch, weight = self._batch(x, 0), v["weight"]
+
+        def local(op: ETraceOp, x: Array, y: Array, weight: Array) -> Array:
+            return op.xy_to_dw(x, y, {"weight": weight})["weight"]
+
+        units, slots = self._spec(y.ndim, self.axis, 0, batch), self._spec(y.ndim + weight.ndim - 1, -1, 0, batch)
+        specs = self._spec(x.ndim, None, 0, batch), units, self._spec(weight.ndim, -1)
+        found = {
+            "weight": self._run(local, specs, slots, self._heard(x), self._filled(y), weight),
+            "bias": self._last(y),
+        }
+        return {key: found[key] for key in v}
+
     def window(
         self,
         v: Weights,
