@@ -63,7 +63,7 @@ def build(kind):
     if kind == "features":
         sign = np.where(np.arange(on.connectivity.num_synapses) % 3 == 0, -1, 1)
         op = se.SpMatMulOp(on, axis=-2, weight_fn=se.SignLock(sign), bias=True)
-        cell = Spread(op.param(keys[0]), se.MatMulOp(bias=True).param(keys[2], 2, UNITS))
+        cell = Spread(op.param(keys[0]), se.MatMulOp(bias=True).param(keys[2], 2, UNITS, is_etrace=False))
         state = jnp.zeros((BATCH, UNITS, FEATURES))
     else:
         made = {"rate": se.cells.LeakyRate, "alif": se.cells.ALIF, "gru": se.cells.GRU}[kind]
