@@ -233,7 +233,12 @@ class Times(eqx.Module):
         return w * self.by
 
 
-@pytest.mark.parametrize("fn", [se.Bounded(-1.0, 2.0), se.SignLock(1.0), Times(np.arange(112.0)), jnp.tanh], ids=str)
+FUNCTIONS = {
+    "bounded": se.Bounded(-1.0, 2.0), "signs": se.SignLock(1.0), "factors": Times(np.arange(112.0)), "tanh": jnp.tanh
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fn", FUNCTIONS.values(), ids=FUNCTIONS)
 def test_weight_functions_of_layers_in_blocks(fn):
     mesh, on = jax.make_mesh((1,), ("units",)), graph()
     inp = se.MatMulOp(weight_fn=None if isinstance(fn, Times) else fn).param(jax.random.key(0), 2, UNITS)
