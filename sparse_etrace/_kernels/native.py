@@ -162,9 +162,10 @@ def primitive(
     mlir.register_lowering(new, general)
 
     def on_cpu(context: mlir.LoweringRuleContext, *args: Any, **params: Hashable) -> Any:
-        if KERNELS == "xla" and not _is_xla():
+        wanted = not _is_xla()
+        if wanted and KERNELS == "xla":
             _say_once()
-        compiled = KERNELS != "xla" and not _is_xla() and types(*context.avals_in, **params)
+        compiled = wanted and KERNELS != "xla" and types(*context.avals_in, **params)
         return (mlir.lower_fun(native, multiple_results=True) if compiled else general)(context, *args, **params)
 
     mlir.register_lowering(new, on_cpu, platform="cpu")

@@ -80,10 +80,9 @@ def online_grad(
     factor, origin = check_origin(carry.origin, model), carry.origin
     is_constant = is_traced(inputs := (model, carry, xs, ys)) and not learner.is_differentiable
     model, carry, xs, ys = held(inputs) if is_constant else inputs
-    rest = dataclasses.replace(carry, origin=None)
-    given = learner, loss_fn, model, xs, ys, chunk, has_aux, origin
     if donate:
-        results = apart(_in_place, given, rest)
+        given = learner, loss_fn, model, xs, ys, chunk, has_aux, origin
+        results = apart(_in_place, given, dataclasses.replace(carry, origin=None))
     else:
         results = apart(gradient, learner, loss_fn, model, carry, xs, ys, chunk, has_aux)
     losses, grads, carry, aux = constant(results, inputs, NO_DERIVATIVE) if is_constant else results
