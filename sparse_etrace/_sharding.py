@@ -1,16 +1,18 @@
 """Networks on several devices: each unit with its synapses on one of them."""
 
-from typing import Any, TypeVar
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from ._graph.connectivity import Connectivity, digest_of, host_array, with_outgoing
+from ._graph.connectivity import Connectivity, digest_of, host_array, index_arrays
 from ._graph.graph import Graph
 from ._op.contract import ETraceOp
 from ._op.matmul import MatMulOp
@@ -27,7 +29,8 @@ def shard(tree: Parted, mesh: Mesh) -> Parted:
     """Part the sparse layers of a model by receiving units, a block of them with their synapses on each device.
 
     Weights, and what learners and optimizers keep of each, then lie where the receiving unit does, and per step only
-    what units send is exchanged. The rest of a model is as it was, and so are its results, to rounding.
+    what units send is exchanged. The rest of a model is as it was, and so are its results, to rounding. Where the mesh
+    spans processes of `jax.distributed`, each calls it with the same model, and lays out what its own devices need.
 
     Args:
         tree: a model, of which parameters with a `SpMatMulOp` are parted, those with a `MatMulOp` onto as many units
@@ -73,10 +76,11 @@ def shard(tree: Parted, mesh: Mesh) -> Parted:
 
     def one(param: Any) -> Any:
         if _is_layer(param) and isinstance(param.op, SpMatMulOp):
-            return _parted(param, mesh, *_sparse(param.op, count))
+            return _parted(param, mesh, *_sparse(param.op, mesh))
         if _is_layer(param) and isinstance(param.op, MatMulOp) and (num_post := np.shape(_weight(param))[-1]) in sparse:
             size, _ = _sizes(num_post, count)
-            return _parted(param, mesh, param.op, num_post, size * count, np.arange(num_post))
+            starts = np.minimum(np.arange(count + 1) * size, num_post)
+            return _parted(param, mesh, param.op, num_post, Blocks(starts, size))
         return param
 
     return jax.tree.map(one, tree, is_leaf=_is_layer)
@@ -84,6 +88,8 @@ def shard(tree: Parted, mesh: Mesh) -> Parted:
 
 def unshard(tree: Parted) -> Parted:
     """A model as it was before `shard`, with the weights that it has now, on the host's first device.
+
+    Where several processes have parts of it, all must call it, and each gets the whole.
 
     Args:
         tree: a model.
@@ -110,25 +116,23 @@ def unshard(tree: Parted) -> Parted:
 
 def _whole(param: Any) -> ETraceParam:
     op, num_post = param.op.op, param.op.num_post
-    if isinstance(op, SpMatMulOp) and op.connectivity.pre is None:
+    if param.op.starts is None:
         raise TypeError(
             "tree: expected a model, got one without indices, as gradients are. equinox.combine(grads, model) has them."
         )
     size = np.shape(_weight(param))[-1]
-    kept = np.arange(num_post)
-    if isinstance(op, SpMatMulOp):
-        conn, count = op.connectivity, param.op.count
-        pre, num_pre = np.asarray(conn.pre), conn.num_pre - 1
-        kept = np.flatnonzero(pre < num_pre)
-        post = np.asarray(conn.post) + np.repeat(np.arange(count) * conn.num_post, size // count)
+    kept = Blocks(host_array("tree", param.op.starts), size // param.op.count).kept
 
     def taken(leaf: Any) -> Any:
         is_of_weights = eqx.is_array(leaf) and leaf.shape[-1:] == (size,)
-        return jnp.asarray(np.asarray(leaf)[..., kept]) if is_of_weights else leaf
+        return jnp.asarray(host_array("tree", leaf)[..., kept]) if is_of_weights else leaf
 
     weight_fn = jax.tree.map(taken, op.weight_fn)
     if isinstance(op, SpMatMulOp):
-        whole = Connectivity.from_edges(pre[kept], post[kept], (num_pre, num_post))
+        conn = op.connectivity
+        pre, post = (host_array("tree", a) for a in (conn.pre, conn.post))
+        post = post + np.repeat(np.arange(param.op.count) * conn.num_post, size // param.op.count)
+        whole = Connectivity.from_edges(pre[kept], post[kept], (conn.num_pre - 1, num_post))
         made: ETraceOp = SpMatMulOp(whole, weight_fn, axis=op.axis, bias=param.op.bias)
     else:
         mask = None if op.weight_mask is None else taken(op.weight_mask)
@@ -171,85 +175,133 @@ def _sizes(units: int, count: int) -> tuple[int, int]:
     return size, last
 
 
-def _parted(param: Any, mesh: Mesh, op: Any, num_post: int, size: int, places: np.ndarray) -> ETraceParam:
-    """A layer in blocks: `op` has all of them, `places` says where along the last axis each weight comes to lie."""
-    last = np.shape(_weight(param))[-1]
-    made = ShardedOp(op, num_post, last, param.op.bias, mesh)
+class Blocks(NamedTuple):
+    """How the weights of a layer lie in blocks.
 
-    def placed(whole: Any) -> Array:
-        return jax.make_array_from_callback(whole.shape, made.place(whole.ndim), lambda part: whole[part])
+    Attributes:
+        starts: the first of each block along the last axis of the whole, and their number last.
+        size: weights of a block, those included that fill it up.
+    """
+
+    starts: np.ndarray
+    size: int
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Where each weight of the whole is."""
+        number = self.starts.size - 1
+        ends = np.arange(number) * self.size - self.starts[:-1]
+        return np.arange(self.starts[-1]) + np.repeat(ends, np.diff(self.starts))
+
+    def block(self, whole: np.ndarray, k: int) -> np.ndarray:
+        """One of them; those that fill it up are like the first of all."""
+        kept = whole[..., self.starts[k] : self.starts[k + 1]]
+        filler = whole[..., :1] if whole.shape[-1] else np.ones((*whole.shape[:-1], 1), whole.dtype)
+        return np.concatenate([kept, np.repeat(filler, self.size - kept.shape[-1], axis=-1)], axis=-1)
+
+
+def _placed(shape: tuple[int, ...], place: NamedSharding, block: Callable[[int], np.ndarray]) -> Array:
+    """An array of blocks along the last axis, of which this process makes those of its devices."""
+    size = shape[-1] // place.mesh.shape[place.mesh.axis_names[0]]
+
+    def one(at: Any) -> np.ndarray:
+        return block((at[-1].start or 0) // size)
+
+    return jax.make_array_from_callback(shape, place, one)
+
+
+def _parted(param: Any, mesh: Mesh, op: Any, num_post: int, blocks: Blocks) -> ETraceParam:
+    """A layer in blocks, `op` with index arrays in blocks already."""
+    last, count = int(blocks.starts[-1]), blocks.starts.size - 1
+    given = param.op.weight_fn, param.op.weight_mask if isinstance(op, MatMulOp) else None, _weight(param)
+
+    def is_laid_out(values: Any) -> bool:
+        return isinstance(values, jax.Array | np.ndarray) and values.shape[-1:] == (last,)
 
     def laid_out(values: Any) -> Any:
-        """One for each weight; those that fill a block up are like any of them."""
-        if np.shape(values)[-1:] != (last,):
+        """One for each weight."""
+        if not is_laid_out(values):
             return values
-        host = np.asarray(values)
-        whole = np.repeat(host[..., :1], size, axis=-1) if last else np.ones((*host.shape[:-1], size), host.dtype)
-        whole[..., places] = host
-        return placed(whole)
+        host, shape = host_array("tree", values), (*values.shape[:-1], blocks.size * count)
+        return _placed(shape, made.place(len(shape)), lambda k: blocks.block(host, k))
 
-    def of_op(leaf: Any) -> Any:
-        return laid_out(leaf) if isinstance(leaf, jax.Array | np.ndarray) else leaf
+    digest = param.op.connectivity.digest if isinstance(op, SpMatMulOp) else None
+    made = ShardedOp(op, jnp.asarray(blocks.starts, jnp.int32), digest, num_post, last, param.op.bias, mesh)
+    if param.op.weight_fn is not None:
+        hosts = jax.tree.map(lambda leaf: np.asarray(leaf) if is_laid_out(leaf) else leaf, given)
 
+        def of_block(k: int) -> tuple:
+            return jax.tree.map(lambda leaf: jnp.asarray(blocks.block(leaf, k)) if is_laid_out(leaf) else leaf, hosts)
+
+        _check_weights(param.op, given, map(of_block, range(count)), blocks.starts)
+    fn, mask, weight = jax.tree.map(laid_out, given)
     if isinstance(op, SpMatMulOp):
-        blocks = eqx.tree_at(lambda c: c.arrays, op.connectivity, tuple(map(placed, op.connectivity.arrays)))
-        op = SpMatMulOp(blocks, jax.tree.map(of_op, op.weight_fn), axis=op.axis)
+        op = SpMatMulOp(op.connectivity, fn, axis=op.axis)
     else:
-        op = MatMulOp(None, jax.tree.map(of_op, op.weight_fn), op.apply_weight_fn_before_mask)
-        op = eqx.tree_at(lambda o: o.weight_mask, op, of_op(param.op.weight_mask), is_leaf=lambda leaf: leaf is None)
-    weight = laid_out(_weight(param))
+        op = MatMulOp(None, fn, op.apply_weight_fn_before_mask)
+        op = eqx.tree_at(lambda o: o.weight_mask, op, mask, is_leaf=lambda leaf: leaf is None)
     new = Fixed(weight) if isinstance(param.value["weight"], Fixed) else weight
-    if op.weight_fn is not None:
-        _check_weights(param.op, _weight(param), op, weight, places)
-    made = ShardedOp(op, num_post, last, param.op.bias, mesh)
+    made = eqx.tree_at(lambda o: o.op, made, op, is_leaf=lambda leaf: leaf is made.op)
     return ETraceParam({**param.value, "weight": new}, made, param.grad, param.is_etrace)
 
 
-def _check_weights(whole: Any, weight: Array, parted: Any, blocks: Array, places: np.ndarray) -> None:
-    """Raise for a weight function that makes other weights of what is laid out in blocks."""
+def _check_weights(op: Any, whole: tuple, parts: Iterable[tuple], starts: np.ndarray) -> None:
+    """Raise for a weight function that makes other weights of a block."""
 
-    def made(op: Any, weight: Array) -> np.ndarray:
-        found = applied(op.weight_fn, weight) if isinstance(op, SpMatMulOp) else masked(weight, op)
-        return np.asarray(found).astype(complex)
+    def made(fn: Any, mask: Any, weight: Array) -> np.ndarray:
+        if isinstance(op, SpMatMulOp):
+            return np.asarray(applied(fn, weight)).astype(complex)
+        return np.asarray(masked(weight, MatMulOp(mask, fn, op.apply_weight_fn_before_mask))).astype(complex)
 
     try:
-        is_same = np.allclose(made(parted, blocks)[..., places], made(whole, weight), equal_nan=True)
+        is_same = all(
+            np.allclose(made(*part)[..., : end - start], expected[..., start:end], equal_nan=True)
+            for expected in [made(*whole)]
+            for part, start, end in zip(parts, starts, starts[1:], strict=False)
+        )
     except (TypeError, ValueError):
         is_same = False
     if not is_same:
         raise ValueError(
             "weight_fn: expected a function of each weight by itself, with leaves of its own for what differs from "
-            f"weight to weight, got {whole.weight_fn!r}. Keep the layer on one device, or give an equinox.Module."
+            f"weight to weight, got {op.weight_fn!r}. Keep the layer on one device, or give an equinox.Module."
         )
 
 
-def _sparse(op: SpMatMulOp, count: int) -> tuple[SpMatMulOp, int, int, np.ndarray]:
-    """The layer in blocks of units, one after the other; its units, its synapses, and where each is in them."""
+def _sparse(op: SpMatMulOp, mesh: Mesh) -> tuple[SpMatMulOp, int, Blocks]:
+    """The layer on index arrays in blocks of units, of which each process makes its own; its units, and the blocks."""
     if op.delays is not None or op.slot is not None or op.gated:
         raise NotImplementedError(
             f"tree: expected sparse layers with a weight for each synapse, got {op} with delays, ties or gates. Keep "
             "it on one device."
         )
-    connectivity = op.connectivity
-    pre, ptr = (host_array("tree", a) for a in (connectivity.pre, connectivity.post_ptr))
-    (num_pre, num_post), (size, _) = connectivity.shape, _sizes(connectivity.num_post, count)
+    (num_pre, num_post), count = op.connectivity.shape, mesh.shape[mesh.axis_names[0]]
+    pre, ptr = (host_array("tree", a) for a in (op.connectivity.pre, op.connectivity.post_ptr))
+    size, _ = _sizes(num_post, count)
     ends = np.minimum(np.arange(count + 1) * size, num_post)
     starts = ptr[ends]
     most = int(np.diff(starts).max(initial=1))
 
-    def block(k: int) -> Connectivity:
+    def edges(k: int) -> sp.csc_array:
         kept = starts[k + 1] - starts[k]
         of_units = np.full(size + 1, kept, np.int32)
         of_units[: ends[k + 1] - ends[k] + 1] = ptr[ends[k] : ends[k + 1] + 1] - starts[k]
         of_units[-1] = most
         senders = np.concatenate([pre[starts[k] : starts[k + 1]], np.full(most - kept, num_pre, np.int32)])
         number = np.arange(most, dtype=np.int32)
-        return with_outgoing(sp.csc_array((number, senders, of_units), shape=(num_pre + 1, size)))
+        return sp.csc_array((number, senders, of_units), shape=(num_pre + 1, size))
 
-    arrays = [np.concatenate(part) for part in zip(*(block(k).arrays for k in range(count)), strict=True)]
-    digest = jnp.asarray(digest_of(arrays[0], arrays[2], num_pre + 1))
-    where = np.arange(pre.size) + np.repeat(np.arange(count) * most - starts[:-1], np.diff(starts))
-    a, b, c, d, e, f = map(jnp.asarray, arrays)
-    whole = Connectivity(a, b, c, d, e, f, num_pre + 1, size, digest)
-    blocks = SpMatMulOp(whole, op.weight_fn, axis=op.axis)
-    return blocks, num_post, most * count, where
+    @functools.cache
+    def block(k: int) -> list[np.ndarray]:
+        return list(index_arrays(edges(k)))
+
+    place = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    sizes = most, most, size + 1, num_pre + 2, most, most
+    a, b, c, d, e, f = (
+        _placed((n * count,), place, lambda k, field=i: block(k)[field])  # type: ignore[misc]
+        for i, n in enumerate(sizes)
+    )
+    digests = [digest_of(made.indices, made.indptr, num_pre + 1) for made in map(edges, range(count))]
+    digest = digests[0] if count == 1 else digest_of(*digests)
+    blocks = Connectivity(a, b, c, d, e, f, num_pre + 1, size, jnp.asarray(digest))
+    return SpMatMulOp(blocks, axis=op.axis), num_post, Blocks(starts, most)

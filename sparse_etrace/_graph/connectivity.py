@@ -2,13 +2,14 @@
 
 import hashlib
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
+from jax.experimental import multihost_utils
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, UInt32
 
@@ -159,19 +160,19 @@ def canonical_order(
 
 def with_outgoing(edges: sp.csc_array) -> Connectivity:
     """The connectivity of receivers' runs of senders, in this order."""
-    (num_pre, num_post), number = edges.shape, np.arange(edges.nnz, dtype=np.int32)
+    (num_pre, num_post), digest = edges.shape, digest_of(edges.indices, edges.indptr, edges.shape[0])
+    a, b, c, d, e, f = map(jnp.asarray, index_arrays(edges))
+    return Connectivity(a, b, c, d, e, f, num_pre, num_post, jnp.asarray(digest))
+
+
+def index_arrays(edges: sp.csc_array) -> Iterator[np.ndarray]:
+    """The six index arrays of receivers' runs of senders, on the host."""
+    number = np.arange(edges.nnz, dtype=np.int32)
+    for array in (edges.indices, expand_ptr(edges.indptr), edges.indptr):
+        yield array.astype(np.int32, copy=False)
     outgoing = sp.csc_array((number, edges.indices, edges.indptr), shape=edges.shape).tocsr()
-    return Connectivity(
-        pre=jnp.asarray(edges.indices, jnp.int32),
-        post=jnp.asarray(expand_ptr(edges.indptr), jnp.int32),
-        post_ptr=jnp.asarray(edges.indptr, jnp.int32),
-        pre_ptr=jnp.asarray(outgoing.indptr, jnp.int32),
-        by_pre=jnp.asarray(outgoing.data, jnp.int32),
-        post_by_pre=jnp.asarray(outgoing.indices, jnp.int32),
-        num_pre=num_pre,
-        num_post=num_post,
-        digest=jnp.asarray(digest_of(edges.indices, edges.indptr, num_pre)),
-    )
+    for array in (outgoing.indptr, outgoing.data, outgoing.indices):
+        yield array.astype(np.int32, copy=False)
 
 
 def digest_of(*arrays: ArrayLike) -> np.ndarray:
@@ -182,6 +183,14 @@ def digest_of(*arrays: ArrayLike) -> np.ndarray:
         found.update(str(entries.shape).encode())
         found.update(entries.reshape(-1).data)
     return np.frombuffer(found.digest()[:8], np.uint32)
+
+
+def digest_of_blocks(pre: ArrayLike, ptr: ArrayLike, num_pre: int, num_post: int) -> np.ndarray:
+    """The digest of a connectivity, or of several with as many units and synapses, one after the other."""
+    pre, ptr = np.asarray(pre), np.asarray(ptr)
+    count = ptr.size // (num_post + 1)
+    found = [digest_of(*block, num_pre) for block in zip(np.split(pre, count), np.split(ptr, count), strict=True)]
+    return found[0] if count == 1 else digest_of(*found)
 
 
 def _in_order(pre: np.ndarray, post: np.ndarray) -> bool:
@@ -205,12 +214,17 @@ def expand_ptr(ptr: np.ndarray) -> np.ndarray:
 
 
 def host_array(name: str, value: object) -> np.ndarray:
-    """Return `value` as a numpy array, or raise TypeError if its numbers are not known yet."""
+    """Return `value` as a numpy array, or raise TypeError if its numbers are not known yet.
+
+    Of an array that other processes have a part of: each of them must ask.
+    """
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
             f"{name}: expected an array with values, got a traced one. Connectivity is built on the host: "
             "call this outside of jit and vmap."
         )
+    if not (getattr(value, "is_fully_addressable", True) or value.is_fully_replicated):  # type: ignore[attr-defined]
+        return multihost_utils.process_allgather(value, tiled=True)
     return np.asarray(value)
 
 

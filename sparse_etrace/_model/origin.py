@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, UInt32
 
-from .._graph.connectivity import Connectivity, digest_of
+from .._graph.connectivity import Connectivity, digest_of, digest_of_blocks
 from .._op.contract import ETraceOp
 from .._types import Model
 from .program import is_inexact, is_key
@@ -153,7 +153,7 @@ def _wiring(parts: list[Connectivity | Array]) -> Array | np.ndarray:
 
 
 def _digest_of_edges(connectivity: Connectivity) -> np.ndarray:
-    return digest_of(connectivity.pre, connectivity.post_ptr, connectivity.num_pre)
+    return digest_of_blocks(connectivity.pre, connectivity.post_ptr, *connectivity.shape)
 
 
 def _is_here(tree: PyTree) -> bool:

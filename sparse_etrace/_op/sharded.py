@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from jaxtyping import Array, Inexact, PyTree, Shaped, UInt32
+from jaxtyping import Array, Inexact, Int, PyTree, Shaped, UInt32
 
 from .._kernels.windows import window_per_unit
 from .contract import ETraceOp
@@ -28,6 +28,8 @@ class ShardedOp(ETraceOp):
 
     Attributes:
         op: the layer of all blocks, one after the other; each device has its part of each array, along the last axis.
+        starts: the first weight of each block in the layer as it is on one device, and their number last.
+        digest: that of the connectivity of the layer on one device; None for a dense one.
         num_post: receiving units in all.
         length: weights in all along the last axis, without those that fill blocks up.
         bias: that of the layer.
@@ -35,6 +37,8 @@ class ShardedOp(ETraceOp):
     """
 
     op: SpMatMulOp | MatMulOp
+    starts: Int[Array, " blocks_and_1"]
+    digest: UInt32[Array, "2"] | None
     num_post: int = eqx.field(static=True)
     length: int = eqx.field(static=True)
     bias: bool = eqx.field(static=True)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._graph.connectivity import host_array
 from .._learner import Learner
 from .._model.program import is_inexact
 from .._model.reading import Reading
@@ -78,10 +79,10 @@ def _bad_entries(tree: PyTree) -> Iterator[tuple[str, tuple[int, ...], np.number
     """For each leaf with entries that are not finite: its name, the first such entry, and what is there."""
     for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
         if is_inexact(leaf):
-            finite = np.asarray(jnp.isfinite(leaf))
+            finite = host_array(name, jnp.isfinite(leaf))
             if not finite.all():
                 index = tuple(int(i) for i in np.argwhere(~finite)[0])
-                yield name, index, np.asarray(leaf)[index]
+                yield name, index, host_array(name, leaf)[index]
 
 
 def _at(index: tuple[int, ...]) -> str:
