@@ -13,6 +13,7 @@ from oracles import relative_error
 from soak import few
 
 import sparse_etrace as se
+from sparse_etrace._train.updates import all_finite
 
 UNITS, STEPS, BATCH = 5, 7, 2
 ADAM, STILL = optax.adam(0.02), optax.sgd(0.0)
@@ -658,6 +659,15 @@ def test_a_gradient_of_a_bias_names_its_unit():
         se.NonFiniteError, match=r"state is nan from step 0 on, unit 3, batch element 0; the gradient of"
     ):
         train(sequences(1), model=model)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "complex64"])
+def test_whether_all_is_finite(dtype):
+    """Sums of the largest numbers are not, the numbers are; compiled and not."""
+    most = jnp.full(5, jnp.finfo(dtype).max, dtype)
+    for find in all_finite, jax.jit(all_finite):
+        assert find([most, -most, jnp.arange(3)])
+        assert not any(find([most, most.at[3].set(bad)]) for bad in (jnp.inf, -jnp.inf, jnp.nan))
 
 
 def test_an_update_that_is_not_finite():
