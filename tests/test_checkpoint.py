@@ -767,7 +767,7 @@ def test_of_another_format(tmp_path):
     train(sequences(1), checkpoint=tmp_path / "run")
     with np.load(tmp_path / "run") as file:
         arrays = dict(file)
-    text = arrays["header"].tobytes().replace(b"checkpoint 4", b"checkpoint 3")
+    text = arrays["header"].tobytes().replace(b"checkpoint 5", b"checkpoint 3")
     write(tmp_path / "run", **arrays | {"header": np.frombuffer(text, np.uint8)})
     with pytest.raises(
         ValueError, match="expected 'sparse_etrace checkpoint .', got .* of 'sparse_etrace checkpoint 3'"

@@ -45,8 +45,8 @@ HOUSE = {
     "_rule": "reach influence traces support notes signal engine term_engine trace_engine kept_traces own_traces "
     "influence_engine black_box past derivative sensitivity nodes by_parameter bridge rows by_event",
     "_learner": "learner trace_learner * d_rtrl bridged",
-    "_train": "online check_learner batches updates fit_result non_finite facts lock checkpoint fit_options fit_file "
-    "delayed stream predict fit_loop fit rewire",
+    "_train": "online check_learner batches updates fit_result non_finite facts lock parted archive checkpoint "
+    "fit_options fit_file delayed stream predict fit_loop fit rewire",
     "_report": "explain memory alignment costs compare",
     "spikes": "named *",
     "evaluate": "",

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -18,6 +20,8 @@ from soak import ONLY, few
 import sparse_etrace as se
 from sparse_etrace import _sharding as sharding
 from sparse_etrace._graph.connectivity import host_array
+from sparse_etrace._train import parted
+from sparse_etrace._train.checkpoint import Saved
 
 UNITS, FEATURES, BATCH = 22, 3, 4
 LEARNERS = {
@@ -26,6 +30,7 @@ LEARNERS = {
 }  # fmt: skip
 KINDS = ("rate", "alif", "gru", "features")
 MESHES = ((4,), (2, 2), (3,))
+OPTIMIZER = optax.adamw(0.01)
 QUICK = [("rate", "D-RTRL", (3,))]
 
 
@@ -194,8 +199,52 @@ def check_fit():
         np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)
 
 
-def on_devices(code, count=4, processes=1):
-    """Run a code where there are so many devices, shared by processes."""
+def fitted(count, sequences, path=None, devices=None):
+    """A run on so many devices."""
+    mesh = jax.make_mesh((count,), ("units",), devices=(devices or jax.devices())[:count])
+    model, state = build("rate")
+    xs, ys = jnp.asarray(np.random.default_rng(1).normal(size=(6, BATCH, 2))), jnp.zeros((6, BATCH, 2))
+    return se.fit(
+        se.D_RTRL(), loss_fn, OPTIMIZER, se.shard(model, mesh), [(xs, ys)] * sequences, state=state, carry=True,
+        update=se.Update(every=3), checkpoint=path and se.Checkpoint(path, every=1), progress=False,
+    )  # fmt: skip
+
+
+def bits(result):
+    """All numbers of a result, read by all processes together."""
+    arrays = eqx.filter((result.model, result.opt_state, result.carry), eqx.is_array)
+    return [host_array("result", leaf) for leaf in jax.tree.leaves(arrays)]
+
+
+def check_resumed(path, count=4, first=1, last=2):
+    """Stopped and resumed on as many devices, a run has the bits of one that was never stopped."""
+    fitted(count, first, path)
+    for a, b in zip(*(bits(run) for run in (fitted(count, last, path), fitted(count, last))), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def check_part_missing(path):
+    """Without what one process wrote, a checkpoint is none."""
+    (part,) = Path(path).parent.glob("*.1")
+    part.rename(f"{part}.away")
+    with pytest.raises(ValueError, match=r"checkpoint: expected the parts of 2 processes .* got none of process 1"):
+        fitted(1, 3, path, jax.local_devices())
+    Path(f"{part}.away").rename(part)
+
+
+def check_moved(path, counts, first):
+    """A run that goes on with other numbers of devices is that of one device."""
+    for k, count in enumerate(counts, first):
+        moved = fitted(count, k, path, jax.local_devices())
+    alone = fitted(1, k, None, jax.local_devices())
+    np.testing.assert_allclose(moved.losses, alone.losses, rtol=1e-12)
+    leaves = [jax.tree.leaves(eqx.filter(se.unshard(r.model), eqx.is_inexact_array)) for r in (moved, alone)]
+    for a, b in zip(*leaves, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+def start(code, count, processes):
+    """Start a code where there are so many devices, shared by processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -210,12 +259,60 @@ def on_devices(code, count=4, processes=1):
             first += f"jax.distributed.initialize('127.0.0.1:{port}', {processes}, {rank})\n"
         command = [sys.executable, "-c", f"{first}import test_sharding as t\n{code}"]
         started.append(subprocess.Popen(command, env=os.environ | flags, stderr=subprocess.PIPE, text=True))
+    return started
+
+
+def on_devices(code, count=4, processes=1):
+    """Run a code where there are so many devices, shared by processes."""
+    started = start(code, count, processes)
     errors = [process.communicate()[1] for process in started]
     assert not any(process.returncode for process in started), "\n".join(errors)
 
 
-def test_several_devices_in_two_processes_are_as_one():
-    on_devices("[t.compare(*case) for case in t.QUICK]\nif not jax.process_index():\n    t.check_alone()", 4, 2)
+def test_several_devices_in_two_processes_are_as_one(tmp_path):
+    path = str(tmp_path / "run")
+    on_devices(
+        f"[t.compare(*case) for case in t.QUICK]\nt.check_resumed({path!r})\nif not jax.process_index():\n"
+        f"    t.check_part_missing({path!r})\n    t.check_moved({path!r}, [2], 3)\n    t.check_alone()", 4, 2
+    )  # fmt: skip
+
+
+def test_a_process_that_could_not_write_is_named(monkeypatch):
+    monkeypatch.setattr(parted.multihost_utils, "process_allgather", lambda failed: np.array([bool(failed), True]))
+    with pytest.raises(OSError, match=r"checkpoint: process 1 could not write its part. Its own error says why"):
+        parted.agree()
+    with pytest.raises(OSError, match="full"):
+        parted.agree(OSError("full"))
+
+
+@ONLY
+def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path):
+    on_devices(f"t.check_moved({str(tmp_path / 'run')!r}, [1, 2, 4, 3], 1)")
+    on_devices(f"t.check_resumed({str(tmp_path / 'other')!r}, 3, 2, 4)")
+
+
+@ONLY
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_of_two_processes_is_killed(tmp_path, rank):
+    """Both start again, and nothing is lost."""
+    path = tmp_path / "run"
+    code = f"t.fitted(4, 200, {str(path)!r})"
+    started = start(code, 4, 2)
+    while not path.exists() and all(process.poll() is None for process in started):
+        time.sleep(0.01)
+    time.sleep(0.3)
+    started[rank].kill()
+    started[rank].communicate()
+    time.sleep(0.5)
+    started[1 - rank].kill()  # which waits for the other
+    started[1 - rank].communicate()
+    position = Saved(path).header["position"]
+    assert 0 < position < 200
+    on_devices(
+        f"a = t.fitted(4, {position + 2}, {str(path)!r})\nb = t.fitted(4, {position + 2})\n"
+        "[t.np.testing.assert_array_equal(*pair) for pair in zip(t.bits(a), t.bits(b), strict=True)]\n"
+        "assert a.losses.tolist() == b.losses.tolist()", 4, 2
+    )  # fmt: skip
 
 
 @ONLY

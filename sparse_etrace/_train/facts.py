@@ -18,6 +18,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from .._graph.connectivity import host_array
 from .._model.program import is_key
 from .._model.trained import leaf_names
 
@@ -27,7 +28,7 @@ KNOWN = {"sparse_etrace", "jax", "jaxlib", "optax", "equinox", "jaxtyping", "num
 
 def raw(leaf: ArrayLike) -> np.ndarray:
     """The numbers of an array in a type that files know."""
-    array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+    array = host_array("leaf", jax.random.key_data(leaf) if is_key(leaf) else leaf)
     return array if array.dtype.kind in "biufc" else array.view(f"u{array.dtype.itemsize}")
 
 
@@ -37,7 +38,7 @@ def type_name(leaf: Any) -> str:
 
 def digest(leaf: Any) -> str:
     """Type, shape and a digest of an array."""
-    numbers = np.ascontiguousarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+    numbers = np.ascontiguousarray(host_array("leaf", jax.random.key_data(leaf) if is_key(leaf) else leaf))
     code = hashlib.sha256(numbers.reshape(-1).view(np.uint8).data).hexdigest()
     return f"{type_name(leaf)}{list(numbers.shape)} {code[:16]}"
 

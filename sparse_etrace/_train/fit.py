@@ -24,6 +24,7 @@ from .fit_loop import Loop, refuse_traced
 from .fit_options import Checkpoint, Update, Validation, refuse_unknown
 from .fit_result import Callback, FitResult
 from .lock import Ending, alone
+from .parted import is_shared
 from .updates import Point, Task
 
 
@@ -111,8 +112,9 @@ def fit(
     columns = _columns(metrics or {}, validation is not None)
     calls = [callbacks] if callable(callbacks) else list(callbacks)
     refuse_traced((learner, model, state, carry, update.opt_state, held_out))
-    with Ending() as ending, alone(None if checkpoint is None else checkpoint.file):
-        file = RunFile(checkpoint)
+    is_second = is_shared(model) and jax.process_index() > 0
+    with Ending() as ending, alone(None if checkpoint is None or is_second else checkpoint.file):
+        file = RunFile(checkpoint, model)
         given = start_at(data, file.position)
         if given.first is None:
             raise ValueError("data: expected at least one (xs, ys), got none. Pass an iterator that is not used up.")

@@ -57,10 +57,11 @@ class Loop:
         except KeyboardInterrupt:
             self.ending.has_begun = True
             stopped = "interrupted"
-            self._save(stopped)
+            if not self.file.is_shared:  # no other process need know
+                self._save(stopped)
         except Exception as error:
             self.ending.has_begun = True
-            if not hasattr(error, "fit"):  # which an error of `_save` has
+            if not hasattr(error, "fit") and not self.file.is_shared:  # which an error of `_save` has
                 self._save()
             if isinstance(error, NonFiniteError):
                 error.fit = self.result("not finite")

@@ -113,6 +113,10 @@ class Checkpoint:
     and it is never half written. One run has it at a time. What differs from the call that wrote it is an error, as far
     as it can be told.
 
+    A model that `shard` has parted may go on with other numbers of devices or processes. Where several processes train
+    together, each writes what it holds into a file beside this one, in a folder that all see; what ends one of them
+    writes nothing more.
+
     Args:
         path: the file. If it exists, training goes on from it.
         every: sequences between two times that it is written; None: every 30 seconds. It is written at the end, too.
