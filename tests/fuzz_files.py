@@ -420,7 +420,7 @@ def oracle_feather(data):
     import pyarrow as pa
 
     need(data.startswith(b"ARROW1") and data.endswith(b"ARROW1"))
-    return oracle_table(pa.ipc.open_stream(data[8:]).read_all(), None)
+    return oracle_table(pa.ipc.open_file(data).read_all(), None)
 
 
 def oracle_parquet(data):
@@ -444,6 +444,8 @@ def oracle_table(table, mark):
     weight = "weight" if "weight" in names else possible[0] if possible else None
     node_attrs = {}
     if mark is None:
+        for name in (pre, post):
+            columns[name] = [x.strip() if isinstance(x, str) else x for x in columns[name]]
         nodes = sorted({*columns[pre], *columns[post]})
         shape, places = (len(nodes), len(nodes)), [{label: k for k, label in enumerate(nodes)}] * 2
     else:
@@ -455,8 +457,19 @@ def oracle_table(table, mark):
             places = [{label: k for k, label in enumerate(part)} for part in parts]
     ends = [[k if p is None else p[k] for k in columns[name]] for name, p in zip((pre, post), places)]
     extra = [name for name in names if name not in (pre, post, weight)]
-    rows = list(zip(*(columns[name] for name in extra))) if extra else [()] * table.num_rows
     weights = columns[weight] if weight else [1.0] * table.num_rows
+    parts = [name for name in extra if name.lower() in ("neuropil", "roi")]
+    if mark is None and (parts or pre.lower() in USUAL[USUAL.index("pre_root_id") :]):
+        # Rows of the same cells are parts of one connection.
+        extra = [name for name in extra if weight and name not in parts]
+        runs = {}
+        for row, pair in enumerate(zip(*ends)):
+            runs.setdefault(pair, []).append(row)
+        extra = [name for name in extra if all(len({columns[name][r] for r in run}) == 1 for run in runs.values())]
+        ends = list(zip(*runs)) or ends
+        weights = [sum(weights[row] for row in run) for run in runs.values()]
+        columns = {name: [columns[name][run[0]] for run in runs.values()] for name in extra}
+    rows = list(zip(*(columns[name] for name in extra))) if extra else [()] * len(weights)
     return result(nodes, shape, list(zip(*ends, weights, rows)), extra, node_attrs)
 
 
@@ -527,6 +540,7 @@ def seeds(name, se, folder):
             sp.save_npz(buffer, sp.random_array((4, 5), density=0.4, format=kind, rng=np.random.default_rng(0)))
             found.append(buffer.getvalue())
     if name in ("parquet", "feather"):
+        import polars
         import pyarrow as pa
         import pyarrow.feather as pf
         import pyarrow.parquet as pq
@@ -543,6 +557,7 @@ def seeds(name, se, folder):
                     lambda target, table=table, kind=kind: pf.write_feather(table, target, compression=kind)
                     for kind in ("uncompressed", "lz4", "zstd")
                 ]
+                writers.append(lambda target, table=table: polars.from_arrow(table).write_ipc(target))
             for write in writers:
                 buffer = io.BytesIO()
                 write(buffer)

@@ -1,7 +1,7 @@
 """Feather, Arrow's own file format: one synapse a row. It is read, not written; Parquet holds more in less."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from io import BufferedIOBase
 
@@ -13,7 +13,6 @@ from .arrow import Wanted, choose, graph_of
 from .safe import AGAIN, Options, Source
 
 MAGIC = b"ARROW1"
-START = 8
 
 
 def read(source: Source, options: Options) -> Graph:
@@ -28,19 +27,19 @@ def table_of(source: Source, choose: Callable[[pa.Schema], Wanted]) -> tuple[Wan
         with pa.OSFile(str(source.path)) as file:
             if file.read(len(MAGIC)) != MAGIC:
                 raise ValueError(f"expected a Feather file of version 2, got one that begins otherwise. {AGAIN}")
-            file.seek(START)
-            schema = ipc.open_stream(file).schema
+            file.seek(max(0, file.size() - len(MAGIC)))
+            if file.read(len(MAGIC)) != MAGIC:
+                raise ValueError(f"expected a whole Feather file, got one that ends otherwise. {AGAIN}")
+            schema = ipc.open_file(file).schema
             chosen = choose(schema)
-            file.seek(START)
+            file.seek(0)
             data = file.read_buffer()
-        if data[-len(MAGIC) :].to_pybytes() != MAGIC:
-            raise ValueError(f"expected a whole Feather file, got one that ends otherwise. {AGAIN}")
-        source.check_size(sum(map(_unpacked, ipc.MessageReader.open_stream(data))))
+        source.check_size(sum(map(_unpacked, _messages(data))))
         wanted = [schema.get_field_index(name) for name in chosen.names]
-        with ipc.open_stream(data, options=ipc.IpcReadOptions(included_fields=wanted)) as batches:
+        with ipc.open_file(data, options=ipc.IpcReadOptions(included_fields=wanted)) as batches:
             table = batches.read_all()
         table.validate(full=True)
-    except (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, EOFError, OSError, MemoryError, OverflowError, UnicodeDecodeError) as error:
         raise ValueError(f"expected a sound Feather file, got one that does not read ({error}). {AGAIN}") from error
     return chosen, table
 
@@ -48,6 +47,23 @@ def table_of(source: Source, choose: Callable[[pa.Schema], Wanted]) -> tuple[Wan
 def write(target: BufferedIOBase, graph: Graph) -> None:
     """Refuse to write."""
     raise ValueError("path: expected a format that is written, got Feather, which is only read. Write .parquet.")
+
+
+def _messages(data: pa.Buffer) -> Iterator[ipc.Message]:
+    """Dictionaries and batches of rows, where the end of the file says that they are: some writers begin otherwise."""
+    end = data.size - len(MAGIC) - 4
+    facts = _part(data, end - _number("i", data, end), end)
+    for kind in (2, 3):
+        blocks = _field(facts, _number("I", facts, 0), kind)
+        for at in range(blocks + 4, blocks + 4 + 24 * _number("I", facts, blocks), 24) if blocks else ():
+            start = _number("q", facts, at)
+            yield ipc.read_message(_part(data, start, start + _number("i", facts, at + 8) + _number("q", facts, at + 16)))
+
+
+def _part(data: pa.Buffer, start: int, end: int) -> pa.Buffer:
+    if not 0 <= start < end <= data.size:
+        raise ValueError(f"expected parts within its {data.size} bytes, got one from {start} to {end}. {AGAIN}")
+    return data.slice(start, end - start)
 
 
 def _unpacked(message: ipc.Message) -> int:
