@@ -192,6 +192,17 @@ def test_a_sign_for_each_synapse_by_its_sender():
     assert se.SignLock.of(labelled(True), "kind", {"a": -1, "b": 1}).sign.tolist() == [-1, 1, 1]
 
 
+def test_a_sign_of_zero_has_no_effect_and_never_learns():
+    graph = labelled()
+    lock = se.SignLock.of(graph, "kind", {"a": 0}, default=1)
+    param = se.SpMatMulOp(graph, lock).param(jax.random.key(0))
+    weight, silent = param.value["weight"], np.asarray(lock.sign) == 0
+    gradient = jax.grad(lambda w: jnp.sum(lock(w) ** 2 + lock(w)))(weight)
+    assert silent.any() and not silent.all()
+    for values in (weight, lock(weight), gradient):
+        assert np.array_equal(np.asarray(values) == 0, silent)
+
+
 def test_signs_that_are_refused():
     with pytest.raises(
         ValueError, match=r"signs: expected \+1 or -1 for each 'kind' of nodes that send, got none for 'b'"
@@ -199,8 +210,8 @@ def test_signs_that_are_refused():
         se.SignLock.of(labelled(), "kind", {"a": -1})
     with pytest.raises(ValueError, match="got none for '', 'Acetylcholine'.*"):
         se.SignLock.of(WORM, "neurotransmitter", {"GABA": -1})
-    with pytest.raises(ValueError, match="sign: expected"):
-        se.SignLock.of(labelled(), "kind", {"a": -1}, default=0)
+    with pytest.raises(ValueError, match=r"sign: expected \+1, -1 or 0 everywhere, got 0.5. Use numpy.sign"):
+        se.SignLock.of(labelled(), "kind", {"a": -1}, default=0.5)
     with pytest.raises(
         ValueError, match=r"signs: expected values of 'neurotransmitter' that nodes have.* got \['gaba'\]"
     ):
@@ -244,7 +255,7 @@ def test_tied_weights_with_signs_learn_together(x64):
     single = np.asarray(gradient((lock.sign * w)[tie], se.SpMatMulOp(WORM)))
     expected = np.bincount(tie, np.asarray(lock.sign)[tie] * single)
     np.testing.assert_allclose(tied, expected, rtol=1e-10)
-    with pytest.raises(ValueError, match="tie: expected synapses of one sign for each weight, got both for weight 0"):
+    with pytest.raises(ValueError, match="tie: expected synapses of one sign for each weight, got several for weight 0"):
         se.SignLock.of(WORM, "neurotransmitter", signs, default=1, tie=np.zeros_like(tie))
 
 

@@ -519,7 +519,7 @@ def test_sign_lock():
     assert lock(w).tolist() == [2.0, -3.0, 0.0, 0.0]
     assert jax.grad(lambda w: jnp.sum(lock(w)))(w).tolist() == [-1.0, -1.0, 1.0, -1.0]
     assert lock(w.astype(jnp.float32)).dtype == jnp.float32
-    with pytest.raises(ValueError, match=r"sign: expected \+1 or -1 everywhere, got 0.5. Use numpy.where"):
+    with pytest.raises(ValueError, match=r"sign: expected \+1, -1 or 0 everywhere, got 0.5. Use numpy.sign"):
         se.SignLock([1.0, 0.5])
     with pytest.raises(ValueError, match=r"sign: .* got nan"):
         se.SignLock([1.0, np.nan])

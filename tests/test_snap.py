@@ -449,6 +449,13 @@ def test_units_mixed_by_anything_else():
         start(se.SnAp(), case)
 
 
+def test_a_delay_of_all_synapses():
+    graph = se.from_edges([0, 1, 2], [1, 2, 0])
+    cell = se.cells.spiking.LIF.of(graph, 2, key=jax.random.key(0), delay=3.0)
+    with pytest.raises(ValueError, match="in the ring of a delay, which traces follow.*or use se.RTRL"):
+        se.SnAp().init(cell, cell.init_state(), jnp.ones(2))
+
+
 def _mean(op, h, held, x):
     new, out = models.rate_forward(op, h, held, x)
     return {"h": new["h"] + 0.1 * h["h"].mean(-1, keepdims=True)}, out

@@ -43,6 +43,9 @@ class Mixed(NamedTuple):
         """How units are joined; jax's own sum of what comes back from several readers is no user's word."""
         if self.primitive == "add_any":
             return "as its entries act on one another (of compartments, give each a leaf of its own)"
+        if not self.where:
+            ring = self.primitive == "dynamic_update_slice"
+            return "in the ring of a delay, which traces follow, as of se.D_RTRL" if ring else f"by `{self.primitive}`"
         return f"by `{self.primitive}` at {self.where}"
 
 

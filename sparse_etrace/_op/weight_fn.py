@@ -17,14 +17,15 @@ from .._graph.signs import synapse_signs
 class SignLock(eqx.Module):
     """Dale's principle: each synapse keeps its sign, `v = sign * |w|`.
 
-    The derivative at `w = 0` is `sign`, so that a synapse of weight zero can still learn. `range` and `inverse` are for
+    The derivative at `w = 0` is `sign`, so that a synapse of weight zero can still learn, but where that is 0: there it
+    has no effect and never learns. `range` and `inverse` are for
     `op.param`, whose weights start with the right sign.
 
     Args:
-        sign: +1 or -1 for each synapse, or anything that broadcasts against the weights.
+        sign: +1, -1 or 0 for each synapse, or anything that broadcasts against the weights.
 
     Raises:
-        ValueError: a sign is neither +1 nor -1.
+        ValueError: a sign is none of these.
 
     Example:
         >>> import jax.numpy as jnp, sparse_etrace as se
@@ -39,9 +40,9 @@ class SignLock(eqx.Module):
 
     def __init__(self, sign: Any):
         if not isinstance(sign, jax.core.Tracer):
-            other = np.asarray(sign)[np.abs(sign) != 1]
+            other = np.asarray(sign)[~np.isin(sign, (-1, 0, 1))]
             if other.size:
-                raise ValueError(f"sign: expected +1 or -1 everywhere, got {other[0]}. Use numpy.where(x < 0, -1, 1).")
+                raise ValueError(f"sign: expected +1, -1 or 0 everywhere, got {other[0]}. Use numpy.sign(x).")
         self.sign = jnp.array(sign)
 
     @classmethod
@@ -59,14 +60,14 @@ class SignLock(eqx.Module):
         Args:
             graph: square or rectangular.
             by: the node attribute, or one of synapses.
-            signs: +1 or -1 for each value of it, as `se.transform.FLY_SIGNS`.
+            signs: +1, -1 or 0 for each value of it, as `se.transform.FLY_SIGNS`.
             default: the sign where there is another value, or an empty one; None: these are an error.
             tie: as of `SpMatMulOp`, for weights that synapses share.
 
         Raises:
             TypeError: `graph` is no graph.
             ValueError: there is no such attribute, no sender has a value of `signs`, one has a value without a sign, a
-                sign is neither +1 nor -1, or synapses that share a weight have both.
+                sign is none, or synapses that share a weight have several.
 
         Example:
             >>> import sparse_etrace as se
@@ -82,8 +83,8 @@ class SignLock(eqx.Module):
             sign[tie] = each
             if (mixed := tie[sign[tie] != each]).size:
                 raise ValueError(
-                    f"tie: expected synapses of one sign for each weight, got both for weight {mixed[0]}. Part them by "
-                    f"se.ties(graph, pre={by!r})."
+                    f"tie: expected synapses of one sign for each weight, got several for weight {mixed[0]}. Part them "
+                    f"by se.ties(graph, pre={by!r})."
                 )
         return cls(sign)
 
@@ -93,7 +94,7 @@ class SignLock(eqx.Module):
     @property
     def range(self) -> tuple[Array, Array]:
         """Lowest and highest weight."""
-        return jnp.where(self.sign < 0, -jnp.inf, 0), jnp.where(self.sign < 0, 0, jnp.inf)
+        return jnp.where(self.sign < 0, -jnp.inf, 0), jnp.where(self.sign > 0, jnp.inf, 0)
 
     def inverse(self, v: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """A value whose weight is `v`, with the sign that is locked."""
