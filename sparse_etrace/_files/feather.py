@@ -56,8 +56,8 @@ def _messages(data: pa.Buffer) -> Iterator[ipc.Message]:
     for kind in (2, 3):
         blocks = _field(facts, _number("I", facts, 0), kind)
         for at in range(blocks + 4, blocks + 4 + 24 * _number("I", facts, blocks), 24) if blocks else ():
-            start = _number("q", facts, at)
-            yield ipc.read_message(_part(data, start, start + _number("i", facts, at + 8) + _number("q", facts, at + 16)))
+            start, size = _number("q", facts, at), _number("i", facts, at + 8) + _number("q", facts, at + 16)
+            yield ipc.read_message(_part(data, start, start + size))
 
 
 def _part(data: pa.Buffer, start: int, end: int) -> pa.Buffer:
