@@ -299,7 +299,44 @@ ffi::Error InfluenceOf(ffi::ThreadPool pool, ffi::AnyBuffer hidden, ffi::AnyBuff
   });
 }
 
+int64_t kind_of(ffi::DataType type) { return type == ffi::PRED ? 2 : type == ffi::S32 ? 1 : 0; }
+
+// `code` has five numbers for each instruction, `made` says which values are the outputs.
+ffi::Error ElementwiseOf(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets results,
+                         ffi::Span<const int64_t> code, ffi::Span<const int64_t> made, int64_t num_values) {
+  std::vector<Chain::Operand> operands, outputs;
+  int64_t units = 0;
+  ffi::DataType type = ffi::F32;
+  for (size_t i = 0; i < results.size(); ++i) {
+    ffi::AnyBuffer buffer = **results.get<ffi::AnyBuffer>(i);
+    units = int64_t(buffer.element_count());
+    if (kind_of(buffer.element_type()) == 0) type = buffer.element_type();
+    outputs.push_back({buffer.untyped_data(), kind_of(buffer.element_type()), false});
+  }
+  for (size_t i = 0; i < args.size(); ++i) {
+    ffi::AnyBuffer buffer = *args.get<ffi::AnyBuffer>(i);
+    operands.push_back({buffer.untyped_data(), kind_of(buffer.element_type()), int64_t(buffer.element_count()) != units});
+  }
+  const Chain chain{reinterpret_cast<const Chain::Instruction*>(code.begin()), int64_t(code.size() / 5), num_values,
+                    int64_t(operands.size()), int64_t(outputs.size()), operands.data(), outputs.data(), made.begin()};
+  return by_type(type, [&](auto zero) {
+    constexpr int64_t block = 1 << 14;
+    parallel_for(pool, (units + block - 1) / block, [&](int64_t i) {
+      table->of<decltype(zero)>().elementwise(chain, i * block, std::min((i + 1) * block, units));
+    });
+  });
+}
+
 }  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_elementwise, ElementwiseOf,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attr<ffi::Span<const int64_t>>("code")
+                                  .Attr<ffi::Span<const int64_t>>("made")
+                                  .Attr<int64_t>("num_values"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_influence, InfluenceOf,
                               ffi::Ffi::Bind()
@@ -375,7 +412,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_window, WindowOf,
                                   .Attr<int64_t>("slots"));
 
 // The same number in sparse_etrace/_kernels/native.py.
-extern "C" int sparse_etrace_interface() { return 5; }
+extern "C" int sparse_etrace_interface() { return 6; }
 
 extern "C" const char* sparse_etrace_kernels() {
   return table ? table->name : nullptr;

@@ -767,6 +767,130 @@ void influence(const Influence<T>& work, int64_t begin, int64_t end) {
     else influence_block<T, true>(work, k);
 }
 
+// Some units go through the whole chain at once, so that what lies between two operations stays in a cache. Integers have
+// the width of T there, and truth values are all bits of it.
+template <class T>
+struct Elementwise {
+  static constexpr int64_t n = lanes<T>, at_once = 512, pitch = at_once + n;  // so that they do not meet in a cache
+  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Int;
+  typedef pack<T, n> V;
+  typedef pack<Int, n> I;
+
+  // Where a value lies, and how far its vectors are apart: not at all, if all units have the same.
+  struct Place {
+    T* first;
+    int64_t step;
+  };
+
+  template <class To, class From, class F>
+  static INLINE bool each(const Chain::Instruction& now, const Place* at, F&& f) {
+    const T *a = at[now.a].first, *b = at[now.b].first, *c = at[now.c].first;
+    const int64_t next_a = at[now.a].step, next_b = at[now.b].step, next_c = at[now.c].step;
+    T *to = at[now.to].first, *const last = to + at_once;
+#pragma GCC unroll 4
+    for (; to != last; to += n, a += next_a, b += next_b, c += next_c) {
+      const To made = f(load<From>(a), load<From>(b), load<From>(c));
+      __builtin_memcpy(to, &made, sizeof made);
+    }
+    return true;
+  }
+
+  // A maximum or minimum beside nan is nan.
+  template <class U>
+  static INLINE bool numbers(const Chain::Instruction& now, const Place* at) {
+    auto choose = [](I which, U a, U b) __attribute__((always_inline)) { return (U)((which & (I)a) | (~which & (I)b)); };
+    switch (now.what / 2) {
+      case 0: return each<U, U>(now, at, [](U a, U b, U) { return a + b; });
+      case 1: return each<U, U>(now, at, [](U a, U b, U) { return a - b; });
+      case 2: return each<U, U>(now, at, [](U a, U b, U) { return a * b; });
+      case 3: return each<U, U>(now, at, [](U a, U, U) { return -a; });
+      case 4: return each<U, U>(now, at, [&](U a, U b, U) { return choose((a > b) | (a != a), a, b); });
+      case 5: return each<U, U>(now, at, [&](U a, U b, U) { return choose((a < b) | (a != a), a, b); });
+      case 6: return each<I, U>(now, at, [](U a, U b, U) { return (I)(a == b); });
+      case 7: return each<I, U>(now, at, [](U a, U b, U) { return (I)(a != b); });
+      case 8: return each<I, U>(now, at, [](U a, U b, U) { return (I)(a < b); });
+      case 9: return each<I, U>(now, at, [](U a, U b, U) { return (I)(a <= b); });
+      case 10: return each<I, U>(now, at, [](U a, U b, U) { return (I)(a > b); });
+      case 11: return each<I, U>(now, at, [](U a, U b, U) { return (I)(a >= b); });
+    }
+    return false;
+  }
+
+  static bool run(const Chain::Instruction& now, const Place* at) {
+    if (now.what % 2 ? numbers<I>(now, at) : numbers<V>(now, at)) return true;
+    switch (now.what / 2) {
+      case 12: return each<I, I>(now, at, [](I a, I b, I c) { return (a & c) | (~a & b); });
+      case 13: return each<I, I>(now, at, [](I a, I b, I) { return a & b; });
+      case 14: return each<I, I>(now, at, [](I a, I b, I) { return a | b; });
+      case 15: return each<I, I>(now, at, [](I a, I, I) { return ~a; });
+      case 16: return each<V, V>(now, at, [](V a, V b, V) { return a / b; });
+      case 17: return each<V, I>(now, at, [](I a, I, I) { return __builtin_convertvector(a, V); });
+      case 18: return each<V, I>(now, at, [](I a, I, I) { return __builtin_convertvector(a & 1, V); });
+      case 19: return each<I, I>(now, at, [](I a, I, I) { return a & 1; });
+    }
+    return false;
+  }
+
+  // Whether an operand has the width of T, so that the whole of a block is read where it lies.
+  static bool is_wide(const Chain::Operand& operand) { return operand.kind == 0 || (operand.kind == 1 && sizeof(T) == 4); }
+
+  static void copy(T* to, const T* from, int64_t count) {
+    int64_t i = 0;
+    for (; i + n <= count; i += n) put(to + i, load<V>(from + i), n);
+    for (; i < count; ++i) to[i] = from[i];
+  }
+
+  static void read(T* to, const Chain::Operand& operand, int64_t first, int64_t count) {
+    if (is_wide(operand) && !operand.is_one) return copy(to, static_cast<const T*>(operand.data) + first, count);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t at = operand.is_one ? 0 : first + i;
+      if (operand.kind == 0) to[i] = static_cast<const T*>(operand.data)[at];
+      else {
+        const bool is_int = operand.kind == 1;
+        reinterpret_cast<Int*>(to)[i] = is_int ? static_cast<const int32_t*>(operand.data)[at]
+                                               : -Int(static_cast<const uint8_t*>(operand.data)[at]);
+      }
+    }
+  }
+
+  static void write(const T* from, const Chain::Operand& output, int64_t first, int64_t count) {
+    if (is_wide(output)) return copy(static_cast<T*>(output.data) + first, from, count);
+    const Int* const bits = reinterpret_cast<const Int*>(from);
+    for (int64_t i = first; i < first + count; ++i)
+      if (output.kind == 1) static_cast<int32_t*>(output.data)[i] = int32_t(bits[i - first]);
+      else static_cast<uint8_t*>(output.data)[i] = bits[i - first] & 1;
+  }
+};
+
+template <class T>
+void elementwise(const Chain& chain, int64_t begin, int64_t end) {
+  typedef Elementwise<T> Work;
+  constexpr int64_t n = Work::n, at_once = Work::at_once, bytes = Work::pitch * sizeof(T);
+  // Vectors that lie in one line of a cache each are read twice as fast.
+  char* const given = new char[chain.num_values * bytes + 64]();
+  char* const room = given + 64 - reinterpret_cast<uintptr_t>(given) % 64;
+  auto* const at = new typename Work::Place[chain.num_values];
+  for (int64_t i = 0; i < chain.num_values; ++i) {
+    const bool is_one = i < chain.num_operands && chain.operands[i].is_one;
+    at[i] = {reinterpret_cast<T*>(room + i * bytes), is_one ? 0 : n};
+    if (is_one) Work::read(at[i].first, chain.operands[i], 0, n);
+  }
+  for (int64_t first = begin; first < end; first += at_once) {
+    const int64_t count = min(at_once, end - first);
+    for (int64_t i = 0; i < chain.num_operands; ++i) {
+      const Chain::Operand& operand = chain.operands[i];
+      if (operand.is_one) continue;
+      const bool is_there = count == at_once && Work::is_wide(operand);
+      at[i].first = is_there ? static_cast<T*>(operand.data) + first : reinterpret_cast<T*>(room + i * bytes);
+      if (!is_there) Work::read(at[i].first, operand, first, count);
+    }
+    for (int64_t i = 0; i < chain.length; ++i) Work::run(chain.code[i], at);
+    for (int64_t i = 0; i < chain.num_outputs; ++i) Work::write(at[chain.made[i]].first, chain.outputs[i], first, count);
+  }
+  delete[] given;
+  delete[] at;
+}
+
 template <class T>
 constexpr Kernels<T> kernels() {
   return {to_rows<T>,
@@ -779,6 +903,7 @@ constexpr Kernels<T> kernels() {
           {},
           {nullptr, dense<T, AsIs<T>, 1>, dense<T, AsIs<T>, 2>, dense<T, AsIs<T>, 3>},
           {},
+          elementwise<T>,
           influence<T>};
 }
 constexpr Kernels<float> kernels_f32() {

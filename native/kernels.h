@@ -67,6 +67,23 @@ struct Influence {
   T *next, *gradient;
 };
 
+// A chain of elementwise operations on numbers of type T, integers and truth values, by the instructions `code`: what is
+// done, the value that it makes, and the three that it may read. The first values are the operands.
+struct Chain {
+  struct Operand {
+    void* data;
+    int64_t kind;  // 0: T, 1: int32, 2: truth values, a byte for each
+    bool is_one;   // for all units
+  };
+  struct Instruction {
+    int64_t what, to, a, b, c;
+  };
+  const Instruction* code;
+  int64_t length, num_values, num_operands, num_outputs;
+  const Operand *operands, *outputs;
+  const int64_t* made;  // the values that are put out
+};
+
 template <class T>
 struct Kernels {
   // rows[unit * pitch + c] = x[c * stride + unit], padded with zeros, for the units of a range.
@@ -89,6 +106,8 @@ struct Kernels {
   // Where everything is connected, for all synapses of the senders of a range.
   void (*dense[4])(const Window<T>& work, int64_t begin, int64_t end);
   void (*dense_bf16[4])(const Window<T>& work, int64_t begin, int64_t end);
+  // For the units of a range; an output may be an operand of the same kind.
+  void (*elementwise)(const Chain& chain, int64_t begin, int64_t end);
   // The blocks of a range.
   void (*influence)(const Influence<T>& work, int64_t begin, int64_t end);
 };

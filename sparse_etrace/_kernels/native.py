@@ -18,11 +18,11 @@ from jax.interpreters import mlir
 from .._varying import bind, types as varying_types
 
 LIBRARY = "libsparse_etrace.so.1"
-TARGETS = ("spmv", "spmv_t", "window", "influence")
+TARGETS = ("spmv", "spmv_t", "window", "influence", "elementwise")
 VARIABLE = "SPARSE_ETRACE_KERNELS"
 CHOICES = ("avx512", "avx2", "plain", "xla")
 # The same number in native/ffi.cpp: what the kernels take and give.
-INTERFACE = 5
+INTERFACE = 6
 
 Product = Callable[..., list[jax.Array]]  # of the operands of a primitive
 
@@ -133,10 +133,12 @@ def primitive(
     native: Product,
     types: Callable[..., bool],
     cuda: Product | None = None,
+    is_split: bool = False,
 ) -> jex.Primitive:
     """A primitive that runs `native` on a CPU if it is compiled and `types` of its operands are, and else `xla`.
 
-    On a GPU of NVIDIA it runs `cuda`, where there is one now: a program for another machine is of `xla`.
+    On a GPU of NVIDIA it runs `cuda`, where there is one now: a program for another machine is of `xla`. One that
+    `is_split` runs that in a program of several devices too, each of which has a part of the operands then.
     """
     new = jex.Primitive(f"etrace_{name}")
     new.multiple_results = True
@@ -165,7 +167,8 @@ def primitive(
         wanted = not _is_xla()
         if wanted and KERNELS == "xla":
             _say_once()
-        compiled = wanted and KERNELS != "xla" and types(*context.avals_in, **params)
+        parts = getattr(context.module_context.axis_context, "num_devices", 1) if is_split else 1
+        compiled = wanted and KERNELS != "xla" and parts == 1 and types(*context.avals_in, **params)
         return (mlir.lower_fun(native, multiple_results=True) if compiled else general)(context, *args, **params)
 
     mlir.register_lowering(new, on_cpu, platform="cpu")

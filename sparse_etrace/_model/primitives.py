@@ -1,17 +1,15 @@
 """What the equations of a jaxpr hold: the one place that knows how jax 0.8 to 0.12 lay it out."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
-from jax.typing import ArrayLike
-from jaxtyping import Array
 
+from .._kernels.elementwise import execute as bind  # noqa: F401
 from .._op.boundary import CutCall, VmappedCall
 from .types import Aval
 
-INLINED = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
+INLINED = {"etrace_elementwise", "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
 # Where numbers lie, on which devices, and whether these hold the same: no number is changed.
 PLACED = {"copy", "copy_p", "device_put", "layout_constraint", "mesh_cast", "name", "optimization_barrier",
           "pbroadcast", "pcast", "preduced", "pvary", "reduced_vary_cast_p", "relayout", "reshard",
@@ -99,12 +97,3 @@ def sub_jaxprs(eqn: jex.JaxprEqn) -> list[jex.Jaxpr]:
             elif isinstance(item, jex.Jaxpr):
                 found.append(item)
     return found
-
-
-def bind(eqn: jex.JaxprEqn, values: Sequence[ArrayLike]) -> list[Array]:
-    """Execute an equation on other values: its outputs."""
-    params = eqn.primitive.get_bind_params(eqn.params)
-    # Before jax 0.9 the functions among the parameters come apart, as the first arguments.
-    functions, params = params if isinstance(params, tuple) else ((), params)
-    out = eqn.primitive.bind(*functions, *values, **params)
-    return list(out) if eqn.primitive.multiple_results else [out]

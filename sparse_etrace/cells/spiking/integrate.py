@@ -103,6 +103,19 @@ def matters(rhs: Slopes, parts: PyTree, layout: PyTree) -> tuple[bool, ...]:
     return tuple(bool(np.isnan(without(k)).any()) for k in range(len(leaves)))
 
 
+def slopes(parts: Any, y: Any, held: Any, free: Any = 1.0) -> Any:
+    """Derivatives by time, per ms, of the variables of neurons and synapses; `free` is 0 where `v` is held."""
+    (neuron, synapses), (own, filters) = parts, y
+    total = sum(s.current(filters[name], held[name], own["v"]) for name, s in synapses.items())
+    found = dict(neuron.derivative(own, total))
+    found["v"] = free * found["v"]
+    return found, {name: s.derivative(filters[name]) for name, s in synapses.items()}
+
+
+# Of neurons, and of those that are refractory.
+MODES: dict[str, Slopes] = {"free": slopes, "held": partial(slopes, free=0.0)}
+
+
 def _exponential_less_one(xp: Any, a: Any) -> Any:
     """`exp(a) - 1`, to the digits of a small one."""
     precise = {} if xp is np else {"precision": "highest"}

@@ -1,7 +1,6 @@
 """Spiking neurons with their receptors."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple, SupportsIndex
 
 import equinox as eqx
@@ -12,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from ... import surrogate
+from ..._kernels.elementwise import fused
 from ..._numbers import positive, real
 from ..._op.delays import Ring, longest, sends, sent, sent_before
 from ..._op.initial import check_key
@@ -19,7 +19,7 @@ from ..._op.param import ETraceParam, Fixed
 from ..cell import Units, awake, current, fits, fitted, onto, senders, silenced, silent_steps, unit_shape
 from .constants import evaluated, is_constant, is_trained, numbers
 from .current import Current
-from .integrate import FASTEST, Slopes, advance, links_of, matters, propagator, runge_kutta, trained_propagator
+from .integrate import FASTEST, MODES, advance, links_of, matters, propagator, runge_kutta, slopes, trained_propagator
 
 ALONE = "all"  # the receptor of a population that has one without a name
 
@@ -133,8 +133,7 @@ class Population(eqx.Module):
             self._matter = matters(slopes, *given)
             made_of = self._constants()
             if all(isinstance(c, Fixed) for c in made_of):
-                modes = ("free", "held") if neuron.is_coupled and self.refractory is not None else ("free",)
-                made = {name: propagator(MODES[name], *given, self.dt) for name in modes}
+                made = {mode: propagator(MODES[mode], *given, self.dt) for mode in self._modes()}
                 self._known, self._made_of = {name: Fixed(jnp.asarray(by, float)) for name, by in made.items()}, made_of
 
     def _constants(self) -> list[Any]:
@@ -190,23 +189,32 @@ class Population(eqx.Module):
         )
 
     def __call__(self, state: PopulationState, x: Any) -> tuple[PopulationState, Array]:
-        v = state.neuron["v"]
-        parts = evaluated((self.neuron, self.synapses), v.ndim)
-        is_held = None if state.wait is None else state.wait > 0
-        jumped, filters, held = v, {}, {}
-        for name, y in self._arrivals(state, x).items():
-            y = jnp.where(is_held, 0, y) if self.clears and is_held is not None else y
-            jumped, filters[name], held[name] = parts[1][name].arrive(jumped, state.synapses[name], y)
-        jumped = jumped if is_held is None else jnp.where(is_held, v, jumped)
-        neuron, filters = self._run(parts, ({**state.neuron, "v": jumped}, filters), held, is_held)
+        parts = evaluated((self.neuron, self.synapses), state.neuron["v"].ndim)
+        by = {mode: self._propagator(parts, mode) for mode in self._modes()}
+        carried, arrived = (state.neuron, state.synapses, state.wait), self._arrivals(state, x)
+        (neuron, filters, wait), z = fused(self._step, carried, arrived, parts, by)
         if not self.neuron.spikes:
-            return PopulationState(neuron, filters, None, state.wait), neuron["v"]
-        z, wait = silenced(self.spike(parts[0].margin(neuron)), state.wait, self.refractory)
+            return PopulationState(neuron, filters, None, wait), neuron["v"]
+        return PopulationState(neuron, filters, z if state.z is None else sent(state.z, z), wait), z
+
+    def _step(self, carried: Any, arrived: dict[str, Array], parts: Any, by: dict[str, Array]) -> tuple[Any, Any]:
+        """Variables, and spikes, of a step in which this arrived."""
+        (old, synapses, wait), filters, held = carried, {}, {}
+        is_held = None if wait is None else wait > 0
+        jumped = v = old["v"]
+        for name, y in arrived.items():
+            y = jnp.where(is_held, 0, y) if self.clears and is_held is not None else y
+            jumped, filters[name], held[name] = parts[1][name].arrive(jumped, synapses[name], y)
+        jumped = jumped if is_held is None else jnp.where(is_held, v, jumped)
+        neuron, filters = self._run(parts, by, ({**old, "v": jumped}, filters), held, is_held)
+        if not self.neuron.spikes:
+            return (neuron, filters, wait), None
+        z, wait = silenced(self.spike(parts[0].margin(neuron)), wait, self.refractory)
         resets = z if self.reset_gradient else jax.lax.stop_gradient(z)
         neuron = parts[0].after(neuron, resets)
         if self.clears:
             filters = jax.tree.map(lambda s: s * (1 - resets), filters)
-        return PopulationState(neuron, filters, z if state.z is None else sent(state.z, z), wait), z
+        return (neuron, filters, wait), z
 
     def _arrivals(self, state: PopulationState, x: Any) -> dict[str, Array]:
         """What arrives at each receptor in this step."""
@@ -225,7 +233,13 @@ class Population(eqx.Module):
                 found[name] = found[name] + fitted(f"x[{name!r}]", jnp.asarray(y), v)
         return found
 
-    def _run(self, parts: Any, y: Any, held: Any, is_held: Array | None) -> Any:
+    def _modes(self) -> tuple[str, ...]:
+        """Of which propagators there are."""
+        if not self._is_linear():
+            return ()
+        return ("free", "held") if self.neuron.is_coupled and self.refractory is not None else ("free",)
+
+    def _run(self, parts: Any, by: dict[str, Array], y: Any, held: Any, is_held: Array | None) -> Any:
         """The variables after `dt`."""
         if not self._is_linear():
             free = 1.0 if is_held is None else jnp.where(is_held, 0.0, 1.0)
@@ -234,26 +248,13 @@ class Population(eqx.Module):
             return y
         rest = parts[0].start(), jax.tree.map(lambda _: 0.0, y[1])
         links = links_of(slopes, parts, self._layout())
-        new = advance(self._propagator(parts, "free"), links, y, rest, held)
+        new = advance(by["free"], links, y, rest, held)
         if is_held is None:
             return new
         own = {**new[0], "v": y[0]["v"]}
-        if self.neuron.is_coupled:
-            own = advance(self._propagator(parts, "held"), links, y, rest, held)[0]
+        if "held" in by:
+            own = advance(by["held"], links, y, rest, held)[0]
         return {k: jnp.where(is_held, own[k], a) for k, a in new[0].items()}, new[1]
-
-
-def slopes(parts: Any, y: Any, held: Any, free: Any = 1.0) -> Any:
-    """Derivatives by time, per ms, of the variables of neurons and synapses; `free` is 0 where `v` is held."""
-    (neuron, synapses), (own, filters) = parts, y
-    total = sum(s.current(filters[name], held[name], own["v"]) for name, s in synapses.items())
-    found = dict(neuron.derivative(own, total))
-    found["v"] = free * found["v"]
-    return found, {name: s.derivative(filters[name]) for name, s in synapses.items()}
-
-
-# Of neurons, and of those that are refractory.
-MODES: dict[str, Slopes] = {"free": slopes, "held": partial(slopes, free=0.0)}
 
 
 def population_of(

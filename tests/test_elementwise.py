@@ -1,0 +1,111 @@
+"""Chains of elementwise operations in one pass, beside the same functions of XLA."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sparse_etrace as se
+from sparse_etrace._kernels import elementwise, native
+from sparse_etrace.cells import spiking
+
+UNITS = elementwise.LEAST + 77  # the last block is not whole
+COMPILED = pytest.mark.skipif(native.KERNELS == "xla", reason="no compiled kernels")
+
+
+def everything(carried, y, scale):
+    """Each operation of the kernel, on floats, integers, truth values, scalars, and calls."""
+    v, wait = carried
+    held = (wait > 0) & ~((v >= 1.5) | (y < scale))
+    u = jnp.where(held, v, jnp.maximum(v * scale - y / scale, -y) + jnp.minimum(v, y)) + jnp.where(v != y, 1, v)
+    later = jnp.where((u <= y) | (v == 2), jnp.maximum(wait - 1, 0), jnp.minimum(-wait * 2, 5) + held)
+    z = jax.nn.relu(u) + wait.astype(u.dtype) + held.astype(u.dtype)
+    return (u, later), (z, held, jnp.where(held, u > 0, wait != 2))
+
+
+def given(dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    v, y = (jnp.asarray(rng.integers(-8, 8, UNITS) / 4, dtype) for _ in range(2))
+    v = v.at[jnp.array([0, 5, UNITS - 1])].set(jnp.array([jnp.nan, jnp.inf, -jnp.inf], dtype))
+    return (v, jnp.asarray(rng.integers(-3, 4, UNITS), jnp.int32)), y, jnp.asarray(0.5, dtype)
+
+
+def calls(fn, *args):
+    return jax.jit(fn).lower(*args).as_text().count("sparse_etrace_elementwise")
+
+
+@COMPILED
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_chain_is_that_of_xla(dtype):
+    with jax.enable_x64(True):
+        args = given(dtype)
+        run = jax.jit(lambda *args: elementwise.fused(everything, *args))
+        assert calls(run, *args) == 1
+        got, expected = run(*args), jax.jit(everything)(*args)
+        assert jax.tree.structure(got) == jax.tree.structure(expected)
+        for a, b in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)  # no number here is rounded
+
+
+@COMPILED
+def test_what_is_no_such_chain_is_left_to_xla():
+    args = given("float32")
+
+    def but(fn):
+        return calls(lambda *args: elementwise.fused(fn, *args), *args)
+
+    assert but(everything) == 1
+    assert but(lambda c, y, s: ((jnp.tanh(c[0]), c[1]), y)) == 0
+    assert but(lambda c, y, s: ((c[0] + (y * 2).mean(), c[1] + 1), y + 1)) == 0
+    assert but(lambda c, y, s: ((c[0] + y, c[1] + 1), y)) == 0
+    assert but(lambda c, y, s: ((c[0] + (y * 2).astype(jnp.bfloat16), c[1] + 1), y + 1)) == 0
+    with se.kernels("xla"):
+        assert but(everything) == 0
+
+
+def test_derivatives_and_batches_are_those_of_the_function():
+    (v, wait), y, scale = jax.tree.map(lambda a: a[..., 6:], given("float32")[:2]) + (jnp.float32(0.5),)
+
+    def loss(fn):
+        def total(v, y, scale):
+            (u, _), (z, *_) = fn((v, wait), y, scale)
+            return jnp.sum(u * 0.1) + jnp.sum(z**2)
+
+        return jax.jit(jax.grad(total, (0, 1, 2)))(v[:-1], y[:-1], scale)
+
+    wait = wait[:-1]
+    one, other = loss(lambda *args: elementwise.fused(everything, *args)), loss(everything)
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    many = jnp.stack([y[:-1], 2 * y[:-1]])
+    got, expected = (
+        jax.vmap(lambda y, fn=fn: fn((v[:-1], wait), y, scale))(many)
+        for fn in (jax.jit(lambda *args: elementwise.fused(everything, *args)), everything)
+    )
+    for a, b in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@COMPILED
+def test_a_large_population_is_as_by_xla():
+    """Refractoriness, resets, two receptors and a delay; one chain a step, and no copy of what is carried."""
+    rng = np.random.default_rng(1)
+    ends = rng.integers(UNITS, size=(2, 4 * UNITS))
+    graph = se.from_edges(*ends, rng.choice([-50.0, 60.0], ends.shape[1]), shape=(UNITS, UNITS))
+    fly = spiking.whole_fly(graph, np.arange(2000))
+    xs = jnp.asarray(rng.random((60, 2000)) < 0.2, jnp.float32)
+
+    @jax.jit
+    def run(state, xs):
+        return jax.lax.scan(lambda state, x: fly(state, x), state, xs)
+
+    lowered = run.lower(fly.init_state(), xs)
+    assert lowered.as_text().count("sparse_etrace_elementwise") == 1
+    state, z = run(fly.init_state(), xs)
+    with se.kernels("xla"):
+        other, expected = jax.jit(lambda *args: run(*args))(fly.init_state(), xs)
+    assert z.sum() > 1000
+    np.testing.assert_array_equal(z, expected)
+    for a, b in zip(*map(jax.tree.leaves, (state, other)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
