@@ -1,7 +1,7 @@
 """Networks on several devices: each unit with its synapses on one of them."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
@@ -36,7 +36,8 @@ def shard(tree: Parted, mesh: Mesh) -> Parted:
         tree: a model, of which parameters with a `SpMatMulOp` are parted, those with a `MatMulOp` onto as many units
             as one of these has too, and all others stay; or a square graph, whose nodes are put in another order, so
             that blocks of as many nodes have nearly as many synapses. Do that first where a network has hubs: a layer
-            is parted in the order of its units. A model that is parted already is parted anew.
+            is parted in the order of its units. A model that is parted already is parted anew. Of a model of
+            `jax.ShapeDtypeStruct`, the blocks of a layer are taken to have as many synapses.
         mesh: its first axis parts the units; if it has a second one, that parts the first batch axis.
 
     Returns:
@@ -116,7 +117,7 @@ def unshard(tree: Parted) -> Parted:
 
 def _whole(param: Any) -> ETraceParam:
     op, num_post = param.op.op, param.op.num_post
-    if param.op.starts is None:
+    if not eqx.is_array(param.op.starts):
         raise TypeError(
             "tree: expected a model, got one without indices, as gradients are. equinox.combine(grads, model) has them."
         )
@@ -131,8 +132,8 @@ def _whole(param: Any) -> ETraceParam:
     if isinstance(op, SpMatMulOp):
         conn = op.connectivity
         pre, post = (host_array("tree", a) for a in (conn.pre, conn.post))
-        post = post + np.repeat(np.arange(param.op.count) * conn.num_post, size // param.op.count)
-        whole = Connectivity.from_edges(pre[kept], post[kept], (conn.num_pre - 1, num_post))
+        post = post + np.repeat(np.arange(param.op.count) * (conn.num_post - 1), size // param.op.count)
+        whole = Connectivity.from_edges(pre[kept], post[kept], (conn.num_pre, num_post))
         made: ETraceOp = SpMatMulOp(whole, weight_fn, axis=op.axis, bias=param.op.bias)
     else:
         mask = None if op.weight_mask is None else taken(op.weight_mask)
@@ -193,11 +194,11 @@ class Blocks(NamedTuple):
         ends = np.arange(number) * self.size - self.starts[:-1]
         return np.arange(self.starts[-1]) + np.repeat(ends, np.diff(self.starts))
 
-    def block(self, whole: np.ndarray, k: int) -> np.ndarray:
-        """One of them; those that fill it up are like the first of all."""
+    def block(self, whole: np.ndarray, k: int, is_zero: bool = False) -> np.ndarray:
+        """One of them; those that fill it up are like the first of all, or zeros."""
         kept = whole[..., self.starts[k] : self.starts[k + 1]]
-        filler = whole[..., :1] if whole.shape[-1] else np.ones((*whole.shape[:-1], 1), whole.dtype)
-        return np.concatenate([kept, np.repeat(filler, self.size - kept.shape[-1], axis=-1)], axis=-1)
+        first = np.zeros((*whole.shape[:-1], 1), whole.dtype) if is_zero or not whole.shape[-1] else whole[..., :1]
+        return np.concatenate([kept, np.repeat(first, self.size - kept.shape[-1], axis=-1)], axis=-1)
 
 
 def _placed(shape: tuple[int, ...], place: NamedSharding, block: Callable[[int], np.ndarray]) -> Array:
@@ -213,28 +214,36 @@ def _placed(shape: tuple[int, ...], place: NamedSharding, block: Callable[[int],
 def _parted(param: Any, mesh: Mesh, op: Any, num_post: int, blocks: Blocks) -> ETraceParam:
     """A layer in blocks, `op` with index arrays in blocks already."""
     last, count = int(blocks.starts[-1]), blocks.starts.size - 1
-    given = param.op.weight_fn, param.op.weight_mask if isinstance(op, MatMulOp) else None, _weight(param)
+    first, filler = _weight(param), None
+    given = param.op.weight_fn, param.op.weight_mask if isinstance(op, MatMulOp) else None
+    is_shape = isinstance(first, jax.ShapeDtypeStruct)
 
     def is_laid_out(values: Any) -> bool:
-        return isinstance(values, jax.Array | np.ndarray) and values.shape[-1:] == (last,)
+        return isinstance(values, jax.Array | np.ndarray | jax.ShapeDtypeStruct) and values.shape[-1:] == (last,)
 
-    def laid_out(values: Any) -> Any:
+    def laid_out(values: Any, is_zero: bool = False) -> Any:
         """One for each weight."""
         if not is_laid_out(values):
             return values
-        host, shape = host_array("tree", values), (*values.shape[:-1], blocks.size * count)
-        return _placed(shape, made.place(len(shape)), lambda k: blocks.block(host, k))
+        shape = (*values.shape[:-1], blocks.size * count)
+        if is_shape:
+            return jax.ShapeDtypeStruct(shape, values.dtype, sharding=made.place(len(shape)))
+        host = host_array("tree", values)
+        return _placed(shape, made.place(len(shape)), lambda k: blocks.block(host, k, is_zero))
 
     digest = param.op.connectivity.digest if isinstance(op, SpMatMulOp) else None
-    made = ShardedOp(op, jnp.asarray(blocks.starts, jnp.int32), digest, num_post, last, param.op.bias, mesh)
+    starts = jnp.asarray(blocks.starts, jnp.int32)
     if param.op.weight_fn is not None:
-        hosts = jax.tree.map(lambda leaf: np.asarray(leaf) if is_laid_out(leaf) else leaf, given)
+        filler = first.ravel()[0] if not is_shape and last else jnp.ones((), first.dtype)
+    made = ShardedOp(op, starts, digest, num_post, last, param.op.bias, mesh, filler)
+    if filler is not None and not is_shape:
+        hosts = jax.tree.map(lambda leaf: np.asarray(leaf) if is_laid_out(leaf) else leaf, (*given, first))
 
         def of_block(k: int) -> tuple:
             return jax.tree.map(lambda leaf: jnp.asarray(blocks.block(leaf, k)) if is_laid_out(leaf) else leaf, hosts)
 
-        _check_weights(param.op, given, map(of_block, range(count)), blocks.starts)
-    fn, mask, weight = jax.tree.map(laid_out, given)
+        _check_weights(param.op, (*given, first), map(of_block, range(count)), blocks.starts)
+    (fn, mask), weight = jax.tree.map(laid_out, given), laid_out(first, is_zero=True)
     if isinstance(op, SpMatMulOp):
         op = SpMatMulOp(op.connectivity, fn, axis=op.axis)
     else:
@@ -242,7 +251,7 @@ def _parted(param: Any, mesh: Mesh, op: Any, num_post: int, blocks: Blocks) -> E
         op = eqx.tree_at(lambda o: o.weight_mask, op, mask, is_leaf=lambda leaf: leaf is None)
     new = Fixed(weight) if isinstance(param.value["weight"], Fixed) else weight
     made = eqx.tree_at(lambda o: o.op, made, op, is_leaf=lambda leaf: leaf is made.op)
-    return ETraceParam({**param.value, "weight": new}, made, param.grad, param.is_etrace)
+    return eqx.tree_at(lambda p: (p.value, p.op), param, ({**param.value, "weight": new}, made))
 
 
 def _check_weights(op: Any, whole: tuple, parts: Iterable[tuple], starts: np.ndarray) -> None:
@@ -275,33 +284,46 @@ def _sparse(op: SpMatMulOp, mesh: Mesh) -> tuple[SpMatMulOp, int, Blocks]:
             f"tree: expected sparse layers with a weight for each synapse, got {op} with delays, ties or gates. Keep "
             "it on one device."
         )
-    (num_pre, num_post), count = op.connectivity.shape, mesh.shape[mesh.axis_names[0]]
-    pre, ptr = (host_array("tree", a) for a in (op.connectivity.pre, op.connectivity.post_ptr))
-    size, _ = _sizes(num_post, count)
+    conn, count = op.connectivity, mesh.shape[mesh.axis_names[0]]
+    (num_pre, num_post), (size, _) = conn.shape, _sizes(conn.num_post, count)
     ends = np.minimum(np.arange(count + 1) * size, num_post)
-    starts = ptr[ends]
-    most = int(np.diff(starts).max(initial=1))
+    if isinstance(conn.post_ptr, jax.ShapeDtypeStruct):
+        starts = -(-conn.num_synapses * np.arange(count + 1) // count)
+    else:
+        ptr = host_array("tree", conn.post_ptr)
+        starts = ptr[ends]
+    most = int(np.diff(starts).max())
+    place = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    sizes = most, most, size + 2, num_pre + 1, most, most
+    if isinstance(conn.pre, jax.ShapeDtypeStruct):
+        shapes: list[Any] = [jax.ShapeDtypeStruct((n * count,), jnp.int32, sharding=place) for n in sizes]
+        digest: Any = jax.ShapeDtypeStruct((2,), jnp.uint32)
+        return SpMatMulOp(_blocks(shapes, num_pre, size, digest), axis=op.axis), num_post, Blocks(starts, most)
+    pre = host_array("tree", conn.pre)
 
     def edges(k: int) -> sp.csc_array:
         kept = starts[k + 1] - starts[k]
-        of_units = np.full(size + 1, kept, np.int32)
+        of_units = np.full(size + 2, kept, np.int32)
         of_units[: ends[k + 1] - ends[k] + 1] = ptr[ends[k] : ends[k + 1] + 1] - starts[k]
         of_units[-1] = most
-        senders = np.concatenate([pre[starts[k] : starts[k + 1]], np.full(most - kept, num_pre, np.int32)])
+        senders = np.append(pre[starts[k] : starts[k + 1]], np.zeros(most - kept, np.int32))
         number = np.arange(most, dtype=np.int32)
-        return sp.csc_array((number, senders, of_units), shape=(num_pre + 1, size))
+        return sp.csc_array((number, senders, of_units), shape=(num_pre, size + 1))
 
     @functools.cache
     def block(k: int) -> list[np.ndarray]:
         return list(index_arrays(edges(k)))
 
-    place = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-    sizes = most, most, size + 1, num_pre + 2, most, most
-    a, b, c, d, e, f = (
+    arrays = [
         _placed((n * count,), place, lambda k, field=i: block(k)[field])  # type: ignore[misc]
         for i, n in enumerate(sizes)
-    )
-    digests = [digest_of(made.indices, made.indptr, num_pre + 1) for made in map(edges, range(count))]
-    digest = digests[0] if count == 1 else digest_of(*digests)
-    blocks = Connectivity(a, b, c, d, e, f, num_pre + 1, size, jnp.asarray(digest))
-    return SpMatMulOp(blocks, axis=op.axis), num_post, Blocks(starts, most)
+    ]
+    digests = [digest_of(made.indices, made.indptr, num_pre) for made in map(edges, range(count))]
+    digest = jnp.asarray(digests[0] if count == 1 else digest_of(*digests))
+    return SpMatMulOp(_blocks(arrays, num_pre, size, digest), axis=op.axis), num_post, Blocks(starts, most)
+
+
+def _blocks(arrays: Sequence[Any], num_pre: int, size: int, digest: Any) -> Connectivity:
+    """The connectivity of a block, of arrays of all of them; its last unit is what fills up."""
+    a, b, c, d, e, f = arrays
+    return Connectivity(a, b, c, d, e, f, num_pre, size + 1, digest)

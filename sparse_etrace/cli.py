@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 
@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("inspect", help="what a graph is, and what each learner would cost on it")
     show.add_argument("file", metavar="FILE", help=f"a graph file, or one of {', '.join(DATA_SETS)}")
     show.add_argument("--batch", type=_batch, default=1, help="batch elements (default: 1)")
+    show.add_argument("--devices", type=_batch, default=1, help="devices to part it onto (default: 1)")
     show.add_argument("--learner", type=_learner, action="append", help="such as D_RTRL or SnAp-3; may be repeated")
     _add_columns(show)
     show = commands.add_parser("convert", help="write a graph file in another format, all digits of its weights kept")
@@ -175,14 +176,18 @@ def _inspect(args: argparse.Namespace) -> None:
         _say("\nNo recurrent network has this graph, so that there are no costs of learners: it is not square.")
         return
     unit = "element" if args.batch == 1 else "elements"
-    _say(f"\nto train each synapse and each bias of a network of leaky rate units, {args.batch:,} batch {unit}\n")
+    on = "" if args.devices == 1 else f", on each of {args.devices:,} devices"
+    _say(f"\nto train each synapse and each bias of a network of leaky rate units, {args.batch:,} batch {unit}{on}\n")
+    options: dict[str, Any] = {} if args.devices == 1 else {"devices": args.devices}
     if args.learner is None:
-        _say(str(learner_costs(graph, args.batch)))
-    else:
-        rows = [
-            r for learner, steps in args.learner for r in learner_costs(graph, args.batch, [learner], steps=steps).rows
-        ]
-        _say(str(LearnerCosts(tuple(rows), args.batch)))
+        _say(str(learner_costs(graph, args.batch, **options)))
+        return
+    rows = [
+        row
+        for learner, steps in args.learner
+        for row in learner_costs(graph, args.batch, [learner], steps=steps, **options).rows
+    ]
+    _say(str(LearnerCosts(tuple(rows), args.batch, args.devices)))
 
 
 def _demo(args: argparse.Namespace) -> None:

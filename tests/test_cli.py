@@ -47,6 +47,7 @@ def runs(monkeypatch):
         (["inspect"], "FILE"),
         (["inspect", "worm", "--batch", "0"], "--batch"),
         (["inspect", "worm", "--batch", "many"], "--batch"),
+        (["inspect", "worm", "--devices", "0"], "--devices"),
         (["inspect", "worm", "--learner", "Adam"], "expected one of D_RTRL"),
         (["inspect", "worm", "--learner", "D_RTRL-2"], "SnAp-NUMBER"),
         (
@@ -134,6 +135,15 @@ def test_inspect(capsys, edges):
     assert "4 batch elements" in costs
     rows = {line.split()[0]: line.split() for line in costs.splitlines()[1:] if "  " in line}
     assert rows["D_RTRL"][1:5] == ["diagonal", "16", "80", "B"] and "SnAp(n=1)" in rows
+
+
+def test_inspect_for_several_devices(capsys, edges):
+    assert cli.main(["inspect", edges, "--devices", "2", "--learner", "D_RTRL", "--learner", "SnAp-2"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 batch element, on each of 2 devices" in shown and "exchanged" in shown
+    (row,) = se.learner_costs(se.read_graph(edges), 1, [se.D_RTRL()], devices=2).rows
+    assert f"{row.exchanged:.0f} B" in shown and row.exchanged > 0
+    assert "influences of synapses on units stay on one device" in " ".join(shown.split())
 
 
 def test_inspect_without_a_choice(capsys, monkeypatch):

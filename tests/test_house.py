@@ -47,7 +47,7 @@ HOUSE = {
     "_learner": "learner trace_learner * d_rtrl bridged",
     "_train": "online check_learner batches updates fit_result non_finite facts lock parted archive checkpoint "
     "fit_options fit_file delayed stream predict fit_loop fit rewire",
-    "_report": "explain memory alignment costs compare",
+    "_report": "explain exchange memory alignment costs compare",
     "spikes": "named *",
     "evaluate": "",
     "stimuli": "",

@@ -20,6 +20,7 @@ from soak import ONLY, few
 import sparse_etrace as se
 from sparse_etrace import _sharding as sharding
 from sparse_etrace._graph.connectivity import host_array
+from sparse_etrace._report.exchange import as_mesh, exchanges
 from sparse_etrace._train import parted
 from sparse_etrace._train.checkpoint import Saved
 
@@ -122,31 +123,61 @@ def compare(kind, name, shape):
         np.testing.assert_allclose(b, a, rtol=0, atol=tolerance * (1e-30 + float(jnp.max(jnp.abs(a)))), err_msg=kind)
 
 
-def program(shape=(4,)):
-    """What a window of D-RTRL exchanges, and the largest array on a device."""
-    mesh = jax.make_mesh(shape, ("units",))
-    units, steps = 400, 8
+COLLECTIVES = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
+
+
+def exchanged(text):
+    """Results of the collectives of a compiled program, one for each time that one runs."""
+    parts = {head.split()[0 if head[0] == "%" else 1].strip("%"): body for head, body in re.findall(
+        r"^((?:ENTRY )?%[^\n]* \{)\n(.*?)^\}", text, re.M | re.S)}  # fmt: skip
+
+    def of(name):
+        found = []
+        for line in parts[name].splitlines():
+            if made := re.search(rf" = (.*) ({COLLECTIVES})\(", line):
+                found.append((made[2], ", ".join(re.findall(r"\w+\[[\d,]*\]", made[1]))))
+            trips = re.search(r'known_trip_count":\{"n":"(\d+)', line)
+            for inner in set(re.findall(r"=\{?%([\w.-]+)", line)) & set(parts):
+                found += of(inner) * (int(trips[1]) if trips else 1)
+        return found
+
+    return sorted(of(re.search(r"^ENTRY %([\w.-]+)", text, re.M)[1]))
+
+
+def program(learner, mesh, units=400, steps=8, batch=BATCH):
+    """A compiled gradient of windows of half the steps, and what was planned of it."""
     on = se.generate.fixed_in_degree(units, 100, jax.random.key(0))
     cell = se.cells.LeakyRate.of(on, inputs=2, key=jax.random.key(1))
-    model = se.shard(Net(cell, se.MatMulOp().param(jax.random.key(2), units, 2)), mesh)
-    learner, xs, ys = se.D_RTRL(), jnp.ones((steps, BATCH, 2)), jnp.ones((steps, BATCH, 2))
-    carry = learner.init(model, cell.init_state(BATCH), xs[0])
-    run = eqx.filter_jit(lambda model, carry, xs, ys: se.online_grad(learner, loss_fn, model, carry, xs, ys, chunk=4))
-    text = run.lower(model, carry, xs, ys).compile().compiled.as_text()
-    kinds = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
-    exchanged = re.findall(rf"= (\S+?)\{{\S* ({kinds})\(", text)
-    sizes = [int(np.prod([*map(int, shape.split(","))])) for shape in re.findall(r"[a-z]+\d+\[([\d,]+)\]", text)]
-    return sorted((kind, shape) for shape, kind in exchanged), max(sizes)
+    whole = Net(cell, se.MatMulOp().param(jax.random.key(2), units, 2))
+    model, state, xs = se.shard(whole, mesh), cell.init_state(batch), jnp.ones((steps, batch, 2))
+    carry = learner.init(model, state, xs[0])
+    run = eqx.filter_jit(lambda *given: se.online_grad(learner, loss_fn, *given, chunk=steps // 2))
+    plan = se.memory_plan(learner, whole, state, xs[0], steps, chunk=steps // 2, mesh=mesh.size)
+    return run.lower(model, carry, xs, xs).compile().compiled, plan
+
+
+def check_plan(learner, mesh, tolerance=0.02):
+    made, plan = program(learner, mesh)
+    found = exchanged(made.as_text())
+    planned = [(one.kind, one.result) for one in plan.exchanges for _ in range(one.times)]
+    assert sorted(planned) == found, (planned, found)
+    sizes = [shape.split(",") for _, shapes in found for shape in re.findall(r"f32\[(.*?)\]", shapes)]
+    assert plan.exchanged == sum(4 * np.prod([int(n) for n in shape if n]) for shape in sizes) / 8, found
+    memory = made.memory_analysis()
+    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    assert abs(plan.total / needed - 1) < tolerance, (plan.total, needed)
+    return found, made.as_text()
 
 
 def check_program():
-    exchanged, largest = program()
-    assert exchanged == [
-        ("all-gather", f"f32[4,{BATCH},400]"),  # what units sent in the window, to their traces
-        ("all-gather", f"f32[{BATCH},400]"),  # what units send in a step
+    found, text = check_plan(se.D_RTRL(), jax.make_mesh((2,), ("units",), devices=jax.local_devices()[:2]))
+    assert found == 8 * [
+        ("all-gather", f"f32[{BATCH},400]"),  # what units send in a step, to the products and to the traces
+    ] + 8 * [
         ("all-reduce", f"f32[{BATCH},2]"),  # the readout, a sum over units
-    ], exchanged
-    assert largest == BATCH * 400 * 100 // 4  # traces of the synapses of a device
+    ]  # fmt: skip
+    sizes = [int(np.prod([*map(int, shape.split(","))])) for shape in re.findall(r"[a-z]+\d+\[([\d,]+)\]", text)]
+    assert max(sizes) == BATCH * 400 * 100 // 2  # traces of the synapses of a device
 
 
 def check_weight_functions():
@@ -322,6 +353,14 @@ def test_each_learner_and_network_on_several_devices():
 
 
 @ONLY
+def test_plans_of_several_devices():
+    learners = "se.D_RTRL(), se.ES_D_RTRL(0.9), se.Hybrid(), se.Bridged(3), se.BPTT(), se.UORO(key=jax.random.key(0))"
+    on_devices("import sparse_etrace as se\njax.config.update('jax_enable_x64', False)\n"
+               "[t.check_plan(l, jax.make_mesh((n,), ('units',), devices=jax.devices()[:n])) for n in (2, 4, 8)\n"
+               f" for l in ({learners})]", 8)  # fmt: skip
+
+
+@ONLY
 def test_each_learner_and_network_in_two_processes():
     on_devices("[t.compare(k, l, m) for k in t.KINDS for l in t.LEARNERS for m in t.MESHES\n"
                " if l != 'e-prop' or k == 'alif']", 4, 2)  # fmt: skip
@@ -373,6 +412,41 @@ def test_weight_functions_of_layers_in_blocks(fn):
         np.testing.assert_allclose(other(x), one(x), rtol=1e-6)
 
 
+def norm(a):
+    return jnp.linalg.norm(a.ravel())
+
+
+@pytest.mark.parametrize("layer", ["sparse", "dense"])
+def test_what_fills_blocks_up_is_no_weight(layer):
+    """Norms, decay and weight functions see the weights of the layer alone, whatever becomes of the others."""
+    mesh, x = as_mesh(2), jnp.linspace(-1, 1, UNITS)
+    dense = se.ETraceParam(
+        {"weight": jnp.linspace(1, 2, 3 * (UNITS - 1)).reshape(3, -1)}, se.MatMulOp(weight_fn=jnp.log)
+    )
+    uneven = se.Connectivity.from_edges(np.arange(UNITS), np.arange(UNITS) % (UNITS - 1), (UNITS, UNITS - 1))
+    sparse = se.ETraceParam({"weight": jnp.linspace(1, 2, UNITS)}, se.SpMatMulOp(uneven, jnp.log))
+    whole, parted = (sparse, dense), se.shard((sparse, dense), mesh)
+    k, given = (0, x) if layer == "sparse" else (1, x[:3])
+    weight = parted[k].value["weight"]
+    assert weight.size > whole[k].value["weight"].size
+    np.testing.assert_allclose(norm(weight), norm(whole[k].value["weight"]), rtol=1e-6)
+    bad = jnp.where(weight == 0, jnp.nan, weight)
+    for values in (weight, bad):
+        one = eqx.tree_at(lambda p: p.value["weight"], parted[k], values)
+        (loss, grads), (expected, found) = (
+            jax.jit(
+                jax.value_and_grad(
+                    lambda w, x, p=p: jnp.sum(eqx.tree_at(lambda p: p.value["weight"], p, w)(x) ** 2), (0, 1)
+                )
+            )(p.value["weight"], given)
+            for p in (one, whole[k])
+        )
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+        np.testing.assert_allclose(grads[1], found[1], rtol=1e-5)
+        assert float(jnp.sum(jnp.abs(grads[0][..., jnp.isnan(bad.reshape(-1, bad.shape[-1])[0])]))) == 0
+        np.testing.assert_allclose(norm(grads[0]), norm(found[0]), rtol=1e-5)
+
+
 @pytest.mark.parametrize("features", [1, 3, UNITS])
 def test_a_bias_is_of_units_and_not_of_features(features):
     param = se.ETraceParam({"weight": graph().weight, "bias": jnp.arange(22.0)}, se.SpMatMulOp(graph(), axis=-2))
@@ -381,6 +455,37 @@ def test_a_bias_is_of_units_and_not_of_features(features):
     np.testing.assert_allclose(parted(x), param(x), rtol=1e-6)
     for one, other in zip(*(m.op.xy_to_dw(x, x, m.op.phi(m.value)).values() for m in (param, parted)), strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-6)
+
+
+def test_a_plan_of_shapes_is_that_of_a_model():
+    cell = se.cells.LeakyRate.of(se.generate.fixed_in_degree(12, 3, jax.random.key(0)), 2, key=jax.random.key(1))
+    given = cell.init_state(), jnp.ones(2), 4
+    plans = [se.memory_plan(se.D_RTRL(), m, *given, mesh=mesh) for m, mesh in (
+        (cell, 2), (eqx.filter_eval_shape(lambda: cell), jax.sharding.AbstractMesh((2,), ("units",))))]  # fmt: skip
+    assert plans[0] == plans[1] and plans[0].devices == 2
+    assert "on each of 2 devices" in (text := str(plans[0])) and "all-gather" in text
+    assert plans[0].exchanged == 12 * 4 + 4  # what units send, and a loss
+
+
+def test_plans_that_are_refused():
+    cell = se.cells.LeakyRate.of(graph(), 2, key=jax.random.key(1))
+    for mesh, error, match in (("8", TypeError, "got '8'"), (0, ValueError, "mesh: expected at least 1, got 0")):
+        with pytest.raises(error, match=match):
+            se.memory_plan(se.D_RTRL(), cell, cell.init_state(), jnp.ones(2), mesh=mesh)
+    text = """%inner (x: f32[4]) -> f32[4] {
+  ROOT %r = f32[4]{0} all-reduce(%x), to_apply=%add
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  ROOT %w = f32[4]{0} while(%x), condition=%test, body=%inner
+}
+"""
+    with pytest.raises(
+        NotImplementedError, match=r"model: expected loops of known lengths .* got all-reduce of f32\[4\]"
+    ):
+        exchanges(text)
+    (one,) = exchanges(text.replace("body=%inner", 'body=%inner, backend_config={"known_trip_count":{"n":"3"}}'))
+    assert one == ("all-reduce", "f32[4]", 3, 16)
 
 
 def test_layers_that_are_not_parted():

@@ -21,8 +21,9 @@ class ShardedOp(ETraceOp):
     """A sparse or dense layer by blocks of receiving units, one on each device of a mesh; `se.shard` makes it.
 
     What units send is gathered on each device; weights, traces and gradients never leave theirs. All blocks have as
-    many units, the last by some that nothing reads; sparse ones are filled up to as many synapses with some from a
-    sender that is silent, whose traces and gradients are zero.
+    many units, the last by some that nothing reads; sparse ones are filled up to as many synapses with some onto one
+    more unit, which nothing hears. The weights of what fills up start at zero, reach no weight function, and have
+    traces and gradients of zero.
 
     Executes on `{'weight': ..., 'bias'?: (num_post,)}`, the weights in blocks along their last axis.
 
@@ -34,6 +35,7 @@ class ShardedOp(ETraceOp):
         length: weights in all along the last axis, without those that fill blocks up.
         bias: that of the layer.
         mesh: its first axis parts the units, and a second one the batch.
+        filler: what the weight function gets in the place of weights that fill up; None without one.
     """
 
     op: SpMatMulOp | MatMulOp
@@ -43,6 +45,7 @@ class ShardedOp(ETraceOp):
     length: int = eqx.field(static=True)
     bias: bool = eqx.field(static=True)
     mesh: Mesh = eqx.field(static=True)
+    filler: Array | None
     per_unit: ClassVar[tuple[str, ...]] = ("bias",)
 
     @property
@@ -76,16 +79,29 @@ class ShardedOp(ETraceOp):
     def phi(self, theta: dict[str, Array]) -> Weights:
         read_weights(theta, 1 if isinstance(self.op, SpMatMulOp) else 2, "as se.shard lays it out")
         check_bias(theta, self.num_post, self.bias)
-        return theta | self.op.phi({"weight": theta["weight"]})
+        return theta | {"weight": self.weights(theta["weight"])}
+
+    def weights(self, weight: Array) -> Array:
+        """Those on synapses, of what fills up zero whatever it is."""
+        if self.filler is None:
+            return self.op.phi({"weight": weight})["weight"]
+        if isinstance(self.op, SpMatMulOp):
+            is_own = self.op.connectivity.post < self.op.connectivity.num_post - 1
+        else:
+            is_own = jnp.arange(weight.shape[-1]) < self.num_post
+        given = jnp.where(is_own, weight, self.filler)
+        return jnp.where(is_own, self.op.phi({"weight": given})["weight"], 0)
 
     def xw_to_y(self, x: Shaped[Array, "*batch_x"], w: Weights) -> Inexact[Array, "*batch_y"]:
         batch, weight = self._batch(x, 0), w["weight"]
 
         def local(op: ETraceOp, x: Array, weight: Array) -> Array:
-            return op.xw_to_y(x, {"weight": weight})
+            y = op.xw_to_y(x, {"weight": weight})
+            return jax.lax.slice_in_dim(y, 0, -(-self.num_post // self.count), axis=y.ndim + self.axis)
 
+        check_input(x, self.axis, self.op.connectivity.num_pre if isinstance(self.op, SpMatMulOp) else len(weight))
         specs = self._spec(x.ndim, None, 0, batch), self._spec(weight.ndim, -1)
-        y = self._run(local, specs, self._spec(x.ndim, self.axis, 0, batch), self._heard(x), weight)
+        y = self._run(local, specs, self._spec(x.ndim, self.axis, 0, batch), x, weight)
         y = jax.lax.slice_in_dim(y, 0, self.num_post, axis=y.ndim + self.axis)
         return self._last(with_bias(self._last(y), w))
 
@@ -93,7 +109,7 @@ class ShardedOp(ETraceOp):
         batch, ends = self._batch(y, 0), self._filled(y)
 
         def local(op: ETraceOp, y: Array, weight: Array) -> Array:
-            return op.yw_to_w(y, {"weight": weight})["weight"]
+            return op.yw_to_w(self._with_deaf(y), {"weight": weight})["weight"]
 
         def one(key: str, leaf: Array) -> Array:
             if key == "bias":
@@ -107,12 +123,12 @@ class ShardedOp(ETraceOp):
         batch, weight = self._batch(x, 0), v["weight"]
 
         def local(op: ETraceOp, x: Array, y: Array, weight: Array) -> Array:
-            return op.xy_to_dw(x, y, {"weight": weight})["weight"]
+            return op.xy_to_dw(x, self._with_deaf(y), {"weight": weight})["weight"]
 
         units, slots = self._spec(y.ndim, self.axis, 0, batch), self._spec(y.ndim + weight.ndim - 1, -1, 0, batch)
         specs = self._spec(x.ndim, None, 0, batch), units, self._spec(weight.ndim, -1)
         found = {
-            "weight": self._run(local, specs, slots, self._heard(x), self._filled(y), weight),
+            "weight": self._run(local, specs, slots, x, self._filled(y), weight),
             "bias": self._last(y),
         }
         return {key: found[key] for key in v}
@@ -133,7 +149,7 @@ class ShardedOp(ETraceOp):
         taught: Traces = dict.fromkeys(v)
 
         def local(op: ETraceOp, v: Array, trace: Array, units: tuple, x: Array, noise: Array | None) -> tuple:
-            carried, entering, signal, direct = units
+            carried, entering, signal, direct = (None if part is None else self._with_deaf(part) for part in units)
             new, taught = op.window({"weight": v}, {"weight": trace}, carried, entering, signal, direct, x, noise)
             total = taught["weight"]
             return new["weight"], total if total is None or batch is None else jax.lax.psum(total, batch)
@@ -145,7 +161,7 @@ class ShardedOp(ETraceOp):
             of_weight, of_trace = self._spec(v["weight"].ndim, -1), self._spec(weight.ndim, -1, 1, batch)
             specs = of_weight, of_trace, of_units, self._spec(x.ndim, None, 1, batch), None if noise is None else P()
             results = None if carried is None else of_trace, None if signal is None else of_weight
-            given = v["weight"], weight, ends, self._heard(x), noise
+            given = v["weight"], weight, ends, x, noise
             new["weight"], taught["weight"] = self._run(local, specs, results, *given)
         if (bias := trace.get("bias")) is not None:
             carried, entering, signal, direct = (None if part is None else self._last(part) for part in units)
@@ -184,14 +200,13 @@ class ShardedOp(ETraceOp):
         names, has_batch = self.mesh.axis_names[1:2], a.ndim - front > self.input_ndim
         return next((name for name in names if has_batch and a.shape[front] % self.mesh.shape[name] == 0), None)
 
-    def _heard(self, x: Array) -> Array:
-        """What is sent, with the silent sender of a sparse layer."""
+    def _with_deaf(self, y: Array) -> Array:
+        """A post-shaped array of a block with the unit that synapses lead to which fill it up."""
         if not isinstance(self.op, SpMatMulOp):
-            return x
-        check_input(x, self.axis, self.op.connectivity.num_pre - 1)
-        ends = [(0, 0)] * x.ndim
+            return y
+        ends = [(0, 0)] * y.ndim
         ends[self.axis] = (0, 1)
-        return jnp.pad(x, ends)
+        return jnp.pad(y, ends)
 
     def _filled(self, y: Array) -> Array:
         """A post-shaped array on as many units in each block."""

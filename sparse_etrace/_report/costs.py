@@ -43,6 +43,7 @@ class Cost(NamedTuple):
         steps: of the window that is planned.
         traces: bytes of traces and factors; None where they are not known exactly.
         total: bytes of one window of `online_grad`; None where it was not planned.
+        exchanged: bytes that devices exchange in each step; None on one device, or where it was not planned.
         note: what else there is to say.
     """
 
@@ -52,26 +53,35 @@ class Cost(NamedTuple):
     traces: int | None
     total: int | None
     note: str
+    exchanged: float | None = None
 
 
 class LearnerCosts(NamedTuple):
-    """What `learner_costs` returns: `rows`, one for each learner, for `batch` elements; prints as a table."""
+    """What `learner_costs` returns: `rows`, one for each learner, for `batch` elements; prints as a table.
+
+    Where there are several `devices`, bytes are of each of them, and of a call of `online_grad`.
+    """
 
     rows: tuple[Cost, ...]
     batch: int
+    devices: int = 1
 
     def __str__(self) -> str:
-        head = ("learner", "gradient", "steps", "traces", "total", "" if any(r.note for r in self.rows) else " ")
-        shown = ["-" if size is None else in_bytes(size) for row in self.rows for size in (row.traces, row.total)]
-        rows = [
-            (r.learner, r.gradient, f"{r.steps:,}", traces, total, r.note)
-            for r, traces, total in zip(self.rows, shown[::2], shown[1::2], strict=True)
-        ]
+        is_parted = self.devices > 1
+        head = ("learner", "gradient", "steps", "traces", "total", *(["exchanged"] if is_parted else []))
+        head = (*head, "" if any(r.note for r in self.rows) else " ")
+
+        def sizes(row: Cost) -> list[str]:
+            found = [row.traces, row.total, *([row.exchanged] if is_parted else [])]
+            return ["-" if size is None else in_bytes(round(size)) for size in found]
+
+        rows = [(r.learner, r.gradient, f"{r.steps:,}", *sizes(r), r.note) for r in self.rows]
         return as_table(head, rows)
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """The rows as a pandas data frame, one column for each field of `Cost`; unknown bytes are missing."""
-        return data_frame({name: [getattr(row, name) for row in self.rows] for name in Cost._fields})
+        names = Cost._fields if self.devices > 1 else Cost._fields[:-1]
+        return data_frame({name: [getattr(row, name) for row in self.rows] for name in names})
 
 
 def learner_costs(
@@ -80,6 +90,7 @@ def learner_costs(
     learners: Learner | Iterable[Learner] | None = None,
     cell: Callable[..., PyTree] = LeakyRate,
     steps: int | Iterable[int] = (100, 1000),
+    devices: int = 1,
 ) -> LearnerCosts:
     """Say what learners would cost on a plain recurrent network of a graph: each synapse and each bias trained.
 
@@ -93,13 +104,14 @@ def learner_costs(
         cell: `cell(units, None, rec)` makes the model, which gets None as its input, such as `se.cells.LIF`.
         steps: length or lengths of the sequences that `BPTT` is planned for; the other rules need no more for longer
             ones and are planned in windows of 16.
+        devices: parts of the network, as `se.shard` makes them; see `memory_plan`.
 
     Returns:
         The costs, one row for each learner. One that refuses the model has its words there.
 
     Raises:
-        TypeError: `graph` is no graph, `learners` are others, or `batch` or a number of steps is not whole.
-        ValueError: the graph is not square, or `batch` or a number of steps is below 1.
+        TypeError: `graph` is no graph, `learners` are others, or `batch`, `devices` or a number of steps is not whole.
+        ValueError: the graph is not square, or `batch`, `devices` or a number of steps is below 1.
 
     Example:
         >>> import sparse_etrace as se
@@ -111,7 +123,7 @@ def learner_costs(
     conn, units = graph.connectivity, graph.connectivity.num_post
     if conn.num_pre != units:
         raise ValueError(f"graph: expected a square one, whose units can feed each other, got shape {conn.shape}.")
-    batch = positive("batch", batch)
+    batch, devices = positive("batch", batch), positive("devices", devices)
     steps = tuple(positive("steps", length) for length in (steps if isinstance(steps, Iterable) else (steps,)))
     if learners is not None:
         learners = tuple(learners) if isinstance(learners, Iterable) else (learners,)
@@ -123,17 +135,18 @@ def learner_costs(
         rec = ETraceParam({"weight": weight, "bias": jnp.zeros(units, weight.dtype)}, SpMatMulOp(graph))
         return cell(units, None, rec)
 
-    model = eqx.filter_eval_shape(build, graph.weight)
+    mesh = None if devices == 1 else devices
+    model = eqx.filter_eval_shape(build, graph.weight) if mesh is None else build(graph.weight)
     state = eqx.filter_eval_shape(lambda: build(graph.weight).init_state(batch))
     rows = []
     for learner in _choice() if learners is None else learners:
         storage = learner.rule().storage if isinstance(learner, RuleLearner) else None
         for length in steps if storage and storage.grows else (16,):
             if storage and storage.max_influences:
-                rows.append(_influences(learner, graph, build, state, batch, length))
+                rows.append(_influences(learner, graph, build, state, batch, length, mesh))
             else:
-                rows.append(_planned(learner, model, state, batch, length))
-    return LearnerCosts(tuple(rows), batch)
+                rows.append(_planned(learner, model, state, batch, length, mesh))
+    return LearnerCosts(tuple(rows), batch, devices)
 
 
 def _choice() -> list[Learner]:
@@ -159,7 +172,14 @@ def _name(learner: Learner) -> str:
 
 
 def _planned(
-    learner: Learner, model: Model, state: PyTree, batch: int, steps: int, note: str = "", gradient: str = ""
+    learner: Learner,
+    model: Model,
+    state: PyTree,
+    batch: int,
+    steps: int,
+    mesh: int | None,
+    note: str = "",
+    gradient: str = "",
 ) -> Cost:
     sizes = [sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(tree)) for tree in (model, state)]
     if (batch * sizes[0] + sizes[1]) * max(steps, getattr(learner, "steps", 1)) >= COUNTABLE:
@@ -167,23 +187,31 @@ def _planned(
     try:
         if not gradient:
             gradient = max((row.rule for row in explain(learner, model, state, None).rows), key=ORDER.index)
-        plan = memory_plan(learner, model, state, None, steps)
+        plan = memory_plan(learner, model, state, None, steps, **({} if mesh is None else {"mesh": mesh}))
     except (ValueError, TypeError, NotImplementedError, MemoryError) as error:
         return Cost(_name(learner), "refused", steps, None, None, str(error))
-    return Cost(_name(learner), gradient, steps, plan.traces, plan.total, note)
+    return Cost(_name(learner), gradient, steps, plan.traces, plan.total, note, plan.exchanged if mesh else None)
 
 
 def _influences(
-    learner: Any, graph: Graph, build: Callable[[Array], PyTree], state: PyTree, batch: int, steps: int
+    learner: Any,
+    graph: Graph,
+    build: Callable[[Array], PyTree],
+    state: PyTree,
+    batch: int,
+    steps: int,
+    mesh: int | None,
 ) -> Cost:
     """As `_planned`, unless there are too many influences; their number is found first."""
+    if mesh is not None:
+        return Cost(_name(learner), "refused", steps, None, None, "influences of synapses on units stay on one device")
     if getattr(learner, "pattern", None) is not None:
-        return _planned(learner, build(graph.weight), state, batch, steps, gradient=learner.gradient)
+        return _planned(learner, build(graph.weight), state, batch, steps, mesh, gradient=learner.gradient)
     known, count = count_influences(graph, getattr(learner, "n", None))
     count *= sum(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(state))
     said = f"{known}{' ' if known else ''}{count:,} influences for each batch element"
     if known != "at least" and count <= min(PLANNED, learner.max_influences):
-        return _planned(learner, build(graph.weight), state, batch, steps, said, learner.gradient)
+        return _planned(learner, build(graph.weight), state, batch, steps, mesh, said, learner.gradient)
     itemsize = graph.weight.dtype.itemsize
     bound = f", {in_bytes(count * batch * itemsize)} in all"
     if known != "at most" and count > learner.max_influences:
