@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from ._graph.connectivity import Connectivity, digest_of, host_array, index_arrays
+from ._graph.connectivity import Connectivity, digest_of, digest_of_digests, host_array, index_arrays
 from ._graph.graph import Graph
 from ._op.contract import ETraceOp
 from ._op.matmul import MatMulOp
@@ -122,23 +122,16 @@ def _whole(param: Any) -> ETraceParam:
             "tree: expected a model, got one without indices, as gradients are. equinox.combine(grads, model) has them."
         )
     size = np.shape(_weight(param))[-1]
-    kept = Blocks(host_array("tree", param.op.starts), size // param.op.count).kept
-
-    def taken(leaf: Any) -> Any:
-        is_of_weights = eqx.is_array(leaf) and leaf.shape[-1:] == (size,)
-        return jnp.asarray(host_array("tree", leaf)[..., kept]) if is_of_weights else leaf
-
-    weight_fn = jax.tree.map(taken, op.weight_fn)
+    blocks = Blocks(host_array("tree", param.op.starts), size // param.op.count)
+    weight_fn, weight = blocks.whole((op.weight_fn, _weight(param)))
     if isinstance(op, SpMatMulOp):
         conn = op.connectivity
         pre, post = (host_array("tree", a) for a in (conn.pre, conn.post))
         post = post + np.repeat(np.arange(param.op.count) * (conn.num_post - 1), size // param.op.count)
-        whole = Connectivity.from_edges(pre[kept], post[kept], (conn.num_pre, num_post))
+        whole = Connectivity.from_edges(pre[blocks.kept], post[blocks.kept], (conn.num_pre, num_post))
         made: ETraceOp = SpMatMulOp(whole, weight_fn, axis=op.axis, bias=param.op.bias)
     else:
-        mask = None if op.weight_mask is None else taken(op.weight_mask)
-        made = MatMulOp(mask, weight_fn, op.apply_weight_fn_before_mask, bias=param.op.bias)
-    weight = taken(_weight(param))
+        made = MatMulOp(blocks.whole(op.weight_mask), weight_fn, op.apply_weight_fn_before_mask, bias=param.op.bias)
     new = Fixed(weight) if isinstance(param.value["weight"], Fixed) else weight
     return ETraceParam({**param.value, "weight": new}, made, param.grad, param.is_etrace)
 
@@ -193,6 +186,16 @@ class Blocks(NamedTuple):
         number = self.starts.size - 1
         ends = np.arange(number) * self.size - self.starts[:-1]
         return np.arange(self.starts[-1]) + np.repeat(ends, np.diff(self.starts))
+
+    def whole(self, tree: PyTree) -> PyTree:
+        """A pytree whose leaves with an entry for each weight, in blocks, are as on one device; others stay."""
+        kept, size = self.kept, self.size * (self.starts.size - 1)
+
+        def one(leaf: Any) -> Any:
+            is_in_blocks = eqx.is_array(leaf) and leaf.shape[-1:] == (size,)
+            return jnp.asarray(host_array("tree", leaf)[..., kept]) if is_in_blocks else leaf
+
+        return jax.tree.map(one, tree)
 
     def block(self, whole: np.ndarray, k: int, is_zero: bool = False) -> np.ndarray:
         """One of them; those that fill it up are like the first of all, or zeros."""
@@ -319,7 +322,7 @@ def _sparse(op: SpMatMulOp, mesh: Mesh) -> tuple[SpMatMulOp, int, Blocks]:
         for i, n in enumerate(sizes)
     ]
     digests = [digest_of(made.indices, made.indptr, num_pre) for made in map(edges, range(count))]
-    digest = jnp.asarray(digests[0] if count == 1 else digest_of(*digests))
+    digest = jnp.asarray(digest_of_digests(digests))
     return SpMatMulOp(_blocks(arrays, num_pre, size, digest), axis=op.axis), num_post, Blocks(starts, most)
 
 

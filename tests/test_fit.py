@@ -661,6 +661,7 @@ def test_a_gradient_of_a_bias_names_its_unit():
         train(sequences(1), model=model)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "complex64"])
 def test_whether_all_is_finite(dtype):
     """Sums of the largest numbers are not, the numbers are; compiled and not."""

@@ -213,7 +213,7 @@ def test_too_much_is_said_in_words(monkeypatch):
 def test_nothing_as_large_as_a_trace_is_made(monkeypatch):
     given = []
     plan = se.memory_plan(se.BPTT(), lambda h, x: (h, h), jnp.zeros(1), None)
-    monkeypatch.setattr(costs, "memory_plan", lambda *args: given.append(args[1:4]) or plan)
+    monkeypatch.setattr(costs, "memory_plan", lambda *args, **_: given.append(args[1:4]) or plan)
     se.learner_costs(random_graph(0), 1000, [se.D_RTRL(), se.UORO(key=jax.random.key(0)), se.BPTT()])
     assert len(given) == 4 and all(isinstance(leaf, jax.ShapeDtypeStruct | str) for leaf in arrays(given))
     se.learner_costs(random_graph(0), 1000, [se.RTRL()])
@@ -292,7 +292,7 @@ def test_costs_beyond_any_machine():
 
 
 def test_costs_that_take_too_much_to_find(monkeypatch):
-    def refuse(*given):
+    def refuse(*given, **_):
         raise MemoryError("Unable to allocate 4 TiB")
 
     monkeypatch.setattr(costs, "memory_plan", refuse)

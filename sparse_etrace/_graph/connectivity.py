@@ -189,8 +189,13 @@ def digest_of_blocks(pre: ArrayLike, ptr: ArrayLike, num_pre: int, num_post: int
     """The digest of a connectivity, or of several with as many units and synapses, one after the other."""
     pre, ptr = np.asarray(pre), np.asarray(ptr)
     count = ptr.size // (num_post + 1)
-    found = [digest_of(*block, num_pre) for block in zip(np.split(pre, count), np.split(ptr, count), strict=True)]
-    return found[0] if count == 1 else digest_of(*found)
+    blocks = zip(np.split(pre, count), np.split(ptr, count), strict=True)
+    return digest_of_digests([digest_of(*block, num_pre) for block in blocks])
+
+
+def digest_of_digests(found: Sequence[np.ndarray]) -> np.ndarray:
+    """That of several connectivities, one after the other, by theirs; of one its own."""
+    return found[0] if len(found) == 1 else digest_of(*found)
 
 
 def _in_order(pre: np.ndarray, post: np.ndarray) -> bool:
@@ -213,6 +218,11 @@ def expand_ptr(ptr: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(ptr.size - 1, dtype=np.int32), np.diff(ptr))
 
 
+def is_here(value: object) -> bool:
+    """Whether this process has all of an array."""
+    return not isinstance(value, jax.Array) or value.is_fully_addressable or value.is_fully_replicated
+
+
 def host_array(name: str, value: object) -> np.ndarray:
     """Return `value` as a numpy array, or raise TypeError if its numbers are not known yet.
 
@@ -223,7 +233,7 @@ def host_array(name: str, value: object) -> np.ndarray:
             f"{name}: expected an array with values, got a traced one. Connectivity is built on the host: "
             "call this outside of jit and vmap."
         )
-    if not (getattr(value, "is_fully_addressable", True) or value.is_fully_replicated):  # type: ignore[attr-defined]
+    if not is_here(value):
         return multihost_utils.process_allgather(value, tiled=True)
     return np.asarray(value)
 

@@ -52,7 +52,8 @@ def fused(fn: Callable[..., tuple[PyTree, PyTree]], carried: PyTree[Array], *res
     What is no chain of operations that the compiled kernel knows is left to XLA, as all derivatives are.
     """
     given, tree = jax.tree.flatten((carried, *rest))
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in given):
+    is_small = max(map(jnp.size, given), default=0) < LEAST
+    if is_small or not any(isinstance(leaf, jax.core.Tracer) for leaf in given):
         return fn(carried, *rest)
     structs = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in given]
     closed, shapes = jax.make_jaxpr(lambda *flat: fn(*jax.tree.unflatten(tree, flat)), return_shape=True)(*structs)

@@ -10,7 +10,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from .primitives import CALLS, PLACED, aval, bind, branches, called, parameter, scan
+from .._kernels.elementwise import execute
+from .primitives import CALLS, PLACED, aval, branches, called, parameter, scan
 from .program import is_inexact, is_key, vjp_jaxpr
 from .refusals import UntracedError
 
@@ -174,7 +175,7 @@ def _has_transpose(eqn: jex.JaxprEqn, given: list[str]) -> bool:
     def transposed(values: list[Array], out: list[Array]) -> tuple[Array, ...]:
         def forward(*moved: Array) -> list[Array]:
             moving = iter(moved)
-            return bind(eqn, [next(moving) if k == LINEAR else v for k, v in zip(given, values, strict=True)])
+            return execute(eqn, [next(moving) if k == LINEAR else v for k, v in zip(given, values, strict=True)])
 
         return jax.linear_transpose(forward, *(a for a, k in zip(avals, given, strict=True) if k == LINEAR))(out)
 

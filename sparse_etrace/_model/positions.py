@@ -22,7 +22,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .primitives import CALLS, PLACED, UnknownLayoutError, aval, bind, branches, called, parameter, scan, sub_jaxprs
+from .._kernels.elementwise import execute
+from .primitives import CALLS, PLACED, UnknownLayoutError, aval, branches, called, parameter, scan, sub_jaxprs
 from .program import is_inexact
 
 ELEMENTWISE = {
@@ -128,7 +129,7 @@ def _fold(eqn: jex.JaxprEqn, args: Values, values: dict[jex.Var, ArrayLike]) -> 
     known = [a for a in args if a is not None]
     if discrete and aval(out).size <= 1 << 20 and not sub_jaxprs(eqn) and len(known) == len(args):
         with jax.ensure_compile_time_eval():
-            (values[out],) = bind(eqn, [jnp.asarray(a) for a in known])
+            (values[out],) = execute(eqn, [jnp.asarray(a) for a in known])
 
 
 def _through(eqn: jex.JaxprEqn, ids: list[Unmixed], values: Values, line: str) -> list[Ids]:
@@ -221,7 +222,7 @@ def _by_binding(eqn: jex.JaxprEqn, ids: list[Unmixed], values: Values) -> list[n
                 mode=parameter(eqn, "mode"),
             )
         else:
-            (moved,) = bind(eqn, [jnp.asarray(a) for a in args])
+            (moved,) = execute(eqn, [jnp.asarray(a) for a in args])
         return [np.maximum(np.asarray(moved).astype(int), 0) - 1]
 
 

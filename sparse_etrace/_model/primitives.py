@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core as jex
 
-from .._kernels.elementwise import execute as bind  # noqa: F401
 from .._op.boundary import CutCall, VmappedCall
 from .types import Aval
 

@@ -16,8 +16,9 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, PyTree
 
+from .._kernels.elementwise import execute
 from .._op.boundary import boundary_p
-from .primitives import INLINED, aval, bind, branches, called, scan, sub_jaxprs
+from .primitives import INLINED, aval, branches, called, scan, sub_jaxprs
 from .types import Atom, Aval, Known, Labels
 
 for _module in (os.path.dirname(__file__), eqx.__file__, jaxtyping.__file__):
@@ -50,7 +51,7 @@ class Node(NamedTuple):
         if self.is_boundary:
             return list(self.eqn.params["call"](*values))
         with source_info.user_context(self.source.traceback), self.eqn.ctx.manager:
-            return bind(self.eqn, values)
+            return execute(self.eqn, values)
 
 
 def line(source: source_info.SourceInfo) -> str:

@@ -18,8 +18,7 @@ class SignLock(eqx.Module):
     """Dale's principle: each synapse keeps its sign, `v = sign * |w|`.
 
     The derivative at `w = 0` is `sign`, so that a synapse of weight zero can still learn, but where that is 0: there it
-    has no effect and never learns. `range` and `inverse` are for
-    `op.param`, whose weights start with the right sign.
+    has no effect and never learns. `range` and `inverse` are for `op.param`, whose weights start with the right sign.
 
     Args:
         sign: +1, -1 or 0 for each synapse, or anything that broadcasts against the weights.

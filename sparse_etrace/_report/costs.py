@@ -187,7 +187,7 @@ def _planned(
     try:
         if not gradient:
             gradient = max((row.rule for row in explain(learner, model, state, None).rows), key=ORDER.index)
-        plan = memory_plan(learner, model, state, None, steps, **({} if mesh is None else {"mesh": mesh}))
+        plan = memory_plan(learner, model, state, None, steps, mesh=mesh)
     except (ValueError, TypeError, NotImplementedError, MemoryError) as error:
         return Cost(_name(learner), "refused", steps, None, None, str(error))
     return Cost(_name(learner), gradient, steps, plan.traces, plan.total, note, plan.exchanged if mesh else None)

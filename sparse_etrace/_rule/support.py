@@ -15,10 +15,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from .._kernels.elementwise import execute
 from .._kernels.windows import sum_to
 from .._model.grouping import Grouping
 from .._model.positions import moved
-from .._model.primitives import CALLS, PLACED, aval, bind, branches, called, scan
+from .._model.primitives import CALLS, PLACED, aval, branches, called, scan
 from .._model.program import is_inexact, is_key
 from .._model.step import Step
 from .._model.types import Like
@@ -119,7 +120,7 @@ def _floating(eqn: jex.JaxprEqn, values: list[Value], floating: list[bool]) -> l
 def _run(eqn: jex.JaxprEqn, values: list[Value]) -> list[Value]:
     """Execute an equation at ones and zeros."""
     with jax.ensure_compile_time_eval():
-        out = bind(eqn, [jnp.asarray(v, aval(var).dtype) for v, var in zip(values, eqn.invars, strict=True)])
+        out = execute(eqn, [jnp.asarray(v, aval(var).dtype) for v, var in zip(values, eqn.invars, strict=True)])
     return [known(o) for o in out]
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from .._graph.connectivity import is_here
 from .._learner import Learner
 from .._model.program import is_key
 from .._model.trained import leaf_names, trained_filter
@@ -27,7 +28,7 @@ from .._sharding import Blocks
 from .._types import Model
 from .archive import arrays_of, part_of, parts_beside, together, write
 from .facts import digest, facts, raw, type_name, words
-from .parted import Piece, described, is_here, own, pieces, placed, relaid, spec_of, whole_of
+from .parted import Piece, described, own, pieces, placed, relaid, spec_of, whole_of
 
 FORMAT = "sparse_etrace checkpoint 5"
 

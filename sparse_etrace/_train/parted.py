@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from .._graph.connectivity import host_array
+from .._graph.connectivity import host_array, is_here
 from .._model.trained import leaf_names
 from .._op.param import ETraceParam
 from .._op.sharded import ShardedOp
@@ -34,11 +33,6 @@ class Piece(NamedTuple):
     @property
     def at(self) -> tuple[slice, ...]:
         return tuple(slice(a, a + n) for a, n in zip(self.start, self.shape, strict=True))
-
-
-def is_here(leaf: Any) -> bool:
-    """Whether this process has all of an array."""
-    return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
 
 
 def is_shared(tree: PyTree) -> bool:
@@ -171,16 +165,11 @@ def described(model: PyTree) -> PyTree:
             return param
         op, sharded = param.op.op, param.op
         size = getattr(op, "num_weights", -(-sharded.num_post // sharded.count) * sharded.count)
-        kept = Blocks(host_array("model", sharded.starts), size // sharded.count).kept
-
-        def whole(leaf: Any) -> Any:
-            is_in_blocks = eqx.is_array(leaf) and leaf.shape[-1:] == (size,)
-            return jnp.asarray(host_array("model", leaf)[..., kept]) if is_in_blocks else leaf
-
+        blocks = Blocks(host_array("model", sharded.starts), size // sharded.count)
         said = {f.name: getattr(op, f.name) for f in dataclasses.fields(op) if f.name != "num_weights"}
         said |= {"kind": type(op).__name__, "connectivity": sharded.digest, "bias": sharded.bias}
         sizes = sharded.num_post, sharded.length
-        return jax.tree.map(whole, (param.value, said)), sizes, param.grad, param.is_etrace
+        return blocks.whole((param.value, said)), sizes, param.grad, param.is_etrace
 
     return jax.tree.map(one, model, is_leaf=lambda node: isinstance(node, ETraceParam))
 
