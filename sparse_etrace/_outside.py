@@ -242,6 +242,8 @@ def fly_brain(path: Where) -> Graph:
             for rows in file.iter_batches(2**20, columns=[*names, "Excitatory x Connectivity"]):
                 pre, post, *named, weight = (rows.column(k).to_numpy() for k in (*names, "Excitatory x Connectivity"))
                 is_one &= bool(np.all((ids[pre] == named[0]) & (ids[post] == named[1])))
+                if not np.all(weight % 1 == 0):
+                    raise ValueError("a count of synapses that is no whole number")
                 ends = [as_indices(name, at, ids.size) for name, at in (("pre", pre), ("post", post))]
                 parts.append((*ends, weight.astype(np.float32)))
         starts, stops, weight = map(np.concatenate, zip(*parts, strict=True))
