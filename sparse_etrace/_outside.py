@@ -243,7 +243,7 @@ def fly_brain(path: Where) -> Graph:
                 pre, post, *named, weight = (rows.column(k).to_numpy() for k in (*names, "Excitatory x Connectivity"))
                 is_one &= bool(np.all((ids[pre] == named[0]) & (ids[post] == named[1])))
                 if not np.all(weight % 1 == 0):
-                    raise ValueError("a count of synapses that is no whole number")
+                    raise ValueError("weight: expected whole numbers, got fractions. Give counts of synapses.")
                 ends = [as_indices(name, at, ids.size) for name, at in (("pre", pre), ("post", post))]
                 parts.append((*ends, weight.astype(np.float32)))
         starts, stops, weight = map(np.concatenate, zip(*parts, strict=True))

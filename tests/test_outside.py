@@ -82,7 +82,7 @@ def test_fly_brain(tmp_path):
         "below 3": {"Presynaptic_Index": [2, 0, -3]},
         "Excitatory x Connectivity": {"Excitatory x Connectivity": None},
         "nulls": {"Excitatory x Connectivity": [-7, None, 2]},
-        "no whole number": {"Excitatory x Connectivity": [-7, 0.5, 2]},
+        "got fractions": {"Excitatory x Connectivity": [-7, 0.5, 2]},
         "integer": {"Presynaptic_Index": [2.0, 0.0, 0.0]},
     }
     for match, change in changes.items():
