@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HORIZONS, DAY, TRAINED, HIDDEN, GAPS = (3, 6, 12), 288, 5, 16, 0.077
-PASSES, RATE, EVERY = 12, 0.005, 12
-STREAM_RATE, STREAM_EVERY = 0.001, 3
+PASSES, RATE, STREAM_RATE, EVERY = 12, 0.005, 0.004, 12
 SEEDS, QUICK_SEEDS, QUICK_PASSES = 5, 1, 2
 NO_GRAPH = "Bridged(12), no graph"
 RULES: dict[str, Learner] = {
@@ -41,7 +40,6 @@ RULES: dict[str, Learner] = {
     "TBPTT(12)": TBPTT(12, every=12),
     "BPTT, 48 steps": TBPTT(48, every=12),
 }
-STREAM_RULES = RULES | {"TBPTT(12)": TBPTT(12, every=3), "BPTT, 48 steps": TBPTT(48, every=3)}
 
 
 class Roads(eqx.Module):
@@ -107,15 +105,15 @@ def passes(task: Task, count: int, name: str, seed: int) -> np.ndarray:
 
 def streamed(task: Task, name: str, seed: int) -> np.ndarray:
     """Errors of one pass, each forecast made before what it learns from has come."""
-    model, learner = _model(task, name, seed), STREAM_RULES[name]
+    model = _model(task, name, seed)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(STREAM_RATE))
     miss = {str(h): partial(_at, k) for k, h in enumerate(HORIZONS)}
     options: dict[str, Any] = {"state": model.cell.init_state(), "carry": True, "progress": False}
     found = fit(
-        learner, evaluate.mae, optimizer, model, task.stream.sequences(STREAM_EVERY), metrics=miss,
+        RULES[name], evaluate.mae, optimizer, model, task.stream.sequences(EVERY), metrics=miss,
         label_delay=HORIZONS, **options,
     ).metrics  # fmt: skip
-    return task.unit * np.array([found[str(h)][TRAINED * DAY // STREAM_EVERY :].mean() for h in HORIZONS])
+    return task.unit * np.array([found[str(h)][TRAINED * DAY // EVERY :].mean() for h in HORIZONS])
 
 
 def _at(horizon: int, out: Array, y: tuple[Array, Array]) -> Array:

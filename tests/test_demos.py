@@ -73,9 +73,8 @@ def week(sensors=5):
 
 def test_traffic(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo_traffic, "traffic", lambda path: week())
-    for rules in "RULES", "STREAM_RULES":
-        few = {name: getattr(demo_traffic, rules)[name] for name in (demo_traffic.NO_GRAPH, "Bridged(12)")}
-        monkeypatch.setattr(demo_traffic, rules, few)
+    few = {name: demo_traffic.RULES[name] for name in (demo_traffic.NO_GRAPH, "Bridged(12)")}
+    monkeypatch.setattr(demo_traffic, "RULES", few)
     assert cli.main(["demo", "traffic", "--quick", "--data", "week.npz", "--out", str(tmp_path)]) == 0
     saved = json.loads((tmp_path / "traffic.json").read_text())
     assert set(saved["one pass"]) == set(saved["1 passes"]) == set(demo_traffic.RULES)
