@@ -8,11 +8,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse as sp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from ._graph.connectivity import Connectivity, digest_of, digest_of_digests, host_array, index_arrays
+from ._graph.connectivity import Connectivity, digest_of, digest_of_digests, expand_ptr, host_array, index_arrays
 from ._graph.graph import Graph
 from ._op.contract import ETraceOp
 from ._op.matmul import MatMulOp
@@ -304,24 +303,24 @@ def _sparse(op: SpMatMulOp, mesh: Mesh) -> tuple[SpMatMulOp, int, Blocks]:
         return SpMatMulOp(_blocks(shapes, num_pre, size, digest), axis=op.axis), num_post, Blocks(starts, most)
     pre = host_array("tree", conn.pre)
 
-    def edges(k: int) -> sp.csc_array:
+    def edges(k: int) -> tuple[np.ndarray, np.ndarray]:
         kept = starts[k + 1] - starts[k]
         of_units = np.full(size + 2, kept, np.int32)
         of_units[: ends[k + 1] - ends[k] + 1] = ptr[ends[k] : ends[k + 1] + 1] - starts[k]
         of_units[-1] = most
         senders = np.append(pre[starts[k] : starts[k + 1]], np.zeros(most - kept, np.int32))
-        number = np.arange(most, dtype=np.int32)
-        return sp.csc_array((number, senders, of_units), shape=(num_pre, size + 1))
+        return senders, of_units
 
     @functools.cache
-    def block(k: int) -> list[np.ndarray]:
-        return list(index_arrays(edges(k)))
+    def block(k: int) -> tuple[np.ndarray, ...]:
+        senders, of_units = edges(k)
+        return index_arrays(senders, expand_ptr(of_units), of_units, num_pre)
 
     arrays = [
         _placed((n * count,), place, lambda k, field=i: block(k)[field])  # type: ignore[misc]
         for i, n in enumerate(sizes)
     ]
-    digests = [digest_of(made.indices, made.indptr, num_pre) for made in map(edges, range(count))]
+    digests = [digest_of(*edges(k), num_pre) for k in range(count)]
     digest = jnp.asarray(digest_of_digests(digests))
     return SpMatMulOp(_blocks(arrays, num_pre, size, digest), axis=op.axis), num_post, Blocks(starts, most)
 

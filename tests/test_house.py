@@ -21,13 +21,14 @@ PACKAGE = ROOT / "sparse_etrace"
 # `*` stands for do not import one another.
 HOUSE = {
     "_types": "",
+    "_library": "",
     "_numbers": "",
     "_sums": "",
     "_varying": "",
     "_text": "",
     "surrogate": "",
-    "_graph": "columns connectivity labels table selection graph signs build edges networks matrices transforms "
-    "summary",
+    "_graph": "columns sorting connectivity labels table selection graph signs build edges networks matrices "
+    "transforms summary",
     "transform": "origin merge normalized *",
     "generate": "",
     "interchange": "others *",

@@ -19,7 +19,7 @@ from quick import plain_environment
 from soak import few
 
 import sparse_etrace as se
-from sparse_etrace import _kernels
+from sparse_etrace import _kernels, _library
 from sparse_etrace._kernels import native, products, trace
 
 BATCHES = [(), (3,), (2, 3), (20,), (0,)]
@@ -424,8 +424,7 @@ def test_fifty_calls_at_once(threads):
 @pytest.mark.soak
 def test_every_machine_gets_the_same(amount):
     """The kernels of each instruction set of this machine, and those of XLA, under the tests above."""
-    library = native._path()
-    if os.environ.get(native.VARIABLE) or not library.is_file():
+    if os.environ.get(native.VARIABLE) or not _library.path_of(native.LIBRARY).is_file():
         pytest.skip("one set of kernels is chosen already")
     here = native.CHOICES[native.CHOICES.index(native.KERNELS) :] if native.KERNELS in native.CHOICES else ()
     assert "xla" in here and len(here) > 1
@@ -449,10 +448,10 @@ def test_every_machine_gets_the_same(amount):
 
 
 def test_without_compiled_kernels_it_says_so_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "_path", lambda: tmp_path / native.LIBRARY)
+    monkeypatch.setattr(_library, "path_of", lambda name: tmp_path / "library.so.1")
     monkeypatch.delenv(native.VARIABLE, raising=False)
     assert native._load() == ("xla", "the package was installed without a C++ compiler")
-    (tmp_path / native.LIBRARY).write_text("not a library")
+    (tmp_path / "library.so.1").write_text("not a library")
     kernels, reason = native._load()
     assert kernels == "xla" and "does not load" in reason
     monkeypatch.setenv(native.VARIABLE, "plain")
@@ -572,7 +571,7 @@ def test_the_window_of_xla_makes_no_array_of_synapses_and_batch_but_the_trace():
 def test_kernels_of_another_version_are_not_used(monkeypatch):
     monkeypatch.setattr(native, "INTERFACE", native.INTERFACE + 1)
     monkeypatch.delenv(native.VARIABLE, raising=False)
-    assert native._load() == ("xla", f"{native.LIBRARY} belongs to another version of the package")
+    assert native._load() == ("xla", "libsparse_etrace.so.1 belongs to another version of the package")
 
 
 @pytest.mark.optimized

@@ -63,7 +63,8 @@ def test_content(built):
         assert {f"sparse_etrace/_data/{folder}/{file}" for file in ("README.md", "LICENSE", f"{folder}.npz")} <= data
         assert f"{info}/licenses/datasets/{folder}/LICENSE" in names
     assert {"sparse_etrace/py.typed", f"{info}/licenses/LICENSE"} <= set(names)
-    assert "sparse_etrace/_kernels/libsparse_etrace.so.1" in names and "-none-" in wheel.name
+    libraries = {"_kernels/libsparse_etrace.so.1", "_graph/libsparse_etrace_edges.so.1"}
+    assert {f"sparse_etrace/{name}" for name in libraries} <= set(names) and "-none-" in wheel.name
     modules = {name for name in names if name.endswith(".py")}
     assert modules == {path.relative_to(ROOT).as_posix() for path in (ROOT / "sparse_etrace").rglob("*.py")}
     with tarfile.open(sdist) as archive:

@@ -79,17 +79,16 @@ def build_graph(
     edges = _Edges(pre, post, weight, attrs, name_of)
     if policies.self_loops != "keep":
         edges = _with_self_loops(edges, policies.self_loops, (num_pre, num_post))
-    alone = edges.weight if not edges.attrs and edges.weight.dtype in (np.float32, np.float64) else None
-    order, connectivity = canonical_order(edges.pre, edges.post, (num_pre, num_post), alone)
+    order, connectivity = canonical_order(edges.pre, edges.post, (num_pre, num_post))
     attrs = {key: column[order] for key, column in edges.attrs.items()}
-    weight = taken(edges.weight, order) if alone is None else order
-    edges = _Edges(np.asarray(connectivity.pre), np.asarray(connectivity.post), weight, attrs, name_of)
+    ends = np.asarray(connectivity.pre), np.asarray(connectivity.post)
+    edges = _Edges(*ends, taken(edges.weight, order), attrs, name_of)
     if policies.duplicates != "keep":
         first = _first_of_parallel(edges, policies.duplicates)
         if first.size < edges.pre.size:
             edges = _summed(edges, first, policies)
             connectivity = Connectivity.from_edges(edges.pre, edges.post, shape=(num_pre, num_post))
-    return Graph(connectivity, jnp.array(edges.weight), nodes, node_attrs, edges.attrs)
+    return Graph(connectivity, jax.device_put(edges.weight), nodes, node_attrs, edges.attrs)
 
 
 def _with_self_loops(edges: _Edges, policy: str, shape: tuple[int, int]) -> _Edges:

@@ -2,18 +2,18 @@
 
 import hashlib
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse as sp
 from jax.experimental import multihost_utils
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, UInt32
 
 from .._types import Column
+from .sorting import sorted_edges
 
 MAX_INDEX = np.iinfo(np.int32).max
 
@@ -118,22 +118,18 @@ def from_slots(connectivity: Connectivity, lag: np.ndarray, slots: int) -> Conne
 
     Unit `pre` in a slot is the sender `slot * num_pre + pre`. The copies of a synapse lie side by side.
     """
-    c, (count, copies), size = connectivity, lag.shape, slots * connectivity.num_pre
+    c, copies, size = connectivity, lag.shape[1], slots * connectivity.num_pre
     pre = (lag.astype(np.int64) * c.num_pre + np.asarray(c.pre)[:, None]).ravel().astype(np.int32)
-    number, ptr = np.arange(count * copies, dtype=np.int32), np.asarray(c.post_ptr) * np.int32(copies)
-    return with_outgoing(sp.csc_array((number, pre, ptr), shape=(size, c.num_post)))
+    return with_outgoing(pre, np.repeat(np.asarray(c.post), copies), np.asarray(c.post_ptr) * np.int32(copies), size)
 
 
-def canonical_order(
-    pre: Column, post: Column, shape: Sequence, values: np.ndarray | None = None
-) -> tuple[np.ndarray, Connectivity]:
+def canonical_order(pre: Column, post: Column, shape: Sequence) -> tuple[np.ndarray, Connectivity]:
     """Return `(order, connectivity)` with `connectivity.pre == pre[order]`, and likewise for `post`.
 
     Args:
         pre: sending units, `(num_synapses,)`, integers of any type, in any order.
         post: receiving units, `(num_synapses,)`, integers of any type.
         shape: `(num_pre, num_post)`.
-        values: float32 or float64, `(num_synapses,)`; if given, `values[order]` is returned in the place of `order`.
 
     Returns:
         `order`, a numpy int32 array `(num_synapses,)` that says which input edge each canonical synapse was, and the
@@ -144,35 +140,20 @@ def canonical_order(
         ValueError: lengths differ, an index is outside `shape`, or there are too many synapses for int32.
     """
     pre, post, (num_pre, num_post) = edge_arrays(pre, post, shape)
-    number = np.arange(pre.size, dtype=np.int32) if values is None else values
-    if _in_order(pre[:1000], post[:1000]) and _in_order(pre, post):
-        ptr = np.searchsorted(post, np.arange(num_post + 1, dtype=post.dtype)).astype(np.int32)
-        edges = sp.csc_array((number, pre.copy(), ptr), shape=(num_pre, num_post))
-    else:
-        edges = sp.coo_array((number, (pre, post)), shape=(num_pre, num_post))
-        del pre, post
-        # Stable counting sorts. The flag keeps scipy from summing parallel synapses.
-        edges.has_canonical_format = True
-        edges = edges.tocsr()
-        edges = edges.tocsc()
-    return edges.data, with_outgoing(edges)
+    post, pre, order, ptr = sorted_edges(post, pre, (num_post, num_pre))
+    return order, with_outgoing(pre, post, ptr, num_pre)
 
 
-def with_outgoing(edges: sp.csc_array) -> Connectivity:
-    """The connectivity of receivers' runs of senders, in this order."""
-    (num_pre, num_post), digest = edges.shape, digest_of(edges.indices, edges.indptr, edges.shape[0])
-    a, b, c, d, e, f = map(jnp.asarray, index_arrays(edges))
-    return Connectivity(a, b, c, d, e, f, num_pre, num_post, jnp.asarray(digest))
+def with_outgoing(pre: np.ndarray, post: np.ndarray, ptr: np.ndarray, num_pre: int) -> Connectivity:
+    """The connectivity of synapses that are sorted by receiver, of which `ptr` has the runs."""
+    digest = jnp.asarray(digest_of(pre, ptr, num_pre))
+    return Connectivity(*map(jax.device_put, index_arrays(pre, post, ptr, num_pre)), num_pre, ptr.size - 1, digest)
 
 
-def index_arrays(edges: sp.csc_array) -> Iterator[np.ndarray]:
-    """The six index arrays of receivers' runs of senders, on the host."""
-    number = np.arange(edges.nnz, dtype=np.int32)
-    for array in (edges.indices, expand_ptr(edges.indptr), edges.indptr):
-        yield array.astype(np.int32, copy=False)
-    outgoing = sp.csc_array((number, edges.indices, edges.indptr), shape=edges.shape).tocsr()
-    for array in (outgoing.indptr, outgoing.data, outgoing.indices):
-        yield array.astype(np.int32, copy=False)
+def index_arrays(pre: np.ndarray, post: np.ndarray, ptr: np.ndarray, num_pre: int) -> tuple[np.ndarray, ...]:
+    """The six index arrays of synapses that are sorted by receiver, on the host."""
+    _, post_by_pre, by_pre, pre_ptr = sorted_edges(pre, post, (num_pre, ptr.size - 1), is_by_minor=True)
+    return pre, post, ptr, pre_ptr, by_pre, post_by_pre
 
 
 def digest_of(*arrays: ArrayLike) -> np.ndarray:
@@ -198,19 +179,15 @@ def digest_of_digests(found: Sequence[np.ndarray]) -> np.ndarray:
     return found[0] if len(found) == 1 else digest_of(*found)
 
 
-def _in_order(pre: np.ndarray, post: np.ndarray) -> bool:
-    """Whether edges are in canonical order already, as those of a file of ours."""
-    later, same = post[1:] > post[:-1], post[1:] == post[:-1]
-    return bool((later | (same & (pre[1:] >= pre[:-1]))).all())
-
-
 def edge_arrays(pre: Column, post: Column, shape: Sequence) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Return edges as two int32 arrays that fit `shape`, and the shape as Python integers."""
+    """Return edges as two arrays of int32 or int64 that fit `shape`, and the shape as Python integers."""
     num_pre, num_post = check_shape(shape)
     pre, post = index_array("pre", pre), index_array("post", post)
     if pre.size != post.size:
         raise ValueError(f"pre and post: expected one entry each per synapse, got {pre.size} and {post.size}.")
-    return as_indices("pre", pre, num_pre), as_indices("post", post, num_post), (num_pre, num_post)
+    ends = (_in_range("pre", pre, num_pre), _in_range("post", post, num_post))
+    pre, post = (end if end.dtype == np.int64 else end.astype(np.int32, copy=False) for end in ends)
+    return pre, post, (num_pre, num_post)
 
 
 def expand_ptr(ptr: np.ndarray) -> np.ndarray:
@@ -259,13 +236,17 @@ def index_array(name: str, value: object) -> np.ndarray:
 
 def as_indices(name: str, array: np.ndarray, size: int) -> np.ndarray:
     """Return integers as int32 indices below `size`."""
-    if array.size and (array.min() < 0 or array.max() >= size):
+    return _in_range(name, array, size).astype(np.int32, copy=False)
+
+
+def _in_range(name: str, array: np.ndarray, size: int) -> np.ndarray:
+    if array.size and array.view(array.dtype.str.replace("i", "u")).max() >= size:
         first = int(np.argmax((array < 0) | (array >= size)))
         raise ValueError(
             f"{name}: expected indices from 0 and below {size}, the number of units, got {array[first]} at "
             f"entry {first}. Count from 0, or give `shape` or `labels` that hold it."
         )
-    return array.astype(np.int32, copy=False)
+    return array
 
 
 def check_shape(shape: Sequence) -> tuple[int, int]:

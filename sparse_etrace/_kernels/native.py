@@ -2,12 +2,10 @@
 
 import ctypes
 import functools
-import importlib.metadata
 import os
 import warnings
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,9 +13,10 @@ import jax.extend.core as jex
 import numpy as np
 from jax.interpreters import mlir
 
+from .._library import load
 from .._varying import bind, types as varying_types
 
-LIBRARY = "libsparse_etrace.so.1"
+LIBRARY = "_kernels/libsparse_etrace.so.1"
 TARGETS = ("spmv", "spmv_t", "window", "influence", "elementwise")
 VARIABLE = "SPARSE_ETRACE_KERNELS"
 CHOICES = ("avx512", "avx2", "plain", "xla")
@@ -27,18 +26,6 @@ INTERFACE = 6
 Product = Callable[..., list[jax.Array]]  # of the operands of a primitive
 
 
-def _path() -> Path:
-    """Where the compiled kernels lie: beside this file, or with an editable install among the installed packages."""
-    beside = Path(__file__).with_name(LIBRARY)
-    if beside.is_file():
-        return beside
-    try:
-        installed = importlib.metadata.distribution("sparse-etrace")
-    except importlib.metadata.PackageNotFoundError:
-        return beside
-    return Path(str(installed.locate_file(f"sparse_etrace/_kernels/{LIBRARY}")))
-
-
 def _load() -> tuple[str, str]:
     """Register the compiled kernels; the name of those in use, and why they are not the compiled ones."""
     asked = os.environ.get(VARIABLE, "")
@@ -46,22 +33,13 @@ def _load() -> tuple[str, str]:
         raise ValueError(f"{VARIABLE}: expected one of {', '.join(CHOICES)}, or nothing, got {asked!r}.")
     if asked == "xla":
         return "xla", f"{VARIABLE}=xla"
-    path, reason = _path(), ""
-    if not path.is_file():
-        reason = "the package was installed without a C++ compiler"
-    else:
-        try:
-            library = ctypes.CDLL(str(path))
-            if library.sparse_etrace_interface() != INTERFACE:
-                reason = f"{path.name} belongs to another version of the package"
-        except OSError as error:
-            reason = f"{path.name} does not load: {error}"
+    library, reason = load(LIBRARY, "sparse_etrace_interface", INTERFACE)
     if reason and asked:
         raise ValueError(
             f"{VARIABLE}: expected kernels that can run, got {asked!r}, but {reason}. Install the "
             "package again, or ask for 'xla'."
         )
-    if reason:
+    if library is None:
         return "xla", reason
     library.sparse_etrace_kernels.restype = ctypes.c_char_p
     name = library.sparse_etrace_kernels()

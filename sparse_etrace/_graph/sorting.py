@@ -1,0 +1,62 @@
+"""Edges sorted by their ends, by compiled code where there is any, with the same bits without."""
+
+import ctypes
+import os
+
+import numpy as np
+import scipy.sparse as sp
+
+from .._library import load
+
+LIBRARY, _ = load("_graph/libsparse_etrace_edges.so.1", "sparse_etrace_edges_interface", 1)
+LINE = 64  # bytes; JAX takes an array that starts on such a border as it is
+
+
+def sorted_edges(
+    major: np.ndarray, minor: np.ndarray, shape: tuple[int, int], is_by_minor: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Sort edges by `(major, minor)`; equal ones stay in their order.
+
+    Args:
+        major: integers from 0 and below `shape[0]`, `(num_edges,)`.
+        minor: integers from 0 and below `shape[1]`, likewise.
+        shape: sizes that int32 holds.
+        is_by_minor: whether edges of one major unit are sorted by their minor units already.
+
+    Returns:
+        Both ends of the sorted edges, which edge each was, and where the edges of each major unit start, the number of
+        edges last; int32.
+
+    Raises:
+        MemoryError: there is none to sort in.
+    """
+    count, sizes = major.size, (major.size, major.size, major.size, shape[0] + 1)
+    if LIBRARY is None:
+        ends = (minor.astype(np.int32, copy=False), major.astype(np.int32, copy=False))
+        edges = sp.coo_array((np.arange(count, dtype=np.int32), ends), shape=shape[::-1])
+        edges.has_canonical_format = True  # keeps scipy from summing parallel ones
+        edges = edges.tocsr().tocsc()
+        units = np.repeat(np.arange(shape[0], dtype=np.int32), np.diff(edges.indptr))
+        return units, edges.indices, edges.data, edges.indptr.astype(np.int32, copy=False)
+    wide = major.dtype == minor.dtype == np.int64
+    ends = [np.ascontiguousarray(end, np.int64 if wide else np.int32) for end in (major, minor)]
+    made = tuple(map(on_border, sizes))
+    at = [ctypes.c_void_p(array.ctypes.data) for array in (*ends, *made)]
+    numbers = [ctypes.c_int64(number) for number in (count, wide, *shape, is_by_minor, thread_count())]
+    if LIBRARY.sparse_etrace_sort_edges(*at, *numbers):
+        raise MemoryError(
+            f"pre and post: expected memory to sort {count} synapses, got none. Free some, or split the layer."
+        )
+    return made
+
+
+def thread_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def on_border(size: int) -> np.ndarray:
+    """An empty array of int32 that JAX need not copy."""
+    room = np.empty(4 * size + LINE, np.uint8)
+    start = -room.ctypes.data % LINE
+    return room[start : start + 4 * size].view(np.int32)

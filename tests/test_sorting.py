@@ -1,0 +1,77 @@
+"""The sort of edges, compiled and not, against a sort by numpy."""
+
+import resource
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparse_etrace._graph import sorting
+
+MANY = 150_000  # enough for several buckets and threads
+
+
+def hub(rng, size, count):
+    return np.where(rng.random(count) < 0.7, size // 2, rng.integers(0, size, count))
+
+
+def edges_of(case, count, shape):
+    rng = np.random.default_rng(len(case))
+    ends = [rng.integers(0, size, count) for size in shape]
+    if case == "hubs":
+        ends = [hub(rng, size, count) for size in shape]
+    elif case in ("sorted", "parallel"):
+        ends = [end // (1 + 9 * (case == "parallel")) for end in ends]
+        order = np.lexsort(ends[::-1]) if case == "sorted" else slice(None)
+        ends = [end[order] for end in ends]
+    elif case == "backwards":
+        ends = [np.sort(end)[::-1] for end in ends]
+    types = {"int32": ("i4", "i4"), "mixed": ("i8", "i4"), "swapped": (">i8", "<i8")}.get(case, ("i8", "i8"))
+    return [end.astype(kind) for end, kind in zip(ends, types, strict=True)]
+
+
+def agree(major, minor, shape):
+    order = np.lexsort((minor, major))
+    found = sorting.sorted_edges(major, minor, shape)
+    expected = major[order], minor[order], order, np.searchsorted(major[order], np.arange(shape[0] + 1))
+    for array, wanted in zip(found, expected, strict=True):
+        assert array.dtype == np.int32 and array.dtype.isnative
+        np.testing.assert_array_equal(array, wanted)
+    if shape[1] < 2**20:
+        again = sorting.sorted_edges(found[1], found[0], shape[::-1], is_by_minor=True)
+        np.testing.assert_array_equal(again[2], np.lexsort((found[0], found[1])))
+
+
+@pytest.mark.parametrize("way", ["compiled", "scipy"])
+@pytest.mark.parametrize("case", ["even", "hubs", "sorted", "parallel", "backwards", "int32", "mixed", "swapped"])
+def test_equals_lexsort(case, way, monkeypatch):
+    if way == "scipy":
+        monkeypatch.setattr(sorting, "LIBRARY", None)
+    monkeypatch.setattr(sorting, "thread_count", lambda: 3)
+    wide = (MANY, (3, 2**31 - 1)) if way == "compiled" else (MANY, (3, 2**20))
+    for count, shape in [(0, (0, 0)), (0, (2, 0)), (5, (1, 1)), (40, (7, 3)), (MANY, (5000, 999)), wide]:
+        agree(*edges_of(case, count, shape), shape)
+
+
+@pytest.mark.skipif(sorting.LIBRARY is None, reason="needs the compiled sort")
+def test_several_at_a_time(monkeypatch):
+    monkeypatch.setattr(sorting, "thread_count", lambda: 2)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda case: agree(*edges_of(case, MANY, (500, 500)), (500, 500)), ["even", "hubs"] * 4))
+
+
+@pytest.mark.skipif(sorting.LIBRARY is None or sys.platform != "linux", reason="needs the compiled sort, reads /proc")
+def test_no_memory_is_said():
+    """All synapses of one unit are sorted in one piece, for which there is no room here."""
+    pre, post = np.arange(2**22)[::-1].copy(), np.zeros(2**22, np.int64)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 3 * pre.nbytes, limits[1]))
+    try:
+        with pytest.raises(MemoryError, match="pre and post: expected memory to sort 4194304 synapses, got none. Free"):
+            sorting.sorted_edges(post, pre, (1, 2**22))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert sorting.sorted_edges(post, pre, (1, 2**22))[1][:2].tolist() == [0, 1]
