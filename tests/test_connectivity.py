@@ -150,8 +150,8 @@ def test_the_view_by_sender():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_fifteen_million_edges_in_three_times_the_time_and_memory():
-    """Of what scipy takes for a matrix by sender and one by receiver, without checks; of what is kept."""
+def test_time_and_memory_of_fifteen_million_edges():
+    """Beside what scipy takes for a matrix by sender and one by receiver, without checks; beside what is kept."""
 
     def measure():
         env = plain_environment()
@@ -160,6 +160,6 @@ def test_fifteen_million_edges_in_three_times_the_time_and_memory():
 
     # The best of three, because a busy machine takes twice as long to hand out fresh memory.
     runs = [measure()]
-    while runs[-1][0] >= 3 and len(runs) < 3:
+    while runs[-1][0] >= 1.5 and len(runs) < 3:
         runs.append(measure())
-    assert runs[-1][0] < 3 and runs[-1][1] < 3, runs
+    assert runs[-1][0] < 1.5 and runs[-1][1] < 1.4, runs

@@ -14,7 +14,7 @@ LINE = 64  # bytes; JAX takes an array that starts on such a border as it is
 
 def sorted_edges(
     major: np.ndarray, minor: np.ndarray, shape: tuple[int, int], is_by_minor: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, ...]:
     """Sort edges by `(major, minor)`; equal ones stay in their order.
 
     Args:
@@ -32,8 +32,8 @@ def sorted_edges(
     """
     count, sizes = major.size, (major.size, major.size, major.size, shape[0] + 1)
     if LIBRARY is None:
-        ends = (minor.astype(np.int32, copy=False), major.astype(np.int32, copy=False))
-        edges = sp.coo_array((np.arange(count, dtype=np.int32), ends), shape=shape[::-1])
+        both = minor.astype(np.int32, copy=False), major.astype(np.int32, copy=False)
+        edges = sp.coo_array((np.arange(count, dtype=np.int32), both), shape=shape[::-1])
         edges.has_canonical_format = True  # keeps scipy from summing parallel ones
         edges = edges.tocsr().tocsc()
         units = np.repeat(np.arange(shape[0], dtype=np.int32), np.diff(edges.indptr))
