@@ -121,10 +121,10 @@ void sort_edges(int64_t count, const Index* major, const Index* minor, int64_t n
 using sparse_etrace::sort_edges;
 
 // Returns 0, or 1 where there is no memory. Indices are from 0 and below the number of units, which int32 holds.
-extern "C" int sparse_etrace_sort_edges(const void* major, const void* minor, int32_t* to_major, int32_t* to_minor,
-                                        int32_t* to_number, int32_t* ptr, int64_t count, int64_t is_wide,
-                                        int64_t num_major, int64_t num_minor, int64_t minor_is_sorted,
-                                        int64_t threads) try {
+extern "C" int64_t sparse_etrace_sort_edges(const void* major, const void* minor, int32_t* to_major,
+                                            int32_t* to_minor, int32_t* to_number, int32_t* ptr, int64_t count,
+                                            int64_t is_wide, int64_t num_major, int64_t num_minor,
+                                            int64_t minor_is_sorted, int64_t threads) try {
   auto sort = [&](auto index) {
     using Index = const decltype(index)*;
     sort_edges(count, static_cast<Index>(major), static_cast<Index>(minor), num_major, num_minor, minor_is_sorted,
@@ -137,4 +137,4 @@ extern "C" int sparse_etrace_sort_edges(const void* major, const void* minor, in
 }
 
 // The same number in sparse_etrace/_graph/sorting.py: what the functions take and give.
-extern "C" int sparse_etrace_edges_interface() { return 1; }
+extern "C" int sparse_etrace_edges_interface() { return 2; }

@@ -1,4 +1,4 @@
-"""The sort of edges, compiled and not, against a sort by numpy."""
+"""The sort of edges and the numbers of ids, compiled and not, against numpy."""
 
 import resource
 import sys
@@ -55,6 +55,23 @@ def test_equals_lexsort(case, way, monkeypatch):
         agree(*edges_of(case, count, shape), shape)
 
 
+@pytest.mark.parametrize("way", ["compiled", "numpy"])
+@pytest.mark.parametrize("dtype, low, high", [("i8", -(2**63), 2**63 - 1), ("u8", 0, 2**64 - 1), ("i8", -900, 900)])
+def test_numbers_of_ids(dtype, low, high, way, monkeypatch):
+    if way == "numpy":
+        monkeypatch.setattr(sorting, "LIBRARY", None)
+    monkeypatch.setattr(sorting, "thread_count", lambda: 3)
+    rng = np.random.default_rng(0)
+    for count, known in [(0, 1), (3, 1), (40, 40), (MANY, 3000), (MANY, MANY)]:
+        ids = rng.integers(low, high, known, dtype, endpoint=True)[rng.integers(0, known, (2, count))]
+        ids[0, :1], ids[1, :1] = low, high
+        (pre, post), labels = sorting.positions(np.split(ids[0], [count // 3, count // 3]), [ids[1]])
+        expected, places = np.unique(ids, return_inverse=True)
+        assert labels.dtype == dtype and pre.dtype == post.dtype == np.int32
+        np.testing.assert_array_equal(labels, expected)
+        np.testing.assert_array_equal([pre, post], places.reshape(2, -1))
+
+
 @pytest.mark.skipif(sorting.LIBRARY is None, reason="needs the compiled sort")
 def test_several_at_a_time(monkeypatch):
     monkeypatch.setattr(sorting, "thread_count", lambda: 2)
@@ -64,7 +81,7 @@ def test_several_at_a_time(monkeypatch):
 
 @pytest.mark.skipif(sorting.LIBRARY is None or sys.platform != "linux", reason="needs the compiled sort, reads /proc")
 def test_no_memory_is_said():
-    """All synapses of one unit are sorted in one piece, for which there is no room here."""
+    """All synapses of one unit are sorted in one piece, for which there is no room here; nor for so many ids."""
     pre, post = np.arange(2**22)[::-1].copy(), np.zeros(2**22, np.int64)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
@@ -72,6 +89,8 @@ def test_no_memory_is_said():
     try:
         with pytest.raises(MemoryError, match="pre and post: expected memory to sort 4194304 synapses, got none. Free"):
             sorting.sorted_edges(post, pre, (1, 2**22))
+        with pytest.raises(MemoryError, match="pre and post: expected memory to number 4194304 ids, got none. Free"):
+            sorting.positions([pre[: 2**21]], [pre[: 2**21]])
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     assert sorting.sorted_edges(post, pre, (1, 2**22))[1][:2].tolist() == [0, 1]

@@ -10,7 +10,8 @@ import pyarrow as pa
 from .._graph.build import Policies, build_graph
 from .._graph.columns import holds_numbers, taken, text_column
 from .._graph.graph import Graph
-from .._graph.labels import beside, common_ids, distinct, label_index, positions
+from .._graph.labels import beside, common_ids, distinct, label_index
+from .._graph.sorting import positions
 from .columns import WAY, ends_by_name, the_rest
 from .safe import AGAIN, Options, Source, as_nodes, numbered
 

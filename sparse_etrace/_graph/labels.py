@@ -11,8 +11,7 @@ from .._types import Column
 from .columns import is_column, plain_column, whole_numbers
 
 SCALARS = (np.number, np.bool_, np.str_, np.bytes_)
-MANY, SAMPLE, BLOCK = 100_000, 2**19, 2**14
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MANY = 100_000
 Found = TypeVar("Found")
 
 
@@ -70,56 +69,6 @@ def distinct(ids: np.ndarray) -> np.ndarray:
     """Return the sorted distinct values; numpy's own way is by hashing, which takes ten times as long."""
     ids = np.sort(ids)
     return ids[np.concatenate([[True], ids[1:] != ids[:-1]])] if ids.size else ids
-
-
-def positions(*columns: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return where each id is among the sorted distinct ids of all columns, int32, and these.
-
-    Those in a sample are put into a table by a hash, and most rows are found there at once; the others by search.
-
-    Args:
-        columns: integers of one 64-bit type, each column in pieces; all columns are of one length.
-    """
-    rows = sum(map(len, columns[0]))
-    step = max(1, rows // SAMPLE)
-    sample = np.concatenate([piece[::step] for column in columns for piece in column])
-    known = distinct(sample)
-    if 2 * known.size > sample.size:
-        labels, place = np.unique(np.concatenate([x for column in columns for x in column]), return_inverse=True)
-        return np.split(place.astype(np.int32), len(columns)), labels
-    shift = np.uint64(60 - int(known.size).bit_length())
-    table = np.zeros(2 ** int(64 - shift), np.int32)
-    table[_hashed(known, shift)] = np.arange(known.size, dtype=np.int32)
-    found = beside(lambda column: _in_table(column, known, table, shift), columns, rows)
-    more = distinct(np.concatenate([ids for _, _, ids in found]))
-    labels = distinct(np.concatenate([known, more]))
-    ranks, ranks_of_more = (np.searchsorted(labels, some).astype(np.int32) for some in (known, more))
-    places = []
-    for place, rest, ids in found:
-        places.append(place if labels.size == known.size else ranks.take(place, mode="clip"))
-        places[-1][rest] = ranks_of_more[np.searchsorted(more, ids)]
-    return places, labels
-
-
-def _in_table(
-    column: Sequence[np.ndarray], known: np.ndarray, table: np.ndarray, shift: np.uint64
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what the table says of each id; and the rows for which it is wrong, and their ids."""
-    place, rest, others, at = np.empty(sum(map(len, column)), np.int32), [], [known[:0]], 0
-    for piece in column:
-        for start in range(0, len(piece), BLOCK):
-            ids = piece[start : start + BLOCK]
-            here = place[at : at + len(ids)]
-            table.take(_hashed(ids, shift), out=here, mode="clip")
-            wrong = np.flatnonzero(known.take(here, mode="clip") != ids)
-            rest.append(at + wrong)
-            others.append(ids[wrong])
-            at += len(ids)
-    return place, np.concatenate([np.zeros(0, np.int64), *rest]), np.concatenate(others)
-
-
-def _hashed(ids: np.ndarray, shift: np.uint64) -> np.ndarray:
-    return ((ids.view(np.uint64) * GOLDEN) >> shift).view(np.int64)
 
 
 def beside(function: Callable[[Any], Found], columns: Sequence[Any], rows: int) -> list[Found]:

@@ -1,14 +1,16 @@
-"""Edges sorted by their ends, by compiled code where there is any, with the same bits without."""
+"""Edges sorted by their ends, and ids numbered, by compiled code where there is any; with the same bits without."""
 
 import ctypes
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from .._library import load
 
-LIBRARY, _ = load("_graph/libsparse_etrace_edges.so.1", "sparse_etrace_edges_interface", 1)
+LIBRARY: Any = load("_graph/libsparse_etrace_edges.so.1", "sparse_etrace_edges_interface", 2)[0]
 LINE = 64  # bytes; JAX takes an array that starts on such a border as it is
 
 
@@ -41,13 +43,41 @@ def sorted_edges(
     wide = major.dtype == minor.dtype == np.int64
     ends = [np.ascontiguousarray(end, np.int64 if wide else np.int32) for end in (major, minor)]
     made = tuple(map(on_border, sizes))
-    at = [ctypes.c_void_p(array.ctypes.data) for array in (*ends, *made)]
-    numbers = [ctypes.c_int64(number) for number in (count, wide, *shape, is_by_minor, thread_count())]
-    if LIBRARY.sparse_etrace_sort_edges(*at, *numbers):
+    if _call("sort_edges", (*ends, *made), count, wide, *shape, is_by_minor):
         raise MemoryError(
             f"pre and post: expected memory to sort {count} synapses, got none. Free some, or split the layer."
         )
     return made
+
+
+def positions(*columns: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return where each id is among the sorted distinct ids of all columns, int32, and these.
+
+    Args:
+        columns: integers of one 64-bit type, each column in pieces; all columns are of one length.
+
+    Raises:
+        MemoryError: there is none to number them in.
+    """
+    pieces = [np.ascontiguousarray(piece) for column in columns for piece in column]
+    if LIBRARY is None:
+        labels, place = np.unique(np.concatenate(pieces), return_inverse=True)
+        return np.split(place.astype(np.int32), len(columns)), labels
+    lengths = np.array([piece.size for piece in pieces], np.int64)
+    at = np.array([piece.ctypes.data for piece in pieces], np.uint64)
+    place, labels = on_border(lengths.sum()), np.empty(lengths.sum(), pieces[0].dtype)
+    count = _call("positions", (at, lengths, place, labels), len(pieces), labels.dtype.kind == "i")
+    if count < 0:
+        raise MemoryError(f"pre and post: expected memory to number {place.size} ids, got none. Free some.")
+    return np.split(place, len(columns)), labels[:count].copy()
+
+
+def _call(name: str, arrays: Sequence[np.ndarray], *numbers: int) -> int:
+    """Call a function with where arrays lie, with numbers, and with how many threads it may use."""
+    function = LIBRARY[f"sparse_etrace_{name}"]
+    function.restype = ctypes.c_int64
+    at = (ctypes.c_void_p(array.ctypes.data) for array in arrays)
+    return function(*at, *map(ctypes.c_int64, (*numbers, thread_count())))
 
 
 def thread_count() -> int:
