@@ -83,6 +83,7 @@ from ._op.param import (
     NonTempParam as NonTempParam,
     cut as cut,
 )
+from ._read_sharded import read_sharded as read_sharded
 from ._report.alignment import Alignment as Alignment, gradient_alignment as gradient_alignment
 from ._report.compare import Comparison as Comparison, compare as compare
 from ._report.costs import LearnerCosts as LearnerCosts, learner_costs as learner_costs

@@ -1,8 +1,7 @@
 """Networks on several devices: each unit with its synapses on one of them."""
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -11,7 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from ._graph.connectivity import Connectivity, digest_of, digest_of_digests, expand_ptr, host_array, index_arrays
+from ._blocks import Blocks, array_sizes, as_mesh, connectivity_of, dealt, of_blocks, placed, sizes_of
+from ._graph.connectivity import Connectivity, host_array
 from ._graph.graph import Graph
 from ._op.contract import ETraceOp
 from ._op.matmul import MatMulOp
@@ -35,8 +35,8 @@ def shard(tree: Parted, mesh: Mesh) -> Parted:
         tree: a model, of which parameters with a `SpMatMulOp` are parted, those with a `MatMulOp` onto as many units
             as one of these has too, and all others stay; or a square graph, whose nodes are put in another order, so
             that blocks of as many nodes have nearly as many synapses. Do that first where a network has hubs: a layer
-            is parted in the order of its units. A model that is parted already is parted anew. Of a model of
-            `jax.ShapeDtypeStruct`, the blocks of a layer are taken to have as many synapses.
+            is parted in the order of its units. A layer that is parted already is parted anew for another mesh. Of a
+            model of `jax.ShapeDtypeStruct`, the blocks of a layer are taken to have as many synapses.
         mesh: its first axis parts the units; if it has a second one, that parts the first batch axis.
 
     Returns:
@@ -44,8 +44,9 @@ def shard(tree: Parted, mesh: Mesh) -> Parted:
 
     Raises:
         TypeError: `mesh` is no `jax.sharding.Mesh`; the model is traced.
-        ValueError: a layer has fewer units than there are devices; no layer of the model is sparse; a weight function
-            reads more than a weight and its own arrays; or the graph is not square.
+        ValueError: the mesh has devices of some processes only; a layer has fewer units than there are devices; no
+            layer of the model is sparse; a weight function reads more than a weight and its own arrays; or the graph is
+            not square.
         NotImplementedError: a layer has delays, ties or gates.
 
     Example:
@@ -56,18 +57,16 @@ def shard(tree: Parted, mesh: Mesh) -> Parted:
         >>> cell(cell.init_state(), jnp.ones(2))[1].shape
         (279,)
     """
-    if not isinstance(mesh, Mesh) or not 0 < len(mesh.axis_names) < 3:
-        raise TypeError(
-            f"mesh: expected a jax.sharding.Mesh of one or two axes, got {mesh!r}. jax.make_mesh((8,), ('units',)) "
-            "makes one."
-        )
-    mesh = Mesh(mesh.devices, mesh.axis_names)  # of axes that XLA follows, and not the types of arrays
+    mesh = as_mesh(mesh)
     count = mesh.shape[mesh.axis_names[0]]
     if isinstance(tree, Graph):
-        return permute(tree, _order(host_array("tree", tree.connectivity.post_ptr), count))
+        return permute(tree, dealt(host_array("tree", tree.connectivity.post_ptr), count))
 
-    tree = unshard(tree)
-    sparse = {param.op.connectivity.num_post for param in _layers(tree) if isinstance(param.op, SpMatMulOp)}
+    def is_elsewhere(node: Any) -> bool:
+        return _is_layer(node) and isinstance(node.op, ShardedOp) and node.op.mesh != mesh
+
+    tree = jax.tree.map(lambda node: _whole(node) if is_elsewhere(node) else node, tree, is_leaf=_is_layer)
+    sparse = {units for param in _layers(tree) if (units := _units_of_sparse(param.op))}
     if not sparse:
         raise ValueError(
             f"tree: expected a Graph, or a model with an ETraceParam of a SpMatMulOp, got {type(tree).__name__} "
@@ -78,7 +77,7 @@ def shard(tree: Parted, mesh: Mesh) -> Parted:
         if _is_layer(param) and isinstance(param.op, SpMatMulOp):
             return _parted(param, mesh, *_sparse(param.op, mesh))
         if _is_layer(param) and isinstance(param.op, MatMulOp) and (num_post := np.shape(_weight(param))[-1]) in sparse:
-            size, _ = _sizes(num_post, count)
+            size, _ = sizes_of(num_post, count)
             starts = np.minimum(np.arange(count + 1) * size, num_post)
             return _parted(param, mesh, param.op, num_post, Blocks(starts, size))
         return param
@@ -143,74 +142,16 @@ def _layers(tree: PyTree) -> list[ETraceParam]:
     return [node for node in jax.tree.leaves(tree, is_leaf=_is_layer) if _is_layer(node)]
 
 
+def _units_of_sparse(op: ETraceOp) -> int:
+    """Onto how many units a sparse layer leads; 0 for others."""
+    if isinstance(op, ShardedOp):
+        return op.num_post if isinstance(op.op, SpMatMulOp) else 0
+    return op.connectivity.num_post if isinstance(op, SpMatMulOp) else 0
+
+
 def _weight(param: ETraceParam) -> Array:
     weight = param.value["weight"]
     return weight() if isinstance(weight, Fixed) else weight
-
-
-def _order(ptr: np.ndarray, count: int) -> np.ndarray:
-    """Nodes in blocks of equal size, dealt out by in-degree, to and fro."""
-    size, last = _sizes(ptr.size - 1, count)
-    ranked = np.argsort(-np.diff(ptr), kind="stable")
-    full, rest = ranked[: last * count].reshape(last, count), ranked[last * count :].reshape(size - last, count - 1)
-    for rows in (full, rest):
-        rows[1::2] = rows[1::2, ::-1]
-    blocks = [np.concatenate([full[:, k], rest[:, k : k + 1].ravel()]) for k in range(count)]
-    return np.concatenate([np.sort(block) for block in blocks])
-
-
-def _sizes(units: int, count: int) -> tuple[int, int]:
-    """Units of each block but the last, and of that."""
-    size = -(-units // count)
-    last = units - (count - 1) * size
-    if last < 1:
-        raise ValueError(f"mesh: expected at most as many devices as units fill, got {count} for {units} units.")
-    return size, last
-
-
-class Blocks(NamedTuple):
-    """How the weights of a layer lie in blocks.
-
-    Attributes:
-        starts: the first of each block along the last axis of the whole, and their number last.
-        size: weights of a block, those included that fill it up.
-    """
-
-    starts: np.ndarray
-    size: int
-
-    @property
-    def kept(self) -> np.ndarray:
-        """Where each weight of the whole is."""
-        number = self.starts.size - 1
-        ends = np.arange(number) * self.size - self.starts[:-1]
-        return np.arange(self.starts[-1]) + np.repeat(ends, np.diff(self.starts))
-
-    def whole(self, tree: PyTree) -> PyTree:
-        """A pytree whose leaves with an entry for each weight, in blocks, are as on one device; others stay."""
-        kept, size = self.kept, self.size * (self.starts.size - 1)
-
-        def one(leaf: Any) -> Any:
-            is_in_blocks = eqx.is_array(leaf) and leaf.shape[-1:] == (size,)
-            return jnp.asarray(host_array("tree", leaf)[..., kept]) if is_in_blocks else leaf
-
-        return jax.tree.map(one, tree)
-
-    def block(self, whole: np.ndarray, k: int, is_zero: bool = False) -> np.ndarray:
-        """One of them; those that fill it up are like the first of all, or zeros."""
-        kept = whole[..., self.starts[k] : self.starts[k + 1]]
-        first = np.zeros((*whole.shape[:-1], 1), whole.dtype) if is_zero or not whole.shape[-1] else whole[..., :1]
-        return np.concatenate([kept, np.repeat(first, self.size - kept.shape[-1], axis=-1)], axis=-1)
-
-
-def _placed(shape: tuple[int, ...], place: NamedSharding, block: Callable[[int], np.ndarray]) -> Array:
-    """An array of blocks along the last axis, of which this process makes those of its devices."""
-    size = shape[-1] // place.mesh.shape[place.mesh.axis_names[0]]
-
-    def one(at: Any) -> np.ndarray:
-        return block((at[-1].start or 0) // size)
-
-    return jax.make_array_from_callback(shape, place, one)
 
 
 def _parted(param: Any, mesh: Mesh, op: Any, num_post: int, blocks: Blocks) -> ETraceParam:
@@ -231,7 +172,7 @@ def _parted(param: Any, mesh: Mesh, op: Any, num_post: int, blocks: Blocks) -> E
         if is_shape:
             return jax.ShapeDtypeStruct(shape, values.dtype, sharding=made.place(len(shape)))
         host = host_array("tree", values)
-        return _placed(shape, made.place(len(shape)), lambda k: blocks.block(host, k, is_zero))
+        return placed(shape, made.place(len(shape)), lambda k: blocks.block(host, k, is_zero))
 
     digest = param.op.connectivity.digest if isinstance(op, SpMatMulOp) else None
     starts = jnp.asarray(blocks.starts, jnp.int32)
@@ -287,7 +228,7 @@ def _sparse(op: SpMatMulOp, mesh: Mesh) -> tuple[SpMatMulOp, int, Blocks]:
             "it on one device."
         )
     conn, count = op.connectivity, mesh.shape[mesh.axis_names[0]]
-    (num_pre, num_post), (size, _) = conn.shape, _sizes(conn.num_post, count)
+    (num_pre, num_post), (size, _) = conn.shape, sizes_of(conn.num_post, count)
     ends = np.minimum(np.arange(count + 1) * size, num_post)
     if isinstance(conn.post_ptr, jax.ShapeDtypeStruct):
         starts = -(-conn.num_synapses * np.arange(count + 1) // count)
@@ -295,37 +236,15 @@ def _sparse(op: SpMatMulOp, mesh: Mesh) -> tuple[SpMatMulOp, int, Blocks]:
         ptr = host_array("tree", conn.post_ptr)
         starts = ptr[ends]
     most = int(np.diff(starts).max())
-    place = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-    sizes = most, most, size + 2, num_pre + 1, most, most
     if isinstance(conn.pre, jax.ShapeDtypeStruct):
+        place = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+        sizes = array_sizes(most, num_pre, size)
         shapes: list[Any] = [jax.ShapeDtypeStruct((n * count,), jnp.int32, sharding=place) for n in sizes]
         digest: Any = jax.ShapeDtypeStruct((2,), jnp.uint32)
-        return SpMatMulOp(_blocks(shapes, num_pre, size, digest), axis=op.axis), num_post, Blocks(starts, most)
+        return SpMatMulOp(of_blocks(shapes, num_pre, size, digest), axis=op.axis), num_post, Blocks(starts, most)
     pre = host_array("tree", conn.pre)
 
     def edges(k: int) -> tuple[np.ndarray, np.ndarray]:
-        kept = starts[k + 1] - starts[k]
-        of_units = np.full(size + 2, kept, np.int32)
-        of_units[: ends[k + 1] - ends[k] + 1] = ptr[ends[k] : ends[k + 1] + 1] - starts[k]
-        of_units[-1] = most
-        senders = np.append(pre[starts[k] : starts[k + 1]], np.zeros(most - kept, np.int32))
-        return senders, of_units
+        return pre[starts[k] : starts[k + 1]], ptr[ends[k] : ends[k + 1] + 1] - starts[k]
 
-    @functools.cache
-    def block(k: int) -> tuple[np.ndarray, ...]:
-        senders, of_units = edges(k)
-        return index_arrays(senders, expand_ptr(of_units), of_units, num_pre)
-
-    arrays = [
-        _placed((n * count,), place, lambda k, field=i: block(k)[field])  # type: ignore[misc]
-        for i, n in enumerate(sizes)
-    ]
-    digests = [digest_of(*edges(k), num_pre) for k in range(count)]
-    digest = jnp.asarray(digest_of_digests(digests))
-    return SpMatMulOp(_blocks(arrays, num_pre, size, digest), axis=op.axis), num_post, Blocks(starts, most)
-
-
-def _blocks(arrays: Sequence[Any], num_pre: int, size: int, digest: Any) -> Connectivity:
-    """The connectivity of a block, of arrays of all of them; its last unit is what fills up."""
-    a, b, c, d, e, f = arrays
-    return Connectivity(a, b, c, d, e, f, num_pre, size + 1, digest)
+    return SpMatMulOp(connectivity_of(edges, mesh, most, num_pre, size), axis=op.axis), num_post, Blocks(starts, most)

@@ -27,6 +27,7 @@ def test_examples_exist():
         "09_traffic.py",
         "10_temporal_graph.py",
         "11_rewire.py",
+        "12_two_processes.py",
         "13_evidence_accumulation.py",
         "14_delays.py",
         "15_balanced_network.py",

@@ -38,7 +38,9 @@ HOUSE = {
     "_kernels": "native windows dense products *",
     "_op": "contract weights boundary param initial delays spmatmul matmul weight_fn *",
     "rewiring": "",
+    "_blocks": "",
     "_sharding": "",
+    "_read_sharded": "",
     "cells": "cell supports *",
     "cells/spiking": "constants integrate current population delta exponential lif * whole_fly",
     "_model": "types primitives program refusals linear constant positions trained call links origin reading "

@@ -141,6 +141,24 @@ def test_trace_window(conn, batch, variables, dtype, seed):
         assert none is None and np.array_equal(only, got[1])
 
 
+@pytest.mark.parametrize(
+    "conn", [se.Connectivity.from_edges([0, 2, 1], [1, 1, 0], (3, 2)), None], ids=["sparse", "all"]
+)
+def test_windows_of_other_sizes_are_refused(conn):
+    """Before a compiled kernel reads or writes past an array."""
+    ends = (3, 2) if conn is None else (3,)
+    shapes = (2, 2, 4, 2), (5, 2, 4, 2), (2, 4, 2), (5, 4, 2), (5, 4, 3), (2, 4, *ends), ends
+    given = [jnp.ones(shape) for shape in shapes]
+    _kernels.trace._check(conn, *given, 1)
+    for k, shape in enumerate(shapes):
+        for axis in range(len(shape)):
+            wrong = [jnp.repeat(a, 2, axis) if i == k else a for i, a in enumerate(given)]
+            with pytest.raises(ValueError, match=r"\w+: expected shape .* in a window of .* got .* Keep a carry"):
+                _kernels.trace._check(conn, *wrong, 1)
+    with pytest.raises(ValueError, match="trace: expected shape"):
+        _kernels.trace.advance(conn, *given[:5], given[5][:, :1])
+
+
 @pytest.mark.optimized
 @pytest.mark.parametrize("dtype, stored", [("float32", "float32"), ("float64", "float64"), ("float32", "bfloat16")])
 @pytest.mark.parametrize("steps, variables", few([(16, 1), (16, 3), (5, 2), (2, 1)], [(16, 3), (5, 2)]))

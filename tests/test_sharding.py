@@ -1,7 +1,9 @@
 """A model on several devices gives what it gives on one, and none of them has all synapses."""
 
+import itertools
 import os
 import re
+import runpy
 import socket
 import subprocess
 import sys
@@ -14,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from soak import ONLY, few
 
 import sparse_etrace as se
-from sparse_etrace import _sharding as sharding
+from sparse_etrace import _blocks as blocks, _read_sharded as read_sharded
 from sparse_etrace._graph.connectivity import host_array
 from sparse_etrace._report.exchange import as_mesh, exchanges
 from sparse_etrace._train import parted
@@ -274,6 +278,41 @@ def check_moved(path, counts, first):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
+def write_tables(folder):
+    """The graph with labels in a file of ours, and with positions in many groups of rows."""
+    on = graph()
+    se.write_graph(folder / "ours.parquet", se.Graph(on.connectivity, on.weight, [f"n{k}" for k in on.nodes]))
+    columns = {"pre": on.connectivity.pre, "post": on.connectivity.post, "weight": on.weight}
+    table = pa.table({name: np.asarray(column) for name, column in columns.items()})
+    pq.write_table(table, folder / "positions.parquet", row_group_size=10)
+
+
+def check_read(folder):
+    """Layers from files are those of the whole graph, and where rows are in order each process reads its own."""
+    mesh, columns = jax.make_mesh((4,), ("units",)), read_sharded._File.columns
+    for name, deal in itertools.product(("ours", "positions"), (True, False)):
+        given, read = {"nodes": UNITS} if name == "positions" else {}, []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(read_sharded._File, "columns", lambda *a, read=read: read.append(a[1]) or columns(*a))
+            rec, labels = se.read_sharded(folder / f"{name}.parquet", mesh, deal=deal, **given)
+        on = se.read_graph(folder / "ours.parquet")
+        on = se.shard(on, mesh) if deal else on
+        assert labels == (on.nodes if name == "ours" else tuple(int(label[1:]) for label in on.nodes))
+        expected = se.shard(se.SpMatMulOp(on).param(init=on), mesh)
+        pair = (jax.tree.leaves((param.value, param.op.op)) for param in (expected, rec))
+        for one, other in zip(*pair, strict=True):
+            np.testing.assert_array_equal(host_array("rec", other), host_array("rec", one))
+    assert 3 < len(read) < 9  # of 12
+    cell = se.shard(se.cells.LeakyRate(UNITS, se.MatMulOp().param(jax.random.key(0), 2, UNITS), rec), mesh)
+    assert cell.rec.op is rec.op and cell.inp.op.mesh == rec.op.mesh
+
+
+def check_example():
+    with pytest.MonkeyPatch.context() as patch, jax.enable_x64(False):
+        patch.setattr(sys, "argv", ["12_two_processes.py", "--short"])
+        runpy.run_path(str(Path(__file__).parents[1] / "examples" / "12_two_processes.py"))
+
+
 def start(code, count, processes):
     """Start a code where there are so many devices, shared by processes."""
     with socket.socket() as free:
@@ -302,8 +341,10 @@ def on_devices(code, count=4, processes=1):
 
 def test_several_devices_in_two_processes_are_as_one(tmp_path):
     path = str(tmp_path / "run")
+    write_tables(tmp_path)
     on_devices(
-        f"[t.compare(*case) for case in t.QUICK]\nt.check_resumed({path!r})\nif not jax.process_index():\n"
+        f"[t.compare(*case) for case in t.QUICK]\nt.check_example()\nt.check_read(t.Path({path!r}).parent)\n"
+        f"t.check_resumed({path!r})\nif not jax.process_index():\n"
         f"    t.check_part_missing({path!r})\n    t.check_moved({path!r}, [2], 3)\n    t.check_alone()", 4, 2
     )  # fmt: skip
 
@@ -369,7 +410,7 @@ def test_each_learner_and_network_in_two_processes():
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_nodes_are_dealt_into_blocks_of_as_many_synapses(count):
     degrees = np.random.default_rng(0).zipf(1.5, 203).clip(max=10_000)
-    order = sharding._order(np.append(0, np.cumsum(degrees)), count)
+    order = blocks.dealt(np.append(0, np.cumsum(degrees)), count)
     assert np.array_equal(np.sort(order), np.arange(203))
     size = -(-203 // count)
     sums = np.add.reduceat(degrees[order], np.arange(0, 203, size))
@@ -380,6 +421,24 @@ def test_nodes_are_dealt_into_blocks_of_as_many_synapses(count):
 def test_a_graph_is_put_in_that_order():
     on, mesh = se.datasets.worm(), jax.make_mesh((1,), ("units",))
     assert se.shard(on, mesh).nodes == on.nodes  # one block
+
+
+def test_files_that_are_not_read_in_blocks(tmp_path):
+    mesh = jax.make_mesh((1,), ("units",))
+    write_tables(tmp_path)
+    se.write_graph(tmp_path / "wide.parquet", se.from_edges([0], [1], shape=(1, 2)))
+    (tmp_path / "odd.parquet").write_bytes(b"PAR1")
+    for name, nodes, match in (
+        ("positions", None, "nodes: expected the ids of all units, or how many .* got None"),
+        ("positions", True, "nodes: expected the ids of all units, or how many .* got True"),
+        ("positions", 3, "post: expected indices from 0 and below 3"),
+        ("wide", None, r"path: expected a square graph, got one of shape \(1, 2\)"),
+        ("odd", None, "expected a sound Parquet file"),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}\.parquet: {match}"):
+            se.read_sharded(tmp_path / f"{name}.parquet", mesh, nodes=nodes)
+    with pytest.raises(FileNotFoundError):
+        se.read_sharded(tmp_path / "none.parquet", mesh)
 
 
 @pytest.mark.parametrize("kind", few(KINDS, ["features"]))
@@ -467,6 +526,16 @@ def test_a_plan_of_shapes_is_that_of_a_model():
     assert plans[0].exchanged == 12 * 4 + 4  # what units send, and a loss
 
 
+def test_a_mesh_of_some_processes_is_refused(monkeypatch):
+    class Away:
+        process_index = 1
+
+    mesh = jax.sharding.Mesh(np.array([jax.devices()[0], Away()], object), ("units",))
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(ValueError, match=r"mesh: expected devices of one process or of all, got those of 2 of 3 pro"):
+        se.shard(graph(), mesh)
+
+
 def test_plans_that_are_refused():
     cell = se.cells.LeakyRate.of(graph(), 2, key=jax.random.key(1))
     for mesh, error, match in (("8", TypeError, "got '8'"), (0, ValueError, "mesh: expected at least 1, got 0")):
@@ -502,7 +571,7 @@ def test_layers_that_are_not_parted():
         ):
             se.shard(tree, mesh)
     with pytest.raises(ValueError, match=r"mesh: expected at most as many devices as units fill, got 4 for 3 units"):
-        sharding._sizes(3, 4)
+        blocks.sizes_of(3, 4)
     param = se.shard(se.SpMatMulOp(on).param(jax.random.key(0)), mesh)
     with pytest.raises(ValueError, match=r"x: expected 22 presynaptic units"):
         param(jnp.ones(3))
@@ -516,6 +585,13 @@ def test_layers_that_are_not_parted():
         pytest.raises(ValueError, match=r"mesh: a layer on several devices, .* cannot run under"),
     ):
         jax.jit(lambda x: param(x))(jnp.ones(UNITS))
+    x = jax.device_put(jnp.ones(UNITS), jax.NamedSharding(explicit, jax.P()))
+    for run in (param, jax.jit(lambda x: param(x))):
+        with pytest.raises(
+            ValueError, match=r"mesh: a layer on several devices, .* put data on none but .* not explicit"
+        ):
+            run(x)
+    np.testing.assert_array_equal(se.shard(param, explicit)(jnp.ones(UNITS)), param(jnp.ones(UNITS)))
     cell = se.cells.LeakyRate(UNITS, None, param)
     with pytest.raises(NotImplementedError, match=r"op: ShardedOp does not say which unit"):
         se.SnAp(2).init(cell, cell.init_state(), None)

@@ -80,10 +80,10 @@ def graph_of(source: Source, options: Options, chosen: Chosen, table: pa.Table, 
         source.check_units(len(labels), len(labels))
         nodes = Nodes((len(labels), len(labels)), as_nodes(labels), {}, None)
     elif nodes.sides is None:
-        pre, post = (_positions(name, column) for name, column in ends)
+        pre, post = (positions_of(name, column) for name, column in ends)
     else:
         pre, post = (positions_in(*end, side) for end, side in zip(ends, nodes.sides, strict=True))
-    weight = None if chosen.weight is None else _numbers(chosen.weight, table[chosen.weight])
+    weight = None if chosen.weight is None else numbers_of(chosen.weight, table[chosen.weight])
     attrs = {name: attribute(name, table[name]) for name in chosen.attrs}
     return build_graph(pre, post, weight, nodes.shape, nodes.labels, nodes.attrs, attrs, policies=chosen.policies)
 
@@ -212,7 +212,7 @@ def _trimmed(notes: list[str], values: np.ndarray | list) -> np.ndarray | list:
     return names
 
 
-def _positions(name: str, column: pa.ChunkedArray) -> np.ndarray:
+def positions_of(name: str, column: pa.ChunkedArray) -> np.ndarray:
     if len(column) and not pa.types.is_integer(column.type):
         raise ValueError(
             f"expected positions of nodes in column {name!r}, as these have no such labels, got strings. {AGAIN}"
@@ -220,7 +220,7 @@ def _positions(name: str, column: pa.ChunkedArray) -> np.ndarray:
     return column.to_numpy() if len(column) else np.zeros(0, np.int64)
 
 
-def _numbers(name: str, column: pa.ChunkedArray) -> np.ndarray:
+def numbers_of(name: str, column: pa.ChunkedArray) -> np.ndarray:
     column = _plain(name, column)
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):

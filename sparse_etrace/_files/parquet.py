@@ -25,7 +25,7 @@ def read(source: Source, options: Options) -> Graph:
     """Read the columns that are wanted; without the metadata of `write`, the nodes are the sorted ids."""
     options.refuse("Parquet has no separator", "separator")
     chosen, table, mark = table_of(source, partial(choose, options=options))
-    return graph_of(source, options, chosen, table, None if mark is None else _nodes(source, mark))
+    return graph_of(source, options, chosen, table, None if mark is None else nodes_of(source, mark))
 
 
 def table_of(source: Source, choose: Callable[[pa.Schema], Wanted]) -> tuple[Wanted, pa.Table, bytes | None]:
@@ -63,6 +63,16 @@ def write(target: BufferedIOBase, graph: Graph) -> None:
 
 def _table(source: Source, file: pq.ParquetFile, names: list[str]) -> pa.Table:
     """Return columns of a file, whose sizes are checked before they are read."""
+    rows = check_groups(source, file)
+    table = file.read(names)
+    table.validate(full=True)
+    if table.num_rows != rows:
+        raise ValueError(f"expected {rows} rows, as it claims, got {table.num_rows}. {AGAIN}")
+    return table
+
+
+def check_groups(source: Source, file: pq.ParquetFile) -> int:
+    """Raise for groups of rows with other sizes than the file may have; their rows in all."""
     facts = file.metadata
     groups = [facts.row_group(k) for k in range(facts.num_row_groups)]
     # Of groups: the facts of a damaged column abort the process in pyarrow.
@@ -71,14 +81,10 @@ def _table(source: Source, file: pq.ParquetFile, names: list[str]) -> pa.Table:
     if min([rows, facts.num_rows, *sizes]) < 0 or rows != facts.num_rows:
         raise ValueError(f"expected {rows} rows, as its groups claim, got {facts.num_rows}. {AGAIN}")
     source.check_size(max(sum(sizes), 8 * rows * max(facts.num_columns, 1)))
-    table = file.read(names)
-    table.validate(full=True)
-    if table.num_rows != rows:
-        raise ValueError(f"expected {rows} rows, as it claims, got {table.num_rows}. {AGAIN}")
-    return table
+    return rows
 
 
-def _nodes(source: Source, mark: bytes) -> Nodes:
+def nodes_of(source: Source, mark: bytes) -> Nodes:
     """Return what `write` said of the nodes."""
     try:
         arrays = arrays_of(source, base64.b64decode(mark, validate=True))

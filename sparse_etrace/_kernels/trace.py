@@ -46,7 +46,11 @@ def advance(
 
     With `lag` senders are units in so many slots, `lag * units + unit`, and step `k` reads the slots from `x[k]` on of
     an `x` that is `(steps + slots - 1, *batch, units)`.
+
+    Raises:
+        ValueError: one of these has another shape.
     """
+    _check(connectivity, carried, entering, signal, direct, x, trace, lag, slots)
     given = [part for part in (carried, entering, signal, direct) if part is not None]
     dtype = joined(*given)
     batch = x.shape[1:-1]
@@ -64,6 +68,39 @@ def advance(
     new, gradient = bind(trace_p, *ids, *operands, trace, sizes=sizes, variables=len(trace), slots=slots)
     taught = None if signal is None else gradient[0].reshape(sizes if connectivity is None else -1)
     return None if carried is None else new, taught
+
+
+def _check(
+    connectivity: Connectivity | None,
+    carried: Array | None,
+    entering: Array | None,
+    signal: Array | None,
+    direct: Array | None,
+    x: Array,
+    trace: Array,
+    lag: Array | None,
+    slots: int,
+) -> None:
+    """Raise for sizes that do not belong together, which a compiled kernel would read and write past."""
+    (num_pre, num_post), synapses = trace.shape[-2:], trace.shape[-2:]
+    if connectivity is not None:
+        (num_pre, num_post), synapses = connectivity.shape, (connectivity.num_synapses,)
+    count, steps, batch = len(trace), len(x) - slots + 1, x.shape[1:-1]
+    expected = {
+        "x": (x, (len(x), *batch, num_pre // slots)),
+        "trace": (trace, (count, *batch, *synapses)),
+        "carried": (carried, (count, count, *batch, num_post)),
+        "entering": (entering, (steps, count, *batch, num_post)),
+        "signal": (signal, (count, *batch, num_post)),
+        "direct": (direct, (steps, *batch, num_post)),
+        "lag": (lag, synapses),
+    }
+    for name, (part, shape) in expected.items():
+        if part is not None and part.shape != shape:
+            raise ValueError(
+                f"{name}: expected shape {shape} in a window of {steps} steps, got {part.shape}. Keep a carry with the "
+                "learner and model that made it."
+            )
 
 
 def _is_compiled(dtype: np.dtype, stored: np.dtype) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Inexact, Int, PyTree, Shaped, UInt32
 
 from .._kernels.windows import window_per_unit
@@ -171,11 +171,14 @@ class ShardedOp(ETraceOp):
     def _run(self, fn: Callable[..., Any], specs: tuple, results: Any, *args: Any) -> Any:
         """A function of the layer of each device and of what lies there."""
         own, now = self.mesh.abstract_mesh, jax.sharding.get_abstract_mesh()
-        if not now.empty and now != own:
-            raise ValueError(
-                f"mesh: a layer on several devices, {own}, cannot run under another mesh, {now}. Call the model "
-                "outside jax.shard_map, and set no mesh or jax.sharding.Mesh(mesh.devices, mesh.axis_names)."
-            )
+        of_data = (jax.typeof(a).sharding.mesh for a in jax.tree.leaves(args))
+        for mesh in (now, *(mesh for mesh in of_data if AxisType.Explicit in mesh.axis_types)):
+            if not mesh.empty and mesh != own:
+                raise ValueError(
+                    f"mesh: a layer on several devices, {own}, cannot run under another mesh, {mesh}. Call the model "
+                    "outside jax.shard_map, and set no mesh and put data on none but jax.sharding.Mesh(mesh.devices, "
+                    "mesh.axis_names), whose axes are not explicit."
+                )
         op = eqx.tree_at(_of_no_block, self.op, (None, None), is_leaf=lambda leaf: leaf is None)
         arrays, rest = eqx.partition(op, eqx.is_array)
 

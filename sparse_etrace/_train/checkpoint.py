@@ -20,11 +20,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from .._blocks import Blocks
 from .._graph.connectivity import is_here
 from .._learner import Learner
 from .._model.program import is_key
 from .._model.trained import leaf_names, trained_filter
-from .._sharding import Blocks
 from .._types import Model
 from .archive import arrays_of, part_of, parts_beside, together, write
 from .facts import digest, facts, raw, type_name, words

@@ -12,11 +12,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from .._blocks import Blocks
 from .._graph.connectivity import host_array, is_here
 from .._model.trained import leaf_names
 from .._op.param import ETraceParam
 from .._op.sharded import ShardedOp
-from .._sharding import Blocks
 
 
 class Piece(NamedTuple):

@@ -1,0 +1,200 @@
+"""A sparse layer on several devices from a Parquet file, of which each process keeps its own rows."""
+
+import os
+from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+
+from ._blocks import as_mesh, connectivity_of, dealt, placed, sizes_of
+from ._files.arrow import Chosen, choose, ids_of, numbers_of, positions_in, positions_of
+from ._files.parquet import KEY, UNSOUND, check_groups, nodes_of
+from ._files.safe import AGAIN, Options, Source
+from ._graph.build import Policies, build_graph, check_dtype
+from ._graph.columns import GUESS, say_guesses
+from ._graph.connectivity import as_indices, host_array
+from ._graph.graph import Graph
+from ._op.param import ETraceParam
+from ._op.sharded import ShardedOp
+from ._op.spmatmul import SpMatMulOp
+
+
+class _File(NamedTuple):
+    """A file, its columns, and its units: their labels, or None where the columns hold positions."""
+
+    file: pq.ParquetFile
+    chosen: Chosen
+    units: int
+    labels: Sequence[Hashable] | None
+
+    def columns(self, group: int, names: Sequence[str]) -> list[np.ndarray]:
+        """Of a row group; ends as positions."""
+        table, ends = self.file.read_row_group(group, list(dict.fromkeys(names))), self.chosen[:2]
+        return [self._ends(name, table[name]) if name in ends else numbers_of(name, table[name]) for name in names]
+
+    def _ends(self, name: str, column: pa.ChunkedArray) -> np.ndarray:
+        column = ids_of(name, column, False)
+        if self.labels is not None:
+            return positions_in(name, column, self.labels)
+        return as_indices(name, positions_of(name, column), self.units)
+
+    def groups(self, wanted: np.ndarray | None) -> Iterator[int]:
+        """Row groups that may have synapses onto some of the units, by what the file says of each; None for all."""
+        names = [self.file.schema.column(k).path for k in range(len(self.file.schema))]
+        for group in range(self.file.num_row_groups):
+            if wanted is not None and self.labels is None:
+                said = self.file.metadata.row_group(group).column(names.index(self.chosen.post)).statistics
+                if said is not None and said.has_min_max and not wanted[int(said.min) : int(said.max) + 1].any():
+                    continue
+            yield group
+
+
+def read_sharded(
+    path: str | os.PathLike,
+    mesh: Mesh,
+    *,
+    nodes: int | Sequence[Hashable] | None = None,
+    pre: Hashable | None = None,
+    post: Hashable | None = None,
+    weight: Hashable | None = GUESS,
+    duplicates: str | None = None,
+    deal: bool = True,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[ETraceParam, tuple[Hashable, ...]]:
+    """A recurrent layer in blocks of receiving units, as `shard` makes it, from a Parquet file that no process holds.
+
+    Each process reads one row group after the other and keeps the synapses onto units of its own devices. Those that
+    hold none, by what the file says of their receivers, it does not read: with `deal=False` each reads only its rows of
+    a file that `write_graph` wrote, of a graph that `shard` put in order.
+
+    Args:
+        path: the file; all processes must see it. Edge attributes are left out.
+        mesh: its first axis parts the units, and a second one the batch.
+        nodes: the ids of all units, or how many there are where ids are positions from 0; needed unless `write_graph`
+            wrote the file.
+        pre, post, weight, duplicates, dtype: see `read_graph`.
+        deal: put the units in another order, in which blocks of as many have nearly as many synapses, as `shard` does
+            with a graph; False keeps that of the file.
+
+    Returns:
+        The layer, its weights those of the file; and the label of each unit, or its position in the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError: `mesh` is no `jax.sharding.Mesh`; weights are no real numbers.
+        ValueError: the file is damaged or ambiguous, is not square, does not say its nodes, or has fewer units than
+            there are devices.
+
+    Example:
+        >>> import jax, pathlib, tempfile, sparse_etrace as se
+        >>> mesh = jax.make_mesh((1,), ("units",))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "worm.parquet"
+        ...     se.write_graph(path, se.datasets.worm())
+        ...     rec, labels = se.read_sharded(path, mesh)
+        >>> inp = se.MatMulOp().param(jax.random.key(0), 2, len(labels))
+        >>> cell = se.shard(se.cells.LeakyRate(len(labels), inp, rec), mesh)
+    """
+    mesh, dtype = as_mesh(mesh), check_dtype(dtype)
+    guesses: list[str] = []
+    policies = Policies("keep" if duplicates is None else duplicates, "keep", dtype)
+    options = Options(pre, post, weight, None, [], policies, duplicates, guesses)
+    try:
+        source = Source.of(Path(path), None)
+        with pq.ParquetFile(source.path, page_checksum_verification=True) as file:
+            check_groups(source, file)
+            made = _layer(_opened(source, file, options, nodes), mesh, deal, dtype)
+    except UNSOUND as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(
+            f"{path}: expected a sound Parquet file, got one that does not read ({error}). {AGAIN}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    say_guesses(f"read_sharded: {path}", guesses)
+    return made
+
+
+def _opened(source: Source, file: pq.ParquetFile, options: Options, nodes: int | Sequence[Hashable] | None) -> _File:
+    chosen, mark = choose(file.schema_arrow, options), (file.metadata.metadata or {}).get(KEY)
+    if mark is not None:
+        said = nodes_of(source, mark)
+        (units, num_post), labels = said.shape, said.sides and said.sides[1]
+        if units != num_post:
+            raise ValueError(
+                f"path: expected a square graph, got one of shape {said.shape}. Read and shard it as a whole."
+            )
+        return _File(file, chosen, units, labels)
+    if nodes is None or isinstance(nodes, bool):
+        raise ValueError(
+            "nodes: expected the ids of all units, or how many there are, as the file does not say them, got "
+            f"{nodes}. Give them."
+        )
+    return _File(file, chosen, nodes, None) if isinstance(nodes, int) else _File(file, chosen, len(nodes), nodes)
+
+
+def _layer(file: _File, mesh: Mesh, deal: bool, dtype: np.dtype) -> tuple[ETraceParam, tuple[Hashable, ...]]:
+    count, axis = mesh.shape[mesh.axis_names[0]], PartitionSpec(mesh.axis_names[0])
+    order, (size, _) = np.arange(file.units), sizes_of(file.units, count)
+    if deal:
+        order = dealt(np.append(0, np.cumsum(_in_degrees(file))), count)
+    devices = mesh.devices.reshape(count, -1)
+    own = [k for k in range(count) if any(d.process_index == jax.process_index() for d in devices[k])]
+    graphs = _graphs(file, order, size, own, deal)
+
+    def edges(k: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.asarray(graphs[k].connectivity.pre), np.asarray(graphs[k].connectivity.post_ptr)
+
+    def held(k: int) -> np.ndarray:
+        return np.array([len(edges(k)[0])], np.int32)
+
+    def weights(k: int) -> np.ndarray:
+        return np.append(graphs[k].weight, np.zeros(most - len(edges(k)[0]), dtype))
+
+    numbers = host_array("path", placed((count,), NamedSharding(mesh, axis), held))
+    most, starts = int(numbers.max()), np.append(0, np.cumsum(numbers, dtype=np.int64))
+    conn = connectivity_of(edges, mesh, most, file.units, size)
+    first = jnp.asarray(starts, jnp.int32)
+    op = ShardedOp(SpMatMulOp(conn), first, conn.digest, file.units, int(starts[-1]), False, mesh, None)
+    weight = placed((most * count,), op.place(1), weights)
+    labels = range(file.units) if file.labels is None else file.labels
+    return ETraceParam({"weight": weight}, op), tuple(labels[k] for k in order.tolist())
+
+
+def _in_degrees(file: _File) -> np.ndarray:
+    """Of all units; each process counts some of the row groups."""
+    found = np.zeros(file.units, np.int32)
+    for group in range(jax.process_index(), file.file.num_row_groups, jax.process_count()):
+        (post,) = file.columns(group, [file.chosen.post])
+        found += np.bincount(post, minlength=file.units).astype(np.int32)
+    return np.atleast_2d(multihost_utils.process_allgather(found)).sum(0)
+
+
+def _graphs(file: _File, order: np.ndarray, size: int, own: Sequence[int], deal: bool) -> dict[int, Graph]:
+    """From all units onto those of each block that is needed here."""
+    place = np.empty(file.units, np.int32)
+    place[order] = np.arange(file.units, dtype=np.int32)
+    is_own = np.isin(place // size, own)
+    parts: list[list[np.ndarray]] = []
+    for group in file.groups(None if deal else is_own):
+        pre, post, *weight = file.columns(group, file.chosen.names)
+        kept = is_own[post]
+        parts.append([place[pre[kept]], place[post[kept]], *(a[kept] for a in weight)])
+    empty = [np.zeros(0, np.int32)] * 2 + [np.zeros(0)] * (file.chosen.weight is not None)
+    pre, post, *weight = (np.concatenate(column) for column in zip(*(parts or [empty]), strict=True))
+    graphs = {}
+    for k in own:
+        here = post // size == k
+        shape = file.units, min(size, file.units - k * size)
+        given = weight[0][here] if weight else None
+        graphs[k] = build_graph(pre[here], post[here] - k * size, given, shape, policies=file.chosen.policies)
+    return graphs
