@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._graph.columns import taken
-from .._graph.connectivity import Connectivity, digest_of, expand_ptr
+from .._graph.connectivity import expand_ptr, with_outgoing
 from .._graph.graph import Graph
+from .._graph.sorting import sorted_edges
 from .origin import Made, Origin, Parts, built, finite, parts_of, squared
 
-ARRAYS = ("pre", "post", "post_ptr", "pre_ptr", "by_pre", "post_by_pre")
 REDUCE = ("sum", "mean", "max", "first", "error")
 
 
@@ -66,23 +66,12 @@ def to_undirected(graph: Graph, reduce: str = "sum", *, with_origin: bool = Fals
     """
     _check(reduce)
     parts, conn = parts_of(squared(graph, "where a synapse can have one in the other direction")), graph.connectivity
-    back, size = np.asarray(conn.by_pre), np.int64(conn.num_pre)
-    ends = np.asarray(conn.post_by_pre), expand_ptr(np.asarray(conn.pre_ptr))
-    # Two sorted runs, which a stable sort merges.
-    order = np.argsort(np.concatenate([parts.post * size + parts.pre, ends[1] * size + ends[0]]), kind="stable")
-    pre, post = (np.concatenate(pair)[order] for pair in ((parts.pre, ends[0]), (parts.post, ends[1])))
-    old = np.concatenate([np.arange(back.size, dtype=np.int32), back])[order]
+    ends = np.concatenate([parts.post, parts.pre]), np.concatenate([parts.pre, parts.post])
+    post, pre, old, _ = sorted_edges(*ends, conn.shape)
+    np.subtract(old, parts.pre.size, out=old, where=old >= parts.pre.size)
     merged, new = _merged(parts._replace(pre=pre, post=post), old, reduce)
-    # The two copies of a synapse are each other's counterpart, which spares the sort by senders.
-    place = np.empty_like(new)
-    place[order] = new
-    by_pre = np.empty(merged.pre.size, np.int32)
-    there, here = place[back.size :], place[back]
-    by_pre[there], by_pre[here] = here, there
-    ptr = np.searchsorted(merged.post, np.arange(size + 1, dtype=np.int32)).astype(np.int32)
-    arrays = dict(zip(ARRAYS, map(jnp.asarray, (merged.pre, merged.post, ptr, ptr, by_pre, merged.pre)), strict=True))
-    digest = jnp.asarray(digest_of(merged.pre, ptr, conn.num_pre))
-    both = Connectivity(**arrays, num_pre=conn.num_pre, num_post=conn.num_post, digest=digest)
+    ptr = np.searchsorted(merged.post, np.arange(conn.num_post + 1, dtype=np.int32)).astype(np.int32)
+    both = with_outgoing(merged.pre, merged.post, ptr, conn.num_pre)
     made = Graph(both, jnp.asarray(merged.weight), parts.nodes, parts.node_attrs, merged.attrs)
     return (made, Origin(old, new)) if with_origin else made
 
