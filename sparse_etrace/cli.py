@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 
@@ -178,14 +178,13 @@ def _inspect(args: argparse.Namespace) -> None:
     unit = "element" if args.batch == 1 else "elements"
     on = "" if args.devices == 1 else f", on each of {args.devices:,} devices"
     _say(f"\nto train each synapse and each bias of a network of leaky rate units, {args.batch:,} batch {unit}{on}\n")
-    options: dict[str, Any] = {} if args.devices == 1 else {"devices": args.devices}
     if args.learner is None:
-        _say(str(learner_costs(graph, args.batch, **options)))
+        _say(str(learner_costs(graph, args.batch, devices=args.devices)))
         return
     rows = [
         row
         for learner, steps in args.learner
-        for row in learner_costs(graph, args.batch, [learner], steps=steps, **options).rows
+        for row in learner_costs(graph, args.batch, [learner], steps=steps, devices=args.devices).rows
     ]
     _say(str(LearnerCosts(tuple(rows), args.batch, args.devices)))
 

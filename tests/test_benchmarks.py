@@ -130,3 +130,14 @@ def test_quick_study_of_students(tmp_path):
         by_rtrl = [row["unrecorded"] for row in one["rules"]["RTRL"].values()]
         np.testing.assert_allclose(by_rtrl, [few["unrecorded"], many["unrecorded"]], rtol=1e-2)
     assert (tmp_path / "teacher.png").read_bytes().startswith(b"\x89PNG")
+
+
+@ONLY
+def test_quick_scaling():
+    """Half of the memory on each of two devices, and only what units send between them."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, str(FOLDER / "scale.py"), "--quick"]
+    printed = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **flags}, check=True).stdout
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines()[1:]]
+    assert len(rows) == 16 and [row[4] for row in rows[:4]] == ["0", "3,204", "3,204", "3,204"]
+    assert 0.5 <= float(rows[1][3]) / float(rows[0][3]) < 0.6

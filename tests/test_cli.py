@@ -151,7 +151,7 @@ def test_inspect_without_a_choice(capsys, monkeypatch):
     monkeypatch.setattr(cli, "learner_costs", lambda *given, **rest: asked.append((given, rest)) or "costs")
     assert cli.main(["inspect", "mushroom_body"]) == 0
     ((graph, batch), rest), shown = asked[0], capsys.readouterr().out
-    assert (graph.connectivity.num_synapses, batch, rest) == (7425, 1, {})
+    assert (graph.connectivity.num_synapses, batch, rest) == (7425, 1, {"devices": 1})
     assert "Kenyon cell" in shown and shown.endswith("costs\n")
 
 
