@@ -246,25 +246,32 @@ void transposed(const Synapses& synapses, const T* weight, const T* y, int64_t c
     transposed_group<T, 16>(synapses, weight, y, columns, pitch, c, into, begin, end);
 }
 
-// Lanes of two vectors: those of `a` where the lane number lacks the bit H, those of `b` where it has it, each from H
-// lanes to the other side if Other.
+// In the lanes whose number lacks the bit H those of `a`, in the others those of `b`; if Other, from H lanes to the other
+// side. A vector of the one kind is a blend, which more ports of a processor do than a shuffle.
 template <int H, bool Other, class V, int... I>
 INLINE V interleaved(V a, V b, std::integer_sequence<int, I...>) {
   constexpr int n = sizeof...(I), move = Other ? H : 0;
-  return __builtin_shufflevector(a, b, ((I & H) ? I - H + n + move : I + move)...);
+  return __builtin_shufflevector(a, b, ((I & H) ? I + n - move : I + move)...);
 }
 
-// One vector that holds in lane l the sum over all lanes of r[l].
-template <class V, int N, int H = N / 2>
-INLINE V lane_sums(V (&r)[N]) {
-  if constexpr (H >= 1) {
-    std::make_integer_sequence<int, N> all;
-#pragma GCC unroll 16
-    for (int i = 0; i < H; ++i)
-      r[i] = interleaved<H, false>(r[i], r[i + H], all) + interleaved<H, true>(r[i], r[i + H], all);
-    return lane_sums<V, N, H / 2>(r);
+template <class V, int Count>
+struct Vectors {
+  V of[Count];
+};
+
+// In lane l of each vector the sum over all lanes of that of leaf(l). One half after the other, so that few are alive.
+template <class V, int Count, int H = 1, class F>
+INLINE Vectors<V, Count> lane_sums(F&& leaf, int l = 0) {
+  constexpr int n = sizeof(V) / sizeof(V{}[0]);
+  if constexpr (H >= n) return leaf(l);
+  else {
+    std::make_integer_sequence<int, n> all;
+    Vectors<V, Count> a = lane_sums<V, Count, 2 * H>(leaf, l), b = lane_sums<V, Count, 2 * H>(leaf, l + H);
+#pragma GCC unroll 4
+    for (int i = 0; i < Count; ++i)
+      a.of[i] = interleaved<H, false>(a.of[i], b.of[i], all) + interleaved<H, true>(a.of[i], b.of[i], all);
+    return a;
   }
-  return r[0];
 }
 
 // `count` numbers of a trace, or from a vector, the rest zero.
@@ -317,11 +324,12 @@ bool to_bits(const T* x, int64_t times, int64_t stride, uint8_t* bits, int64_t b
 // The lanes of a vector are steps, then synapses. The coefficients of a unit lie as carried (A x A), signal (A), and for
 // each variable the steps of entering, and the steps of direct, padded with zeros to a multiple of 16. Fixed: that
 // number of steps where it is known, or 0. First to Last: the sums that are made, those of the new trace before that of
-// the gradient. Across: the synapses of a vector may belong to several units of a group, where units have few.
-template <class T, class Store, int A, int Fixed, int First, int Last, bool Across>
+// the gradient. Across: the synapses of a vector may belong to several units of a group, where units have few. Lagged: there
+// may be a lag; without it the rows are as long as that number.
+template <class T, class Store, int A, int Fixed, int First, int Last, bool Across, bool Lagged>
 INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int64_t end) {
   constexpr int n = lanes<T>, sums = Last - First + 1;
-  constexpr int64_t group = Across ? 32 : 1;
+  constexpr int64_t group = Across ? 32 : 16, ahead = 2, far = 16 * n;
   typedef pack<T, n> V;
   typedef typename Store::type Stored;
   const Synapses synapses = work.synapses;
@@ -333,7 +341,8 @@ INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int6
   const T* x = work.x + b * work.units;
   const T* rows = work.rows + b * work.units * work.pitch;
   // What a slot says beyond the place of the same unit in the first one.
-  const int64_t later = work.units * (work.batch - 1), back = work.units * work.pitch - 1;
+  const int64_t pitch = Fixed && !Lagged ? Fixed : work.pitch;
+  const int64_t later = work.units * (work.batch - 1), back = work.units * pitch - 1;
   const Stored* trace[A + 1];
   Stored* next[A + 1];
   for (int a = 0; a < A; ++a) {
@@ -341,50 +350,61 @@ INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int6
     next[a] = static_cast<Stored*>(work.next) + (a * work.batch + b) * synapses.count;
   }
 
-  // `pre`, `lag` and `at` say for each lane its sender, its slot and where its coefficients begin.
+  // `pre`, `lag` and `at` say for each lane its sender, its slot and where its coefficients begin; all of one unit at[0].
   auto run = [&](int64_t s, int64_t count, const int32_t* pre, const int32_t* lag, const int64_t* at)
                  __attribute__((always_inline)) {
     auto of = [&](int64_t i) __attribute__((always_inline)) {
-      if constexpr (!Across) return V{} + room[i];
+      if constexpr (!Across) return V{} + room[at[0] + i];
       V all;
 #pragma GCC unroll 16
       for (int l = 0; l < n; ++l) all[l] = room[at[l] + i];
       return all;
     };
     V old[A + 1], sum[sums] = {};
-    for (int a = 0; a < A; ++a) old[a] = get<Store, n>(trace[a] + s, count);
+    for (int a = 0; a < A; ++a) {
+      old[a] = get<Store, n>(trace[a] + s, count);
+      __builtin_prefetch(trace[a] + s + far);
+    }
+    if (b) __builtin_prefetch(work.gradient + s + far);
+    __builtin_prefetch(synapses.pre + s + far);
     for (int a = First; a <= Last; ++a)
       for (int c = 0; c < A; ++c) sum[a - First] += of(a * A + c) * old[c];
     constexpr int64_t entering = A * (A + 1);
     if (work.steps == 1) {
       V now;
 #pragma GCC unroll 16
-      for (int l = 0; l < n; ++l) now[l] = x[lag ? pre[l] + lag[l] * later : pre[l]];
+      for (int l = 0; l < n; ++l) now[l] = x[Lagged && lag ? pre[l] + lag[l] * later : pre[l]];
       for (int a = First; a <= Last; ++a) sum[a - First] += of(entering + a * padded) * now;
     } else {
-      // What the next synapses will gather is fetched early, but not from after the last of them.
-      const bool is_last = s + 2 * n > synapses.count;
-      const int32_t* soon = is_last ? pre : synapses.pre + s + n;
-      const int32_t* soon_lag = is_last || !lag ? lag : work.lag + s + n;
+      // What later synapses will gather is fetched early, but not from after the last of them.
+      const bool is_last = s + (ahead + 1) * n > synapses.count;
+      const int32_t* soon = is_last ? pre : synapses.pre + s + ahead * n;
+      const int32_t* soon_lag = is_last || !Lagged || !lag ? lag : work.lag + s + ahead * n;
       auto start = [&](const int32_t* pre, const int32_t* lag, int l) __attribute__((always_inline)) {
-        return rows + pre[l] * work.pitch - (lag ? lag[l] * back : 0);
+        return rows + pre[l] * pitch - (Lagged && lag ? lag[l] * back : 0);
       };
-      V part[sums][n];
-#pragma GCC unroll 16
-      for (int l = 0; l < n; ++l) {
+      // Coefficients of one unit stay in registers where these are enough.
+      constexpr int vectors = Fixed / n;
+      constexpr bool stay = Fixed && !Across && sums * vectors <= VECTOR_BYTES / 8;
+      V known[sums][stay ? vectors : 1];
+      if constexpr (stay)
+        for (int a = 0; a < sums; ++a)
+          for (int k = 0; k < vectors; ++k) known[a][k] = load<V>(room + at[0] + entering + (First + a) * padded + k * n);
+      auto made = lane_sums<V, sums>([&](int l) __attribute__((always_inline)) {
         const T* row = start(pre, lag, l);
-        const T* q = room + entering + (Across ? at[l] : 0);
+        const T* q = room + entering + at[Across ? l : 0];
         __builtin_prefetch(start(soon, soon_lag, l));
-        if (lag) __builtin_prefetch(start(soon, soon_lag, l) + n - 1);
-        V total[sums] = {};
+        if (Lagged && lag) __builtin_prefetch(start(soon, soon_lag, l) + n - 1);
+        Vectors<V, sums> total = {};
 #pragma GCC unroll 8
         for (int64_t k = 0; k < (Fixed ? Fixed : padded); k += n) {
           V now = load<V>(row + k);
-          for (int a = First; a <= Last; ++a) total[a - First] += load<V>(q + a * padded + k) * now;
+#pragma GCC unroll 4
+          for (int a = 0; a < sums; ++a) total.of[a] += (stay ? known[a][k / n] : load<V>(q + (First + a) * padded + k)) * now;
         }
-        for (int a = 0; a < sums; ++a) part[a][l] = total[a];
-      }
-      for (int a = 0; a < sums; ++a) sum[a] += lane_sums(part[a]);
+        return total;
+      });
+      for (int a = 0; a < sums; ++a) sum[a] += made.of[a];
     }
     if (work.next)
       for (int a = First; a < A; ++a) {
@@ -410,19 +430,21 @@ INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int6
     for (int64_t a = 0; a < A; ++a, to += padded)
       for (int64_t k = 0; k < work.steps; ++k) fill(to + k, work.entering, k * A + a);
     for (int64_t k = 0; k < work.steps; ++k) fill(to + k, work.direct, k);
+    int64_t own = 0;
     for (int64_t count = n; s < last; s += count) {
-      count = min(n, last - s);
-      const int32_t *pre = synapses.pre + s, *lag = work.lag ? work.lag + s : nullptr;
-      int32_t rest[n] = {}, rest_lag[n] = {};
-      int64_t at[n] = {};
+      while (!Across && synapses.post_ptr[unit + own + 1] <= s) ++own;
+      count = min(n, (Across ? last : min(synapses.post_ptr[unit + own + 1], end)) - s);
+      const int32_t *pre = synapses.pre + s, *lag = Lagged && work.lag ? work.lag + s : nullptr;
+      int32_t rest[n], rest_lag[n];
+      int64_t at[n] = {own * width};
       if (count < n) {
-        for (int64_t l = 0; l < count; ++l) rest[l] = pre[l];
-        for (int64_t l = 0; lag && l < count; ++l) rest_lag[l] = lag[l];
+        for (int64_t l = 0; l < n; ++l) rest[l] = l < count ? pre[l] : 0;
+        for (int64_t l = 0; Lagged && lag && l < n; ++l) rest_lag[l] = l < count ? lag[l] : 0;
         pre = rest;
-        lag = lag ? rest_lag : nullptr;
+        if (Lagged && lag) lag = rest_lag;
       }
       if constexpr (Across)
-        for (int64_t l = 0; l < count; ++l) at[l] = (synapses.post[s + l] - unit) * width;
+        for (int64_t l = 0; l < n; ++l) at[l] = l < count ? (synapses.post[s + l] - unit) * width : 0;
       run(s, count, pre, lag, at);
     }
   }
@@ -545,14 +567,15 @@ template <class T, class Store, int A>
 void window(const Window<T>& work, int64_t b, int64_t begin, int64_t end) {
   if constexpr (has_tables<T>)
     if (work.bits) return window_of_bits<T, Store, A>(work, b, begin, end);
-  if (work.steps > 16) return window_of_steps<T, Store, A, 0, 0, A, false>(work, b, begin, end);
+  if (work.steps > 16) return window_of_steps<T, Store, A, 0, 0, A, false, true>(work, b, begin, end);
   if constexpr (A > 0 && std::is_same_v<T, typename Store::type>)
     if (work.synapses.count < 4 * lanes<T> * work.synapses.num_post) {
-      if (!work.gradient) return window_of_steps<T, Store, A, 16, 0, A - 1, true>(work, b, begin, end);
-      if (!work.next) return window_of_steps<T, Store, A, 16, A, A, true>(work, b, begin, end);
-      return window_of_steps<T, Store, A, 16, 0, A, true>(work, b, begin, end);
+      if (!work.gradient) return window_of_steps<T, Store, A, 16, 0, A - 1, true, true>(work, b, begin, end);
+      if (!work.next) return window_of_steps<T, Store, A, 16, A, A, true, true>(work, b, begin, end);
+      return window_of_steps<T, Store, A, 16, 0, A, true, true>(work, b, begin, end);
     }
-  window_of_steps<T, Store, A, 16, 0, A, false>(work, b, begin, end);
+  if (work.lag) window_of_steps<T, Store, A, 16, 0, A, false, true>(work, b, begin, end);
+  else window_of_steps<T, Store, A, 16, 0, A, false, false>(work, b, begin, end);
 }
 
 // Windows where everything is connected. The lanes of a vector are receivers; a tile of R senders and one vector stays
