@@ -124,8 +124,25 @@ def _smallest(param: Any, share: float) -> np.ndarray:
 
 
 def _drawn(param: Any, gone: np.ndarray, key: Array) -> np.ndarray:
+    """Senders with others, drawn at random, in the place of what is gone."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
-    return _replaced(param, gone, lambda post, allowed: rng.random(len(allowed)))
+    conn = _connectivity(param)
+    post, size = np.asarray(conn.post).astype(np.int64), conn.num_pre
+    taken = post * size + np.asarray(conn.pre)
+    # Where half of all may come to the end, draw until all differ; elsewhere rank those that may.
+    is_full = (4 * np.diff(np.asarray(conn.post_ptr)) >= size)[post]
+    pre = _replaced(param, gone & is_full, lambda post, allowed: rng.random(len(allowed)))
+    if conn.num_pre == conn.num_post:
+        taken = np.sort(np.concatenate([taken, np.arange(size) * (size + 1)]))
+    places = np.flatnonzero(gone & ~is_full)
+    while places.size:
+        pairs = post[places] * size + rng.integers(size, size=places.size)
+        found = np.zeros(places.size, bool)
+        found[np.unique(pairs, return_index=True)[1]] = True
+        found &= taken[np.minimum(np.searchsorted(taken, pairs), taken.size - 1)] != pairs
+        pre[places[found]] = pairs[found] % size
+        taken, places = np.sort(np.concatenate([taken, pairs[found]])), places[~found]
+    return pre
 
 
 def _replaced(param: Any, gone: np.ndarray, rank: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:

@@ -144,6 +144,23 @@ def test_a_rule_of_factors_keeps_those_of_units():
         se.online_grad(learner, loss_fn, new.model, carry, xs, ys)
 
 
+@pytest.mark.parametrize("size, degree", [(30, 6), (30, 20), (2000, 6)])
+def test_drawn_senders_are_new_and_equally_likely(size, degree):
+    """Of units with few and with many senders, where none, or where it may not send to itself."""
+    targets = 2000
+    graph = se.from_edges(
+        np.tile(np.arange(degree), targets), np.repeat(np.arange(targets), degree), shape=(size, targets)
+    )
+    param = se.SpMatMulOp(graph).param(init=graph)
+    pre = se.rewiring.sparse_evolution(param, KEY, share=0.5).reshape(targets, degree)
+    gone = min(degree // 2, size - degree)
+    assert (np.sort(pre)[:, : degree - gone] < degree).all() and (np.diff(np.sort(pre)) > 0).all()
+    new = pre[pre >= degree]
+    assert new.size == gone * targets and not (size == targets and (pre == np.arange(targets)[:, None])[degree:].any())
+    even = new.size / (size - degree)
+    assert abs(np.bincount(new, minlength=size)[degree:] - even).max() < 6 * even**0.5
+
+
 def test_senders_of_the_largest_gradient():
     model = net()
     pre, post = ends(model)
