@@ -109,7 +109,8 @@ def make(
 
 
 def array(rng, *shape, scale=1.0):
-    return jnp.array(np.asarray(scale * rng.normal(size=shape), jax.dtypes.canonicalize_dtype(float)))
+    # As it is: `jnp.array` compiles a program for each shape.
+    return jax.device_put(np.asarray(scale * rng.normal(size=shape), jax.dtypes.canonicalize_dtype(float)))
 
 
 # --- parameters ------------------------------------------------------------------------------------------------------

@@ -154,10 +154,10 @@ class Stream(NamedTuple):
         losses, grads, carries = [], [], []
         for t in range(first, last):
             loss, grad, carry = self.run(carry, slice(t, t + 1), weight=weight)
-            losses.append(loss[0])
+            losses.append(np.asarray(loss)[0])
             grads.append(grad)
             carries.append(carry)
-        return jnp.stack(losses), [jnp.stack(g) for g in zip(*grads, strict=True)], carries
+        return np.stack(losses), [np.stack(g) for g in zip(*grads, strict=True)], carries
 
 
 def build(name, kind, batch=(BATCH,)):

@@ -12,6 +12,8 @@ import sparse_etrace as se
 EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
 # The package that is under test here, wherever it is.
 PACKAGES = str(Path(se.__file__).parents[1])
+# They run longer than they compile.
+LONG = {"13_evidence_accumulation", "15_balanced_network"}
 
 
 def test_examples_exist():
@@ -35,7 +37,9 @@ def test_examples_exist():
     assert names <= {path.name for path in EXAMPLES}
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=[pytest.mark.optimized] * (p.stem in LONG)) for p in EXAMPLES], ids=lambda p: p.stem
+)
 def test_example(path, tmp_path, monkeypatch, capsys):
     """In this process, which spares the start of another; what an example starts itself finds the same package."""
     monkeypatch.chdir(tmp_path)

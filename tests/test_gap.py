@@ -71,7 +71,7 @@ def gradients(learner, case, chunk=2, cut=3):
     for part in slice(cut), slice(cut, None):
         _, grads, carry = se.online_grad(learner, oracles.loss_fn, model, carry, xs[part], ys[part], chunk=chunk)
         total.append({"rec": grads.rec.value, "gap": grads.gap.param.value, "out": grads.out.value})
-    return jax.tree.map(jnp.add, *total)
+    return jax.tree.map(np.add, *total)
 
 
 def backwards(case, held):

@@ -27,7 +27,7 @@ def in_two_calls(learner, case, between=lambda carry: carry):
     """Six steps, three in a window: what a carry holds is used, and one program does both calls."""
     _, before, carry = run(learner, case, 3, steps=slice(3))
     _, after, carry = run(learner, case, 3, between(carry), slice(3, 6))
-    return jax.tree.map(jnp.add, before, after), carry
+    return jax.tree.map(np.add, before, after), carry
 
 
 def by_bptt(case):
@@ -100,7 +100,7 @@ def test_two_hundred_steps_of_a_hundred_units():
     carry, grads = None, None
     for first, last in ((0, 77), (77, 150), (150, 200)):
         _, part, carry = run(se.RTRL(), case, 16, carry, slice(first, last))
-        grads = part if grads is None else jax.tree.map(jnp.add, grads, part)
+        grads = part if grads is None else jax.tree.map(np.add, grads, part)
     expected = run(se.BPTT(), case, 200)[1]
     assert oracles.relative_error(grads, expected) < TOLERANCE
     d_rtrl = run(se.D_RTRL(), case, 16)[1]
@@ -152,7 +152,7 @@ def test_more_parameters_than_state_or_fewer(nodes, dtype):
         carry, total = learner.init(model, h, xs[0]), None
         for part in parts:
             _, grads, carry = se.online_grad(learner, oracles.loss_fn, model, carry, xs[part], ys[part], chunk=chunk)
-            total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+            total = grads if total is None else jax.tree.map(np.add, total, grads)
         return total
 
     expected = gradient(se.BPTT(), None, slice(6))

@@ -144,11 +144,11 @@ def by_window(learner, case, size=2):
     for first in range(0, len(case.xs), size):
         _, grad, carry = run(learner, case, size, carry, slice(first, first + size))
         grads.append(grad)
-    return jax.tree.map(lambda *g: jnp.stack(g), *grads)
+    return jax.tree.map(lambda *g: np.stack(g), *grads)
 
 
 def in_windows(grads, size=2):
-    return jax.tree.map(lambda g: g.reshape(len(g) // size, size, *g.shape[1:]).sum(1), grads)
+    return jax.tree.map(lambda g: np.reshape(g, (len(g) // size, size, *g.shape[1:])).sum(1), grads)
 
 
 MASKED = [(sparsity, n) for sparsity in (0.8, 0.9, 0.99) for n in (1, 2, 3, 4, 5)]

@@ -94,7 +94,7 @@ def test_windows_and_split_calls(chunk):
     assert oracles.relative_error(run(learner, case, chunk)[1], expected) < TOLERANCE
     _, before, carry = run(learner, case, chunk, steps=slice(3))
     _, after, _ = run(learner, case, chunk, carry, slice(3, None))
-    assert oracles.relative_error(jax.tree.map(jnp.add, before, after), expected) < TOLERANCE
+    assert oracles.relative_error(jax.tree.map(np.add, before, after), expected) < TOLERANCE
 
 
 MANY = [("gru_cell", models.STEPS, 1), ("rate", models.STEPS + 3, 1), ("rate", models.STEPS, 3)]
@@ -122,7 +122,7 @@ def test_reset_of_some_batch_elements():
     _, before, carry = run(learner, case, 2, steps=slice(3))
     carry = learner.reset(carry, jnp.array([False, True]), case.twin.state)
     _, after, _ = run(learner, case, 2, carry, slice(3, None))
-    got = jax.tree.map(jnp.add, before, after)
+    got = jax.tree.map(np.add, before, after)
     expected = models.total(truncated(case, 4, path=states(case, [0, 3]), cuts=[0, 3]))
     assert oracles.relative_error(got, expected) < TOLERANCE
     assert oracles.relative_error(got, models.total(truncated(case, 4))) > 1e-4
@@ -139,7 +139,7 @@ def test_parameters_that_change_between_calls():
     later = jax.tree.map(lambda p: p - 0.1, case.twin.values)
     first, second = (truncated(case, 3, values, path) for values in (case.twin.values, later))
     expected = jax.tree.map(lambda a, b: a[:4].sum(0) + b[4:].sum(0), first, second)
-    assert oracles.relative_error(jax.tree.map(jnp.add, before, after), expected) < TOLERANCE
+    assert oracles.relative_error(jax.tree.map(np.add, before, after), expected) < TOLERANCE
 
 
 def test_slots_that_were_never_filled_harm_nothing():
@@ -195,7 +195,7 @@ def test_one_pass_for_several_losses(kind, steps, every):
     case, ends = models.build(kind), [3, models.STEPS]
     _, before, carry = run(se.TBPTT(steps, every), case, None, steps=slice(3))
     _, after, _ = run(se.TBPTT(steps, every), case, None, carry, slice(3, None))
-    got, reached = jax.tree.map(jnp.add, before, after), np.array(reach(steps, every, ends))
+    got, reached = jax.tree.map(np.add, before, after), np.array(reach(steps, every, ends))
     path = states(case)
     assert oracles.relative_error(got, models.total(truncated(case, reached, path=path))) < TOLERANCE
     for mistake in (reached + 1, steps):
@@ -241,7 +241,7 @@ def test_reset_between_passes():
     carry = learner.reset(carry, jnp.array([False, True]), case.twin.state)
     _, after, _ = run(learner, case, None, carry, slice(3, None))
     expected = models.total(truncated(case, reached, path=states(case, [0, 3]), cuts=[0, 3]))
-    got = jax.tree.map(jnp.add, before, after)
+    got = jax.tree.map(np.add, before, after)
     assert oracles.relative_error(got, expected) < TOLERANCE
     assert oracles.relative_error(got, models.total(truncated(case, reached))) > 1e-4
 
