@@ -141,7 +141,7 @@ def train(filtered_readout, chunk=None, ends=(STEPS,), iterations=5):
             parts = se.online_grad(learner, loss_fn, model, carry, xs[begin:end], ys[begin:end], chunk=chunk)
             carry, begin = parts[2], end
             loss += np.sum(np.asarray(parts[0], np.float64))
-            grads = parts[1] if grads is None else jax.tree.map(jnp.add, grads, parts[1])
+            grads = parts[1] if grads is None else jax.tree.map(np.add, grads, parts[1])
         losses.append(loss)
         first = read(grads) if first is None else first
         model = eqx.apply_updates(model, jax.tree.map(lambda g: -RATE * g, grads))

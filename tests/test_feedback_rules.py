@@ -199,7 +199,7 @@ def oracle(case, own, how, b=None, kappa=None, rate=(0.0, 0.0), wrong=None):
         elif how == "loss":
             signal = jnp.full(z.shape, value)
         by_leaf = jax.vjp(leaf, h, delta, plain)[1](gain * signal)
-        by_plain = jax.tree.map(jnp.add, by_plain, by_leaf[2])
+        by_plain = jax.tree.map(np.add, by_plain, by_leaf[2])
         (d, f), (row_h, row_y) = jax.jacobian(op_free, (0, 1))(h, seen.y)
         dydv = {
             c: jax.jacobian(lambda v, c=c, w=w: twin.ops[w].apply(seen.x[c], v))(v[c]) for c, w in twin.calls.items()
@@ -469,7 +469,7 @@ def test_reset_of_some_batch_elements():
     _, before, carry = run(learner, case, 4, steps=slice(3))
     carry = learner.reset(carry, jnp.array([False, True]), case.twin.state)
     _, after, _ = run(learner, case, 4, carry, slice(3, None))
-    assert oracles.relative_error(jax.tree.map(jnp.add, before, after), expected) < TOLERANCE
+    assert oracles.relative_error(jax.tree.map(np.add, before, after), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize(

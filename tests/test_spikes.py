@@ -144,7 +144,7 @@ def gradients(learner, model, state, xs, ys, loss):
     for k in range(calls):
         part = jax.tree.map(operator.itemgetter(k), cut)
         _, grads, carry = se.online_grad(learner, loss, model, carry, *part, chunk=2 if calls > 1 else None)
-        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+        total = grads if total is None else jax.tree.map(np.add, total, grads)
     return total, carry
 
 

@@ -514,7 +514,7 @@ def gradients(learner, names, trained=(), chunk=4):
     for part in (slice(half), slice(half, STEPS)):
         _, grads, carry = se.online_grad(learner, oracles.loss_fn, net, carry, xs[part], ys[part], chunk=chunk)
         found.append(read(grads, names))
-    return jax.tree.map(jnp.add, *found)
+    return jax.tree.map(np.add, *found)
 
 
 def compared(got, expected):
