@@ -78,7 +78,7 @@ PROJECT_FILES = sorted(
             for path in (ROOT / name).rglob("*")
         ),
     ]
-    if path.is_file() and path.suffix not in {".npz", ".png", ".pyc"}
+    if "__pycache__" not in path.parts and path.is_file() and path.suffix not in {".npz", ".png"}
 )
 MODULES = ["sparse_etrace", *(info.name for info in pkgutil.walk_packages(se.__path__, "sparse_etrace."))]
 
