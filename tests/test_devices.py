@@ -168,3 +168,11 @@ def test_derivatives_of_bptt_are_refused_where_arrays_are_followed():
 
     with pytest.raises(NotImplementedError, match=r"jax\.shard_map: expected check_vma=False .* BPTT returns"):
         jax.shard_map(one, mesh=mesh, in_specs=P(None, "d"), out_specs=P(None, "d"))(case.xs, case.ys)
+
+
+def test_a_product_is_exported_as_bytes():
+    pytest.importorskip("flatbuffers", reason="jax.export writes bytes by flatbuffers, which jax does not bring")
+    param, x = se.ETraceParam({"weight": GRAPH.weight}, se.SpMatMulOp(GRAPH)), jnp.arange(3.0)
+    with se.kernels("xla"):
+        written = jax.export.export(jax.jit(lambda x: param(x)))(x).serialize()
+    np.testing.assert_allclose(jax.export.deserialize(written).call(x), param(x), rtol=1e-6)
