@@ -69,28 +69,43 @@ void for_units(ffi::ThreadPool& pool, int64_t units, F&& body) {
   });
 }
 
+// What senders send, column c from c * stride on: the last ones lie in front where a ring is read over its end.
 template <class T>
-bool scatter_few(ffi::ThreadPool& pool, const Synapses& synapses, const Outgoing& outgoing, const T* weight, const T* x,
-                 T* y) {
-  const int64_t limit = synapses.count / 16;
-  std::unique_ptr<int32_t[]> senders(new int32_t[std::min(synapses.num_pre, limit) + 1]);
-  const int64_t count = table->of<T>().active(x, synapses.num_pre, outgoing.pre_ptr, limit, senders.get());
+struct Sent {
+  const T *x, *front;
+  int64_t stride, before_end;
+};
+
+template <class T>
+bool scatter_few(ffi::ThreadPool& pool, const Synapses& synapses, const Outgoing& outgoing, const T* weight,
+                 const Sent<T>& sent_by, T* y) {
+  const Kernels<T>& kernels = table->of<T>();
+  const int64_t limit = synapses.count / 16, room = std::min(synapses.num_pre, limit) + 1, split = sent_by.before_end;
+  std::unique_ptr<int32_t[]> senders(new int32_t[room]);
+  std::unique_ptr<T[]> values(new T[room]);
+  int64_t count = kernels.active(sent_by.x, 0, split, outgoing.pre_ptr, limit, senders.get(), values.get()), sent = 0;
   if (count < 0) return false;
-  std::fill_n(y, synapses.num_post, T(0));
-  int64_t sent = 0;
   for (int64_t i = 0; i < count; ++i) sent += outgoing.pre_ptr[senders[i] + 1] - outgoing.pre_ptr[senders[i]];
-  if (sent >= 4096 && sent < 16 * count) {
+  if (split < synapses.num_pre) {
+    const int64_t more = kernels.active(sent_by.front, split, synapses.num_pre - split, outgoing.pre_ptr, limit - sent,
+                                        senders.get() + count, values.get() + count);
+    if (more < 0) return false;
+    for (int64_t i = count; i < count + more; ++i)
+      sent += outgoing.pre_ptr[senders[i] + 1] - outgoing.pre_ptr[senders[i]];
+    count += more;
+  }
+  std::fill_n(y, synapses.num_post, T(0));
+  if (sent < 16 * count) {
     // Senders with few synapses each, as units in one slot of a ring: every part of them adds to sums of its own.
-    constexpr int64_t parts = 4;
-    const int64_t units = synapses.num_post;
-    std::vector<T> sums(parts * units);
+    const int64_t parts = sent < 1 << 15 ? 1 : 4, units = synapses.num_post;
+    std::vector<T> sums((parts - 1) * units);
     parallel_for(pool, parts, [&](int64_t part) {
       const int64_t first = count * part / parts, last = count * (part + 1) / parts;
-      table->of<T>().scatter(outgoing, weight, x, senders.get() + first, last - first, &sums[part * units], 0,
-                             synapses.count);
+      kernels.scatter_runs(outgoing, weight, values.get() + first, senders.get() + first, last - first,
+                           part ? &sums[(part - 1) * units] : y);
     });
-    for (int64_t part = 0; part < parts; ++part)
-      for (int64_t i = 0; i < units; ++i) y[i] += sums[part * units + i];
+    for (int64_t part = 1; part < parts; ++part)
+      for (int64_t i = 0; i < units; ++i) y[i] += sums[(part - 1) * units + i];
     return true;
   }
   // A unit's sum has the order of its senders however many ranges there are, so there may be one for each thread.
@@ -100,27 +115,42 @@ bool scatter_few(ffi::ThreadPool& pool, const Synapses& synapses, const Outgoing
       int64_t target = synapses.count * r / ranges;
       return int64_t(*std::lower_bound(synapses.post_ptr, synapses.post_ptr + synapses.num_post, target));
     };
-    table->of<T>().scatter(outgoing, weight, x, senders.get(), count, y, start(range),
-                           start(range + 1));
+    kernels.scatter(outgoing, weight, values.get(), senders.get(), count, y, start(range), start(range + 1));
   });
   return true;
 }
 
-// Column c of x begins at c * stride.
 template <class T>
-void product(ffi::ThreadPool& pool, const Synapses& synapses, const Outgoing& outgoing, const T* weight, const T* x,
-             int64_t stride, int64_t columns, int64_t pitch, T* rows, T* y) {
-  if (columns == 1 && scatter_few(pool, synapses, outgoing, weight, x, y)) return;
-  if (columns > 1)
-    for_units(pool, synapses.num_pre, [&](int64_t begin, int64_t end) {
-      table->of<T>().to_rows(x, columns, stride, rows, pitch, begin, end);
-    });
-  Product<T> work{synapses, weight, columns > 1 ? rows : x, columns, pitch, y};
+void product(ffi::ThreadPool& pool, const Synapses& synapses, const Outgoing& outgoing, const T* weight,
+             const Sent<T>& sent, int64_t columns, int64_t pitch, T* rows, T* y) {
+  if (columns == 1 && scatter_few(pool, synapses, outgoing, weight, sent, y)) return;
+  const Kernels<T>& kernels = table->of<T>();
+  const int64_t split = sent.before_end, rest = synapses.num_pre - split;
+  Product<T> work{synapses, weight, columns > 1 || rest ? rows : sent.x, columns, pitch, y, nullptr};
+  std::vector<uint32_t> bits;
+  // One bit of each sender stays in a cache that all they send does not.
+  if (columns == 1 && kernels.one_bit && synapses.num_pre >= 1 << 14 && synapses.count >= synapses.num_pre) {
+    bits.resize(synapses.num_pre / 32 + 2);
+    if (kernels.one_bit(sent.x, split, bits.data(), 0) && kernels.one_bit(sent.front, rest, bits.data(), split))
+      work.bits = bits.data();
+  }
+  if (columns > 1) {
+    auto to_rows = [&](const T* x, int64_t first, int64_t units) {
+      for_units(pool, units, [&](int64_t begin, int64_t end) {
+        kernels.to_rows(x, columns, sent.stride, rows + first * pitch, pitch, begin, end);
+      });
+    };
+    to_rows(sent.x, 0, split);
+    if (rest) to_rows(sent.front, split, rest);
+  } else if (rest && !work.bits) {
+    std::copy_n(sent.x, split, rows);
+    std::copy_n(sent.front, rest, rows + split);
+  }
   int64_t blocks = blocks_of(synapses.count * pitch, 1 << 16, synapses.count);
   auto start = [&](int64_t block) { return synapses.count * block / blocks; };
   std::vector<T> heads(blocks * columns);
   parallel_for(pool, blocks, [&](int64_t block) {
-    table->of<T>().product(work, start(block), start(block + 1), block == blocks - 1, &heads[block * columns]);
+    kernels.product(work, start(block), start(block + 1), block == blocks - 1, &heads[block * columns]);
   });
   for (int64_t block = 1; block < blocks; ++block) {
     int64_t unit = synapses.post[start(block)];
@@ -202,7 +232,8 @@ ffi::Error by_type(ffi::DataType type, F&& body) {
   return ffi::Error::Success();
 }
 
-// Senders are units in slots of a ring, `slot * units + unit`, from the slot `first` of x on; without it units.
+// Senders are units in slots of a ring, `slot * units + unit`, from the slot `first` of x on and then from its first
+// one on; without `first` they are units.
 ffi::Error Spmv(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post, ffi::AnyBuffer post_ptr,
                 ffi::AnyBuffer pre_ptr, ffi::AnyBuffer by_pre, ffi::AnyBuffer post_by_pre, ffi::AnyBuffer weight,
                 ffi::AnyBuffer x, ffi::AnyBuffer first, ffi::Result<ffi::AnyBuffer> y,
@@ -210,14 +241,32 @@ ffi::Error Spmv(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post, f
   auto size = x.dimensions();
   Synapses synapses = Ids{pre, post, post_ptr}.synapses(int64_t(pre_ptr.element_count()) - 1);
   Outgoing outgoing{data<int32_t>(pre_ptr), data<int32_t>(by_pre), data<int32_t>(post_by_pre), synapses.count};
-  const int64_t begin = first.element_count() ? *data<int32_t>(first) * units : 0;
+  const bool is_ring = first.element_count();
+  const int64_t begin = is_ring ? *data<int32_t>(first) * units : 0;
+  const int64_t before_end = is_ring ? std::min(synapses.num_pre, size[2] - begin) : synapses.num_pre;
   return by_type(x.element_type(), [&](auto zero) {
     typedef decltype(zero) T;
-    for (int64_t i = 0; i < size[0]; ++i)
-      product(pool, synapses, outgoing, data<T>(weight) + i * synapses.count,
-              data<T>(x) + i * size[1] * size[2] + begin, size[2], size[1], rows->dimensions()[1], data<T>(*rows),
-              data<T>(*y) + i * size[1] * synapses.num_post);
+    for (int64_t i = 0; i < size[0]; ++i) {
+      const T* of = data<T>(x) + i * size[1] * size[2];
+      product(pool, synapses, outgoing, data<T>(weight) + i * synapses.count, Sent<T>{of + begin, of, size[2], before_end},
+              size[1], rows->dimensions()[1], data<T>(*rows), data<T>(*y) + i * size[1] * synapses.num_post);
+    }
   });
+}
+
+// Writes what is sent to a slot of a ring, in place.
+ffi::Error Push(ffi::AnyBuffer ring, ffi::AnyBuffer sent, ffi::AnyBuffer pointer, ffi::Result<ffi::AnyBuffer> result) {
+  const auto size = ring.dimensions();
+  const int64_t units = size.back(), slots = size[size.size() - 2], slot = *data<int32_t>(pointer);
+  if (result->untyped_data() != ring.untyped_data())
+    std::memcpy(result->untyped_data(), ring.untyped_data(), ring.size_bytes());
+  if (!sent.element_count()) return ffi::Error::Success();
+  const int64_t at = std::clamp<int64_t>(slot, 0, slots - 1), batch = int64_t(sent.element_count()) / units;
+  const int64_t bytes = int64_t(sent.size_bytes()) / batch;
+  for (int64_t b = 0; b < batch; ++b)
+    std::memcpy(static_cast<char*>(result->untyped_data()) + (b * slots + at) * bytes,
+                static_cast<const char*>(sent.untyped_data()) + b * bytes, bytes);
+  return ffi::Error::Success();
 }
 
 ffi::Error SpmvT(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post, ffi::AnyBuffer post_ptr,
@@ -364,6 +413,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_influence, InfluenceOf,
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<int64_t>("num_cut"));
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_push, Push,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_spmv, Spmv,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
@@ -412,7 +468,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_window, WindowOf,
                                   .Attr<int64_t>("slots"));
 
 // The same number in sparse_etrace/_kernels/native.py.
-extern "C" int sparse_etrace_interface() { return 6; }
+extern "C" int sparse_etrace_interface() { return 7; }
 
 extern "C" const char* sparse_etrace_kernels() {
   return table ? table->name : nullptr;

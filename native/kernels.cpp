@@ -35,6 +35,17 @@ INLINE V load(const T* p) {
   return v;
 }
 
+template <class E, class P>
+INLINE void put(E* to, P value, int64_t count) {
+  if (count == sizeof(P) / sizeof(E)) __builtin_memcpy(to, &value, sizeof value);
+#if VECTOR_BYTES == 64
+  else if constexpr (sizeof(E) == 4) _mm512_mask_storeu_ps(to, (1 << count) - 1, (__m512)value);
+  else if constexpr (sizeof(E) == 8) _mm512_mask_storeu_pd(to, (1 << count) - 1, (__m512d)value);
+#endif
+  else
+    for (int64_t l = 0; l < count; ++l) to[l] = value[l];
+}
+
 // A trace in memory: as it is, or the upper half of a float.
 template <class T>
 struct AsIs {
@@ -128,6 +139,12 @@ struct RowSum {
 template <class T>
 struct RowSum<T, 1> {
   static INLINE void run(const Product<T>& work, int64_t, int64_t s, int64_t last, T* out) {
+#if VECTOR_BYTES == 64
+    if (work.bits) {
+      *out = of_bits(work, s, last);
+      return;
+    }
+#endif
     constexpr int unroll = 8;
     T sum[unroll] = {};
     const int32_t* pre = work.synapses.pre;
@@ -137,6 +154,30 @@ struct RowSum<T, 1> {
     for (; s < last; ++s) sum[0] += work.weight[s] * work.rows[pre[s]];
     *out = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
   }
+#if VECTOR_BYTES == 64
+  static INLINE T of_bits(const Product<T>& work, int64_t s, int64_t last) {
+    constexpr int n = lanes<T>;
+    pack<T, n> sum = {};
+    for (; s < last; s += n) {
+      const uint32_t there = last - s < n ? (1 << (last - s)) - 1 : (1 << n) - 1;
+      if constexpr (n == 16) {
+        const __m512i at = _mm512_maskz_loadu_epi32(there, work.synapses.pre + s);
+        const __m512i word = _mm512_i32gather_epi32(_mm512_srli_epi32(at, 5), work.bits, 4);
+        const __m512i bit = _mm512_sllv_epi32(_mm512_set1_epi32(1), _mm512_and_si512(at, _mm512_set1_epi32(31)));
+        const __mmask16 sent = _mm512_mask_test_epi32_mask(there, word, bit);
+        sum += (pack<T, n>)_mm512_maskz_loadu_ps(sent, work.weight + s);
+      } else {
+        const __m256i at = _mm256_maskz_loadu_epi32(there, work.synapses.pre + s);
+        const __m256i word = _mm256_i32gather_epi32(reinterpret_cast<const int*>(work.bits), _mm256_srli_epi32(at, 5), 4);
+        const __m256i bit = _mm256_sllv_epi32(_mm256_set1_epi32(1), _mm256_and_si256(at, _mm256_set1_epi32(31)));
+        const __mmask8 sent = _mm256_mask_test_epi32_mask(there, word, bit);
+        sum += (pack<T, n>)_mm512_maskz_loadu_pd(sent, work.weight + s);
+      }
+    }
+    if constexpr (n == 16) return _mm512_reduce_add_ps((__m512)sum);
+    else return _mm512_reduce_add_pd((__m512d)sum);
+  }
+#endif
 };
 
 template <class T, int G>
@@ -161,32 +202,61 @@ void product(const Product<T>& work, int64_t begin, int64_t end, bool last, T* h
   for (int64_t c = 0; c < work.columns; c += 16) product_group<T, 16>(work, c, begin, end, last, head);
 }
 
+// Those of n numbers that are not zero.
 template <class T>
-int64_t active(const T* x, int64_t n, const int32_t* pre_ptr, int64_t limit, int32_t* senders) {
+INLINE int64_t not_zero(const T* x, int64_t n, int32_t first, int32_t* found) {
   constexpr int width = lanes<T>;
+  int64_t count = 0, j = 0;
+#if VECTOR_BYTES == 64
+  const __m512i up = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  for (; j + width <= n; j += width) {
+    uint32_t is_any;
+    if constexpr (sizeof(T) == 4) is_any = _mm512_cmp_ps_mask(_mm512_loadu_ps(x + j), __m512{}, _CMP_NEQ_UQ);
+    else is_any = _mm512_cmp_pd_mask(_mm512_loadu_pd(x + j), __m512d{}, _CMP_NEQ_UQ);
+    const __m512i at = _mm512_add_epi32(up, _mm512_set1_epi32(first + int32_t(j)));
+    _mm512_storeu_si512(found + count, _mm512_maskz_compress_epi32(is_any, at));
+    count += __builtin_popcount(is_any);
+  }
+#else
   typedef pack<uint64_t, VECTOR_BYTES / 8> Bits;
-  int64_t count = 0, sent = 0;
-  auto look = [&](int64_t j) __attribute__((always_inline)) {
-    if (x[j] == 0 || pre_ptr[j] == pre_ptr[j + 1]) return;
-    sent += pre_ptr[j + 1] - pre_ptr[j];
-    if (sent <= limit) senders[count++] = int32_t(j);
-  };
-  int64_t j = 0;
-  for (; j + width <= n && sent <= limit; j += width) {
+  for (; j + width <= n; j += width) {
     Bits bits = load<Bits>(reinterpret_cast<const uint64_t*>(x + j));
     uint64_t any = 0;
 #pragma GCC unroll 8
     for (int i = 0; i < VECTOR_BYTES / 8; ++i) any |= bits[i];
     if (any)
-      for (int64_t k = j; k < j + width; ++k) look(k);
+      for (int64_t k = j; k < j + width; ++k)
+        if (x[k] != 0) found[count++] = first + int32_t(k);
   }
-  for (; j < n && sent <= limit; ++j) look(j);
-  return sent <= limit ? count : -1;
+#endif
+  for (; j < n; ++j)
+    if (x[j] != 0) found[count++] = first + int32_t(j);
+  return count;
 }
 
 template <class T>
-void scatter(const Outgoing& outgoing, const T* weight, const T* x, const int32_t* senders, int64_t num_senders, T* y,
-             int64_t begin, int64_t end) {
+int64_t active(const T* x, int64_t first, int64_t n, const int32_t* pre_ptr, int64_t limit, int32_t* senders,
+               T* values) {
+  constexpr int64_t at_once = 1024;
+  int32_t found[at_once + lanes<float>];
+  int64_t count = 0, sent = 0;
+  for (int64_t j = 0; j < n; j += at_once) {
+    const int64_t some = not_zero(x + j, min(at_once, n - j), int32_t(first + j), found);
+    for (int64_t i = 0; i < some; ++i) {
+      const int32_t sender = found[i], synapses = pre_ptr[sender + 1] - pre_ptr[sender];
+      sent += synapses;
+      if (sent > limit) return -1;
+      senders[count] = sender;
+      values[count] = x[sender - first];
+      count += synapses > 0;
+    }
+  }
+  return count;
+}
+
+template <class T>
+void scatter(const Outgoing& outgoing, const T* weight, const T* values, const int32_t* senders, int64_t num_senders,
+             T* y, int64_t begin, int64_t end) {
   constexpr int64_t ahead = 16, few = 8;
   const int32_t *by_pre = outgoing.by_pre, *ptr = outgoing.pre_ptr;
   // What later senders will need is fetched early: where their synapses begin, these, and the weights of the first.
@@ -209,12 +279,54 @@ void scatter(const Outgoing& outgoing, const T* weight, const T* x, const int32_
       if (by_pre[middle] < begin) low = middle + 1;
       else high = middle;
     }
-    T value = x[senders[i]];
+    T value = values[i];
     for (; low < last && by_pre[low] < end; ++low) {
       if (low + ahead < last) __builtin_prefetch(weight + by_pre[low + ahead]);
       y[outgoing.post[low]] += weight[by_pre[low]] * value;
     }
   }
+}
+
+// Senders of few synapses: these are copied together, by whole vectors, before any of them is added, as the end of each
+// short loop would be guessed wrong.
+template <class T>
+void scatter_runs(const Outgoing& outgoing, const T* weight, const T* values, const int32_t* senders,
+                  int64_t num_senders, T* y) {
+  constexpr int64_t n = lanes<int32_t>, room = 1024, ahead = 8;
+  typedef pack<int32_t, n> I;
+  const int32_t* ptr = outgoing.pre_ptr;
+  int32_t at[room + n], post[room + n];
+  T value[room + n];
+  int64_t filled = 0;
+  auto add = [&] {
+    for (int64_t i = 0; i < filled; ++i) y[post[i]] += weight[at[i]] * value[i];
+    filled = 0;
+  };
+  for (int64_t i = 0; i < num_senders; ++i) {
+    if (i + 2 * ahead < num_senders) __builtin_prefetch(ptr + senders[i + 2 * ahead]);
+    if (i + ahead < num_senders) {
+      __builtin_prefetch(outgoing.by_pre + ptr[senders[i + ahead]]);
+      __builtin_prefetch(outgoing.post + ptr[senders[i + ahead]]);
+    }
+    const int64_t last = ptr[senders[i] + 1];
+    for (int64_t s = ptr[senders[i]]; s < last; s += n) {
+      const int64_t count = min(n, last - s);
+      if (s + n <= outgoing.count) {
+        put(at + filled, load<I>(outgoing.by_pre + s), n);
+        put(post + filled, load<I>(outgoing.post + s), n);
+      } else {
+        for (int64_t l = 0; l < count; ++l) {
+          at[filled + l] = outgoing.by_pre[s + l];
+          post[filled + l] = outgoing.post[s + l];
+        }
+      }
+      for (int l = 0; l < n; ++l) value[filled + l] = values[i];
+      for (int64_t l = 0; l < count; ++l) __builtin_prefetch(weight + at[filled + l]);
+      filled += count;
+      if (filled > room - n) add();
+    }
+  }
+  add();
 }
 
 template <class T, int G>
@@ -287,17 +399,6 @@ INLINE auto get(const typename Store::type* from, int64_t count) {
   return Store::get(rest);
 }
 
-template <class E, class P>
-INLINE void put(E* to, P value, int64_t count) {
-  if (count == sizeof(P) / sizeof(E)) __builtin_memcpy(to, &value, sizeof value);
-#if VECTOR_BYTES == 64
-  else if constexpr (sizeof(E) == 4) _mm512_mask_storeu_ps(to, (1 << count) - 1, (__m512)value);
-  else if constexpr (sizeof(E) == 8) _mm512_mask_storeu_pd(to, (1 << count) - 1, (__m512d)value);
-#endif
-  else
-    for (int64_t l = 0; l < count; ++l) to[l] = value[l];
-}
-
 template <class T>
 bool to_bits(const T* x, int64_t times, int64_t stride, uint8_t* bits, int64_t bytes, int64_t begin, int64_t end) {
   constexpr int n = lanes<T>;
@@ -320,6 +421,36 @@ bool to_bits(const T* x, int64_t times, int64_t stride, uint8_t* bits, int64_t b
   }
   return true;
 }
+
+#if VECTOR_BYTES == 64
+// One bit for each of n numbers, from the bit `first` on, which is 0 as all after it; false where any is neither 0 nor 1.
+template <class T>
+bool one_bit(const T* x, int64_t n, uint32_t* words, int64_t first) {
+  uint32_t is_other = 0;
+  uint8_t* const bytes = reinterpret_cast<uint8_t*>(words);
+  for (int64_t i = 0; i < n && !is_other; i += lanes<T>) {
+    const uint32_t there = n - i < lanes<T> ? (1 << (n - i)) - 1 : (1 << lanes<T>) - 1;
+    uint32_t is_one, is_any;
+    if constexpr (sizeof(T) == 4) {
+      const __m512 now = _mm512_maskz_loadu_ps(there, x + i);
+      is_one = _mm512_cmp_ps_mask(now, _mm512_set1_ps(1), _CMP_EQ_OQ);
+      is_any = _mm512_cmp_ps_mask(now, __m512{}, _CMP_NEQ_UQ);
+    } else {
+      const __m512d now = _mm512_maskz_loadu_pd(there, x + i);
+      is_one = _mm512_cmp_pd_mask(now, _mm512_set1_pd(1), _CMP_EQ_OQ);
+      is_any = _mm512_cmp_pd_mask(now, __m512d{}, _CMP_NEQ_UQ);
+    }
+    is_other |= is_any & ~is_one;
+    // In little-endian bytes, of which an unaligned word holds all bits of a vector.
+    uint32_t word;
+    uint8_t* const to = bytes + (first + i) / 8;
+    __builtin_memcpy(&word, to, sizeof word);
+    word |= is_one << (first + i) % 8;
+    __builtin_memcpy(to, &word, sizeof word);
+  }
+  return !is_other;
+}
+#endif
 
 // The lanes of a vector are steps, then synapses. The coefficients of a unit lie as carried (A x A), signal (A), and for
 // each variable the steps of entering, and the steps of direct, padded with zeros to a multiple of 16. Fixed: that
@@ -918,9 +1049,15 @@ template <class T>
 constexpr Kernels<T> kernels() {
   return {to_rows<T>,
           has_tables<T> ? to_bits<T> : nullptr,
+#if VECTOR_BYTES == 64
+          one_bit<T>,
+#else
+          nullptr,
+#endif
           active<T>,
           product<T>,
           scatter<T>,
+          scatter_runs<T>,
           transposed<T>,
           {window<T, AsIs<T>, 0>, window<T, AsIs<T>, 1>, window<T, AsIs<T>, 2>, window<T, AsIs<T>, 3>},
           {},

@@ -29,6 +29,7 @@ struct Product {
   const T* rows;
   int64_t columns, pitch;
   T* y;
+  const uint32_t* bits;  // of one column of spikes, one for each sender, in the place of rows, or null
 };
 
 // A window of steps: next[a] = carried[a, b] trace[b] + sum over k of entering[k, a] x[k], and the gradient
@@ -90,12 +91,20 @@ struct Kernels {
   void (*to_rows)(const T* x, int64_t columns, int64_t stride, T* rows, int64_t pitch, int64_t begin, int64_t end);
   // The same in bits, so many bytes for each unit; false where anything is neither 0 nor 1. Null: no windows of bits.
   bool (*to_bits)(const T* x, int64_t times, int64_t stride, uint8_t* bits, int64_t bytes, int64_t begin, int64_t end);
-  // Lists those of n senders that send anything and have synapses; -1 if they have more than `limit` together.
-  int64_t (*active)(const T* x, int64_t n, const int32_t* pre_ptr, int64_t limit, int32_t* senders);
+  // One bit for each of n numbers, from the bit `first` on, where all are 0 yet; false where anything is neither 0 nor
+  // 1. Writes up to four bytes behind. Null: no products of bits.
+  bool (*one_bit)(const T* x, int64_t n, uint32_t* words, int64_t first);
+  // Lists those of the senders from `first` on, which send the n numbers x, that send anything and have synapses, and
+  // what they send; -1 if they have more than `limit` synapses together, up to which there is room, and one.
+  int64_t (*active)(const T* x, int64_t first, int64_t n, const int32_t* pre_ptr, int64_t limit, int32_t* senders,
+                    T* values);
   void (*product)(const Product<T>& work, int64_t begin, int64_t end, bool last, T* head);
   // y += what the listed senders send to the units whose synapses are begin .. end.
-  void (*scatter)(const Outgoing& outgoing, const T* weight, const T* x, const int32_t* senders, int64_t num_senders,
-                  T* y, int64_t begin, int64_t end);
+  void (*scatter)(const Outgoing& outgoing, const T* weight, const T* values, const int32_t* senders,
+                  int64_t num_senders, T* y, int64_t begin, int64_t end);
+  // The same for all units, where each of them has few synapses.
+  void (*scatter_runs)(const Outgoing& outgoing, const T* weight, const T* values, const int32_t* senders,
+                       int64_t num_senders, T* y);
   // into[pre, c] += weight * y[c, post].
   void (*transposed)(const Synapses& synapses, const T* weight, const T* y, int64_t columns, int64_t pitch, T* into,
                      int64_t begin, int64_t end);

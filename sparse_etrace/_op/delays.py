@@ -1,11 +1,11 @@
 """Delays of synapses: what was sent lies in one ring, which moves by a pointer and not by a copy.
 
-A ring of D = 3 slots is written twice, so that the last D that were sent lie together from the pointer on, the oldest
-first. Here were sent a, b, c, d in turns; d is read with delay 1, b with delay 3:
+From the pointer on, and after the last slot from the first one on, lies what was sent, the oldest first. In a ring of
+D = 3 slots were sent a, b, c, d in turns; d is read with delay 1, b with delay 3:
 
-    slot       0  1  2  3  4  5
-    values     d  b  c  d  b  c
-    pointer       ^                 next is written to slots 1 and 4
+    slot       0  1  2
+    values     d  b  c
+    pointer       ^        next is written to slot 1
 
 A synapse reads unit `pre` of the slot `D - delay` behind the pointer: a sender among `D * num_pre`.
 """
@@ -22,6 +22,7 @@ from jaxtyping import Array, Inexact, Int, PyTree
 
 from .._graph.connectivity import MAX_INDEX, Connectivity, from_slots, host_array
 from .._graph.graph import Graph
+from .._kernels.ring import push, slots_of
 from .._numbers import positive
 from .weights import check_shape
 
@@ -35,8 +36,7 @@ class Ring(eqx.Module):
     next step. No trace follows it, as it reaches the future through the op alone.
 
     Attributes:
-        values: `(*batch, 2 * depth, num_pre)`, with features `(*batch, features, 2 * depth, num_pre)`; each half holds
-            the same.
+        values: `(*batch, depth, num_pre)`, with features `(*batch, features, depth, num_pre)`.
         pointer: where the next is written, int32, without axes unless `vmap` gives it any.
         axis: that of the op.
         reach: how many steps back an op reads that is given it; None for all.
@@ -52,7 +52,7 @@ class Ring(eqx.Module):
         [7.0, 5.0]
     """
 
-    values: Inexact[Array, "*batch two_turns pre"]
+    values: Inexact[Array, "*batch slots pre"]
     pointer: Int[Array, "..."]
     axis: int = eqx.field(static=True, default=-1)
     reach: int | None = eqx.field(static=True, default=None)
@@ -60,7 +60,7 @@ class Ring(eqx.Module):
     @property
     def slots(self) -> int:
         """How many steps back it holds."""
-        return self.values.shape[-2] // 2
+        return self.values.shape[-2]
 
     @property
     def depth(self) -> int:
@@ -87,13 +87,13 @@ class Ring(eqx.Module):
     @property
     def first(self) -> Int[Array, "..."]:
         """The slot from which on those are that are read."""
-        return self.pointer + (self.slots - self.depth)
+        return (self.pointer + (self.slots - self.depth)) % self.slots
 
     def last(self, count: int) -> Inexact[Array, "*batch count pre"]:
         """The last that were sent, the oldest first."""
 
         def one(values: Array, pointer: Array) -> Array:
-            return jax.lax.dynamic_slice_in_dim(values, pointer + (self.slots - count), count, axis=-2)
+            return slots_of(values, (pointer + (self.slots - count)) % self.slots, count)
 
         return _mapped(one, self.pointer)(self.values, self.pointer)
 
@@ -101,6 +101,10 @@ class Ring(eqx.Module):
     def newest(self) -> Inexact[Array, "..."]:
         """What was sent last, `(*batch, num_pre)`, with features behind."""
         return _flat(self.last(1), self.axis)
+
+    def before(self, steps: int) -> "Ring":
+        """The ring of which the newest was sent so many steps ago, for an op that reads that alone."""
+        return Ring(self.values, (self.pointer + (self.slots - steps + 1)) % self.slots, self.axis, 1)
 
     @property
     def recent(self) -> Inexact[Array, "..."]:
@@ -122,12 +126,7 @@ class Ring(eqx.Module):
         hint = "Make the ring with the batch axes (and features) of what is sent: op.ring(*batch)."
         check_shape("sent", sent.shape, (*front, units), f"{hint} Features come before units here.")
 
-        def write(values: Array, pointer: Array, sent: Array) -> Array:
-            for at in (pointer, pointer + self.slots):
-                values = jax.lax.dynamic_update_slice_in_dim(values, sent[..., None, :], at, axis=-2)
-            return values
-
-        values = _mapped(write, self.pointer)(self.values, self.pointer, sent)
+        values = _mapped(push, self.pointer)(self.values, sent, self.pointer)
         return Ring(values, (self.pointer + 1) % self.slots, self.axis)
 
 
@@ -175,7 +174,7 @@ def sends(silence: Array, *params: Any, depth: int = 0) -> Array | Ring:
     if not depth:
         return silence
     *front, units = silence.shape
-    return Ring(jnp.zeros((*front, 2 * depth, units), silence.dtype), jnp.zeros((), jnp.int32))
+    return Ring(jnp.zeros((*front, depth, units), silence.dtype), jnp.zeros((), jnp.int32))
 
 
 def sent(before: Array | Ring, now: Array) -> Array | Ring:
@@ -183,9 +182,9 @@ def sent(before: Array | Ring, now: Array) -> Array | Ring:
     return before.push(now) if isinstance(before, Ring) else now
 
 
-def sent_before(x: Array | Ring, steps: int) -> Array:
-    """What was sent so many steps ago; without a ring, in the last."""
-    return _flat(x.last(steps)[..., :1, :], x.axis) if isinstance(x, Ring) else x
+def late(x: Array | Ring, steps: int, param: Any) -> Array | Ring:
+    """What a parameter reads so many steps late where it has no delays of its own, and the spikes are in a ring."""
+    return x if longest(param) or not isinstance(x, Ring) else x.before(steps)
 
 
 def each(x: Any) -> Any:

@@ -196,7 +196,7 @@ class SpMatMulOp(ETraceOp):
                 f"features: expected {'none' if self.axis == -1 else 'their number'} with axis={self.axis}, got "
                 f"{features}. They are what axis=-2 carries along."
             )
-        inner = *(() if features is None else (features,)), 2 * self.delays.depth, self.connectivity.num_pre
+        inner = *(() if features is None else (features,)), self.delays.depth, self.connectivity.num_pre
         return Ring(jnp.zeros((*batch, *inner), dtype), jnp.zeros((), jnp.int32), self.axis)
 
     @property
@@ -230,7 +230,7 @@ class SpMatMulOp(ETraceOp):
                 )
             return Ring(x.values, x.pointer, x.axis, depth)
         if not self.gated:
-            return jnp.asarray(x)
+            return x.before(1) if isinstance(x, Ring) else jnp.asarray(x)
         count = self.connectivity.num_synapses
         if not isinstance(x, tuple | list) or len(x) != 2 or jnp.shape(x[1])[-1:] != (count,):
             got = jax.tree.map(jnp.shape, x)

@@ -215,7 +215,8 @@ def current(inp: ETraceParam | None, x: PyTree, rec: ETraceParam | None, h: Arra
             "it with None."
         )
     total = jnp.zeros_like(h)
-    for name, param, given in (("inp", inp, x), ("rec", rec, ring if longest(rec) else h)):
+    reads_rings = longest(rec) or isinstance(getattr(rec, "op", None), SpMatMulOp)
+    for name, param, given in (("inp", inp, x), ("rec", rec, ring if reads_rings else h)):
         if param is not None:
             total = total + fitted(name, param(given), h)
     return total

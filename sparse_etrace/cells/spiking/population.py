@@ -13,7 +13,7 @@ from jaxtyping import Array
 from ... import surrogate
 from ..._kernels.elementwise import fused
 from ..._numbers import positive, real
-from ..._op.delays import Ring, longest, sends, sent, sent_before
+from ..._op.delays import Ring, late, longest, sends, sent
 from ..._op.initial import check_key
 from ..._op.param import ETraceParam, Fixed
 from ..cell import Units, awake, current, fits, fitted, onto, senders, silenced, silent_steps, unit_shape
@@ -227,8 +227,7 @@ class Population(eqx.Module):
         line, found = v if state.z is None else state.z, {}
         for name in self.synapses:
             inp, y, rec = self.inp.get(name), given.get(name), self.rec.get(name)
-            z = line if longest(rec) else sent_before(line, self.delay + 1)
-            found[name] = current(inp, y if inp is not None else None, rec, z)
+            found[name] = current(inp, y if inp is not None else None, rec, late(line, self.delay + 1, rec))
             if inp is None and y is not None:
                 found[name] = found[name] + fitted(f"x[{name!r}]", jnp.asarray(y), v)
         return found
