@@ -95,14 +95,14 @@ bool scatter_few(ffi::ThreadPool& pool, const Synapses& synapses, const Outgoing
     count += more;
   }
   std::fill_n(y, synapses.num_post, T(0));
-  if (sent < 16 * count) {
+  if (sent >= 4096 && sent < 16 * count) {
     // Senders with few synapses each, as units in one slot of a ring: every part of them adds to sums of its own.
-    const int64_t parts = sent < 1 << 15 ? 1 : 4, units = synapses.num_post;
+    const int64_t parts = sent < 1 << 15 ? 2 : 4, units = synapses.num_post;
     std::vector<T> sums((parts - 1) * units);
     parallel_for(pool, parts, [&](int64_t part) {
       const int64_t first = count * part / parts, last = count * (part + 1) / parts;
-      kernels.scatter_runs(outgoing, weight, values.get() + first, senders.get() + first, last - first,
-                           part ? &sums[(part - 1) * units] : y);
+      kernels.scatter(outgoing, weight, values.get() + first, senders.get() + first, last - first,
+                      part ? &sums[(part - 1) * units] : y, 0, synapses.count);
     });
     for (int64_t part = 1; part < parts; ++part)
       for (int64_t i = 0; i < units; ++i) y[i] += sums[(part - 1) * units + i];

@@ -35,17 +35,6 @@ INLINE V load(const T* p) {
   return v;
 }
 
-template <class E, class P>
-INLINE void put(E* to, P value, int64_t count) {
-  if (count == sizeof(P) / sizeof(E)) __builtin_memcpy(to, &value, sizeof value);
-#if VECTOR_BYTES == 64
-  else if constexpr (sizeof(E) == 4) _mm512_mask_storeu_ps(to, (1 << count) - 1, (__m512)value);
-  else if constexpr (sizeof(E) == 8) _mm512_mask_storeu_pd(to, (1 << count) - 1, (__m512d)value);
-#endif
-  else
-    for (int64_t l = 0; l < count; ++l) to[l] = value[l];
-}
-
 // A trace in memory: as it is, or the upper half of a float.
 template <class T>
 struct AsIs {
@@ -287,48 +276,6 @@ void scatter(const Outgoing& outgoing, const T* weight, const T* values, const i
   }
 }
 
-// Senders of few synapses: these are copied together, by whole vectors, before any of them is added, as the end of each
-// short loop would be guessed wrong.
-template <class T>
-void scatter_runs(const Outgoing& outgoing, const T* weight, const T* values, const int32_t* senders,
-                  int64_t num_senders, T* y) {
-  constexpr int64_t n = lanes<int32_t>, room = 1024, ahead = 8;
-  typedef pack<int32_t, n> I;
-  const int32_t* ptr = outgoing.pre_ptr;
-  int32_t at[room + n], post[room + n];
-  T value[room + n];
-  int64_t filled = 0;
-  auto add = [&] {
-    for (int64_t i = 0; i < filled; ++i) y[post[i]] += weight[at[i]] * value[i];
-    filled = 0;
-  };
-  for (int64_t i = 0; i < num_senders; ++i) {
-    if (i + 2 * ahead < num_senders) __builtin_prefetch(ptr + senders[i + 2 * ahead]);
-    if (i + ahead < num_senders) {
-      __builtin_prefetch(outgoing.by_pre + ptr[senders[i + ahead]]);
-      __builtin_prefetch(outgoing.post + ptr[senders[i + ahead]]);
-    }
-    const int64_t last = ptr[senders[i] + 1];
-    for (int64_t s = ptr[senders[i]]; s < last; s += n) {
-      const int64_t count = min(n, last - s);
-      if (s + n <= outgoing.count) {
-        put(at + filled, load<I>(outgoing.by_pre + s), n);
-        put(post + filled, load<I>(outgoing.post + s), n);
-      } else {
-        for (int64_t l = 0; l < count; ++l) {
-          at[filled + l] = outgoing.by_pre[s + l];
-          post[filled + l] = outgoing.post[s + l];
-        }
-      }
-      for (int l = 0; l < n; ++l) value[filled + l] = values[i];
-      for (int64_t l = 0; l < count; ++l) __builtin_prefetch(weight + at[filled + l]);
-      filled += count;
-      if (filled > room - n) add();
-    }
-  }
-  add();
-}
-
 template <class T, int G>
 INLINE void transposed_group(const Synapses& synapses, const T* weight, const T* y, int64_t columns, int64_t pitch,
                              int64_t column, T* into, int64_t begin, int64_t end) {
@@ -397,6 +344,17 @@ INLINE auto get(const typename Store::type* from, int64_t count) {
   typename Store::type rest[n] = {};
   for (int64_t l = 0; l < count; ++l) rest[l] = from[l];
   return Store::get(rest);
+}
+
+template <class E, class P>
+INLINE void put(E* to, P value, int64_t count) {
+  if (count == sizeof(P) / sizeof(E)) __builtin_memcpy(to, &value, sizeof value);
+#if VECTOR_BYTES == 64
+  else if constexpr (sizeof(E) == 4) _mm512_mask_storeu_ps(to, (1 << count) - 1, (__m512)value);
+  else if constexpr (sizeof(E) == 8) _mm512_mask_storeu_pd(to, (1 << count) - 1, (__m512d)value);
+#endif
+  else
+    for (int64_t l = 0; l < count; ++l) to[l] = value[l];
 }
 
 template <class T>
@@ -1057,7 +1015,6 @@ constexpr Kernels<T> kernels() {
           active<T>,
           product<T>,
           scatter<T>,
-          scatter_runs<T>,
           transposed<T>,
           {window<T, AsIs<T>, 0>, window<T, AsIs<T>, 1>, window<T, AsIs<T>, 2>, window<T, AsIs<T>, 3>},
           {},

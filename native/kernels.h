@@ -102,9 +102,6 @@ struct Kernels {
   // y += what the listed senders send to the units whose synapses are begin .. end.
   void (*scatter)(const Outgoing& outgoing, const T* weight, const T* values, const int32_t* senders,
                   int64_t num_senders, T* y, int64_t begin, int64_t end);
-  // The same for all units, where each of them has few synapses.
-  void (*scatter_runs)(const Outgoing& outgoing, const T* weight, const T* values, const int32_t* senders,
-                       int64_t num_senders, T* y);
   // into[pre, c] += weight * y[c, post].
   void (*transposed)(const Synapses& synapses, const T* weight, const T* y, int64_t columns, int64_t pitch, T* into,
                      int64_t begin, int64_t end);

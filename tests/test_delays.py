@@ -1,5 +1,6 @@
 """Delays of synapses, against networks in which each synapse has a line of its own."""
 
+import functools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -300,6 +301,36 @@ def test_many_senders_of_few_synapses():
     y = se.SpMatMulOp(conn).xw_to_y(jnp.asarray(x, jnp.float32), {"weight": jnp.asarray(weight, jnp.float32)})
     expected = np.bincount(conn.post, weight * x[np.asarray(conn.pre)], minlength=50)
     assert oracles.relative_error(y, expected) < 1e-5
+
+
+@pytest.mark.parametrize("share, graded", [(0.002, True), (0.5, False), (0.5, True)])
+@float64
+def test_large_rings(share, graded):
+    """Forward, through time and over a batch, in which senders of a slot fill no whole words and the ring turns."""
+    rng, units, slots, count, steps = np.random.default_rng(0), 4999, 5, 30_000, 8
+    pre, post = rng.integers(units, size=(2, count))
+    delay, weight = rng.integers(1, slots + 1, count), rng.normal(size=count)
+    graph = se.from_edges(pre, post, weight, shape=(units, units), edge_attrs={"delay": delay}, dtype=float)
+    op, silent = se.SpMatMulOp(graph), np.zeros((slots, units))
+    sent = rng.normal(size=(steps, units)) * (rng.random((steps, units)) < share)
+    sent = sent if graded else (sent != 0).astype(float)
+    line, signal = np.concatenate([silent, sent]), rng.normal(size=(steps, units))
+    expected = [np.bincount(post, weight * line[slots + t + 1 - delay, pre], units) for t in range(steps)]
+    taught = np.zeros_like(line)
+    for t in range(steps):
+        np.add.at(taught, (slots + t + 1 - delay, pre), weight * signal[t, post])
+
+    def step(ring, z):
+        ring = ring.push(z)
+        return ring, op.xw_to_y(op.read(ring), {"weight": graph.weight})
+
+    run = lambda ring, sent: jax.lax.scan(step, ring, sent)[1]
+    y, back = jax.vjp(jax.jit(functools.partial(run, op.ring())), jnp.asarray(sent))
+    assert oracles.relative_error(y, np.array(expected)) < TOLERANCE
+    assert oracles.relative_error(back(jnp.asarray(signal))[0], taught[slots:]) < TOLERANCE
+    many = run(op.ring(2), jnp.asarray(np.stack([sent, sent[::-1]], 1)))
+    assert oracles.relative_error(many[:, 0], np.array(expected)) < TOLERANCE
+    assert oracles.relative_error(many[:, 1], run(op.ring(), jnp.asarray(sent[::-1]))) < TOLERANCE
 
 
 def test_order_of_the_weights():

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from ... import surrogate
 from ..._kernels.elementwise import fused
 from ..._numbers import positive, real
-from ..._op.delays import Ring, late, longest, sends, sent
+from ..._op.delays import Ring, late, sends, sent
 from ..._op.initial import check_key
 from ..._op.param import ETraceParam, Fixed
 from ..cell import Units, awake, current, fits, fitted, onto, senders, silenced, silent_steps, unit_shape
