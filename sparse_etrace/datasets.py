@@ -5,10 +5,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import NamedTuple, SupportsIndex
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ._arrays import on_device
 from ._graph.connectivity import MAX_INDEX, Connectivity, canonical_order, expand_ptr
 from ._graph.graph import Graph
 from ._graph.matrices import from_edges
@@ -234,7 +234,7 @@ def _eye_synapses(
     shape = (num_neurons, num_neurons)
     order, connectivity = canonical_order(pre[:end], expand_ptr(degree.cumsum()), shape)
     del pre
-    return connectivity, jnp.asarray(weight[order])
+    return connectivity, on_device(weight[order])
 
 
 def _folder(name: str) -> Traversable:

@@ -23,6 +23,7 @@ HOUSE = {
     "_types": "",
     "_library": "",
     "_numbers": "",
+    "_arrays": "",
     "_sums": "",
     "_varying": "",
     "_text": "",

@@ -419,3 +419,17 @@ def test_models_of_the_suite_inside_jit_and_split(x64, kind):
         return jnp.concatenate([first[0], second[0]]), jax.tree.map(jnp.add, first[1], second[1])
 
     assert relative_error(two(case.model, carry), whole[:2]) < 1e-12
+
+
+@pytest.mark.parametrize("learner", [se.D_RTRL(), se.SnAp(2)], ids=["traces", "influences"])
+def test_a_start_compiles_nothing(learner, caplog):
+    """XLA takes longer for one array of a shape of its own than the rest of `init` does."""
+    pre, post = np.random.default_rng(0).integers(0, 23, (2, 71))
+    inp = se.ETraceParam({"weight": jax.device_put(np.ones((3, 23), np.float32))}, se.MatMulOp())
+    with jax.log_compiles():
+        graph = se.from_edges(pre, post, np.ones(71), shape=(23, 23))
+    rec = se.ETraceParam({"weight": graph.weight}, se.SpMatMulOp(graph))
+    cell = se.cells.LeakyRate(23, inp, rec, decay=0.9)
+    with jax.log_compiles():
+        learner.init(cell, cell.init_state(), np.ones(3, np.float32))
+    assert not [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]

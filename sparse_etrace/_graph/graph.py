@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Float, Real
 
+from .._arrays import on_device
 from .._types import Column
 from .connectivity import Connectivity, host_array
 from .labels import as_labels, label_index
@@ -206,7 +207,7 @@ class Graph(eqx.Module):
         total = np.bincount(which, weight.astype(np.float64), pairs.size)
         types = Connectivity.from_edges(pairs % size, pairs // size, (len(labels), len(labels)))
         attrs = {"cells": np.bincount(of, minlength=len(labels))}, {"synapses": count}
-        return Graph(types, jnp.asarray(total, jnp.promote_types(self.weight.dtype, jnp.float32)), labels, *attrs)
+        return Graph(types, on_device(total, jnp.promote_types(self.weight.dtype, jnp.float32)), labels, *attrs)
 
     def with_weight(self, weight: Column) -> "Graph":
         """Return this graph with other weights; synapses, labels and attributes stay. May be traced.
@@ -226,7 +227,7 @@ class Graph(eqx.Module):
             >>> se.from_edges(["a"], ["b"], labels=["a", "b"]).with_weight([0.5]).to_networkx().edges["a", "b"]
             {'weight': 0.5}
         """
-        weight = _fit(jnp.asarray(weight), self.connectivity.num_synapses)
+        weight = _fit(on_device(weight), self.connectivity.num_synapses)
         if jnp.issubdtype(weight.dtype, jnp.complexfloating):
             raise TypeError(f"weight: expected real numbers, got {weight.dtype}. Convert them first.")
         if not jnp.issubdtype(weight.dtype, jnp.floating):
@@ -306,7 +307,7 @@ class Graph(eqx.Module):
             >>> se.from_edges([0], [1], [2.0]).to_bcoo().indices.tolist()
             [[0, 1]]
         """
-        conn, values = self.connectivity, jnp.asarray(self._values(weight))
+        conn, values = self.connectivity, on_device(self._values(weight))
         return BCOO((values, jnp.stack([conn.pre, conn.post], axis=-1)), shape=conn.shape)
 
     def to_dense(
@@ -328,7 +329,7 @@ class Graph(eqx.Module):
             >>> se.from_edges([0, 0], [1, 1], [2.0, 3.0]).to_dense().tolist()
             [[0.0, 5.0], [0.0, 0.0]]
         """
-        conn, values = self.connectivity, jnp.asarray(self._values(weight))
+        conn, values = self.connectivity, on_device(self._values(weight))
         return jnp.zeros(conn.shape, values.dtype).at[conn.pre, conn.post].add(values)
 
     def _values(self, weight: Array | np.ndarray | None) -> Array | np.ndarray:

@@ -9,6 +9,7 @@ from jax.experimental.sparse import BCOO, BCSR, CSR
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
+from .._arrays import on_device
 from .build import Policies, build_graph
 from .connectivity import Connectivity, canonical_order, expand_ptr, host_array
 from .edges import from_dataframe as from_dataframe, from_edges as from_edges
@@ -42,7 +43,7 @@ def matrix_connectivity(M: Any) -> tuple[Connectivity, Int[Array, " num_synapses
     """
     pre, post, _, slot = _entries(M)
     order, connectivity = canonical_order(pre, post, M.shape)
-    return connectivity, jnp.asarray(order if slot is None else slot[order], jnp.int32)
+    return connectivity, on_device(order if slot is None else slot[order], jnp.int32)
 
 
 def from_scipy(A: Any, *, duplicates: str = "keep", self_loops: str = "keep", dtype: DTypeLike = jnp.float32) -> Graph:

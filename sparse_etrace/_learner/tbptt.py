@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
+from .._arrays import blank
 from .._model.batch_axes import axes_of, restarted
 from .._model.origin import origin_of
 from .._model.program import is_inexact, is_key
@@ -111,9 +112,9 @@ class Sliding(Engine):
         def room(leaf: ArrayLike | jax.ShapeDtypeStruct) -> Array:
             leaf = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
             shape = (self.steps - 1, *leaf.shape)
-            return jax.random.split(jax.random.key(0), shape) if is_key(leaf) else jnp.zeros(shape, leaf.dtype)
+            return jax.random.split(jax.random.key(0), shape) if is_key(leaf) else blank(shape, leaf.dtype)
 
-        count = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.int32), eqx.filter(state, is_inexact))
+        count = jax.tree.map(lambda s: blank(s.shape, jnp.int32), eqx.filter(state, is_inexact))
         return History(jax.tree.map(room, state), jax.tree.map(room, x), count)
 
     def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:

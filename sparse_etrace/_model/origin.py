@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, UInt32
 
+from .._arrays import on_device
 from .._graph.connectivity import Connectivity, digest_of, digest_of_blocks
 from .._op.contract import ETraceOp
 from .._types import Model
@@ -51,12 +52,12 @@ def origin_of(model: PyTree, *axes: tuple) -> Origin:
                     f"model: the index arrays of {_name(model, k)!r} are not those that it was built with. Build it "
                     "anew, with se.Connectivity.from_edges, and replace it as a whole."
                 )
-    return Origin(jnp.asarray(_wiring(parts)), *axes)
+    return Origin(on_device(_wiring(parts)), *axes)
 
 
 def of_another(origin: Origin, model: PyTree) -> Origin:
     """What a carry is of whose model has got other connectivities."""
-    return dataclasses.replace(origin, wiring=jnp.asarray(_wiring(_parts(model))))
+    return dataclasses.replace(origin, wiring=on_device(_wiring(_parts(model))))
 
 
 def check_origin(origin: Origin | None, model: PyTree) -> Array | None:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree, PyTreeDef
 
+from .._arrays import on_device
 from .._op.contract import ETraceOp
 from .._op.param import Fixed
 from .._varying import axes_of
@@ -21,7 +21,7 @@ def struct(tree: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes and types of a pytree of arrays, numbers or structs."""
 
     def struct_of(leaf: ArrayLike | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        leaf = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+        leaf = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else on_device(leaf)
         refuse_varying(leaf)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 

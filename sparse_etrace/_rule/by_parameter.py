@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._arrays import blank, on_device
 from .._model.batch_axes import axes_of, restarted
 from .._model.call import Call
 from .._model.grouping import group
@@ -84,7 +85,7 @@ class ByParameter(Engine):
                 f"model: the derivative of all state by all that is trained has {size:,} entries, more than "
                 f"max_influences={self.limit:,}. Raise max_influences, train less, or take UORO, TBPTT or BPTT."
             )
-        rows = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes.rows)
+        rows = jax.tree.map(lambda leaf: blank(leaf.shape, leaf.dtype), shapes.rows)
         origin = origin_of(model, *axes_of(model, state, x, self.task.train))
         return Carry(
             jax.tree.map(jnp.asarray, state), Derivative(rows, shared, tuple(moving), self.reach), origin=origin
@@ -261,10 +262,10 @@ class Near(Storage):
             begin += math.prod(own)
         of_state = eqx.filter(state, jax.tree.map(is_inexact, state))
         ids = jax.tree.map(
-            lambda leaf, ids: None if leaf is None else jnp.asarray(ids, jnp.int32),
+            lambda leaf, ids: None if leaf is None else on_device(ids, jnp.int32),
             of_state, jax.tree.unflatten(jax.tree.structure(state), node), is_leaf=lambda leaf: leaf is None,
         )  # fmt: skip
-        return Found(moving, Shared(jnp.asarray(column, jnp.int32), jnp.asarray(value, jnp.int32), ids), kept, a)
+        return Found(moving, Shared(on_device(column, jnp.int32), on_device(value, jnp.int32), ids), kept, a)
 
     def read(self, model: Model, state: PyTree, x: PyTree, task: Task) -> ByParameter:
         """Read a model, once."""

@@ -26,6 +26,7 @@ import scipy.sparse as sp
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from .._arrays import blank, on_device
 from .._kernels.influence import INDICES, MOST_COLUMNS, Blocks, advance
 from .._model.types import Input, Weights
 from .._model.unit_links import UnitLinks
@@ -98,7 +99,7 @@ def lay_out(wiring: Wiring, reach: sp.csr_array, limit: int) -> tuple[Blocks, np
     most = (int(np.diff(rows.indptr).max(initial=0)), int(np.diff(sums[rows.indptr]).max(initial=0)))
     if any(np.max(a, initial=0) > MAX_INDEX for a in ids):
         raise ValueError("model: the pattern is too large for int32. Take a smaller n or a sparser pattern.")
-    arrays = (jnp.asarray(a, jnp.int32) for a in ids)
+    arrays = (on_device(a, jnp.int32) for a in ids)
     named = dict(zip(INDICES, arrays, strict=True))
     return Blocks(**named, num_cut=wiring.edges.num_cut, size=size, levels=len(levels) - 1, most=most), columns
 
@@ -158,8 +159,8 @@ def zero_influences(wiring: Wiring, reach: sp.csr_array, limit: int, rule: tuple
     """What makes influences of zero; nothing as large as they are is allocated before."""
     blocks, columns = lay_out(wiring, reach, limit)
     links = wiring.links
-    edge_weight = jnp.asarray(wiring.edges.weight, jnp.int32)
-    column_weight = jnp.asarray(wiring.columns.weight[columns], jnp.int32)
+    edge_weight = on_device(wiring.edges.weight, jnp.int32)
+    column_weight = on_device(wiring.columns.weight[columns], jnp.int32)
     avals = [links.program.avals[links.grouping.reading.state[i]] for i in links.leaves]
     avals += [c.y(links.program) for c in links.carriers]
     dtype = wide(joined(float if not avals else avals[0].dtype, *(a.dtype for a in avals)))
@@ -172,7 +173,7 @@ def zero_influences(wiring: Wiring, reach: sp.csr_array, limit: int, rule: tuple
             mine = (wiring.columns.weight[columns] >= begin) & (wiring.columns.weight[columns] < end)
             counts.append((call, leaf, int(rows[mine].sum())))
     shape, made_for = (blocks.size, *links.batch), (rule, sizes_of(links))
-    return lambda: Influences(jnp.zeros(shape, dtype), blocks, edge_weight, column_weight, tuple(counts), made_for)
+    return lambda: Influences(blank(shape, dtype), blocks, edge_weight, column_weight, tuple(counts), made_for)
 
 
 def sizes_of(links: UnitLinks) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PyTree
 
+from .._arrays import blank
 from .._model.call import Call
 from .._model.grouping import Grouping
 from .._model.groups import Route
@@ -89,7 +90,7 @@ class OwnTraces(ByCall):
             return self.own.trace_like(op, widened(_at_units(op, route, v)), widened(terms))
 
         found = call.shapes_of(grouping.program, like, TraceTerms(shape_of(x), *parts))
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), found)
+        return jax.tree.map(lambda leaf: blank(leaf.shape, leaf.dtype), found)
 
     def advance(
         self, grouping: Grouping, weights: Weights, traces: dict[int, tuple], terms: Terms, only: str | None = None

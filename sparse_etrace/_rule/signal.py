@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._arrays import blank
 from .._model.grouping import group
 from .._model.groups import Group
 from .._model.program import flatten, is_inexact
@@ -223,10 +224,10 @@ class Teacher:
         a, total, steps, filtered = self.reading, None, None, None
         if any(b.is_rate for b in self.followers):
             (rate,) = a.program.shapes([a.state[self.rate_leaf]])
-            total, steps = jnp.zeros(rate.shape, wide(rate.dtype)), jnp.zeros(rate.shape, jnp.int32)
+            total, steps = blank(rate.shape, wide(rate.dtype)), blank(rate.shape, jnp.int32)
         if self.feedback.kappa is not None and callable(self.feedback.source):
             (leaf,) = a.program.shapes([a.state[self.leaf]])
-            filtered = jnp.zeros(leaf.shape, wide(leaf.dtype))
+            filtered = blank(leaf.shape, wide(leaf.dtype))
         return Memory(total, steps, filtered)
 
     def remember(self, memory: Memory | None, new: list[Array]) -> Memory | None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
+from .._arrays import blank
 from .._model.call import Call
 from .._model.grouping import Grouping
 from .._model.groups import Route
@@ -109,18 +110,18 @@ def init_trace(
     traces, places = [], [(lambda _: None) if own else op.place for own in per_unit_leaves(grouping, call)]
     for g, route in routes:
         leaves = [
-            jnp.zeros((counts[g], *s.shape), _stored(s.dtype, dtype), device=place(1 + s.ndim)) if keep and f else None
+            blank((counts[g], *s.shape), _stored(s.dtype, dtype), place(1 + s.ndim)) if keep and f else None
             for s, keep, f, place in zip(slot_shapes(grouping, call, g, route), trained, full, places, strict=True)
         ]
         traces.append(jax.tree.unflatten(jax.tree.structure(v), leaves))
     factors = None
     if routes and any(keep and not f for keep, f in zip(trained, full, strict=True)):
         kept = [] if only_input else routes
-        f = tuple(jnp.zeros((counts[g], *y.shape), _stored(y.dtype, dtype)) for g, _ in kept)
-        filtered = jnp.zeros(x.shape, _stored(joined(x.dtype, y.dtype), dtype))
-        factors = Factors(filtered, f, jnp.zeros((*y.shape[:-1], 1), jnp.int32))
+        f = tuple(blank((counts[g], *y.shape), _stored(y.dtype, dtype)) for g, _ in kept)
+        filtered = blank(x.shape, _stored(joined(x.dtype, y.dtype), dtype))
+        factors = Factors(filtered, f, blank((*y.shape[:-1], 1), jnp.int32))
     is_rounded = any(is_narrow(leaf.dtype) for leaf in jax.tree.leaves((traces, factors)))
-    return CallTrace(tuple(traces), factors, jnp.zeros((), jnp.uint32) if is_rounded else None)
+    return CallTrace(tuple(traces), factors, blank((), jnp.uint32) if is_rounded else None)
 
 
 def _stored(exact: DTypeLike, wanted: DTypeLike | None) -> DTypeLike:

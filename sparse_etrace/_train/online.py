@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from .._arrays import on_device
 from .._learner import Carry, Learner
 from .._model.constant import constant, held, is_traced
 from .._model.origin import check_origin, scaled
@@ -93,7 +94,7 @@ def online_grad(
 
 def read_stream(xs: PyTree, ys: PyTree) -> tuple[PyTree[Array], PyTree[Array]]:
     """Inputs and targets as arrays with one common first axis, time."""
-    xs, ys = jax.tree.map(jnp.asarray, (xs, ys))
+    xs, ys = jax.tree.map(on_device, (xs, ys))
     lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves((xs, ys))}
     if len(lengths) != 1 or None in lengths or 0 in lengths:
         raise ValueError(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .. import surrogate
+from .._arrays import blank
 from .._op.delays import Ring, sends, sent
 from .._op.param import ETraceParam, Fixed
 from .cell import (
@@ -109,7 +110,7 @@ class ALIF(eqx.Module):
 
     def init_state(self, *batch: SupportsIndex) -> ALIFState:
         """Rest, no adaptation, no spikes; `batch` are the sizes of the leading batch axes."""
-        v, b, z = (jnp.zeros((*batch, *self.shape)) for _ in range(3))
+        v, b, z = (blank((*batch, *self.shape)) for _ in range(3))
         return ALIFState(v, b, sends(z, self.rec), awake(v.shape, self.refractory))
 
     def __call__(self, state: ALIFState, x: PyTree) -> tuple[ALIFState, Array]:

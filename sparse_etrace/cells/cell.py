@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
+from .._arrays import blank
 from .._graph.connectivity import Connectivity
 from .._graph.graph import Graph
 from .._op import MatMulOp, SpMatMulOp
@@ -190,7 +191,7 @@ def silent_steps(value: Any, units: tuple[int, ...]) -> Fixed | None:
 
 def awake(shape: tuple[int, ...], steps: Fixed | None) -> Array | None:
     """Steps to wait before any spike: zeros, or None where there is no refractoriness."""
-    return None if steps is None else jnp.zeros(shape, jnp.int32)
+    return None if steps is None else blank(shape, jnp.int32)
 
 
 def silenced(z: Array, wait: Array | None, steps: Fixed | None) -> tuple[Array, Array | None]:

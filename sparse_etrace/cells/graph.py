@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
+from .._arrays import blank
 from .._graph.connectivity import Connectivity
 from .._graph.graph import Graph
 from .._op import GraphConvOp, MatMulOp
@@ -67,7 +68,7 @@ class GraphRNN(eqx.Module):
 
     def init_state(self, *batch: SupportsIndex) -> Float[Array, "*batch nodes hidden"]:
         """Zero activity; `batch` are the sizes of the leading batch axes."""
-        return jnp.zeros((*batch, *self.shape))
+        return blank((*batch, *self.shape))
 
     def __call__(self, h: Array, x: Array) -> tuple[Array, Array]:
         (a,) = on_units(h, self.decay)
@@ -242,7 +243,7 @@ class GraphGRU(eqx.Module):
 
     def init_state(self, *batch: SupportsIndex) -> Float[Array, "*batch nodes hidden"]:
         """Zero activity; `batch` are the sizes of the leading batch axes."""
-        return jnp.zeros((*batch, *self.shape))
+        return blank((*batch, *self.shape))
 
     def __call__(self, h: Array, x: Array) -> tuple[Array, Array]:
         reset = jax.nn.sigmoid(self.inp_r(x) + self.rec_r(h))
@@ -307,7 +308,7 @@ class GraphAttention(eqx.Module):
 
     def init_state(self, *batch: SupportsIndex) -> Float[Array, "*batch nodes hidden"]:
         """Zero activity; `batch` are the sizes of the leading batch axes."""
-        return jnp.zeros((*batch, *self.shape))
+        return blank((*batch, *self.shape))
 
     def _attend(self, query: Array, key: Array, value: Array) -> Array:
         """What each node hears."""

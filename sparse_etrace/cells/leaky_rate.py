@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from .._arrays import blank
 from .._op.param import ETraceParam
 from .cell import Constant, Units, cell_from_time_constants, cell_of, constant, current, on_units, unit_shape
 
@@ -58,7 +59,7 @@ class LeakyRate(eqx.Module):
 
     def init_state(self, *batch: SupportsIndex) -> Float[Array, "*batch units"]:
         """Zero activity; `batch` are the sizes of the leading batch axes."""
-        return jnp.zeros((*batch, *self.shape))
+        return blank((*batch, *self.shape))
 
     def __call__(self, h: Array, x: PyTree) -> tuple[Array, Array]:
         (decay,) = on_units(h, self.decay)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .. import surrogate
+from .._arrays import blank
 from .._op.delays import Ring, sends, sent
 from .._op.param import ETraceParam, Fixed
 from .cell import (
@@ -100,7 +101,7 @@ class LIF(eqx.Module):
 
     def init_state(self, *batch: SupportsIndex) -> LIFState:
         """Rest, no spikes; `batch` are the sizes of the leading batch axes."""
-        v, z = (jnp.zeros((*batch, *self.shape)) for _ in range(2))
+        v, z = (blank((*batch, *self.shape)) for _ in range(2))
         return LIFState(v, sends(z, self.rec), awake(v.shape, self.refractory))
 
     def __call__(self, state: LIFState, x: PyTree) -> tuple[LIFState, Array]:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from .._arrays import blank
 from .._numbers import real
 from .._op import ElemWiseParam
 from .._op.initial import check_key, size
@@ -128,7 +129,7 @@ class LRU(eqx.Module):
 
     def init_state(self, *batch: SupportsIndex) -> LRUState:
         """Zero activity; `batch` are the sizes of the leading batch axes."""
-        return LRUState(jnp.zeros((*batch, *self.shape)), jnp.zeros((*batch, *self.shape)))
+        return LRUState(blank((*batch, *self.shape)), blank((*batch, *self.shape)))
 
     def __call__(self, state: LRUState, x: Array) -> tuple[LRUState, Array]:
         (eigenvalue,) = on_units(state.re, self.eigenvalue)

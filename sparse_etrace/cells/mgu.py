@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from .._arrays import blank
 from .._op.param import ETraceParam
 from .cell import Units, cell_of, current, unit_shape
 
@@ -52,7 +53,7 @@ class MGU(eqx.Module):
 
     def init_state(self, *batch: SupportsIndex) -> Float[Array, "*batch units"]:
         """Zero activity; `batch` are the sizes of the leading batch axes."""
-        return jnp.zeros((*batch, *self.shape))
+        return blank((*batch, *self.shape))
 
     def __call__(self, h: Array, x: PyTree) -> tuple[Array, Array]:
         forget = jax.nn.sigmoid(current(self.inp_f, x, self.rec_f, h))
