@@ -70,12 +70,12 @@ INDICES = tuple(field.name for field in dataclasses.fields(Blocks) if not field.
 
 def advance(
     blocks: Blocks,
-    influence: Inexact[Array, "size batch"],
+    influence: Inexact[Array, "*size_and_batch"],
     weight: Inexact[Array, " edges"],
     along: Inexact[Array, "steps links batch"],
     x: Inexact[Array, "steps inputs batch"],
     signal: Inexact[Array, "steps all_rows batch"],
-) -> tuple[Inexact[Array, "size batch"], Inexact[Array, " columns"]]:
+) -> tuple[Inexact[Array, "*size_and_batch"], Inexact[Array, " columns"]]:
     """Take all influences through a window, and let the learning signal of each step meet the old ones.
 
     `dv[c] = sum over steps and batch of (signal_h . J + signal_y . (cut edges J))[c]`, each before
@@ -83,7 +83,7 @@ def advance(
 
     Args:
         blocks: what is kept.
-        influence: J, block by block, in a block row by row.
+        influence: J, block by block, in a block row by row, batch last.
         weight: of each edge.
         along: derivatives that they multiply.
         x: all inputs of columns.
@@ -93,9 +93,9 @@ def advance(
         The new influences, and the gradient of each column.
     """
     static, ids = _split(blocks)
-    parts = (part[None] for part in (influence, weight, along, x, signal))
-    new, gradient = bind(influence_p, *ids, *parts, **static)
-    return new[0], gradient[0]
+    parts = (part[None] for part in (weight, along, x, signal))
+    new, gradient = bind(influence_p, *ids, influence, *parts, **static)
+    return new, gradient[0]
 
 
 def _split(blocks: Blocks) -> tuple[dict[str, object], list[Array]]:
@@ -103,7 +103,8 @@ def _split(blocks: Blocks) -> tuple[dict[str, object], list[Array]]:
     return static, jax.tree.leaves(blocks)
 
 
-# In the primitive, an axis in front of all numbers counts what is mapped.
+# In the primitive, an axis in front of all numbers counts what is mapped. Only the influences have any shape of as many
+# numbers: XLA passes them on in place if they are not reshaped.
 NUMBERS = 5
 COLUMN_X = 11
 
@@ -121,9 +122,12 @@ def _xla(*operands: Array, num_cut: int, size: int, levels: int, most: tuple[int
         start = influence, jnp.zeros(len(blocks.entry), influence.dtype)
         return jax.lax.scan(step, start, (along, x, signal))[0]
 
-    numbers = operands[-NUMBERS:]
-    found = [one(*(part[i] for part in numbers)) for i in range(len(numbers[0]))]
-    return [jnp.stack(part) for part in zip(*found, strict=True)]
+    influence, *numbers = operands[-NUMBERS:]
+    signal, count = numbers[-1], len(numbers[-1])
+    numbers = [influence.reshape(count, size, signal.shape[-1]), *numbers]
+    found = [one(*(part[i] for part in numbers)) for i in range(count)]
+    new, gradient = (jnp.stack(part) for part in zip(*found, strict=True))
+    return [new.reshape(influence.shape), gradient]
 
 
 def _one(blocks: Blocks, influence: Array, edges: Array, x: Array, signal: Array) -> tuple[Array, Array]:
@@ -177,10 +181,10 @@ def _one(blocks: Blocks, influence: Array, edges: Array, x: Array, signal: Array
 
 def _native(*operands: Array, num_cut: int, size: int, levels: int, most: tuple[int, int]) -> list[Array]:
     *ids, _ = operands[:-NUMBERS]  # the levels are only for XLA
-    influence = operands[-NUMBERS]
+    influence, weight = operands[-NUMBERS : 2 - NUMBERS]
     results = [
         jax.ShapeDtypeStruct(influence.shape, influence.dtype),
-        jax.ShapeDtypeStruct((len(influence), len(ids[COLUMN_X])), influence.dtype),
+        jax.ShapeDtypeStruct((len(weight), len(ids[COLUMN_X])), influence.dtype),
         jax.ShapeDtypeStruct((0,), influence.dtype),
     ]
     given = (*ids, *operands[-NUMBERS:])
@@ -197,9 +201,9 @@ def _batch(operands: Sequence[Array], axes: Axes, **static: Any) -> tuple[list[A
     if any(axis is not None for axis in axes[:-NUMBERS]):
         return batch_by_loop(functools.partial(bind, influence_p, **static), operands, axes)
     size = next(v.shape[axis] for v, axis in zip(operands, axes, strict=True) if axis is not None)
-    parts = [merged(in_front(v, axis, size)) for v, axis in zip(operands[-NUMBERS:], axes[-NUMBERS:], strict=True)]
-    out = bind(influence_p, *operands[:-NUMBERS], *parts, **static)
-    return [part.reshape(size, len(part) // size, *part.shape[1:]) for part in out], [0, 0]
+    influence, *parts = (in_front(v, k, size) for v, k in zip(operands[-NUMBERS:], axes[-NUMBERS:], strict=True))
+    new, gradient = bind(influence_p, *operands[:-NUMBERS], influence, *map(merged, parts), **static)
+    return [new, gradient.reshape(size, -1, gradient.shape[-1])], [0, 0]
 
 
 influence_p = native.primitive("influence", _xla, _native, native.compiled_types)

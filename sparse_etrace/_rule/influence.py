@@ -228,10 +228,9 @@ def influence_terms(
 
 def influences_after(old: Influences, weights: Array, said: InfluenceTerms) -> tuple[Influences, Array]:
     """Influences after several steps, and the gradient of all weights of the carriers by the old ones."""
-    dtype, size = old.values.dtype, old.blocks.size
-    if not size:
+    dtype = old.values.dtype
+    if not old.blocks.size:
         return old, jnp.zeros(weights.shape, dtype)
-    flat = old.values.reshape(size, said.signal.shape[-1])
-    new, taught = advance(old.blocks, flat, weights.astype(dtype)[old.edge_weight], *said)
-    gradient = jnp.zeros(weights.shape, dtype).at[old.column_weight].add(taught)
-    return eqx.tree_at(lambda o: o.values, old, new.reshape(old.values.shape)), gradient
+    new, taught = advance(old.blocks, old.values, weights.astype(dtype)[old.edge_weight], *said)
+    gradient = jax.ops.segment_sum(taught, old.column_weight, len(weights), mode="promise_in_bounds")
+    return eqx.tree_at(lambda o: o.values, old, new), gradient
