@@ -44,7 +44,8 @@ class Between:
             ValueError: the backward pass of the sinks, `what` in words, is not linear.
         """
         fn, rest = self.function(sources, sinks)
-        closed, out = vjp_jaxpr(fn, self.program.shapes(sources), *self.program.shapes(rest))
+        shapes = self.program.shapes
+        closed, out = vjp_jaxpr(fn, shapes(sources), *shapes(rest), out=shapes(sinks))
         check_linear(what, closed, range(len(sources), len(sources) + len(out)))
 
         def of(*read: int) -> list[Ids]:

@@ -101,8 +101,9 @@ class Program(NamedTuple):
                     values[o] = v + added[o] if o in added else v
         return [values[a] if isinstance(a, int) else constant(a) for a in wanted]
 
-    def shapes(self, values: Iterable[int]) -> list[jax.ShapeDtypeStruct]:
-        return [jax.ShapeDtypeStruct(self.avals[i].shape, self.avals[i].dtype) for i in values]
+    def shapes(self, atoms: Iterable[Atom]) -> list[jax.ShapeDtypeStruct]:
+        avals = (self.avals[a] if isinstance(a, int) else aval(a) for a in atoms)
+        return [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
 
     def influence(self, labels: Mapping[int, Labels]) -> list[Labels]:
         """For each value, the labels of the inputs that it depends on in any way."""
@@ -221,9 +222,14 @@ def _fixed_point(body: jex.Jaxpr, given: list[Labels], carry: slice) -> list[Lab
         given[carry] = carried
 
 
-def vjp_jaxpr(fn: Callable[..., PyTree], args: PyTree, *rest: PyTree) -> tuple[jex.ClosedJaxpr, PyTree]:
-    """Jaxpr of `(args, cotangents, rest) -> gradients` of `fn(args, *rest)`, and the shapes of the outputs of `fn`."""
-    out = jax.eval_shape(fn, args, *rest)
+def vjp_jaxpr(
+    fn: Callable[..., PyTree], args: PyTree, *rest: PyTree, out: PyTree | None = None
+) -> tuple[jex.ClosedJaxpr, PyTree]:
+    """Jaxpr of `(args, cotangents, rest) -> gradients` of `fn(args, *rest)`, and the shapes of the outputs of `fn`.
+
+    They are `out`, where they are known.
+    """
+    out = jax.eval_shape(fn, args, *rest) if out is None else out
     pull = jax.make_jaxpr(lambda args, cts, *rest: jax.vjp(lambda a: fn(a, *rest), args)[1](cts)[0])
     return pull(args, out, *rest), out
 

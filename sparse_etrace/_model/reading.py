@@ -109,7 +109,7 @@ class Reading:
             return program.evaluate(known, [a for _, a in sinks], dict(zip(taps, tapped, strict=True)))
 
         args = (program.shapes(a for _, a in sources), program.shapes(taps))
-        jaxpr, _ = vjp_jaxpr(segment, args, *program.shapes(rest))
+        jaxpr, _ = vjp_jaxpr(segment, args, *program.shapes(rest), out=program.shapes(a for _, a in sinks))
         empty: list[Labels] = [Labels()] * len(jax.tree.leaves(args))
         labels = [*empty, *(Labels([s]) for s, _ in sinks), *([Labels()] * len(rest))]
         found = propagate(jaxpr.jaxpr, labels)
@@ -149,8 +149,11 @@ class Reading:
 
     def weight_is_trained(self, call: Call) -> list[bool]:
         """For each weight leaf of a call, whether anything that is trained moves it."""
-        moved = set().union(*(self.within_step(("p", i)) for i in self.trained))
-        return [("w", call.number, i) in moved for i in range(len(call.weight_atoms))]
+        return [("w", call.number, i) in self._moved for i in range(len(call.weight_atoms))]
+
+    @cached_property
+    def _moved(self) -> set[Label]:
+        return set().union(*(self.within_step(("p", i)) for i in self.trained))
 
     def owners(self, call: Call) -> tuple[tuple[str, ...], ...]:
         """For each weight leaf of a call the names of what is trained in it."""

@@ -5,6 +5,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 
 import equinox as eqx
 import jax
@@ -21,6 +22,7 @@ from .._model.rings import histories
 from .._model.step import Step, Terms
 from .._model.trained import nbytes
 from .._model.types import Like, Weights
+from .._op.delays import shape_of
 from .._sums import widened
 from .._types import Loss, Model
 from .engine import NO_PAST, Carry, Storage, Task, Use, Window, refuse_traces
@@ -28,7 +30,7 @@ from .notes import memory_elsewhere, one_step_only, untraced_recurrence, without
 from .signal import Memory, Teacher
 from .support import reached
 from .term_engine import TermEngine
-from .traces import bytes_of_step, routes_of
+from .traces import routes_of
 
 WINDOW = 16
 ROOM = 2**25
@@ -113,9 +115,13 @@ class TraceEngine(TermEngine):
         traces = {c.number: self.storage.begin(self.grouping, c, counts) for c in self.reading.learning}
         return traces, self.teacher.no_memory()
 
+    @cached_property
+    def _shapes(self) -> tuple:
+        return jax.eval_shape(self._start)
+
     def check(self, carry: Carry) -> None:
         """Refuse other traces."""
-        refuse_traces(jax.eval_shape(self._start), (carry.traces, carry.memory))
+        refuse_traces(self._shapes, (carry.traces, carry.memory))
 
     def window_steps(self, model: Model, carry: Carry, xs: PyTree[Array]) -> int:
         """16, halved while they need too much room.
@@ -135,7 +141,7 @@ class TraceEngine(TermEngine):
                 ends += units + self.storage.entries(carry.traces[route.call], into) // count
             return steps * count**2 * units <= (4 * count + 2 * steps) * ends
 
-        said = bytes_of_step(self.grouping, counts)
+        said = _bytes_of_step(self.grouping, counts)
         most = max(ROOM, 2 * (nbytes(carry.traces) + nbytes(eqx.filter(model, eqx.is_array))))
         steps = WINDOW
         while steps > 1 and not (steps * said <= most and all(fits(steps, k) for k in range(len(groups)))):
@@ -234,6 +240,19 @@ class TraceEngine(TermEngine):
             name = f"trace of {', '.join(dict.fromkeys(itertools.chain(*a.owners(call))))}"
             found[name] = (found.get(name), carry.traces[call.number])
         return found
+
+
+def _bytes_of_step(grouping: Grouping, counts: Sequence[int]) -> int:
+    """What a step says to the traces: inputs and signals of ops; m, D, lam, P by group; F and coefficients by route."""
+    total = 0
+    for call in grouping.reading.learning:
+        y = call.y(grouping.program)
+        per_unit = 1 + sum(2 * counts[g] + 1 for g, _ in routes_of(grouping, call))
+        total += nbytes(shape_of(call.template(grouping.program)[2])) + per_unit * nbytes(y)
+    for group, count in zip(grouping.groups, counts, strict=True):
+        (state,) = grouping.program.shapes([grouping.reading.state[group.variables[0]]])
+        total += 2 * count * (1 + count) * nbytes(state)
+    return total + (nbytes(grouping.spread_shapes) if grouping.ways else 0)
 
 
 def without_trace(grouping: Grouping, call: Call) -> str:

@@ -1,6 +1,6 @@
 """The two ways to keep eligibility traces, full and factorised, over a window of steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -15,11 +15,12 @@ from .._model.grouping import Grouping
 from .._model.groups import Route
 from .._model.program import cast
 from .._model.step import Terms
-from .._model.trained import nbytes
 from .._model.types import Input, OpWeights, Weights
 from .._op.contract import ETraceOp
 from .._op.delays import each, shape_of
 from .._sums import dot, is_narrow, joined, matmul, matvec, mixed, rounded, sum_steps, wide, widened, zeros
+
+Adjoint = tuple[Array, Array, Array, Array]
 
 
 class Factors(eqx.Module):
@@ -131,36 +132,25 @@ def _stored(exact: DTypeLike, wanted: DTypeLike | None) -> DTypeLike:
     return joined(wanted, jnp.complex64)
 
 
-def bytes_of_step(grouping: Grouping, counts: Sequence[int]) -> int:
-    """What a step says to the traces: inputs and signals of ops; m, D, lam, P by group; F and coefficients by route."""
-    total = 0
-    for call in grouping.reading.learning:
-        y = call.y(grouping.program)
-        per_unit = 1 + sum(2 * counts[g] + 1 for g, _ in routes_of(grouping, call))
-        total += nbytes(shape_of(call.template(grouping.program)[2])) + per_unit * nbytes(y)
-    for group, count in zip(grouping.groups, counts, strict=True):
-        (state,) = grouping.program.shapes([grouping.reading.state[group.variables[0]]])
-        total += 2 * count * (1 + count) * nbytes(state)
-    return total + (nbytes(grouping.spread_shapes) if grouping.ways else 0)
+def adjoint(parts: Sequence[tuple[Array, Array, Array | None]]) -> list[Adjoint]:
+    """Backward over a window, per unit of each group: `lam_{k-1} = m_k + D_k^T lam_k`, `P_{k-1} = P_k D_k`.
 
-
-def adjoint(hidden_jacobian: Array, m: Array, last: Array | None = None) -> tuple[Array, Array, Array, Array]:
-    """Backward over a window, per unit: `lam_{k-1} = m_k + D_k^T lam_k` from `last`, `P_{k-1} = P_k D_k` from 1.
-
-    Returns:
-        `lam_1 .. lam_K`, `P_1 .. P_K`, `lam_0`, `P_0`.
+    Of each group D, m and the last lam, None for zero, make `lam_1 .. lam_K`, `P_1 .. P_K`, `lam_0`, `P_0`.
     """
+    if not parts:
+        return []
 
-    def back(carry: tuple[Array, Array], step: tuple[Array, Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        (lam, p), (d, m_k) = carry, step
-        new = m_k + matvec(jnp.swapaxes(d, 0, 1), lam), matmul(p, d)
-        return new, carry
+    def back(carry: list, step: list) -> tuple[list, list]:
+        pairs = zip(carry, step, strict=True)
+        return [(m + matvec(jnp.swapaxes(d, 0, 1), lam), matmul(p, d)) for (lam, p), (d, m) in pairs], carry
 
-    count = m.shape[1]
-    one = jnp.eye(count, dtype=m.dtype).reshape(count, count, *[1] * (m.ndim - 2))
-    start = jnp.zeros_like(m[0]) if last is None else last, jnp.broadcast_to(one, hidden_jacobian.shape[1:])
-    (lam_0, p_0), (lam, p) = jax.lax.scan(back, start, (hidden_jacobian, m), reverse=True, unroll=len(m) == 1)
-    return lam, p, lam_0, p_0
+    def start(d: Array, m: Array, last: Array | None) -> tuple[Array, Array]:
+        one = jnp.eye(m.shape[1], dtype=m.dtype).reshape(*d.shape[1:3], *[1] * (m.ndim - 2))
+        return jnp.zeros_like(m[0]) if last is None else last, jnp.broadcast_to(one, d.shape[1:])
+
+    steps = [(d, m) for d, m, _ in parts]
+    first, all_later = jax.lax.scan(back, [start(*p) for p in parts], steps, reverse=True, unroll=len(steps[0][0]) == 1)
+    return [(*later, *before) for later, before in zip(all_later, first, strict=True)]
 
 
 def traces_after(
@@ -180,13 +170,26 @@ def traces_after(
         The new traces, and for each op call the gradient of its weights (a list of leaves).
     """
     last = terms.last or [None] * len(terms.m)
-    adjoints = [adjoint(*widened(parts)) for parts in zip(terms.hidden_jacobian, terms.m, last, strict=True)]
+    adjoints = adjoint(widened(list(zip(terms.hidden_jacobian, terms.m, last, strict=True))))
     if terms.first is not None:
         adjoints = [(lam, p, a, p_0) for (lam, p, _, p_0), a in zip(adjoints, widened(terms.first), strict=True)]
     new, gradients = {}, {}
+    found: dict[tuple, Adjoint] = {}
+
+    def at_output(g: int, route: Route, dtype: DTypeLike) -> Adjoint:
+        """On the output of an op P_0 and what enters, lam_0 and what meets the signal at once; calls may share it."""
+        f = terms.output_jacobian[(g, route.source)]
+        key = g, id(f), dtype, route.repeats, id(route.ids)
+        if key not in found:
+            ndim, f = len(grouping.groups[g].shape), f.astype(dtype)
+            lam, p, lam_0, p_0 = (route.spread(part, ndim).astype(dtype) for part in adjoints[g])
+            direct = jax.vmap(dot)(lam, f) if terms.first is None else jnp.zeros_like(f[:, 0])
+            found[key] = p_0, jax.vmap(matvec)(p, f), lam_0, direct
+        return found[key]
+
     for call in grouping.reading.learning:
         new[call.number], gradients[call.number] = _advance_call(
-            grouping, call, weights[call.number], traces[call.number], terms, adjoints, decay, only
+            grouping, call, weights[call.number], traces[call.number], terms, at_output, decay, only
         )
     return new, gradients
 
@@ -197,7 +200,7 @@ def _advance_call(
     weights: OpWeights,
     trace: CallTrace,
     terms: Terms,
-    adjoints: list[tuple[Array, Array, Array, Array]],
+    at_output: Callable[[int, Route, DTypeLike], Adjoint],
     decay: float,
     only: str | None,
 ) -> tuple[CallTrace, list[Array]]:
@@ -218,11 +221,7 @@ def _advance_call(
         sampled(x, n, trained)
     full = []
     for number, (g, route) in enumerate(routes if any(in_full) else []):
-        ndim = len(grouping.groups[g].shape)
-        f = terms.output_jacobian[(g, route.source)].astype(n.dtype)
-        lam, p, lam_0, p_0 = (route.spread(part, ndim).astype(n.dtype) for part in adjoints[g])
-        entering = jax.vmap(matvec)(p, f)
-        direct = jax.vmap(dot)(lam, f) if terms.first is None else jnp.zeros_like(f[:, 0])
+        p_0, entering, lam_0, direct = at_output(g, route, n.dtype)
         if number in direct_routes[:1] and not op.is_diagonal:
             direct = direct + n
         later: tuple = (p_0, entering) if only != "gradients" else (None, None)
@@ -320,8 +319,7 @@ def _filter(
     noise: Array | None,
 ) -> tuple[Factors, Array, Array]:
     """Factors through a window: the filtered input and the signal that it meets, at each step."""
-    dtype = wide(terms.n[call.number].dtype)
-    stored = factors
+    dtype, stored = wide(terms.n[call.number].dtype), factors
 
     def step(factors: Factors, now: tuple) -> tuple[Factors, tuple[Array, Array]]:
         x, n, parts = now
