@@ -146,7 +146,7 @@ def canonical_order(pre: Column, post: Column, shape: Sequence) -> tuple[np.ndar
 
 def with_outgoing(pre: np.ndarray, post: np.ndarray, ptr: np.ndarray, num_pre: int) -> Connectivity:
     """The connectivity of synapses that are sorted by receiver, of which `ptr` has the runs."""
-    digest = jnp.asarray(digest_of(pre, ptr, num_pre))
+    digest = jax.device_put(digest_of(pre, ptr, num_pre))
     a, b, c, d, e, f = map(jax.device_put, index_arrays(pre, post, ptr, num_pre))
     return Connectivity(a, b, c, d, e, f, num_pre, ptr.size - 1, digest)
 
