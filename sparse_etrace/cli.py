@@ -14,6 +14,7 @@ import jax
 
 from . import datasets, demo, demo_events, demo_eye, demo_spikes, demo_traffic
 from ._files import SEPARATORS, read_graph, write_graph
+from ._graph import sorting
 from ._graph.columns import GUESS
 from ._graph.graph import Graph
 from ._graph.summary import inspect_graph
@@ -137,6 +138,7 @@ def _info() -> str:
     lines = {name: version(name) for name in names} | {"python": platform.python_version()}
     lines["devices"] = ", ".join(str(device) for device in jax.devices())
     lines["kernels"] = f"those of XLA: {native.REASON}" if native.REASON else f"compiled, {native.KERNELS}, on a CPU"
+    lines["edges"] = f"sorted by scipy: {sorting.REASON}" if sorting.REASON else "sorted by compiled code"
     return "\n".join(f"{name:14} {value}" for name, value in lines.items())
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import sparse_etrace as se
 from sparse_etrace import cli
+from sparse_etrace._graph import sorting
 from sparse_etrace._kernels import native
 
 
@@ -242,3 +243,4 @@ def test_info(capsys):
     assert shown["jax"] == jax.__version__ and shown["devices"] == ", ".join(map(str, jax.devices()))
     kernels = os.environ.get(native.VARIABLE) or "compiled"
     assert kernels in shown["kernels"] and native.KERNELS in shown["kernels"].lower()
+    assert (sorting.REASON or "compiled") in shown["edges"]

@@ -85,6 +85,13 @@ def test_is_a_pytree_under_jit_vmap_and_map():
             ValueError,
             "pre: expected indices from 0 and below 3, the.*, got 18446744073709551615 at entry 0",
         ),
+        (
+            np.array([-1], np.int8),
+            [0],
+            (300, 2),
+            ValueError,
+            "pre: expected indices from 0 and below 300, the.*, got -1 at entry 0",
+        ),
         ([0], [0, 1], (3, 2), ValueError, "pre and post: expected one entry each per synapse, got 1 and 2."),
         ([[0]], [0], (3, 2), ValueError, "pre: expected one dimension, .num_synapses,., got shape .1, 1.."),
         ([0.0], [0], (3, 2), TypeError, "pre: expected integers as indices, got float64"),

@@ -241,6 +241,8 @@ def as_indices(name: str, array: np.ndarray, size: int) -> np.ndarray:
 
 
 def _in_range(name: str, array: np.ndarray, size: int) -> np.ndarray:
+    # Negative numbers without their sign are above any size, but only from 32 bits on.
+    array = array.astype(np.int32) if array.itemsize < 4 else array
     if array.size and array.view(array.dtype.str.replace("i", "u")).max() >= size:
         first = int(np.argmax((array < 0) | (array >= size)))
         raise ValueError(

@@ -10,7 +10,8 @@ import scipy.sparse as sp
 
 from .._library import load
 
-LIBRARY: Any = load("_graph/libsparse_etrace_edges.so.1", "sparse_etrace_edges_interface", 2)[0]
+LIBRARY: Any
+LIBRARY, REASON = load("_graph/libsparse_etrace_edges.so.1", "sparse_etrace_edges_interface", 2)
 LINE = 64  # bytes; JAX takes an array that starts on such a border as it is
 
 
