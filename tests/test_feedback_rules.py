@@ -199,7 +199,7 @@ def oracle(case, own, how, b=None, kappa=None, rate=(0.0, 0.0), wrong=None):
         elif how == "loss":
             signal = jnp.full(z.shape, value)
         by_leaf = jax.vjp(leaf, h, delta, plain)[1](gain * signal)
-        by_plain = jax.tree.map(np.add, by_plain, by_leaf[2])
+        by_plain = jax.tree.map(jnp.add, by_plain, by_leaf[2])
         (d, f), (row_h, row_y) = jax.jacobian(op_free, (0, 1))(h, seen.y)
         dydv = {
             c: jax.jacobian(lambda v, c=c, w=w: twin.ops[w].apply(seen.x[c], v))(v[c]) for c, w in twin.calls.items()

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import sparse_etrace as se
-from sparse_etrace._graph import labels
 
 BIG = 720575940600000001  # beyond 2**53, where floats are 128 apart
 ROWS = 400
@@ -190,24 +189,6 @@ def test_ids_that_are_floats(tmp_path, suffix):
             se.read_graph(written(frame.assign(pre=np.array([1, 2**24], np.float32)), path))
         with pytest.raises(ValueError, match="expected a value in each row of column 'pre', got 1 rows"):
             se.read_graph(written(frame.assign(pre=[1.0, None]), path))
-
-
-@pytest.mark.parametrize("low", [-5, 2**53, 2**63])
-@pytest.mark.parametrize("kinds", [3, 2_000, 10**6])
-def test_positions_of_many_ids(low, kinds, monkeypatch):
-    """In pieces, and most ids of the rows in no sample; by a table, or where nearly all differ by a sort."""
-    random, dtype = np.random.default_rng(0), np.uint64 if low == 2**63 else np.int64
-    columns = random.zipf(1.5, (2, 5_000)) % kinds if kinds == 2_000 else random.integers(0, kinds, (2, 5_000))
-    columns = [side.astype(dtype) + dtype(low) for side in columns]
-    # All ids known, but in one place; some not in the sample.
-    for sample, factor in ((2**19, 0), (2**7, int(labels.GOLDEN))):
-        monkeypatch.setattr(labels, "SAMPLE", sample)
-        monkeypatch.setattr(labels, "GOLDEN", np.uint64(factor))
-        places, found = labels.positions(np.array_split(columns[0], 3), [columns[1]])
-        np.testing.assert_array_equal(found, np.unique(columns))
-        for place, side in zip(places, columns, strict=True):
-            assert place.dtype == np.int32 and found.dtype == dtype
-            np.testing.assert_array_equal(found[place], side)
 
 
 @pytest.mark.parametrize("name, write", [("edges.parquet", pq.write_table), ("edges.feather", pf.write_feather)])

@@ -151,7 +151,9 @@ def with_outgoing(pre: np.ndarray, post: np.ndarray, ptr: np.ndarray, num_pre: i
     return Connectivity(a, b, c, d, e, f, num_pre, ptr.size - 1, digest)
 
 
-def index_arrays(pre: np.ndarray, post: np.ndarray, ptr: np.ndarray, num_pre: int) -> tuple[np.ndarray, ...]:
+def index_arrays(
+    pre: np.ndarray, post: np.ndarray, ptr: np.ndarray, num_pre: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The six index arrays of synapses that are sorted by receiver, on the host."""
     _, post_by_pre, by_pre, pre_ptr = sorted_edges(pre, post, (num_pre, ptr.size - 1), is_by_minor=True)
     return pre, post, ptr, pre_ptr, by_pre, post_by_pre

@@ -17,7 +17,7 @@ LINE = 64  # bytes; JAX takes an array that starts on such a border as it is
 
 def sorted_edges(
     major: np.ndarray, minor: np.ndarray, shape: tuple[int, int], is_by_minor: bool = False
-) -> tuple[np.ndarray, ...]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Sort edges by `(major, minor)`; equal ones stay in their order.
 
     Args:
@@ -43,12 +43,12 @@ def sorted_edges(
         return units, edges.indices, edges.data, edges.indptr.astype(np.int32, copy=False)
     wide = major.dtype == minor.dtype == np.int64
     ends = [np.ascontiguousarray(end, np.int64 if wide else np.int32) for end in (major, minor)]
-    made = tuple(map(on_border, sizes))
-    if _call("sort_edges", (*ends, *made), count, wide, *shape, is_by_minor):
+    units, others, number, ptr = map(on_border, sizes)
+    if _call("sort_edges", *ends, units, others, number, ptr, count, wide, *shape, is_by_minor):
         raise MemoryError(
             f"pre and post: expected memory to sort {count} synapses, got none. Free some, or split the layer."
         )
-    return made
+    return units, others, number, ptr
 
 
 def positions(*columns: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
@@ -67,18 +67,20 @@ def positions(*columns: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndar
     lengths = np.array([piece.size for piece in pieces], np.int64)
     at = np.array([piece.ctypes.data for piece in pieces], np.uint64)
     place, labels = on_border(lengths.sum()), np.empty(lengths.sum(), pieces[0].dtype)
-    count = _call("positions", (at, lengths, place, labels), len(pieces), labels.dtype.kind == "i")
+    count = _call("positions", at, lengths, place, labels, len(pieces), labels.dtype.kind == "i")
     if count < 0:
         raise MemoryError(f"pre and post: expected memory to number {place.size} ids, got none. Free some.")
     return np.split(place, len(columns)), labels[:count].copy()
 
 
-def _call(name: str, arrays: Sequence[np.ndarray], *numbers: int) -> int:
+def _call(name: str, *given: np.ndarray | int) -> int:
     """Call a function with where arrays lie, with numbers, and with how many threads it may use."""
     function = LIBRARY[f"sparse_etrace_{name}"]
     function.restype = ctypes.c_int64
-    at = (ctypes.c_void_p(array.ctypes.data) for array in arrays)
-    return function(*at, *map(ctypes.c_int64, (*numbers, thread_count())))
+    return function(
+        *(ctypes.c_void_p(a.ctypes.data) if isinstance(a, np.ndarray) else ctypes.c_int64(a) for a in given),
+        ctypes.c_int64(thread_count()),
+    )
 
 
 def thread_count() -> int:
