@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,8 +46,12 @@ def test_example(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(path), "--short"])
     monkeypatch.setenv("PYTHONPATH", PACKAGES, prepend=os.pathsep)
-    runpy.run_path(str(path), run_name="__main__")
-    assert capsys.readouterr().out.strip() and not list(tmp_path.iterdir())
+    if path.stem == "08_resume":  # it starts itself again, where XLA optimizes as it does by itself, to the same bits
+        said = subprocess.run([sys.executable, str(path), "--short"], check=True, capture_output=True, text=True).stdout
+    else:
+        runpy.run_path(str(path), run_name="__main__")
+        said = capsys.readouterr().out
+    assert said.strip() and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

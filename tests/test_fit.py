@@ -185,7 +185,7 @@ OTHERS = {
 def test_a_carry_of_something_else(name):
     learner, make, batch, words = OTHERS[name]
     model = make()
-    carry = learner.init(model, model.init_state(batch), jax.ShapeDtypeStruct((batch, 3), float))
+    carry = learner.init(model, model.init_state(batch), jnp.zeros((batch, 3)))
     with pytest.raises(ValueError, match=f"carry: .*{words}"):
         train(sequences(1), carry=carry)
 
