@@ -15,11 +15,11 @@ SMALL = 2**16
 
 
 def on_device(value: object, dtype: DTypeLike | None = None) -> Array:
-    """`jnp.asarray`; an array of numpy is converted there."""
+    """`jnp.asarray`; an array of numpy is converted there, and copied, as somebody may fill it again."""
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufc":
         return jnp.asarray(value, dtype)
     kind = jax.dtypes.canonicalize_dtype(value.dtype if dtype is None else dtype)
-    return jax.device_put(value.astype(kind, copy=False))
+    return jax.device_put(value.astype(kind))
 
 
 def blank(

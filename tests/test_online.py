@@ -13,7 +13,9 @@ from oracles import relative_error
 from soak import few
 
 import sparse_etrace as se
+from sparse_etrace._graph import sorting
 from sparse_etrace._rule.term_engine import TermEngine
+from sparse_etrace._train.online import read_stream
 
 LEARNERS = [se.D_RTRL(), se.ES_D_RTRL(decay=0.8), se.BPTT()]
 UNITS = 4
@@ -433,3 +435,13 @@ def test_a_start_compiles_nothing(learner, caplog):
     with jax.log_compiles():
         learner.init(cell, cell.init_state(), np.ones(3, np.float32))
     assert not [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
+
+
+def test_memory_may_be_filled_again():
+    """What an array of numpy said stays, also where JAX could read its memory as it is."""
+    held = sorting.on_border(UNITS).view(np.float32)
+    held[:] = 1
+    graph = se.from_edges(range(UNITS), range(UNITS)).with_weight(held)
+    (xs, _) = read_stream(held, held)
+    held[:] = 2
+    assert graph.weight.tolist() == xs.tolist() == [1.0] * UNITS
