@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from ._graph.connectivity import Connectivity, digest_of, digest_of_digests, expand_ptr, host_array, index_arrays
 
 
-def as_mesh(mesh: object) -> Mesh:
+def check_mesh(mesh: object) -> Mesh:
     """A mesh that blocks lie on, its axes followed by XLA and no part of the types of arrays."""
     if not isinstance(mesh, Mesh) or not 0 < len(mesh.axis_names) < 3:
         raise TypeError(

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from ._blocks import as_mesh, connectivity_of, dealt, placed, sizes_of
+from ._blocks import check_mesh, connectivity_of, dealt, placed, sizes_of
 from ._files.arrow import Chosen, choose, ids_of, numbers_of, positions_in, positions_of
 from ._files.parquet import KEY, UNSOUND, check_groups, nodes_of
 from ._files.safe import AGAIN, Options, Source
@@ -103,7 +103,7 @@ def read_sharded(
         >>> inp = se.MatMulOp().param(jax.random.key(0), 2, len(labels))
         >>> cell = se.shard(se.cells.LeakyRate(len(labels), inp, rec), mesh)
     """
-    mesh, dtype = as_mesh(mesh), check_dtype(dtype)
+    mesh, dtype = check_mesh(mesh), check_dtype(dtype)
     guesses: list[str] = []
     policies = Policies("keep" if duplicates is None else duplicates, "keep", dtype)
     options = Options(pre, post, weight, None, [], policies, duplicates, guesses)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from ._blocks import Blocks, array_sizes, as_mesh, connectivity_of, dealt, of_blocks, placed, sizes_of
+from ._blocks import Blocks, array_sizes, check_mesh, connectivity_of, dealt, of_blocks, placed, sizes_of
 from ._graph.connectivity import Connectivity, host_array
 from ._graph.graph import Graph
 from ._op.contract import ETraceOp
@@ -57,7 +57,7 @@ def shard(tree: Parted, mesh: Mesh) -> Parted:
         >>> cell(cell.init_state(), jnp.ones(2))[1].shape
         (279,)
     """
-    mesh = as_mesh(mesh)
+    mesh = check_mesh(mesh)
     count = mesh.shape[mesh.axis_names[0]]
     if isinstance(tree, Graph):
         return permute(tree, dealt(host_array("tree", tree.connectivity.post_ptr), count))

@@ -14,7 +14,7 @@ from .._arrays import blank
 from .._graph.connectivity import Connectivity
 from .._graph.graph import Graph
 from .._op import MatMulOp, SpMatMulOp
-from .._op.delays import Ring, longest
+from .._op.delays import Ring
 from .._op.initial import check_key, size
 from .._op.param import ETraceParam, Fixed
 from .._op.weights import in_front
@@ -216,7 +216,7 @@ def current(inp: ETraceParam | None, x: PyTree, rec: ETraceParam | None, h: Arra
             "it with None."
         )
     total = jnp.zeros_like(h)
-    reads_rings = longest(rec) or isinstance(getattr(rec, "op", None), SpMatMulOp)
+    reads_rings = isinstance(getattr(rec, "op", None), SpMatMulOp)
     for name, param, given in (("inp", inp, x), ("rec", rec, ring if reads_rings else h)):
         if param is not None:
             total = total + fitted(name, param(given), h)
