@@ -34,6 +34,13 @@ for name, count in ("suite", 8), ("full", 100):
     hypothesis.settings.register_profile(name, deadline=None, derandomize=True, max_examples=count, print_blob=True)
 
 
+@pytest.fixture
+def on_cpu():
+    """For what looks at programs of the compiled kernels, on a machine that also has a GPU."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        yield
+
+
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="the full counts of the tests that are marked `soak`")
 

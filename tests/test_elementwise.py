@@ -36,7 +36,7 @@ def calls(fn, *args):
 
 @COMPILED
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_chain_is_that_of_xla(dtype):
+def test_chain_is_that_of_xla(on_cpu, dtype):
     with jax.enable_x64(True):
         args = given(dtype)
         run = jax.jit(lambda *args: elementwise.fused(everything, *args))
@@ -49,7 +49,7 @@ def test_chain_is_that_of_xla(dtype):
 
 
 @COMPILED
-def test_what_is_no_such_chain_is_left_to_xla():
+def test_what_is_no_such_chain_is_left_to_xla(on_cpu):
     args = given("float32")
 
     def but(fn):
@@ -88,7 +88,7 @@ def test_derivatives_and_batches_are_those_of_the_function():
 
 
 @COMPILED
-def test_a_large_population_is_as_by_xla():
+def test_a_large_population_is_as_by_xla(on_cpu):
     """Refractoriness, resets, two receptors and a delay; one chain a step, and no copy of what is carried."""
     rng = np.random.default_rng(1)
     ends = rng.integers(UNITS, size=(2, 4 * UNITS))

@@ -172,7 +172,7 @@ def test_vmap_is_a_loop(x64):
 
 
 @pytest.mark.skipif(native.KERNELS == "xla", reason="needs the compiled kernels")
-def test_the_compiled_kernel_is_used():
+def test_the_compiled_kernel_is_used(on_cpu):
     blocks = blocks_of("rate", 2)
     text = jax.jit(advance).lower(blocks, *numbers(blocks, 2, 3, jnp.float32)).as_text()
     assert "sparse_etrace_influence" in text

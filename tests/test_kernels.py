@@ -506,7 +506,7 @@ def test_the_program_for_a_gpu_has_no_compiled_kernels(monkeypatch):
     assert exported.platforms == ("cuda",) and "sparse_etrace_" not in exported.mlir_module()
 
 
-def test_programs_of_other_kernels_within_a_context():
+def test_programs_of_other_kernels_within_a_context(on_cpu):
     conn = se.Connectivity.from_edges([0, 2, 1], [1, 0, 1], shape=(3, 2))
     run = jax.jit(lambda weight, x: _kernels.spmv(conn, weight, x))
     weight, x = jnp.arange(1.0, 4.0), jnp.arange(3.0)
