@@ -161,7 +161,7 @@ def test_time_and_memory_of_fifteen_million_edges():
     """Beside what scipy takes for a matrix by sender and one by receiver, without checks; beside what is kept."""
 
     def measure():
-        env = plain_environment()
+        env = plain_environment() | {"JAX_PLATFORMS": "cpu"}
         ran = subprocess.run([sys.executable, "-c", MEASURE], env=env, capture_output=True, text=True, check=True)
         return tuple(map(float, ran.stdout.split()))
 
