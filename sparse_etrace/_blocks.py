@@ -123,6 +123,21 @@ def connectivity_of(
     return of_blocks(arrays, num_pre, size, digest)
 
 
+def in_blocks(conn: Connectivity, mesh: Mesh) -> tuple[Connectivity, Blocks]:
+    """A connectivity in blocks of units, of which each process makes its own, and how its synapses lie there."""
+    count, (num_pre, num_post) = mesh.shape[mesh.axis_names[0]], conn.shape
+    size, _ = sizes_of(num_post, count)
+    ends = np.minimum(np.arange(count + 1) * size, num_post)
+    pre, ptr = host_array("tree", conn.pre), host_array("tree", conn.post_ptr)
+    starts = ptr[ends]
+    most = int(np.diff(starts).max())
+
+    def edges(k: int) -> tuple[np.ndarray, np.ndarray]:
+        return pre[starts[k] : starts[k + 1]], ptr[ends[k] : ends[k + 1] + 1] - starts[k]
+
+    return connectivity_of(edges, mesh, most, num_pre, size), Blocks(starts, most)
+
+
 def array_sizes(most: int, num_pre: int, size: int) -> tuple[int, ...]:
     return most, most, size + 2, num_pre + 1, most, most
 

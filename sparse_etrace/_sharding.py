@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from ._blocks import Blocks, array_sizes, check_mesh, connectivity_of, dealt, of_blocks, placed, sizes_of
-from ._graph.connectivity import Connectivity, host_array
+from ._blocks import Blocks, array_sizes, check_mesh, dealt, in_blocks, of_blocks, placed, sizes_of
+from ._graph.connectivity import host_array
 from ._graph.graph import Graph
 from ._op.contract import ETraceOp
 from ._op.matmul import MatMulOp
 from ._op.param import ETraceParam, Fixed
-from ._op.sharded import ShardedOp
+from ._op.sharded import ShardedOp, whole
 from ._op.spmatmul import SpMatMulOp
 from ._op.weights import applied, masked
 from .transform import permute
@@ -65,7 +65,7 @@ def shard(tree: Parted, mesh: Mesh) -> Parted:
     def is_elsewhere(node: Any) -> bool:
         return _is_layer(node) and isinstance(node.op, ShardedOp) and node.op.mesh != mesh
 
-    tree = jax.tree.map(lambda node: _whole(node) if is_elsewhere(node) else node, tree, is_leaf=_is_layer)
+    tree = jax.tree.map(lambda node: whole(node) if is_elsewhere(node) else node, tree, is_leaf=_is_layer)
     sparse = {units for param in _layers(tree) if (units := _units_of_sparse(param.op))}
     if not sparse:
         raise ValueError(
@@ -107,31 +107,7 @@ def unshard(tree: Parted) -> Parted:
         True
     """
 
-    def one(param: Any) -> Any:
-        return _whole(param) if _is_layer(param) and isinstance(param.op, ShardedOp) else param
-
-    return jax.tree.map(one, tree, is_leaf=_is_layer)
-
-
-def _whole(param: Any) -> ETraceParam:
-    op, num_post = param.op.op, param.op.num_post
-    if not eqx.is_array(param.op.starts):
-        raise TypeError(
-            "tree: expected a model, got one without indices, as gradients are. equinox.combine(grads, model) has them."
-        )
-    size = np.shape(_weight(param))[-1]
-    blocks = Blocks(host_array("tree", param.op.starts), size // param.op.count)
-    weight_fn, weight = blocks.whole((op.weight_fn, _weight(param)))
-    if isinstance(op, SpMatMulOp):
-        conn = op.connectivity
-        pre, post = (host_array("tree", a) for a in (conn.pre, conn.post))
-        post = post + np.repeat(np.arange(param.op.count) * (conn.num_post - 1), size // param.op.count)
-        whole = Connectivity.from_edges(pre[blocks.kept], post[blocks.kept], (conn.num_pre, num_post))
-        made: ETraceOp = SpMatMulOp(whole, weight_fn, axis=op.axis, bias=param.op.bias)
-    else:
-        made = MatMulOp(blocks.whole(op.weight_mask), weight_fn, op.apply_weight_fn_before_mask, bias=param.op.bias)
-    new = Fixed(weight) if isinstance(param.value["weight"], Fixed) else weight
-    return ETraceParam({**param.value, "weight": new}, made, param.grad, param.is_etrace)
+    return jax.tree.map(whole, tree, is_leaf=_is_layer)
 
 
 def _is_layer(node: Any) -> bool:
@@ -229,22 +205,16 @@ def _sparse(op: SpMatMulOp, mesh: Mesh) -> tuple[SpMatMulOp, int, Blocks]:
         )
     conn, count = op.connectivity, mesh.shape[mesh.axis_names[0]]
     (num_pre, num_post), (size, _) = conn.shape, sizes_of(conn.num_post, count)
-    ends = np.minimum(np.arange(count + 1) * size, num_post)
+    if not isinstance(conn.pre, jax.ShapeDtypeStruct):
+        parted, blocks = in_blocks(conn, mesh)
+        return SpMatMulOp(parted, axis=op.axis), num_post, blocks
     if isinstance(conn.post_ptr, jax.ShapeDtypeStruct):
         starts = -(-conn.num_synapses * np.arange(count + 1) // count)
     else:
-        ptr = host_array("tree", conn.post_ptr)
-        starts = ptr[ends]
+        starts = host_array("tree", conn.post_ptr)[np.minimum(np.arange(count + 1) * size, num_post)]
     most = int(np.diff(starts).max())
-    if isinstance(conn.pre, jax.ShapeDtypeStruct):
-        place = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-        sizes = array_sizes(most, num_pre, size)
-        shapes: list[Any] = [jax.ShapeDtypeStruct((n * count,), jnp.int32, sharding=place) for n in sizes]
-        digest: Any = jax.ShapeDtypeStruct((2,), jnp.uint32)
-        return SpMatMulOp(of_blocks(shapes, num_pre, size, digest), axis=op.axis), num_post, Blocks(starts, most)
-    pre = host_array("tree", conn.pre)
-
-    def edges(k: int) -> tuple[np.ndarray, np.ndarray]:
-        return pre[starts[k] : starts[k + 1]], ptr[ends[k] : ends[k + 1] + 1] - starts[k]
-
-    return SpMatMulOp(connectivity_of(edges, mesh, most, num_pre, size), axis=op.axis), num_post, Blocks(starts, most)
+    place = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    sizes = array_sizes(most, num_pre, size)
+    shapes: list[Any] = [jax.ShapeDtypeStruct((n * count,), jnp.int32, sharding=place) for n in sizes]
+    digest: Any = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    return SpMatMulOp(of_blocks(shapes, num_pre, size, digest), axis=op.axis), num_post, Blocks(starts, most)

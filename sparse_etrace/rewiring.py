@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from ._graph.connectivity import Connectivity
 from ._numbers import real
+from ._op.sharded import whole
 from ._op.spmatmul import SpMatMulOp
 
 __all__ = ["deep_r", "rigl", "sparse_evolution"]
@@ -22,7 +23,7 @@ def sparse_evolution(param: Any, key: Array, share: float = 0.3) -> np.ndarray:
     sends to itself where the two ends are as many.
 
     Args:
-        param: of a `SpMatMulOp`.
+        param: of a `SpMatMulOp`, on one device or on several.
         key: where new senders are drawn from.
         share: from 0 to 1.
 
@@ -43,6 +44,7 @@ def sparse_evolution(param: Any, key: Array, share: float = 0.3) -> np.ndarray:
     Reference:
         Mocanu et al. 2018, Nature Communications 9:2383.
     """
+    param = whole(param)
     return _drawn(param, _smallest(param, share), key)
 
 
@@ -50,7 +52,7 @@ def deep_r(param: Any, key: Array, sign: ArrayLike) -> np.ndarray:
     """Deep R: synapses whose weight has left the sign of its sender come from others, drawn at random.
 
     Args:
-        param: of a `SpMatMulOp`.
+        param: of a `SpMatMulOp`, on one device or on several.
         key: where new senders are drawn from.
         sign: of each sender, `(num_pre,)`, or of all.
 
@@ -67,6 +69,7 @@ def deep_r(param: Any, key: Array, sign: ArrayLike) -> np.ndarray:
     Reference:
         Bellec et al. 2018, International Conference on Learning Representations (arXiv 1711.05136).
     """
+    param = whole(param)
     conn, weight = _connectivity(param), np.asarray(param.op.phi(param.value)["weight"])
     signs = np.broadcast_to(np.asarray(sign), (conn.num_pre,))
     return _drawn(param, weight * signs[np.asarray(conn.pre)] <= 0, key)
@@ -76,7 +79,7 @@ def rigl(param: Any, score: ArrayLike | Callable[[int], ArrayLike], share: float
     """RigL: of each target the share of its synapses that are smallest come from the senders of the largest gradient.
 
     Args:
-        param: of a `SpMatMulOp`.
+        param: of a `SpMatMulOp`, on one device or on several.
         score: the gradient that a synapse between each two units would have, `(num_pre, num_post)`, in any sign; or a
             function of a target that returns a column of it.
         share: from 0 to 1; see `sparse_evolution`.
@@ -98,6 +101,7 @@ def rigl(param: Any, score: ArrayLike | Callable[[int], ArrayLike], share: float
     Reference:
         Evci et al. 2020, International Conference on Machine Learning (arXiv 1911.11134).
     """
+    param = whole(param)
     column = score if callable(score) else np.asarray(score).T.__getitem__
     return _replaced(param, _smallest(param, share), lambda post, allowed: -np.abs(np.asarray(column(post)))[allowed])
 
@@ -105,8 +109,8 @@ def rigl(param: Any, score: ArrayLike | Callable[[int], ArrayLike], share: float
 def _connectivity(param: Any) -> Connectivity:
     if not isinstance(op := getattr(param, "op", None), SpMatMulOp):
         raise TypeError(
-            f"param: expected that of a SpMatMulOp, got {type(param if op is None else op).__name__}. That of a model "
-            "on several devices is in se.unshard(model)."
+            f"param: expected that of a SpMatMulOp, got {type(param if op is None else op).__name__}. Others have no "
+            "list of synapses to choose from."
         )
     return op.connectivity
 

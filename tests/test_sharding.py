@@ -209,6 +209,7 @@ def check_alone():
     """What concerns one process, whose devices are two of the four."""
     check_weight_functions()
     check_what_is_smaller()
+    check_what_is_moved()
     jax.config.update("jax_enable_x64", False)
     check_program()
 
@@ -276,6 +277,61 @@ def check_moved(path, counts, first):
     leaves = [jax.tree.leaves(eqx.filter(se.unshard(r.model), eqx.is_inexact_array)) for r in (moved, alone)]
     for a, b in zip(*leaves, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+def check_rewired(name, kind, devices=None):
+    """A layer that is rewired between calls is as on one device, with what is kept of it."""
+    devices, (model, state) = devices or jax.local_devices(), build(kind)
+    mesh = jax.make_mesh((len(devices),), ("units",), devices=devices)
+    xs, ys = (jnp.asarray(np.random.default_rng(k).normal(size=(6, BATCH, 2))) for k in range(2))
+    found = rewired(LEARNERS[name], se.shard(model, mesh), state, xs, ys)
+    for a, b in zip(rewired(LEARNERS[name], model, state, xs, ys), found, strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-12 * (1e-30 + np.max(np.abs(a))))
+
+
+def check_what_is_moved():
+    """A layer that is rewired in blocks is the rewired layer in blocks, and so is what an optimizer keeps of it."""
+    mesh, model = jax.make_mesh((2,), ("units",), devices=jax.local_devices()[:2]), build("rate")[0]
+    pre, weight = se.rewiring.sparse_evolution(model.cell.rec, jax.random.key(0), 0.5), np.linspace(0.1, 1, 112)
+    parted = se.shard(model, mesh)
+    assert np.array_equal(se.rewiring.sparse_evolution(parted.cell.rec, jax.random.key(0), 0.5), pre)
+    one, other = (
+        se.rewire(m, lambda m: m.cell.rec, pre, opt_state=eqx.filter(m, se.trainable(m)), weight=weight)
+        for m in (model, parted)
+    )
+    assert np.array_equal(one.order, other.order) and (one.order < 0).sum() > 20
+    assert eqx.tree_equal(se.shard(one.model, mesh), other.model)
+    kept = [eqx.combine(new.opt_state, new.model) for new in (one, other)]
+    assert eqx.tree_equal(se.shard(kept[0], mesh), kept[1])
+
+
+def rewired(learner, model, state, xs, ys):
+    """Losses, and gradient, moments, weights and senders as on one device, of calls with rewiring between them."""
+    optimizer, found, compiled = optax.adam(0.01), [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, _, **rest: compiled.append(name) if name.endswith("backend_compile_duration") else None
+    )
+    carry = learner.init(model, state, xs[0])
+    opt_state = optimizer.init(eqx.filter(model, se.trainable(model)))
+
+    @eqx.filter_jit
+    def update(model, opt_state, grads):
+        changes, opt_state = optimizer.update(grads, opt_state)
+        return eqx.apply_updates(model, changes), opt_state
+
+    for k in range(3):
+        compiled.clear()
+        losses, grads, carry = se.online_grad(learner, loss_fn, model, carry, xs, ys, chunk=4)
+        model, opt_state = update(model, opt_state, grads)
+        assert k < 2 or not compiled  # the second call gets the arrays of the first, which lie elsewhere than at first
+        recs = [se.unshard(eqx.combine(tree, model).cell.rec) for tree in (grads, opt_state[0].mu, model)]
+        found += [losses, *(rec.value["weight"] for rec in recs), recs[-1].op.connectivity.pre]
+        pre = se.rewiring.sparse_evolution(model.cell.rec, jax.random.key(k), share=0.5)
+        options = {"weight": np.linspace(0.1, 1, pre.size)}
+        model, carry, opt_state, order = se.rewire(model, lambda m: m.cell.rec, pre, carry, opt_state, **options)
+        carry = learner.reset(carry, jnp.arange(BATCH) == k, state)
+        assert (order < 0).sum() > 20
+    return [host_array("found", a) for a in found]
 
 
 def write_tables(folder):
@@ -391,6 +447,12 @@ def test_one_of_two_processes_is_killed(tmp_path, rank):
 def test_each_learner_and_network_on_several_devices():
     on_devices("[t.compare(k, l, m) for k in t.KINDS for l in t.LEARNERS for m in t.MESHES\n"
                " if l != 'e-prop' or k == 'alif']\nt.check_fit()")  # fmt: skip
+
+
+@ONLY
+def test_rewiring_on_several_devices():
+    on_devices("[t.check_rewired(name, 'alif') for name in ('D-RTRL', 'ES-D-RTRL', 'e-prop')]", 3)
+    on_devices("t.check_rewired('D-RTRL', 'rate', jax.devices())", 4, 2)
 
 
 @ONLY

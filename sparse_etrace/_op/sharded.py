@@ -7,12 +7,16 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Inexact, Int, PyTree, Shaped, UInt32
 
+from .._blocks import Blocks
+from .._graph.connectivity import Connectivity, host_array
 from .._kernels.windows import window_per_unit
 from .contract import ETraceOp
 from .matmul import MatMulOp
+from .param import ETraceParam, Fixed
 from .spmatmul import SpMatMulOp, Traces, Weights
 from .weights import check_bias, check_input, read_weights, with_bias
 
@@ -67,6 +71,13 @@ class ShardedOp(ETraceOp):
     def carried_ndim(self) -> int:
         """The features behind the presynaptic units."""
         return self.op.carried_ndim
+
+    @property
+    def blocks(self) -> Blocks:
+        """How the weights lie in blocks."""
+        units = -(-self.num_post // self.count)
+        size = self.op.num_weights // self.count if isinstance(self.op, SpMatMulOp) else units
+        return Blocks(host_array("tree", self.starts), size)
 
     def place(self, ndim: int) -> NamedSharding:
         """Where an array lies whose last axis is that of the weights."""
@@ -225,3 +236,30 @@ class ShardedOp(ETraceOp):
 def _of_no_block(op: Any) -> tuple:
     """What of a layer makes its weights, or is said of all blocks: no block reads it."""
     return op.weight_fn, op.connectivity.digest if isinstance(op, SpMatMulOp) else op.weight_mask
+
+
+def whole(param: Any) -> Any:
+    """A layer on several devices as it is on one, with the weights that it has now; any other as it is.
+
+    Raises:
+        TypeError: it has no indices, as gradients have none.
+    """
+    if not isinstance(getattr(param, "op", None), ShardedOp):
+        return param
+    op, num_post = param.op.op, param.op.num_post
+    if not eqx.is_array(param.op.starts):
+        raise TypeError(
+            "tree: expected a model, got one without indices, as gradients are. equinox.combine(grads, model) has them."
+        )
+    blocks, weight = param.op.blocks, param.value["weight"]
+    weight_fn, values = blocks.whole((op.weight_fn, weight() if isinstance(weight, Fixed) else weight))
+    if isinstance(op, SpMatMulOp):
+        conn = op.connectivity
+        pre, post = (host_array("tree", a) for a in (conn.pre, conn.post))
+        post = post + np.repeat(np.arange(param.op.count) * (conn.num_post - 1), blocks.size)
+        edges = Connectivity.from_edges(pre[blocks.kept], post[blocks.kept], (conn.num_pre, num_post))
+        made: ETraceOp = SpMatMulOp(edges, weight_fn, axis=op.axis, bias=param.op.bias)
+    else:
+        made = MatMulOp(blocks.whole(op.weight_mask), weight_fn, op.apply_weight_fn_before_mask, bias=param.op.bias)
+    new = Fixed(values) if isinstance(weight, Fixed) else values
+    return ETraceParam({**param.value, "weight": new}, made, param.grad, param.is_etrace)

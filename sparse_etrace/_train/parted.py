@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from .._blocks import Blocks
-from .._graph.connectivity import host_array, is_here
+from .._graph.connectivity import is_here
 from .._model.trained import leaf_names
 from .._op.param import ETraceParam
 from .._op.sharded import ShardedOp
@@ -85,12 +85,7 @@ def mesh_of(model: PyTree) -> Mesh | None:
 
 def blocks_of(model: PyTree) -> dict[str, Blocks]:
     """How the weights of a model that are in blocks lie there, by their names."""
-    found = {}
-    for path, param in _layers(model):
-        (weight,) = jax.tree.leaves(param.value["weight"])
-        blocks = Blocks(host_array("model", param.op.starts), weight.shape[-1] // param.op.count)
-        found[f"{jax.tree_util.keystr(path)}.value['weight']"] = blocks
-    return found
+    return {f"{jax.tree_util.keystr(path)}.value['weight']": param.op.blocks for path, param in _layers(model)}
 
 
 def layouts(run: PyTree, carry: Any, blocks: Mapping[str, Blocks]) -> list[Blocks | None]:
@@ -164,12 +159,10 @@ def described(model: PyTree) -> PyTree:
         if not _is_in_blocks(param):
             return param
         op, sharded = param.op.op, param.op
-        size = getattr(op, "num_weights", -(-sharded.num_post // sharded.count) * sharded.count)
-        blocks = Blocks(host_array("model", sharded.starts), size // sharded.count)
         said = {f.name: getattr(op, f.name) for f in dataclasses.fields(op) if f.name != "num_weights"}
         said |= {"kind": type(op).__name__, "connectivity": sharded.digest, "bias": sharded.bias}
         sizes = sharded.num_post, sharded.length
-        return blocks.whole((param.value, said)), sizes, param.grad, param.is_etrace
+        return sharded.blocks.whole((param.value, said)), sizes, param.grad, param.is_etrace
 
     return jax.tree.map(one, model, is_leaf=lambda node: isinstance(node, ETraceParam))
 

@@ -9,10 +9,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from .._graph.connectivity import canonical_order
+from .._blocks import in_blocks
+from .._graph.connectivity import Connectivity, canonical_order, host_array
 from .._model.origin import of_another
 from .._op import SpMatMulOp
 from .._op.param import ETraceParam
+from .._op.sharded import ShardedOp, whole
 from .._op.weights import check_shape
 from .._rule.derivative import parts_of
 from .._rule.engine import Carry
@@ -55,13 +57,15 @@ def rewire(
 
     Each target keeps the number of its synapses, so that all shapes stay as they are and nothing compiles again. A new
     synapse starts with `weight`, and with zeros in its trace and in what an optimiser keeps of it. Factors of ES-D-RTRL
-    belong to units and stay. `RTRL`, where it keeps one matrix, is moved by its columns.
+    belong to units and stay. `RTRL`, where it keeps one matrix, is moved by its columns. Of a model on several devices
+    the host reads the layer whole, and what is kept of it goes back to where it was; all processes must call it alike.
 
     Args:
         model: a model.
         where: `where(model)` is the parameter of a `SpMatMulOp`, as `lambda model: model.rec`.
-        pre: `(num_synapses,)`, the sender of each synapse in the order in which they are now: that which it has for one
-            that stays, another for one that is replaced. `se.rewiring` has functions that choose them.
+        pre: `(num_synapses,)`, the sender of each synapse in the order in which they are now (on several devices, of
+            the layer as it is on one): that which it has for one that stays, another for one that is replaced.
+            `se.rewiring` has functions that choose them.
         carry: of a learner on this model.
         opt_state: of an optimiser of optax.
         weight: what new synapses start with, a number or `(num_synapses,)` in the order of `pre`.
@@ -90,7 +94,8 @@ def rewire(
         Mocanu et al. 2018, Nature Communications 9:2383 (SET).
     """
     param = where(model)
-    old = _connectivity(param)
+    old = _connectivity(whole(param))
+    kept = param.op.blocks.kept if isinstance(param.op, ShardedOp) else slice(None)
     senders = np.asarray(pre)
     check_shape("pre", senders.shape, (old.num_synapses,), "The sender of each synapse, in the order that they have.")
     order, connectivity = canonical_order(senders, old.post, old.shape)
@@ -99,14 +104,19 @@ def rewire(
 
     def moved(leaf: Array, new: ArrayLike = 0, axis: int = -1) -> Array:
         """What is kept of synapses along an axis, and what new ones have of it."""
-        values = np.take(np.asarray(leaf), order, axis)
-        there = stays.reshape(-1, *[1] * (-1 - axis))
-        return jax.device_put(np.where(there, values, np.asarray(new, values.dtype)))
+        made = np.array(host_array("carry", leaf))
+        values = np.moveaxis(made, axis, -1)
+        values[..., kept] = np.where(stays, values[..., kept][..., order], np.asarray(new, made.dtype))
+        if not isinstance(param.op, ShardedOp) or not isinstance(leaf, jax.Array):
+            return jax.device_put(made)
+        return jax.make_array_from_callback(made.shape, leaf.sharding, made.__getitem__)
 
     name, path = _names(model, param)
     paths = [at for at, _ in jax.tree_util.tree_flatten_with_path(model)[0] if at[-1:] == path[-1:]]
     value = {**param.value, "weight": moved(param.value["weight"], starts)}
-    made = eqx.tree_at(where, model, eqx.tree_at(lambda p: (p.value, p.op.connectivity), param, (value, connectivity)))
+    made = eqx.tree_at(
+        where, model, eqx.tree_at(lambda p: (p.value, p.op), param, (value, _on(param.op, connectivity)))
+    )
 
     def by_path(tree: PyTree) -> PyTree:
         """Leaves that stand where the weights stand in a model, and not where others do whose path ends alike."""
@@ -123,7 +133,7 @@ def rewire(
         if isinstance(traces, Derivative):
             traces = _by_columns(model, param.value["weight"], traces, moved)
         elif isinstance(traces, dict):
-            traces = _by_call(carry, name, param.op, moved)
+            traces = _by_call(carry, name, param, moved)
         else:
             traces = by_path(traces)
         origin = None if carry.origin is None else of_another(carry.origin, made)
@@ -150,6 +160,14 @@ def _connectivity(param: Any) -> Any:
     return param.op.connectivity
 
 
+def _on(op: Any, connectivity: Connectivity) -> Any:
+    """An op on other synapses, of each target as many."""
+    if isinstance(op, ShardedOp):
+        blocks, _ = in_blocks(connectivity, op.mesh)
+        return eqx.tree_at(lambda o: (o.op.connectivity, o.digest), op, (blocks, connectivity.digest))
+    return eqx.tree_at(lambda o: o.connectivity, op, connectivity)
+
+
 def _names(model: PyTree, param: ETraceParam) -> tuple[str, tuple]:
     """Name and path of the weights of a parameter of a model."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
@@ -163,10 +181,11 @@ def _owner(path: tuple, paths: list[tuple]) -> tuple | None:
     return max((own for own in paths if path[-len(own) :] == own), key=len, default=None)
 
 
-def _by_call(carry: Carry, name: str, op: SpMatMulOp, moved: Callable[..., Array]) -> dict[int, PyTree]:
+def _by_call(carry: Carry, name: str, param: ETraceParam, moved: Callable[..., Array]) -> dict[int, PyTree]:
     """Traces of op calls: of those that the weights act in, what has an entry for each synapse."""
     owners = {} if carry.origin is None else dict(carry.origin.owners)
-    count = op.connectivity.num_synapses
+    op: Any = param.op
+    (count,) = param.value["weight"].shape
 
     def one(number: int, trace: PyTree) -> PyTree:
         if not any(name in names for names in owners.get(number, ())):
@@ -175,7 +194,7 @@ def _by_call(carry: Carry, name: str, op: SpMatMulOp, moved: Callable[..., Array
         found = []
         for path, a in leaves:
             keys = [getattr(step, "key", getattr(step, "name", None)) for step in path]
-            of_input = op.gated and keys[-2:] == ["factors", "x"]
+            of_input = getattr(op, "gated", False) and keys[-2:] == ["factors", "x"]
             is_moved = "weight" in keys and a.shape[-1:] == (count,)
             found.append(moved(a, axis=op.axis) if of_input else moved(a) if is_moved else a)
         return jax.tree.unflatten(layout, found)
