@@ -35,7 +35,8 @@ print(bits.hexdigest())
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
 def test_bits_do_not_depend_on_the_number_of_threads():
-    options = {"env": plain_environment() | {"JAX_PLATFORMS": "cpu"}, "capture_output": True, "text": True, "check": True}
+    environment = plain_environment() | {"JAX_PLATFORMS": "cpu"}
+    options = {"env": environment, "capture_output": True, "text": True, "check": True}
     runs = [subprocess.run([sys.executable, "-c", PROGRAM, count], **options).stdout for count in ("1", "2")]
     assert len(runs[0].strip()) == 64
     assert runs[0] == runs[1]

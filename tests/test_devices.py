@@ -74,7 +74,10 @@ def test_on_two_devices():
     code = "import jax, test_devices as t\njax.config.update('jax_enable_x64', True)\n"
     code += "assert len(jax.devices()) == 2\n[t.check(*case) for case in t.GRID]\n"
     code += "[t.test_derivatives_are_summed_over_devices(n) for n in t.PRODUCTS]"
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    flags = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **flags})
 
 

@@ -376,7 +376,7 @@ def start(code, count, processes):
         port = free.getsockname()[1]
     flags = {
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count // processes}",
-        "PYTHONPATH": os.pathsep.join(sys.path), "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "PYTHONPATH": os.pathsep.join(sys.path), "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "JAX_PLATFORMS": "cpu",
     }  # fmt: skip
     started = []
     for rank in range(processes):
