@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.extend.core as jex
-import jax.extend.source_info_util as source_info
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -12,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from .._kernels.elementwise import execute
 from .primitives import CALLS, PLACED, aval, branches, called, parameter, scan
-from .program import is_inexact, is_key, vjp_jaxpr
+from .program import is_inexact, is_key, line, vjp_jaxpr
 from .refusals import UntracedError
 
 LARGE = 1 << 20
@@ -83,8 +82,8 @@ def _follow(closed: jex.ClosedJaxpr, kinds: Sequence[str], caller: str) -> list[
 
     for eqn in closed.jaxpr.eqns:
         given = [get(v) for v in eqn.invars]
-        line = source_info.summarize(eqn.source_info) or caller
-        env.update(zip(eqn.outvars, _through(eqn, given, line), strict=True))
+        where = line(eqn.source_info) or caller
+        env.update(zip(eqn.outvars, _through(eqn, given, where), strict=True))
     return [get(v) for v in closed.jaxpr.outvars]
 
 
@@ -103,23 +102,23 @@ def _floating(eqn: jex.JaxprEqn, given: list[str]) -> list[str]:
     return [kind for kind, v in zip(given, eqn.invars, strict=True) if is_inexact(v.aval)]
 
 
-def _through(eqn: jex.JaxprEqn, given: list[str], line: str) -> list[str]:
+def _through(eqn: jex.JaxprEqn, given: list[str], where: str) -> list[str]:
     name = eqn.primitive.name
     if name == "scan":
         first, count, _, body = scan(eqn)
-        return _loop(body, given, first, count, line)
+        return _loop(body, given, first, count, where)
     if name == "while":
         test, first = parameter(eqn, "cond_nconsts"), parameter(eqn, "body_nconsts")
-        out = _loop(parameter(eqn, "body_jaxpr"), given[test:], first, len(given) - test - first, line)
-        _follow(parameter(eqn, "cond_jaxpr"), [*given[:test], *out], line)
+        out = _loop(parameter(eqn, "body_jaxpr"), given[test:], first, len(given) - test - first, where)
+        _follow(parameter(eqn, "cond_jaxpr"), [*given[:test], *out], where)
         return out
     if name == "cond":
         if given[0] == LINEAR:
-            raise _BentError(name, line)
-        found = [_follow(branch, given[1:], line) for branch in branches(eqn)]
-        return [_joined(list(parts), name, line) for parts in zip(*found, strict=True)]
+            raise _BentError(name, where)
+        found = [_follow(branch, given[1:], where) for branch in branches(eqn)]
+        return [_joined(list(parts), name, where) for parts in zip(*found, strict=True)]
     if name in NESTED:
-        return _follow(called(eqn), given, line)
+        return _follow(called(eqn), given, where)
     if name in PLACED | ACROSS:
         return list(given)
     if LINEAR not in given:
@@ -127,25 +126,25 @@ def _through(eqn: jex.JaxprEqn, given: list[str], line: str) -> list[str]:
     if _is_test_of_finite(eqn):
         return [CONSTANT]
     if not _is_linear(eqn, given):
-        raise _BentError(name, line)
+        raise _BentError(name, where)
     return [LINEAR] * len(eqn.outvars)
 
 
-def _loop(body: jex.ClosedJaxpr, given: list[str], first: int, count: int, line: str) -> list[str]:
+def _loop(body: jex.ClosedJaxpr, given: list[str], first: int, count: int, where: str) -> list[str]:
     """Outputs of a loop, whose carry stands after `first` constants."""
     given, carry = list(given), slice(first, first + count)
     while True:
-        out = _follow(body, given, line)
-        joined = [_joined([a, b], "scan", line) for a, b in zip(given[carry], out, strict=False)]
+        out = _follow(body, given, where)
+        joined = [_joined([a, b], "scan", where) for a, b in zip(given[carry], out, strict=False)]
         if joined == given[carry]:
             return joined + out[count:]
         given[carry] = joined
 
 
-def _joined(parts: list[str], name: str, line: str) -> str:
+def _joined(parts: list[str], name: str, where: str) -> str:
     """What is one of these, or their sum."""
     if {CONSTANT, LINEAR} <= set(parts):
-        raise _BentError(name, line)
+        raise _BentError(name, where)
     return next((kind for kind in (LINEAR, CONSTANT) if kind in parts), ZERO)
 
 

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import jax
 import jax.extend.core as jex
-import jax.extend.source_info_util as source_info
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -24,7 +23,7 @@ from jaxtyping import Array
 
 from .._kernels.elementwise import execute
 from .primitives import CALLS, PLACED, UnknownLayoutError, aval, branches, called, parameter, scan, sub_jaxprs
-from .program import is_inexact
+from .program import is_inexact, line
 
 ELEMENTWISE = {
     "add", "add_any", "sub", "mul", "div", "neg", "select_n", "convert_element_type", "reduce_precision", "real",
@@ -93,11 +92,11 @@ def follow(jaxpr: jex.Jaxpr, consts: Sequence[ArrayLike], ids: Sequence[Ids], ca
         if mixed is not None:
             env.update(dict.fromkeys(eqn.outvars, mixed))
             continue
-        line = source_info.summarize(eqn.source_info) or caller
-        blame = Mixed(eqn.primitive.name, line)
+        where = line(eqn.source_info) or caller
+        blame = Mixed(eqn.primitive.name, where)
         try:
             unmixed = [g for g in given if not isinstance(g, Mixed)]
-            out = _through(eqn, unmixed, [value(v) for v in eqn.invars], line)
+            out = _through(eqn, unmixed, [value(v) for v in eqn.invars], where)
             if any(
                 isinstance(o, np.ndarray) and o.shape != aval(v).shape for o, v in zip(out, eqn.outvars, strict=True)
             ):
@@ -132,15 +131,15 @@ def _fold(eqn: jex.JaxprEqn, args: Values, values: dict[jex.Var, ArrayLike]) -> 
             (values[out],) = execute(eqn, [jnp.asarray(a) for a in known])
 
 
-def _through(eqn: jex.JaxprEqn, ids: list[Unmixed], values: Values, line: str) -> list[Ids]:
+def _through(eqn: jex.JaxprEqn, ids: list[Unmixed], values: Values, where: str) -> list[Ids]:
     name = eqn.primitive.name
     if name in CALLS:
         inner = called(eqn)
-        return follow(inner.jaxpr, inner.consts, ids, line)
+        return follow(inner.jaxpr, inner.consts, ids, where)
     if name == "scan":
-        return _scan(eqn, ids, line)
+        return _scan(eqn, ids, where)
     if name == "cond":
-        found = [follow(branch.jaxpr, branch.consts, ids[1:], line) for branch in branches(eqn)]
+        found = [follow(branch.jaxpr, branch.consts, ids[1:], where) for branch in branches(eqn)]
         return [_join(list(parts)) for parts in zip(*found, strict=True)]
     if name in PLACED:
         return list(ids)
@@ -304,7 +303,7 @@ _OF_SEVERAL: dict[str, Callable[[jex.JaxprEqn, list[Unmixed], Values], list[np.n
 }
 
 
-def _scan(eqn: jex.JaxprEqn, ids: list[Unmixed], line: str) -> list[Ids]:
+def _scan(eqn: jex.JaxprEqn, ids: list[Unmixed], where: str) -> list[Ids]:
     consts, count, length, body = scan(eqn)
     fixed, carry, xs = ids[:consts], list(ids[consts : consts + count]), ids[consts + count :]
     each = []
@@ -313,7 +312,7 @@ def _scan(eqn: jex.JaxprEqn, ids: list[Unmixed], line: str) -> list[Ids]:
             raise _MixingError
         each.append(None if x is None else x[0])
     while True:
-        out = follow(body.jaxpr, body.consts, [*fixed, *carry, *each], line)
+        out = follow(body.jaxpr, body.consts, [*fixed, *carry, *each], where)
         joined = [_join([a, b]) for a, b in zip(carry, out[:count], strict=True)]
         unmixed = [j for j in joined if not isinstance(j, Mixed)]
         if len(unmixed) < len(joined):
