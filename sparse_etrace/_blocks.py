@@ -78,6 +78,15 @@ class Blocks(NamedTuple):
 
         return jax.tree.map(one, tree)
 
+    def laid(self, values: Any, mesh: Mesh, is_zero: bool = False) -> Any:
+        """An array with an entry for each weight along its last axis, in blocks; its shape, of a shape."""
+        shape = (*values.shape[:-1], self.size * (self.starts.size - 1))
+        place = NamedSharding(mesh, PartitionSpec(*[None] * (len(shape) - 1), mesh.axis_names[0]))
+        if isinstance(values, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(shape, values.dtype, sharding=place)
+        host = host_array("tree", values)
+        return placed(shape, place, lambda k: self.block(host, k, is_zero))
+
     def block(self, whole: np.ndarray, k: int, is_zero: bool = False) -> np.ndarray:
         """One of them; those that fill it up are like the first of all, or zeros."""
         kept = whole[..., self.starts[k] : self.starts[k + 1]]
@@ -124,13 +133,25 @@ def connectivity_of(
 
 
 def in_blocks(conn: Connectivity, mesh: Mesh) -> tuple[Connectivity, Blocks]:
-    """A connectivity in blocks of units, of which each process makes its own, and how its synapses lie there."""
+    """A connectivity in blocks of units, of which each process makes its own, and how its synapses lie there.
+
+    Of shapes that do not say where the synapses of units begin, blocks have as many.
+    """
     count, (num_pre, num_post) = mesh.shape[mesh.axis_names[0]], conn.shape
     size, _ = sizes_of(num_post, count)
     ends = np.minimum(np.arange(count + 1) * size, num_post)
-    pre, ptr = host_array("tree", conn.pre), host_array("tree", conn.post_ptr)
-    starts = ptr[ends]
+    if isinstance(conn.post_ptr, jax.ShapeDtypeStruct):
+        starts = -(-conn.num_synapses * np.arange(count + 1) // count)
+    else:
+        ptr = host_array("tree", conn.post_ptr)
+        starts = ptr[ends]
     most = int(np.diff(starts).max())
+    if isinstance(conn.pre, jax.ShapeDtypeStruct):
+        place = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+        sizes = array_sizes(most, num_pre, size)
+        shapes = [jax.ShapeDtypeStruct((n * count,), jnp.int32, sharding=place) for n in sizes]
+        return of_blocks(shapes, num_pre, size, jax.ShapeDtypeStruct((2,), jnp.uint32)), Blocks(starts, most)
+    pre = host_array("tree", conn.pre)
 
     def edges(k: int) -> tuple[np.ndarray, np.ndarray]:
         return pre[starts[k] : starts[k + 1]], ptr[ends[k] : ends[k + 1] + 1] - starts[k]

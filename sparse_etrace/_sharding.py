@@ -7,13 +7,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from ._blocks import Blocks, array_sizes, check_mesh, dealt, in_blocks, of_blocks, placed, sizes_of
+from ._blocks import Blocks, check_mesh, dealt, in_blocks, sizes_of
 from ._graph.connectivity import host_array
 from ._graph.graph import Graph
 from ._op.contract import ETraceOp
+from ._op.delays import Delays
 from ._op.matmul import MatMulOp
 from ._op.param import ETraceParam, Fixed
 from ._op.sharded import ShardedOp, whole
@@ -47,7 +48,7 @@ def shard(tree: Parted, mesh: Mesh) -> Parted:
         ValueError: the mesh has devices of some processes only; a layer has fewer units than there are devices; no
             layer of the model is sparse; a weight function reads more than a weight and its own arrays; or the graph is
             not square.
-        NotImplementedError: a layer has delays, ties or gates.
+        NotImplementedError: a layer has ties, gates or trained delays.
 
     Example:
         >>> import jax, jax.numpy as jnp, sparse_etrace as se
@@ -142,13 +143,7 @@ def _parted(param: Any, mesh: Mesh, op: Any, num_post: int, blocks: Blocks) -> E
 
     def laid_out(values: Any, is_zero: bool = False) -> Any:
         """One for each weight."""
-        if not is_laid_out(values):
-            return values
-        shape = (*values.shape[:-1], blocks.size * count)
-        if is_shape:
-            return jax.ShapeDtypeStruct(shape, values.dtype, sharding=made.place(len(shape)))
-        host = host_array("tree", values)
-        return placed(shape, made.place(len(shape)), lambda k: blocks.block(host, k, is_zero))
+        return blocks.laid(values, mesh, is_zero) if is_laid_out(values) else values
 
     digest = param.op.connectivity.digest if isinstance(op, SpMatMulOp) else None
     starts = jnp.asarray(blocks.starts, jnp.int32)
@@ -164,7 +159,7 @@ def _parted(param: Any, mesh: Mesh, op: Any, num_post: int, blocks: Blocks) -> E
         _check_weights(param.op, (*given, first), map(of_block, range(count)), blocks.starts)
     (fn, mask), weight = jax.tree.map(laid_out, given), laid_out(first, is_zero=True)
     if isinstance(op, SpMatMulOp):
-        op = SpMatMulOp(op.connectivity, fn, axis=op.axis)
+        op = eqx.tree_at(lambda o: o.weight_fn, op, fn, is_leaf=lambda leaf: leaf is None)
     else:
         op = MatMulOp(None, fn, op.apply_weight_fn_before_mask)
         op = eqx.tree_at(lambda o: o.weight_mask, op, mask, is_leaf=lambda leaf: leaf is None)
@@ -198,23 +193,16 @@ def _check_weights(op: Any, whole: tuple, parts: Iterable[tuple], starts: np.nda
 
 def _sparse(op: SpMatMulOp, mesh: Mesh) -> tuple[SpMatMulOp, int, Blocks]:
     """The layer on index arrays in blocks of units, of which each process makes its own; its units, and the blocks."""
-    if op.delays is not None or op.slot is not None or op.gated:
+    if op.slot is not None or op.gated or (op.delays is not None and op.delays.start is not None):
         raise NotImplementedError(
-            f"tree: expected sparse layers with a weight for each synapse, got {op} with delays, ties or gates. Keep "
-            "it on one device."
+            f"tree: expected sparse layers with a weight for each synapse, got {op} with ties, gates or trained "
+            "delays. Keep it on one device."
         )
-    conn, count = op.connectivity, mesh.shape[mesh.axis_names[0]]
-    (num_pre, num_post), (size, _) = conn.shape, sizes_of(conn.num_post, count)
-    if not isinstance(conn.pre, jax.ShapeDtypeStruct):
-        parted, blocks = in_blocks(conn, mesh)
-        return SpMatMulOp(parted, axis=op.axis), num_post, blocks
-    if isinstance(conn.post_ptr, jax.ShapeDtypeStruct):
-        starts = -(-conn.num_synapses * np.arange(count + 1) // count)
-    else:
-        starts = host_array("tree", conn.post_ptr)[np.minimum(np.arange(count + 1) * size, num_post)]
-    most = int(np.diff(starts).max())
-    place = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-    sizes = array_sizes(most, num_pre, size)
-    shapes: list[Any] = [jax.ShapeDtypeStruct((n * count,), jnp.int32, sharding=place) for n in sizes]
-    digest: Any = jax.ShapeDtypeStruct((2,), jnp.uint32)
-    return SpMatMulOp(of_blocks(shapes, num_pre, size, digest), axis=op.axis), num_post, Blocks(starts, most)
+    conn, blocks = in_blocks(op.connectivity, mesh)
+    made = SpMatMulOp(conn, axis=op.axis)
+    if (given := op.delays) is not None:
+        wires, _ = in_blocks(given.wires, mesh)
+        lag, steps = (blocks.laid(a, mesh, is_zero=True) for a in (given.lag, given.steps))
+        delays = Delays(wires, lag, steps, None, None, given.depth)
+        made = eqx.tree_at(lambda o: o.delays, made, delays, is_leaf=lambda leaf: leaf is None)
+    return made, op.connectivity.num_post, blocks

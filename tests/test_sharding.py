@@ -33,18 +33,19 @@ LEARNERS = {
     "D-RTRL": se.D_RTRL(), "ES-D-RTRL": se.ES_D_RTRL(0.9), "Bridged": se.Bridged(3), "BPTT": se.BPTT(),
     "e-prop": se.EProp("z", kappa=0.6), "bfloat16": se.D_RTRL(trace_dtype=jnp.bfloat16),
 }  # fmt: skip
-KINDS = ("rate", "alif", "gru", "features")
+KINDS = ("rate", "alif", "gru", "features", "delays", "late features")
 MESHES = ((4,), (2, 2), (3,))
 OPTIMIZER = optax.adamw(0.01)
-QUICK = [("rate", "D-RTRL", (3,))]
+QUICK = [("delays", "D-RTRL", (3,))]
 
 
-def graph():
+def graph(delays=False):
     """A network with a hub, parallel synapses, and a unit that receives nothing."""
     rng = np.random.default_rng(0)
     pre, post = rng.integers(0, UNITS, 90), rng.integers(0, UNITS - 1, 90)
     pre, post = np.append(pre, np.arange(UNITS)), np.append(post, np.full(UNITS, 5))
-    return se.from_edges(pre, post, rng.normal(size=pre.size), shape=(UNITS, UNITS))
+    weight, steps = rng.normal(size=pre.size), rng.integers(1, 5, pre.size)
+    return se.from_edges(pre, post, weight, shape=(UNITS, UNITS), edge_attrs={"delay": steps} if delays else None)
 
 
 class Spread(eqx.Module):
@@ -53,9 +54,10 @@ class Spread(eqx.Module):
     rec: se.ETraceParam
     inp: se.ETraceParam
 
-    def __call__(self, h, x):
-        h = 0.8 * h + 0.2 * jnp.tanh(self.rec(h) + self.inp(x)[..., None])
-        return h, h.reshape(*h.shape[:-2], -1)
+    def __call__(self, state, x):
+        h, line = state
+        h = 0.8 * h + 0.2 * jnp.tanh(self.rec(line) + self.inp(x)[..., None])
+        return (h, line.push(h) if isinstance(line, se.Ring) else h), h.reshape(*h.shape[:-2], -1)
 
 
 class Net(eqx.Module):
@@ -71,17 +73,22 @@ class Net(eqx.Module):
 
 def build(kind):
     """A model and its state, from a graph that is in blocks already."""
-    keys, on = jax.random.split(jax.random.key(0), 3), graph()
-    if kind == "features":
+    keys, on = jax.random.split(jax.random.key(0), 3), graph(kind in ("delays", "late features"))
+    if "features" in kind:
         sign = np.where(np.arange(on.connectivity.num_synapses) % 3 == 0, -1, 1)
         op = se.SpMatMulOp(on, axis=-2, weight_fn=se.SignLock(sign), bias=True)
         cell = Spread(op.param(keys[0]), se.MatMulOp(bias=True).param(keys[2], 2, UNITS, is_etrace=False))
-        state = jnp.zeros((BATCH, UNITS, FEATURES))
+        h = jnp.zeros((BATCH, UNITS, FEATURES))
+        state = h, h if kind == "features" else op.ring(BATCH, features=FEATURES)
     else:
-        made = {"rate": se.cells.LeakyRate, "alif": se.cells.ALIF, "gru": se.cells.GRU}[kind]
-        cell = made.of(on, inputs=2, key=keys[0], bias=kind != "alif")
+        made = {"rate": se.cells.LeakyRate, "gru": se.cells.GRU}.get(kind, se.cells.ALIF)
+        cell = made.of(on, inputs=2, key=keys[0], **{} if made is se.cells.ALIF else {"bias": True})
+        if made is se.cells.ALIF:  # loud enough for spikes
+            cell = eqx.tree_at(
+                lambda c: (c.inp.value["weight"], c.rec.value["weight"]), cell, replace_fn=lambda w: 8 * w
+            )
         state = cell.init_state(BATCH)
-    size = UNITS * FEATURES if kind == "features" else UNITS
+    size = UNITS * FEATURES if "features" in kind else UNITS
     return Net(cell, se.MatMulOp().param(keys[1], size, 2)), state
 
 
@@ -121,7 +128,7 @@ def compare(kind, name, shape):
     if jax.process_index():  # which was needed for that, and not for what follows
         return
     expected = jax.tree.leaves(trained(learner, model, state, xs, ys))
-    assert len(found) == len(expected) > 3
+    assert len(found) == len(expected) > 3 and all(map(np.any, expected[: -len(jax.tree.leaves(last))]))
     tolerance = 2e-2 if name == "bfloat16" else 1e-12
     for a, b in zip(expected, found, strict=True):
         np.testing.assert_allclose(b, a, rtol=0, atol=tolerance * (1e-30 + float(jnp.max(jnp.abs(a)))), err_msg=kind)
@@ -148,10 +155,16 @@ def exchanged(text):
     return sorted(of(re.search(r"^ENTRY %([\w.-]+)", text, re.M)[1]))
 
 
-def program(learner, mesh, units=400, steps=8, batch=BATCH):
+def program(learner, mesh, units=400, steps=8, batch=BATCH, delay=None):
     """A compiled gradient of windows of half the steps, and what was planned of it."""
     on = se.generate.fixed_in_degree(units, 100, jax.random.key(0))
-    cell = se.cells.LeakyRate.of(on, inputs=2, key=jax.random.key(1))
+    on = (
+        on
+        if delay is None
+        else se.Graph(on.connectivity, on.weight, edge_attrs={"delay": np.full(on.weight.size, delay)})
+    )
+    made = se.cells.LeakyRate if delay is None else se.cells.ALIF
+    cell = made.of(on, inputs=2, key=jax.random.key(1))
     whole = Net(cell, se.MatMulOp().param(jax.random.key(2), units, 2))
     model, state, xs = se.shard(whole, mesh), cell.init_state(batch), jnp.ones((steps, batch, 2))
     carry = learner.init(model, state, xs[0])
@@ -182,6 +195,17 @@ def check_program():
     ]  # fmt: skip
     sizes = [int(np.prod([*map(int, shape.split(","))])) for shape in re.findall(r"[a-z]+\d+\[([\d,]+)\]", text)]
     assert max(sizes) == BATCH * 400 * 100 // 2  # traces of the synapses of a device
+
+
+def check_program_with_delays():
+    """Of a ring, which is on each device, what is pushed is exchanged."""
+    mesh = jax.make_mesh((2,), ("units",), devices=jax.local_devices()[:2])
+    for learner in (se.D_RTRL(), se.ES_D_RTRL(0.9)):
+        made, plan = program(learner, mesh, delay=5)
+        assert exchanged(made.as_text()) == 8 * [("all-gather", f"f32[{BATCH},400]")] + 8 * [
+            ("all-reduce", f"f32[{BATCH},2]")
+        ]
+        assert plan.exchanged == 4 * BATCH * (400 + 2)
 
 
 def check_weight_functions():
@@ -235,13 +259,13 @@ def check_fit():
         np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)
 
 
-def fitted(count, sequences, path=None, devices=None):
+def fitted(count, sequences, path=None, devices=None, kind="rate", name="D-RTRL"):
     """A run on so many devices."""
     mesh = jax.make_mesh((count,), ("units",), devices=(devices or jax.devices())[:count])
-    model, state = build("rate")
+    model, state = build(kind)
     xs, ys = jnp.asarray(np.random.default_rng(1).normal(size=(6, BATCH, 2))), jnp.zeros((6, BATCH, 2))
     return se.fit(
-        se.D_RTRL(), loss_fn, OPTIMIZER, se.shard(model, mesh), [(xs, ys)] * sequences, state=state, carry=True,
+        LEARNERS[name], loss_fn, OPTIMIZER, se.shard(model, mesh), [(xs, ys)] * sequences, state=state, carry=True,
         update=se.Update(every=3), checkpoint=path and se.Checkpoint(path, every=1), progress=False,
     )  # fmt: skip
 
@@ -252,10 +276,11 @@ def bits(result):
     return [host_array("result", leaf) for leaf in jax.tree.leaves(arrays)]
 
 
-def check_resumed(path, count=4, first=1, last=2):
+def check_resumed(path, count=4, first=1, last=2, **which):
     """Stopped and resumed on as many devices, a run has the bits of one that was never stopped."""
-    fitted(count, first, path)
-    for a, b in zip(*(bits(run) for run in (fitted(count, last, path), fitted(count, last))), strict=True):
+    fitted(count, first, path, **which)
+    runs = fitted(count, last, path, **which), fitted(count, last, **which)
+    for a, b in zip(*map(bits, runs), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -268,11 +293,11 @@ def check_part_missing(path):
     Path(f"{part}.away").rename(part)
 
 
-def check_moved(path, counts, first):
+def check_moved(path, counts, first, **which):
     """A run that goes on with other numbers of devices is that of one device."""
     for k, count in enumerate(counts, first):
-        moved = fitted(count, k, path, jax.local_devices())
-    alone = fitted(1, k, None, jax.local_devices())
+        moved = fitted(count, k, path, jax.local_devices(), **which)
+    alone = fitted(1, k, None, jax.local_devices(), **which)
     np.testing.assert_allclose(moved.losses, alone.losses, rtol=1e-12)
     leaves = [jax.tree.leaves(eqx.filter(se.unshard(r.model), eqx.is_inexact_array)) for r in (moved, alone)]
     for a, b in zip(*leaves, strict=True):
@@ -420,6 +445,16 @@ def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path):
 
 
 @ONLY
+@pytest.mark.parametrize(
+    "kind, name", [("alif", "D-RTRL"), ("alif", "ES-D-RTRL"), ("alif", "e-prop"), ("delays", "D-RTRL")]
+)
+def test_checkpoints_of_each_rule_are_read_by_other_numbers_of_devices(tmp_path, kind, name):
+    which = f"kind={kind!r}, name={name!r}"
+    on_devices(f"t.check_moved({str(tmp_path / 'run')!r}, [1, 2, 4, 3], 1, {which})\n"
+               f"t.check_resumed({str(tmp_path / 'other')!r}, 3, {which})")  # fmt: skip
+
+
+@ONLY
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_of_two_processes_is_killed(tmp_path, rank):
     """Both start again, and nothing is lost."""
@@ -460,7 +495,7 @@ def test_plans_of_several_devices():
     learners = "se.D_RTRL(), se.ES_D_RTRL(0.9), se.Hybrid(), se.Bridged(3), se.BPTT(), se.UORO(key=jax.random.key(0))"
     on_devices("import sparse_etrace as se\njax.config.update('jax_enable_x64', False)\n"
                "[t.check_plan(l, jax.make_mesh((n,), ('units',), devices=jax.devices()[:n])) for n in (2, 4, 8)\n"
-               f" for l in ({learners})]", 8)  # fmt: skip
+               f" for l in ({learners})]\nt.check_program_with_delays()", 8)  # fmt: skip
 
 
 @ONLY
@@ -503,7 +538,7 @@ def test_files_that_are_not_read_in_blocks(tmp_path):
         se.read_sharded(tmp_path / "none.parquet", mesh)
 
 
-@pytest.mark.parametrize("kind", few(KINDS, ["features"]))
+@pytest.mark.parametrize("kind", few(KINDS, ["late features"]))
 def test_a_model_that_was_in_blocks(kind):
     model, _ = build(kind)
     back = se.unshard(se.shard(model, jax.make_mesh((1,), ("units",))))
@@ -622,8 +657,9 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 def test_layers_that_are_not_parted():
     mesh, on = jax.make_mesh((1,), ("units",)), graph()
     count = on.connectivity.num_synapses
-    for op in (se.SpMatMulOp(on, delay=2), se.SpMatMulOp(on, tie=np.zeros(count, int)), se.SpMatMulOp(on, gated=True)):
-        with pytest.raises(NotImplementedError, match=r"tree: expected sparse layers .* delays, ties or gates"):
+    late = se.SpMatMulOp(on, delay=2, train_delay=True)
+    for op in (late, se.SpMatMulOp(on, tie=np.zeros(count, int)), se.SpMatMulOp(on, gated=True)):
+        with pytest.raises(NotImplementedError, match=r"tree: expected sparse layers .* ties, gates or trained delays"):
             se.shard(op.param(jax.random.key(0)), mesh)
     with pytest.raises(TypeError, match=r"mesh: expected a jax.sharding.Mesh of one or two axes, got 4"):
         se.shard(on, 4)

@@ -5,11 +5,11 @@ from functools import cached_property
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._op.boundary import OpCall, VmappedCall
+from .._op.sharded import stepped
 from .call import Call
 from .linear import refuse_bent
 from .links import Between
@@ -35,8 +35,7 @@ class Reading:
         self.state_names = [name or "state" for name in leaf_names(state)]
 
         def step(arrays: PyTree, state: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
-            new, out = eqx.combine(arrays, static)(state, x)
-            return jax.tree.map(jnp.asarray, new), jax.tree.map(jnp.asarray, out)
+            return stepped(eqx.combine(arrays, static), state, x)
 
         closed, (new, out) = jax.make_jaxpr(step, return_shape=True)(struct(arrays), state, x)
         check_state(state, new)

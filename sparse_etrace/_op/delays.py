@@ -18,6 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Inexact, Int, PyTree
 
 from .._graph.connectivity import MAX_INDEX, Connectivity, from_slots, host_array
@@ -40,6 +41,7 @@ class Ring(eqx.Module):
         pointer: where the next is written, int32, without axes unless `vmap` gives it any.
         axis: that of the op.
         reach: how many steps back an op reads that is given it; None for all.
+        mesh: on each device of which all units of what is pushed have to be; None: where they come.
 
     Example:
         >>> import jax.numpy as jnp, sparse_etrace as se
@@ -56,6 +58,7 @@ class Ring(eqx.Module):
     pointer: Int[Array, "..."]
     axis: int = eqx.field(static=True, default=-1)
     reach: int | None = eqx.field(static=True, default=None)
+    mesh: Mesh | None = eqx.field(static=True, default=None)
 
     @property
     def slots(self) -> int:
@@ -125,9 +128,11 @@ class Ring(eqx.Module):
         *front, _, units = self.values.shape
         hint = "Make the ring with the batch axes (and features) of what is sent: op.ring(*batch)."
         check_shape("sent", sent.shape, (*front, units), f"{hint} Features come before units here.")
-
+        if self.mesh is not None:
+            spec = PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * len(front), None)
+            sent = jax.lax.with_sharding_constraint(sent, NamedSharding(self.mesh, spec))
         values = _mapped(push, self.pointer)(self.values, sent, self.pointer)
-        return Ring(values, (self.pointer + 1) % self.slots, self.axis)
+        return Ring(values, (self.pointer + 1) % self.slots, self.axis, mesh=self.mesh)
 
 
 class History(eqx.Module):
@@ -195,6 +200,15 @@ def each(x: Any) -> Any:
 def shape_of(x: Any) -> Any:
     """The shape of what an op reads in a step: of a ring all its slots once, others as they are."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, Ring) else x
+
+
+def on_mesh(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """A state whose rings get what is pushed on each device of a mesh."""
+
+    def one(ring: object) -> object:
+        return Ring(ring.values, ring.pointer, ring.axis, ring.reach, mesh) if isinstance(ring, Ring) else ring
+
+    return jax.tree.map(one, tree, is_leaf=lambda leaf: isinstance(leaf, Ring))
 
 
 def aligned(state: PyTree, like: PyTree) -> PyTree:

@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
-from jaxtyping import Array, Inexact, Int, PyTree, Shaped, UInt32
+from jaxtyping import Array, Inexact, Int, PyTree, UInt32
 
 from .._blocks import Blocks
 from .._graph.connectivity import Connectivity, host_array
 from .._kernels.windows import window_per_unit
 from .contract import ETraceOp
+from .delays import Delays, History, Ring, each, on_mesh
 from .matmul import MatMulOp
 from .param import ETraceParam, Fixed
-from .spmatmul import SpMatMulOp, Traces, Weights
+from .spmatmul import Sent, SpMatMulOp, Traces, Weights
 from .weights import check_bias, check_input, read_weights, with_bias
 
 
@@ -79,6 +80,15 @@ class ShardedOp(ETraceOp):
         size = self.op.num_weights // self.count if isinstance(self.op, SpMatMulOp) else units
         return Blocks(host_array("tree", self.starts), size)
 
+    @property
+    def delays(self) -> Delays | None:
+        """Those of the layer, in blocks."""
+        return getattr(self.op, "delays", None)
+
+    def read(self, x: Any) -> Any:
+        """What the layer reads on one device; all of a ring is on each."""
+        return self.op.read(x)
+
     def place(self, ndim: int) -> NamedSharding:
         """Where an array lies whose last axis is that of the weights."""
         return NamedSharding(self.mesh, self._spec(ndim, -1))
@@ -103,16 +113,18 @@ class ShardedOp(ETraceOp):
         given = jnp.where(is_own, weight, self.filler)
         return jnp.where(is_own, self.op.phi({"weight": given})["weight"], 0)
 
-    def xw_to_y(self, x: Shaped[Array, "*batch_x"], w: Weights) -> Inexact[Array, "*batch_y"]:
-        batch, weight = self._batch(x, 0), w["weight"]
+    def xw_to_y(self, x: Sent, w: Weights) -> Inexact[Array, "*batch_y"]:
+        read: Any = each(x)
+        batch, weight = self._batch(read, 0), w["weight"]
 
-        def local(op: ETraceOp, x: Array, weight: Array) -> Array:
+        def local(op: ETraceOp, x: Sent, weight: Array) -> Array:
             y = op.xw_to_y(x, {"weight": weight})
             return jax.lax.slice_in_dim(y, 0, -(-self.num_post // self.count), axis=y.ndim + self.axis)
 
-        check_input(x, self.axis, self.op.connectivity.num_pre if isinstance(self.op, SpMatMulOp) else len(weight))
-        specs = self._spec(x.ndim, None, 0, batch), self._spec(weight.ndim, -1)
-        y = self._run(local, specs, self._spec(x.ndim, self.axis, 0, batch), x, weight)
+        if not isinstance(read, Ring):
+            check_input(read, self.axis, self.op.wires.num_pre if isinstance(self.op, SpMatMulOp) else len(weight))
+        specs = self._sent(read, 0, batch), self._spec(weight.ndim, -1)
+        y = self._run(local, specs, self._spec(read.ndim, self.axis, 0, batch), read, weight)
         y = jax.lax.slice_in_dim(y, 0, self.num_post, axis=y.ndim + self.axis)
         return self._last(with_bias(self._last(y), w))
 
@@ -130,14 +142,15 @@ class ShardedOp(ETraceOp):
 
         return {key: one(key, leaf) for key, leaf in e.items()}
 
-    def xy_to_dw(self, x: Shaped[Array, "*batch_x"], y: Inexact[Array, "*batch_y"], v: Weights) -> Weights:
+    def xy_to_dw(self, x: Sent, y: Inexact[Array, "*batch_y"], v: Weights) -> Weights:
+        x = each(x)
         batch, weight = self._batch(x, 0), v["weight"]
 
-        def local(op: ETraceOp, x: Array, y: Array, weight: Array) -> Array:
+        def local(op: ETraceOp, x: Sent, y: Array, weight: Array) -> Array:
             return op.xy_to_dw(x, self._with_deaf(y), {"weight": weight})["weight"]
 
         units, slots = self._spec(y.ndim, self.axis, 0, batch), self._spec(y.ndim + weight.ndim - 1, -1, 0, batch)
-        specs = self._spec(x.ndim, None, 0, batch), units, self._spec(weight.ndim, -1)
+        specs = self._sent(x, 0, batch), units, self._spec(weight.ndim, -1)
         found = {
             "weight": self._run(local, specs, slots, x, self._filled(y), weight),
             "bias": self._last(y),
@@ -152,14 +165,15 @@ class ShardedOp(ETraceOp):
         entering: Array | None,
         signal: Array | None,
         direct: Array | None,
-        x: Array,
+        x: Sent,
         noise: UInt32[Array, ""] | None = None,
     ) -> tuple[Traces, Traces]:
-        batch, units, weight = self._batch(x, 1), (carried, entering, signal, direct), trace["weight"]
+        first = x.values if isinstance(x, History) else x
+        batch, units, weight = self._batch(first, 1), (carried, entering, signal, direct), trace["weight"]
         new: Traces = dict.fromkeys(v)
         taught: Traces = dict.fromkeys(v)
 
-        def local(op: ETraceOp, v: Array, trace: Array, units: tuple, x: Array, noise: Array | None) -> tuple:
+        def local(op: ETraceOp, v: Array, trace: Array, units: tuple, x: Sent, noise: Array | None) -> tuple:
             carried, entering, signal, direct = (None if part is None else self._with_deaf(part) for part in units)
             new, taught = op.window({"weight": v}, {"weight": trace}, carried, entering, signal, direct, x, noise)
             total = taught["weight"]
@@ -170,7 +184,7 @@ class ShardedOp(ETraceOp):
             fronts = zip(ends, (2, 2, 1, 1), strict=True)
             of_units = tuple(None if part is None else self._spec(part.ndim, self.axis, k, batch) for part, k in fronts)
             of_weight, of_trace = self._spec(v["weight"].ndim, -1), self._spec(weight.ndim, -1, 1, batch)
-            specs = of_weight, of_trace, of_units, self._spec(x.ndim, None, 1, batch), None if noise is None else P()
+            specs = of_weight, of_trace, of_units, self._sent(x, 1, batch), None if noise is None else P()
             results = None if carried is None else of_trace, None if signal is None else of_weight
             given = v["weight"], weight, ends, x, noise
             new["weight"], taught["weight"] = self._run(local, specs, results, *given)
@@ -190,8 +204,7 @@ class ShardedOp(ETraceOp):
                     "outside jax.shard_map, and set no mesh and put data on none but jax.sharding.Mesh(mesh.devices, "
                     "mesh.axis_names), whose axes are not explicit."
                 )
-        op = eqx.tree_at(_of_no_block, self.op, (None, None), is_leaf=lambda leaf: leaf is None)
-        arrays, rest = eqx.partition(op, eqx.is_array)
+        arrays, rest = eqx.partition(_for_blocks(self.op), eqx.is_array)
 
         def local(arrays: PyTree[Array], *args: Any) -> Any:
             return fn(eqx.combine(arrays, rest), *args)
@@ -209,7 +222,11 @@ class ShardedOp(ETraceOp):
             axes[front] = batch
         return P(*axes)
 
-    def _batch(self, a: Array, front: int) -> str | None:
+    def _sent(self, x: Sent, front: int, batch: str | None) -> PyTree[P]:
+        """How what is read is parted: only on its first batch axis."""
+        return jax.tree.map(lambda a: self._spec(a.ndim, None, front, batch if a.ndim else None), x)
+
+    def _batch(self, a: Any, front: int) -> str | None:
         """The axis of the mesh that parts the batch of an input or output with so many axes in front of it."""
         names, has_batch = self.mesh.axis_names[1:2], a.ndim - front > self.input_ndim
         return next((name for name in names if has_batch and a.shape[front] % self.mesh.shape[name] == 0), None)
@@ -233,9 +250,26 @@ class ShardedOp(ETraceOp):
         return x if self.axis == -1 else jnp.swapaxes(x, -1, -2)
 
 
-def _of_no_block(op: Any) -> tuple:
-    """What of a layer makes its weights, or is said of all blocks: no block reads it."""
-    return op.weight_fn, op.connectivity.digest if isinstance(op, SpMatMulOp) else op.weight_mask
+def _for_blocks(op: Any) -> Any:
+    """A layer without what makes its weights, or is said of all blocks: no block reads it."""
+    is_sparse = isinstance(op, SpMatMulOp)
+    has_wires = is_sparse and op.delays is not None
+
+    def parts(op: Any) -> list:
+        if not is_sparse:
+            return [op.weight_fn, op.weight_mask]
+        wires = [op.delays.wires.digest] if has_wires else []
+        return [op.weight_fn, op.connectivity.digest, *wires]
+
+    return eqx.tree_at(parts, op, [None] * len(parts(op)), is_leaf=lambda leaf: leaf is None)
+
+
+def stepped(model: Callable[..., Any], state: PyTree, x: PyTree) -> tuple[PyTree[Array], PyTree[Array]]:
+    """A step of a model. Of rings that layers on several devices read, these exchange only what is pushed."""
+    ops = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, ShardedOp))
+    mesh = next((op.mesh for op in ops if isinstance(op, ShardedOp)), None)
+    new, out = model(state if mesh is None else on_mesh(state, mesh), x)
+    return jax.tree.map(jnp.asarray, (new if mesh is None else on_mesh(new, None), out))
 
 
 def whole(param: Any) -> Any:
@@ -258,7 +292,9 @@ def whole(param: Any) -> Any:
         pre, post = (host_array("tree", a) for a in (conn.pre, conn.post))
         post = post + np.repeat(np.arange(param.op.count) * (conn.num_post - 1), blocks.size)
         edges = Connectivity.from_edges(pre[blocks.kept], post[blocks.kept], (conn.num_pre, num_post))
-        made: ETraceOp = SpMatMulOp(edges, weight_fn, axis=op.axis, bias=param.op.bias)
+        delay = False if op.delays is None else host_array("tree", op.delays.steps)[blocks.kept]
+        options: dict[str, Any] = {"delay": delay, "max_delay": None if op.delays is None else op.delays.depth}
+        made: ETraceOp = SpMatMulOp(edges, weight_fn, axis=op.axis, bias=param.op.bias, **options)
     else:
         made = MatMulOp(blocks.whole(op.weight_mask), weight_fn, op.apply_weight_fn_before_mask, bias=param.op.bias)
     new = Fixed(values) if isinstance(weight, Fixed) else values

@@ -210,7 +210,7 @@ class SpMatMulOp(ETraceOp):
         return -1 - self.axis
 
     @property
-    def _wires(self) -> Connectivity:
+    def wires(self) -> Connectivity:
         """From what each synapse reads: senders, slots of a ring of them, or each synapse where that is gated."""
         if self.delays is not None:
             return self.delays.wires
@@ -258,29 +258,29 @@ class SpMatMulOp(ETraceOp):
 
     def xw_to_y(self, x: Sent, w: Weights) -> Inexact[Array, "*batch_y"]:
         if isinstance(x, Ring) and x.pointer.ndim == 0:
-            y = _kernels.spmv_ring(self._wires, w["weight"], x.values, x.first)
+            y = _kernels.spmv_ring(self.wires, w["weight"], x.values, x.first)
         else:
-            y = _kernels.spmv(self._wires, w["weight"], self._sent(x))
+            y = _kernels.spmv(self.wires, w["weight"], self._sent(x))
         return self._last(with_bias(y, w))
 
     def yw_to_w(self, y: Inexact[Array, "*batch_y"], e: Weights) -> Weights:
         y = self._last(y)
-        spread = {"weight": jnp.take(y, self._wires.post, axis=-1, mode="clip"), "bias": y}
+        spread = {"weight": jnp.take(y, self.wires.post, axis=-1, mode="clip"), "bias": y}
         return {key: spread[key] * leaf for key, leaf in e.items()}
 
     def xy_to_dw(self, x: Sent, y: Inexact[Array, "*batch_y"], v: Weights) -> Weights:
         x, y = self._sent(x), self._last(y)
-        slots = {"weight": _kernels.sampled(self._wires, x, y), "bias": y}
+        slots = {"weight": _kernels.sampled(self.wires, x, y), "bias": y}
         return {key: slots[key] for key in v}
 
     def sum_dw(self, x: Sent, y: Inexact[Array, "k *batch_y"], v: Weights) -> Weights:
         x, y = self._sent(x), self._last(y)
-        slots = {"weight": _kernels.sampled_sum(self._wires, x, y), "bias": sum_steps(y)}
+        slots = {"weight": _kernels.sampled_sum(self.wires, x, y), "bias": sum_steps(y)}
         return {key: slots[key] for key in v}
 
     def total_dw(self, x: Sent, y: Inexact[Array, "*batch_y"], v: Weights) -> Weights:
         x, y = _kernels.as_steps(self._sent(x)), _kernels.as_steps(self._last(y))
-        slots = {"weight": _kernels.sampled_sum(self._wires, x, y), "bias": sum_steps(y)}
+        slots = {"weight": _kernels.sampled_sum(self.wires, x, y), "bias": sum_steps(y)}
         return {key: slots[key] for key in v}
 
     def window(
@@ -300,7 +300,7 @@ class SpMatMulOp(ETraceOp):
         if isinstance(x, History) and self.delays is not None:
             slots = {"lag": self.delays.lag, "slots": self.delays.depth}
         sent = x.values if isinstance(x, History) else self._sent(x)
-        return window_of_weights(self, v, trace, carried, entering, signal, direct, sent, noise, self._wires, **slots)
+        return window_of_weights(self, v, trace, carried, entering, signal, direct, sent, noise, self.wires, **slots)
 
     def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:
         """The synapses of the connectivity, once for each feature."""
@@ -317,7 +317,7 @@ class SpMatMulOp(ETraceOp):
         def slots(count: int) -> np.ndarray:
             return np.repeat(np.arange(count), len(features))
 
-        pre, post, units = self._wires.pre, self.connectivity.post, self.connectivity.num_post
+        pre, post, units = self.wires.pre, self.connectivity.post, self.connectivity.num_post
         uses = {"weight": Uses(at(pre), at(post), slots(len(pre)))}
         uses["bias"] = Uses(None, at(np.arange(units)), slots(units))
         return [uses[key] for key in sorted(v)]
@@ -329,7 +329,7 @@ class SpMatMulOp(ETraceOp):
     def _sent(self, x: Sent) -> Array:
         """What senders send, on the last axis; of a window with the time in front."""
         x = x.recent if isinstance(x, Ring) else x.each if isinstance(x, History) else x
-        check_input(x, self.axis, self._wires.num_pre)
+        check_input(x, self.axis, self.wires.num_pre)
         return self._last(x)
 
     def _last(self, x: Array) -> Array:

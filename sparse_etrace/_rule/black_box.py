@@ -14,6 +14,7 @@ from .._model.program import is_inexact, propagate, vjp_jaxpr
 from .._model.refusals import check_names, refuse_unread, refuse_zero
 from .._model.trained import check_state, leaf_names, struct, trained_filter
 from .._model.types import Filter, Labels
+from .._op.sharded import stepped
 from .._sums import narrowed, widened, zeros
 from .._types import Loss, Model
 from .engine import Carry, Engine, Storage, Task, Window
@@ -115,7 +116,7 @@ def split(model: PyTree, train: Filter) -> tuple[PyTree, PyTree]:
 
 def joined(*parts: PyTree) -> Model:
     """A model of its parts, whose numbers are arrays."""
-    return lambda state, x: jax.tree.map(jnp.asarray, eqx.combine(*parts)(state, x))
+    return lambda state, x: stepped(eqx.combine(*parts), state, x)
 
 
 def alone(model: Model, state: PyTree[Array], x: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array], None]:

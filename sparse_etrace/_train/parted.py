@@ -161,6 +161,8 @@ def described(model: PyTree) -> PyTree:
         op, sharded = param.op.op, param.op
         said = {f.name: getattr(op, f.name) for f in dataclasses.fields(op) if f.name != "num_weights"}
         said |= {"kind": type(op).__name__, "connectivity": sharded.digest, "bias": sharded.bias}
+        if (delays := sharded.delays) is not None:
+            said["delays"] = delays.steps, delays.depth
         sizes = sharded.num_post, sharded.length
         return sharded.blocks.whole((param.value, said)), sizes, param.grad, param.is_etrace
 

@@ -216,7 +216,8 @@ def current(inp: ETraceParam | None, x: PyTree, rec: ETraceParam | None, h: Arra
             "it with None."
         )
     total = jnp.zeros_like(h)
-    reads_rings = isinstance(getattr(rec, "op", None), SpMatMulOp)
+    op = getattr(rec, "op", None)
+    reads_rings = isinstance(getattr(op, "op", op), SpMatMulOp)
     for name, param, given in (("inp", inp, x), ("rec", rec, ring if reads_rings else h)):
         if param is not None:
             total = total + fitted(name, param(given), h)
