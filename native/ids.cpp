@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <new>
 #include <utility>
 #include <vector>
@@ -11,7 +12,7 @@
 namespace sparse_etrace {
 namespace {
 
-constexpr int64_t ROWS = 1 << 16;  // that are worth a thread
+constexpr int64_t ROWS = 1 << 15;  // that are worth a thread
 constexpr int64_t BATCH = 64;
 
 // Numbers ids by first appearance. The seed keeps a file from choosing ids that meet in one place.
@@ -63,51 +64,68 @@ class Numbers {
   std::vector<uint64_t> ids;  // from the second on
 };
 
-int64_t positions(const uint64_t* const* pieces, const int64_t* lengths, int64_t num_pieces, bool is_signed,
-                  int64_t threads, int32_t* to, uint64_t* labels) {
-  int64_t rows = 0;
-  for (int64_t piece = 0; piece < num_pieces; ++piece) rows += lengths[piece];
-  threads = std::clamp<int64_t>(rows / ROWS, 1, threads);
-  const uint64_t seed = std::chrono::steady_clock::now().time_since_epoch().count();
-  std::vector<Numbers> own(threads, Numbers(seed));
-  auto part = [&](int64_t thread) { return rows / threads * thread + std::min(thread, rows % threads); };
-  in_threads<int>(threads, threads, [&](int64_t t, int) {
-    int64_t start = 0;
-    for (int64_t piece = 0; piece < num_pieces; start += lengths[piece++]) {
-      const int64_t end = std::min(part(t + 1), start + lengths[piece]);
-      for (int64_t row = std::max(part(t), start); row < end; row += BATCH)
-        own[t].of(pieces[piece] + (row - start), std::min(BATCH, end - row), to + row);
+struct Ids {
+  std::vector<Numbers> own;  // of each thread
+  std::vector<std::pair<int64_t, int32_t*>> pieces;
+
+  // The threads that number a piece, each some rows of it, one after the other.
+  template <class F>
+  void each(std::pair<int64_t, int32_t*> piece, F&& rows_of_thread) {
+    const int64_t rows = piece.first, threads = std::clamp<int64_t>(rows / ROWS, 1, own.size());
+    auto part = [&](int64_t t) { return rows / threads * t + std::min(t, rows % threads); };
+    in_threads<int>(threads, threads, [&](int64_t t, int) { rows_of_thread(t, part(t), part(t + 1)); });
+  }
+
+  void add(const uint64_t* ids, int64_t rows, int32_t* to) {
+    pieces.emplace_back(rows, to);
+    each(pieces.back(), [&](int64_t t, int64_t row, int64_t end) {
+      for (; row < end; row += BATCH) own[t].of(ids + row, std::min(BATCH, end - row), to + row);
+    });
+  }
+
+  int64_t finish(uint64_t* labels, uint64_t sign) {
+    std::vector<std::pair<uint64_t, int32_t*>> all;
+    std::vector<std::vector<int32_t>> ranks;
+    for (auto& numbers : own) {
+      auto& rank = ranks.emplace_back(numbers.ids.size());
+      for (size_t k = 1; k < rank.size(); ++k) all.emplace_back(numbers.ids[k] ^ sign, &rank[k]);
     }
-  });
-  const uint64_t sign = is_signed ? uint64_t(1) << 63 : 0;  // turns the order of signed ids into that of unsigned ones
-  std::vector<std::pair<uint64_t, int32_t*>> all;
-  std::vector<std::vector<int32_t>> ranks(threads);
-  for (int64_t t = 0; t < threads; ++t) {
-    ranks[t].resize(own[t].ids.size());
-    for (size_t k = 1; k < ranks[t].size(); ++k) all.emplace_back(own[t].ids[k] ^ sign, &ranks[t][k]);
+    std::sort(all.begin(), all.end());
+    int64_t count = 0;
+    for (size_t k = 0; k < all.size(); ++k) {
+      if (k == 0 || all[k].first != all[k - 1].first) labels[count++] = all[k].first ^ sign;
+      if (count > INT32_MAX) throw std::bad_alloc();
+      *all[k].second = int32_t(count - 1);
+    }
+    for (auto& piece : pieces)
+      each(piece, [&](int64_t t, int64_t row, int64_t end) {
+        for (int32_t* to = piece.second; row < end; ++row) to[row] = ranks[t][to[row]];
+      });
+    return count;
   }
-  std::sort(all.begin(), all.end());
-  int64_t count = 0;
-  for (size_t k = 0; k < all.size(); ++k) {
-    if (k == 0 || all[k].first != all[k - 1].first) labels[count++] = all[k].first ^ sign;
-    if (count > INT32_MAX) throw std::bad_alloc();
-    *all[k].second = int32_t(count - 1);
-  }
-  in_threads<int>(threads, threads, [&](int64_t t, int) {
-    const int32_t* rank = ranks[t].data();
-    for (int64_t row = part(t); row < part(t + 1); ++row) to[row] = rank[to[row]];
-  });
-  return count;
-}
+};
 
 }  // namespace
 }  // namespace sparse_etrace
 
-// Returns the number of labels, for as many of which as there are rows there is room, or -1 where there is no memory.
-extern "C" int64_t sparse_etrace_positions(const uint64_t* const* pieces, const int64_t* lengths, int32_t* to,
-                                           uint64_t* labels, int64_t num_pieces, int64_t is_signed,
-                                           int64_t threads) try {
-  return sparse_etrace::positions(pieces, lengths, num_pieces, is_signed, threads, to, labels);
+using sparse_etrace::Ids, sparse_etrace::Numbers;
+
+// Numbers the ids of a piece, whose places `to` gets at the end. `ids` is 0 for the first one, and what this returns
+// for the others; where there is no memory it is let go, and this returns 0.
+extern "C" Ids* sparse_etrace_number(Ids* ids, const uint64_t* piece, int64_t rows, int32_t* to, int64_t threads) try {
+  if (!ids) ids = new Ids{{size_t(threads), Numbers(std::chrono::steady_clock::now().time_since_epoch().count())}, {}};
+  ids->add(piece, rows, to);
+  return ids;
+} catch (const std::bad_alloc&) {
+  delete ids;
+  return nullptr;
+}
+
+// Lets go of `ids` and, where there is room for them, returns the number of labels, of which as many as rows may come;
+// -1 where there is no memory. `sign` turns the order of signed ids into that of unsigned ones.
+extern "C" int64_t sparse_etrace_labels(Ids* ids, uint64_t* labels, uint64_t sign, int64_t) try {
+  std::unique_ptr<Ids> held(ids);
+  return labels ? held->finish(labels, sign) : 0;
 } catch (const std::bad_alloc&) {
   return -1;
 }

@@ -1,4 +1,4 @@
-// A stable sort of edges by (major, minor): in buckets of neighbouring major units, and each of these in cache.
+// A stable sort of edges by (major, minor), each with 32 bits that it carries: in buckets of neighbouring major units, and each of these in cache.
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -16,7 +16,7 @@ constexpr int64_t BUCKET = 1 << 15;  // edges, of an even graph; two copies of t
 constexpr int MOST_BUCKETS = 512, DIGIT = 11;
 
 struct Edge {
-  uint32_t major, minor, number;
+  uint32_t major, minor, carried;
 };
 
 struct Scratch {
@@ -56,7 +56,7 @@ void by_digits(Edge*& edges, Edge*& other, int64_t count, int bits) {
 }
 
 struct Columns {
-  int32_t *major, *minor, *number;
+  int32_t *major, *minor, *carried;
 };
 
 // Sorts the edges of one bucket in place; their major units agree but for the lowest bits.
@@ -65,19 +65,19 @@ void sort_bucket(Columns to, int64_t count, int major_bits, int minor_bits, Scra
   while (k < count && (to.major[k - 1] < to.major[k] || (to.major[k - 1] == to.major[k] && to.minor[k - 1] <= to.minor[k]))) ++k;
   if (k >= count) return;
   Edge *edges = scratch.room(2 * count), *other = edges + count;
-  for (k = 0; k < count; ++k) edges[k] = {uint32_t(to.major[k]), uint32_t(to.minor[k]), uint32_t(to.number[k])};
+  for (k = 0; k < count; ++k) edges[k] = {uint32_t(to.major[k]), uint32_t(to.minor[k]), uint32_t(to.carried[k])};
   by_digits<&Edge::minor>(edges, other, count, minor_bits);
   by_digits<&Edge::major>(edges, other, count, major_bits);
   for (k = 0; k < count; ++k) {
     to.major[k] = int32_t(edges[k].major);
     to.minor[k] = int32_t(edges[k].minor);
-    to.number[k] = int32_t(edges[k].number);
+    to.carried[k] = int32_t(edges[k].carried);
   }
 }
 
 template <class Index>
-void sort_edges(int64_t count, const Index* major, const Index* minor, int64_t num_major, int64_t num_minor,
-                bool minor_is_sorted, int64_t threads, Columns to, int32_t* ptr) {
+void sort_edges(int64_t count, const Index* major, const Index* minor, const int32_t* carried, int64_t num_major,
+                int64_t num_minor, bool minor_is_sorted, int64_t threads, Columns to, int32_t* ptr) {
   const int bits = bits_of(num_major ? num_major - 1 : 0);
   const int shift = std::max(0, bits - bits_of(std::min<int64_t>(MOST_BUCKETS - 1, count / BUCKET)));
   const int64_t buckets = num_major ? ((num_major - 1) >> shift) + 1 : 0;
@@ -100,13 +100,13 @@ void sort_edges(int64_t count, const Index* major, const Index* minor, int64_t n
       const int64_t at = own[major[k] >> shift]++;
       to.major[at] = int32_t(major[k]);
       to.minor[at] = int32_t(minor[k]);
-      to.number[at] = int32_t(k);
+      to.carried[at] = carried ? carried[k] : int32_t(k);
     }
   });
   const int minor_bits = minor_is_sorted ? 0 : bits_of(num_minor ? num_minor - 1 : 0);
   in_threads<Scratch>(threads, buckets, [&](int64_t bucket, Scratch& scratch) {
     const int64_t begin = first[bucket], end = first[bucket + 1];
-    sort_bucket({to.major + begin, to.minor + begin, to.number + begin}, end - begin, shift, minor_bits, scratch);
+    sort_bucket({to.major + begin, to.minor + begin, to.carried + begin}, end - begin, shift, minor_bits, scratch);
     int64_t unit = bucket << shift, last = std::min((bucket + 1) << shift, num_major);
     for (int64_t k = begin; k < end; ++k)
       while (unit <= to.major[k]) ptr[unit++] = int32_t(k);
@@ -120,15 +120,16 @@ void sort_edges(int64_t count, const Index* major, const Index* minor, int64_t n
 
 using sparse_etrace::sort_edges;
 
-// Returns 0, or 1 where there is no memory. Indices are from 0 and below the number of units, which int32 holds.
-extern "C" int64_t sparse_etrace_sort_edges(const void* major, const void* minor, int32_t* to_major,
-                                            int32_t* to_minor, int32_t* to_number, int32_t* ptr, int64_t count,
+// Returns 0, or 1 where there is no memory. Indices are from 0 and below the number of units, which int32 holds. An edge carries its
+// number where nothing else is given.
+extern "C" int64_t sparse_etrace_sort_edges(const void* major, const void* minor, const int32_t* carried,
+                                            int32_t* to_major, int32_t* to_minor, int32_t* to_carried, int32_t* ptr, int64_t count,
                                             int64_t is_wide, int64_t num_major, int64_t num_minor,
                                             int64_t minor_is_sorted, int64_t threads) try {
   auto sort = [&](auto index) {
     using Index = const decltype(index)*;
-    sort_edges(count, static_cast<Index>(major), static_cast<Index>(minor), num_major, num_minor, minor_is_sorted,
-               threads, {to_major, to_minor, to_number}, ptr);
+    sort_edges(count, static_cast<Index>(major), static_cast<Index>(minor), carried, num_major, num_minor,
+               minor_is_sorted, threads, {to_major, to_minor, to_carried}, ptr);
   };
   is_wide ? sort(int64_t()) : sort(int32_t());
   return 0;
@@ -137,4 +138,4 @@ extern "C" int64_t sparse_etrace_sort_edges(const void* major, const void* minor
 }
 
 // The same number in sparse_etrace/_graph/sorting.py: what the functions take and give.
-extern "C" int sparse_etrace_edges_interface() { return 2; }
+extern "C" int sparse_etrace_edges_interface() { return 3; }

@@ -26,7 +26,7 @@ from hypothesis import example, given, settings, strategies as st
 
 import sparse_etrace as se
 from sparse_etrace import cli
-from sparse_etrace._files import cells as cells_of_text, text
+from sparse_etrace._files import cells as cells_of_text, parquet, text
 from sparse_etrace._files.arrow import in_sorted_ids
 from sparse_etrace._files.npz import bytes_of
 from sparse_etrace._files.safe import only_strings
@@ -1035,6 +1035,31 @@ def test_graphml_of_another_shape_or_weight(tmp_path):
         table(tmp_path, xml(NODES + edge), "graph.graphml", weight="size")
     with pytest.raises(ValueError, match="pre: expected nothing, as GraphML names the ends itself, got 'a'"):
         table(tmp_path, xml(NODES), "graph.graphml", pre="a")
+
+
+@pytest.mark.parametrize("dtype", ["i4", "f4", "f8"])
+def test_parquet_in_batches(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(parquet, "BATCH", 3)
+    rng = np.random.default_rng(0)
+    pre, post = rng.choice([5, -7, 2**60, 2**60 + 1], (2, 20))
+    columns = {"pre": pre, "post": post, "weight": np.arange(20).astype(dtype), "name": np.array(list("abcde") * 4)}
+    path = tmp_path / "graph.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=8)
+    graph = se.read_graph(path)
+    order = np.lexsort((pre, post))
+    nodes, conn = np.array(graph.nodes), graph.connectivity
+    found = nodes[conn.pre], nodes[conn.post], graph.weight, graph.edge_attrs["name"]
+    for column, wanted in zip(found, columns.values(), strict=True):
+        np.testing.assert_array_equal(column, wanted[order])
+    assert se.read_graph(path, weight=None, edge_attrs=[]).connectivity.num_synapses == 20
+    for name in ("pre", "post", "weight"):
+        some = pa.array(columns[name], mask=np.arange(20) == 13)
+        pq.write_table(pa.table(columns | {name: some}), path, row_group_size=8)
+        with pytest.raises(ValueError, match=f"in each row of column '{name}', got 1 rows without one"):
+            se.read_graph(path)
+    monkeypatch.setattr(parquet, "check_groups", lambda source, file: 21)
+    with pytest.raises(ValueError, match="expected 21 rows, as it claims, got 20"):
+        se.read_graph(path, weight=None)
 
 
 @pytest.mark.parametrize(

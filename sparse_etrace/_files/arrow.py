@@ -1,6 +1,6 @@
 """Arrow tables: which columns are wanted, ids as positions among sorted nodes, weights and attributes as numpy's."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from .columns import WAY, ends_by_name, the_rest
 from .safe import AGAIN, Options, Source, as_nodes, numbered
 
 Encoded = tuple[np.ndarray, np.ndarray | list]
+Placed = tuple[np.ndarray, np.ndarray, Sequence[Hashable]]
 
 
 class Names(Protocol):
@@ -67,16 +68,26 @@ def choose(schema: pa.Schema, options: Options) -> Chosen:
     return Chosen(names[pre], names[post], value, [names[k] for k in kept], policies)
 
 
-def graph_of(source: Source, options: Options, chosen: Chosen, table: pa.Table, nodes: Nodes | None = None) -> Graph:
-    """Return the graph of a table with one synapse a row; unless its nodes are known, they are the sorted ids."""
-    ends = [(name, ids_of(name, table[name], nodes is None)) for name in (chosen.pre, chosen.post)]
+def graph_of(
+    source: Source,
+    options: Options,
+    chosen: Chosen,
+    table: pa.Table,
+    nodes: Nodes | None = None,
+    found: Placed | None = None,
+) -> Graph:
+    """Return the graph of a table with one synapse a row; unless its nodes are known, they are the sorted ids.
+
+    `found`: what `in_sorted_ids` does, where the table lacks its ends.
+    """
+    ends = [] if found else [(name, ids_of(name, table[name], nodes is None)) for name in (chosen.pre, chosen.post)]
     if nodes is None:
-        if table.num_rows and pa.types.is_integer(ends[0][1].type) is not pa.types.is_integer(ends[1][1].type):
+        if not found and table.num_rows and len({pa.types.is_integer(column.type) for _, column in ends}) == 2:
             raise ValueError(
                 f"expected ids of one kind, got integers and strings in the columns {chosen.pre!r} and "
                 f"{chosen.post!r}. Make both columns integers, or both strings."
             )
-        pre, post, labels = in_sorted_ids(ends[0][1], ends[1][1], options.guesses)
+        pre, post, labels = found or in_sorted_ids(ends[0][1], ends[1][1], options.guesses)
         source.check_units(len(labels), len(labels))
         nodes = Nodes((len(labels), len(labels)), as_nodes(labels), {}, None)
     elif nodes.sides is None:
@@ -88,21 +99,53 @@ def graph_of(source: Source, options: Options, chosen: Chosen, table: pa.Table, 
     return build_graph(pre, post, weight, nodes.shape, nodes.labels, nodes.attrs, attrs, policies=chosen.policies)
 
 
-def in_sorted_ids(
-    pre: pa.ChunkedArray, post: pa.ChunkedArray, notes: list[str]
-) -> tuple[np.ndarray, np.ndarray, Sequence[Hashable]]:
+def in_sorted_ids(pre: pa.ChunkedArray, post: pa.ChunkedArray, notes: list[str]) -> Placed:
     """Return the position of each id among the sorted ids of both columns, and these ids; blanks around names go."""
-    if pa.types.is_integer(pre.type):
-        pieces = [[chunk.to_numpy() for chunk in column.chunks] or [np.zeros(0, np.int64)] for column in (pre, post)]
-        if not pre.type == post.type == pa.int64():
-            same = common_ids(pre.to_numpy(), post.to_numpy())
-            pieces = [] if same is None else [[ids] for ids in same]
-        if pieces:
-            places, found = positions(*pieces)
-            labels = found.tolist()
-            return places[0], places[1], range(len(labels)) if numbered(labels) else tuple(labels)
+    if pre.type == post.type == pa.int64():
+        return _placed(((k, x.to_numpy()) for k in range(2) for x in (pre, post)[k].chunks), len(pre))
+    same = common_ids(pre.to_numpy(), post.to_numpy()) if pa.types.is_integer(pre.type) else None
+    if same is not None:
+        return _placed(enumerate(same), len(pre))
     codes, values = zip(*encoded(pre, post), strict=True)
     return node_positions(*zip(codes, map(partial(_trimmed, notes), values), strict=True))
+
+
+def in_turn(
+    chosen: Chosen, schema: pa.Schema, batches: Iterable[pa.RecordBatch], rows: int
+) -> tuple[Placed, pa.Table] | None:
+    """Return what `in_sorted_ids` does of so many rows, and their other columns, of which one batch is read at a time.
+
+    None where ids are not of int64, or values are missing.
+    """
+    if not schema.field(chosen.pre).type == schema.field(chosen.post).type == pa.int64():
+        return None
+    name, dtype = chosen.weight, np.dtype(chosen.policies.dtype)
+    # Integers are finite in these, so that no error asks which one it was.
+    is_cast = name is not None and pa.types.is_integer(schema.field(name).type) and dtype in (np.float32, np.float64)
+    weight = np.empty(rows, dtype) if is_cast else None
+    kept, rest = chosen.attrs if is_cast else chosen.names[2:], []
+
+    def pieces() -> Iterator[tuple[int, np.ndarray]]:
+        start = 0
+        for batch in batches:
+            yield from ((k, batch[end].to_numpy()) for k, end in enumerate((chosen.pre, chosen.post)))
+            if weight is not None:
+                weight[start : start + batch.num_rows] = batch[name].to_numpy()
+            start += batch.num_rows
+            rest.append(batch.select(kept))
+
+    try:
+        found = _placed(pieces(), rows)
+    except pa.ArrowInvalid:
+        return None
+    table = pa.Table.from_batches(rest)
+    return found, table if weight is None else table.append_column(name, pa.array(weight))
+
+
+def _placed(pieces: Iterable[tuple[int, np.ndarray]], rows: int) -> Placed:
+    (pre, post), found = positions(pieces, rows)
+    labels = found.tolist()
+    return pre, post, range(len(labels)) if numbered(labels) else tuple(labels)
 
 
 def encoded(*columns: pa.ChunkedArray) -> list[Encoded]:

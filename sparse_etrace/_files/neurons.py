@@ -66,7 +66,7 @@ def read(table: Any, kind: str | None, source: Source | None, attrs: Iterable[Ha
             found = pa.table(table)
             chosen = choose(found.schema)
         else:
-            chosen, found, *_ = (parquet if kind == "parquet" else feather).table_of(source, choose)
+            chosen, found = (parquet if kind == "parquet" else feather).table_of(source, choose)
         # Arrow cannot choose rows of text of this type.
         plain = [
             field.with_type(pa.large_string()) if field.type == pa.string_view() else field for field in found.schema

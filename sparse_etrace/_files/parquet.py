@@ -2,9 +2,11 @@
 
 import base64
 import binascii
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from io import BufferedIOBase
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,29 +15,73 @@ import pyarrow.parquet as pq
 from .._graph.columns import text_cells
 from .._graph.graph import Graph
 from .._graph.labels import plain_ids
-from .arrow import Nodes, Wanted, choose, graph_of
+from .arrow import Nodes, Wanted, choose, graph_of, in_turn
 from .npz import arrays_of, bytes_of, unpack
 from .safe import AGAIN, Options, Source, as_nodes, host_ends, host_weight, is_plain, only_strings
 
 KEY = b"sparse_etrace"
+BATCH = 1 << 20  # rows
 UNSOUND = (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError)
+
+
+class _Facts(NamedTuple):
+    """What a file says: the columns that it has, how many rows, and what `write` said of the nodes."""
+
+    schema: pa.Schema
+    rows: int
+    mark: bytes | None
 
 
 def read(source: Source, options: Options) -> Graph:
     """Read the columns that are wanted; without the metadata of `write`, the nodes are the sorted ids."""
     options.refuse("Parquet has no separator", "separator")
-    chosen, table, mark = table_of(source, partial(choose, options=options))
-    return graph_of(source, options, chosen, table, None if mark is None else nodes_of(source, mark))
+    chosen, facts = _opened(source, partial(choose, options=options))
+    if facts.mark is None and facts.rows:
+        found = in_turn(chosen, facts.schema, _batches(source, chosen.names, facts.rows), facts.rows)
+        if found is not None:
+            return graph_of(source, options, chosen, found[1], found=found[0])
+    nodes = None if facts.mark is None else nodes_of(source, facts.mark)
+    return graph_of(source, options, chosen, _table(source, chosen.names, facts), nodes)
 
 
-def table_of(source: Source, choose: Callable[[pa.Schema], Wanted]) -> tuple[Wanted, pa.Table, bytes | None]:
-    """Return what was chosen of the columns, these, and what `write` said of the nodes."""
+def table_of(source: Source, choose: Callable[[pa.Schema], Wanted]) -> tuple[Wanted, pa.Table]:
+    """Return what was chosen of the columns, and these."""
+    chosen, facts = _opened(source, choose)
+    return chosen, _table(source, chosen.names, facts)
+
+
+@contextmanager
+def _sound(source: Source) -> Iterator[pq.ParquetFile]:
+    """The file; what pyarrow says of it is said in words."""
     try:
         with pq.ParquetFile(source.path, page_checksum_verification=True) as file:
-            chosen = choose(file.schema_arrow)
-            return chosen, _table(source, file, chosen.names), (file.metadata.metadata or {}).get(KEY)
+            yield file
     except UNSOUND as error:
         raise ValueError(f"expected a sound Parquet file, got one that does not read ({error}). {AGAIN}") from error
+
+
+def _opened(source: Source, choose: Callable[[pa.Schema], Wanted]) -> tuple[Wanted, _Facts]:
+    """Return what was chosen, and what the file says, its sizes checked before it is read."""
+    with _sound(source) as file:
+        chosen, mark = choose(file.schema_arrow), (file.metadata.metadata or {}).get(KEY)
+        return chosen, _Facts(file.schema_arrow, check_groups(source, file), mark)
+
+
+def _batches(source: Source, names: list[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """Columns of a file, some rows at a time."""
+    seen = 0
+    with _sound(source) as file:
+        for batch in file.iter_batches(BATCH, columns=names):
+            batch.validate(full=True)
+            seen += batch.num_rows
+            yield batch
+    if seen != rows:
+        raise ValueError(f"expected {rows} rows, as it claims, got {seen}. {AGAIN}")
+
+
+def _table(source: Source, names: list[str], facts: _Facts) -> pa.Table:
+    schema = pa.schema([facts.schema.field(name) for name in names])
+    return pa.Table.from_batches(_batches(source, names, facts.rows), schema)
 
 
 def write(target: BufferedIOBase, graph: Graph) -> None:
@@ -59,16 +105,6 @@ def write(target: BufferedIOBase, graph: Graph) -> None:
         # Of the file, not of the schema, of which Parquet keeps a second copy.
         facts = bytes_of(graph, labelled=np.array(_is_labelled(graph)))
         writer.add_key_value_metadata({KEY: base64.b64encode(facts)})
-
-
-def _table(source: Source, file: pq.ParquetFile, names: list[str]) -> pa.Table:
-    """Return columns of a file, whose sizes are checked before they are read."""
-    rows = check_groups(source, file)
-    table = file.read(names)
-    table.validate(full=True)
-    if table.num_rows != rows:
-        raise ValueError(f"expected {rows} rows, as it claims, got {table.num_rows}. {AGAIN}")
-    return table
 
 
 def check_groups(source: Source, file: pq.ParquetFile) -> int:

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from .._types import Column
 from .columns import plain_column, taken
-from .connectivity import Connectivity, canonical_order, edge_arrays, host_array
+from .connectivity import Connectivity, by_receiver, edge_arrays, host_array
 from .graph import Graph
 
 
@@ -79,10 +79,11 @@ def build_graph(
     edges = _Edges(pre, post, weight, attrs, name_of)
     if policies.self_loops != "keep":
         edges = _with_self_loops(edges, policies.self_loops, (num_pre, num_post))
-    order, connectivity = canonical_order(edges.pre, edges.post, (num_pre, num_post))
-    attrs = {key: column[order] for key, column in edges.attrs.items()}
+    is_carried = not edges.attrs and edges.weight.itemsize == 4
+    found, connectivity = by_receiver(edges.pre, edges.post, (num_pre, num_post), edges.weight if is_carried else None)
+    attrs = {key: column[found] for key, column in edges.attrs.items()}
     ends = np.asarray(connectivity.pre), np.asarray(connectivity.post)
-    edges = _Edges(*ends, taken(edges.weight, order), attrs, name_of)
+    edges = _Edges(*ends, found if is_carried else taken(edges.weight, found), attrs, name_of)
     if policies.duplicates != "keep":
         first = _first_of_parallel(edges, policies.duplicates)
         if first.size < edges.pre.size:

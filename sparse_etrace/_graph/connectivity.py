@@ -139,9 +139,15 @@ def canonical_order(pre: Column, post: Column, shape: Sequence) -> tuple[np.ndar
         TypeError: an argument is traced, or holds no integers.
         ValueError: lengths differ, an index is outside `shape`, or there are too many synapses for int32.
     """
-    pre, post, (num_pre, num_post) = edge_arrays(pre, post, shape)
-    post, pre, order, ptr = sorted_edges(post, pre, (num_post, num_pre))
-    return order, with_outgoing(pre, post, ptr, num_pre)
+    return by_receiver(*edge_arrays(pre, post, shape))
+
+
+def by_receiver(
+    pre: np.ndarray, post: np.ndarray, shape: tuple[int, int], carried: np.ndarray | None = None
+) -> tuple[np.ndarray, Connectivity]:
+    """`canonical_order` of indices that fit; in the place of the order, what each edge carries, see `sorted_edges`."""
+    post, pre, carried, ptr = sorted_edges(post, pre, shape[::-1], carried)
+    return carried, with_outgoing(pre, post, ptr, shape[0])
 
 
 def with_outgoing(pre: np.ndarray, post: np.ndarray, ptr: np.ndarray, num_pre: int) -> Connectivity:

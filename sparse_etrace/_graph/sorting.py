@@ -2,21 +2,26 @@
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import scipy.sparse as sp
 
 from .._library import load
 
 LIBRARY: Any
-LIBRARY, REASON = load("_graph/libsparse_etrace_edges.so.1", "sparse_etrace_edges_interface", 2)
+LIBRARY, REASON = load("_graph/libsparse_etrace_edges.so.1", "sparse_etrace_edges_interface", 3)
 LINE = 64  # bytes; JAX takes an array that starts on such a border as it is
 
 
 def sorted_edges(
-    major: np.ndarray, minor: np.ndarray, shape: tuple[int, int], is_by_minor: bool = False
+    major: np.ndarray,
+    minor: np.ndarray,
+    shape: tuple[int, int],
+    carried: np.ndarray | None = None,
+    is_by_minor: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Sort edges by `(major, minor)`; equal ones stay in their order.
 
@@ -24,11 +29,12 @@ def sorted_edges(
         major: integers from 0 and below `shape[0]`, `(num_edges,)`.
         minor: integers from 0 and below `shape[1]`, likewise.
         shape: sizes that int32 holds.
+        carried: what each edge takes along, of a type of 32 bits, likewise; its number unless given.
         is_by_minor: whether edges of one major unit are sorted by their minor units already.
 
     Returns:
-        Both ends of the sorted edges, which edge each was, and where the edges of each major unit start, the number of
-        edges last; int32.
+        Both ends of the sorted edges, what each carried, and where the edges of each major unit start, the number of
+        edges last; int32, and what was carried as it was.
 
     Raises:
         MemoryError: there is none to sort in.
@@ -40,45 +46,63 @@ def sorted_edges(
         edges.has_canonical_format = True  # keeps scipy from summing parallel ones
         edges = edges.tocsr().tocsc()
         units = np.repeat(np.arange(shape[0], dtype=np.int32), np.diff(edges.indptr))
-        return units, edges.indices, edges.data, edges.indptr.astype(np.int32, copy=False)
+        taken = edges.data if carried is None else carried[edges.data]
+        return units, edges.indices, taken, edges.indptr.astype(np.int32, copy=False)
     wide = major.dtype == minor.dtype == np.int64
     ends = [np.ascontiguousarray(end, np.int64 if wide else np.int32) for end in (major, minor)]
-    units, others, number, ptr = map(on_border, sizes)
-    if _call("sort_edges", *ends, units, others, number, ptr, count, wide, *shape, is_by_minor):
+    units, others, taken, ptr = map(on_border, sizes)
+    carried = carried if carried is None else np.ascontiguousarray(carried)
+    if _call("sort_edges", *ends, carried, units, others, taken, ptr, count, wide, *shape, is_by_minor):
         raise MemoryError(
             f"pre and post: expected memory to sort {count} synapses, got none. Free some, or split the layer."
         )
-    return units, others, number, ptr
+    return units, others, taken if carried is None else taken.view(carried.dtype), ptr
 
 
-def positions(*columns: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return where each id is among the sorted distinct ids of all columns, int32, and these.
+def positions(pieces: Iterable[tuple[int, np.ndarray]], rows: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return where each id of two columns is among the sorted distinct ids of both, int32, and these.
 
     Args:
-        columns: integers of one 64-bit type, each column in pieces; all columns are of one length.
+        pieces: ids in the order of their columns, each piece with the number of its column, 0 or 1; of one 64-bit type.
+        rows: how many ids each column has.
 
     Raises:
         MemoryError: there is none to number them in.
     """
-    pieces = [np.ascontiguousarray(piece) for column in columns for piece in column]
     if LIBRARY is None:
-        labels, place = np.unique(np.concatenate(pieces), return_inverse=True)
-        return np.split(place.astype(np.int32), len(columns)), labels
-    lengths = np.array([piece.size for piece in pieces], np.int64)
-    at = np.array([piece.ctypes.data for piece in pieces], np.uint64)
-    place, labels = on_border(lengths.sum()), np.empty(lengths.sum(), pieces[0].dtype)
-    count = _call("positions", at, lengths, place, labels, len(pieces), labels.dtype.kind == "i")
-    if count < 0:
-        raise MemoryError(f"pre and post: expected memory to number {place.size} ids, got none. Free some.")
-    return np.split(place, len(columns)), labels[:count].copy()
+        columns: tuple[list, list] = ([], [])
+        for side, ids in pieces:
+            columns[side].append(ids)
+        labels, place = np.unique(np.concatenate([*columns[0], *columns[1]] or [np.zeros(0, int)]), return_inverse=True)
+        return np.split(place.astype(np.int32), 2), labels
+    at, kind, known, count = [0, 0], np.dtype(np.int64), 0, 0
+    try:
+        places = [on_border(rows), on_border(rows)]
+        for side, ids in pieces:
+            ids, start = np.ascontiguousarray(ids), at[side]
+            to, at[side], kind = places[side][start : start + ids.size], start + ids.size, ids.dtype
+            known = _call("number", known, ids, to.size, to)
+            if not known:
+                raise MemoryError
+        labels = np.empty(2 * rows, kind)
+        if known:
+            count, known = _call("labels", known, labels, -(2**63) if kind.kind == "i" else 0), 0
+        if count < 0:
+            raise MemoryError
+    except MemoryError as error:
+        raise MemoryError(f"pre and post: expected memory to number {2 * rows} ids, got none. Free some.") from error
+    finally:
+        if known:
+            _call("labels", known, None, 0)
+    return places, labels[:count].copy()
 
 
-def _call(name: str, *given: np.ndarray | int) -> int:
+def _call(name: str, *given: np.ndarray | int | None) -> int:
     """Call a function with where arrays lie, with numbers, and with how many threads it may use."""
     function = LIBRARY[f"sparse_etrace_{name}"]
     function.restype = ctypes.c_int64
     return function(
-        *(ctypes.c_void_p(a.ctypes.data) if isinstance(a, np.ndarray) else ctypes.c_int64(a) for a in given),
+        *(ctypes.c_int64(a.ctypes.data if isinstance(a, np.ndarray) else a or 0) for a in given),
         ctypes.c_int64(thread_count()),
     )
 
@@ -90,6 +114,4 @@ def thread_count() -> int:
 
 def on_border(size: int) -> np.ndarray:
     """An empty array of int32 that JAX need not copy."""
-    room = np.empty(4 * size + LINE, np.uint8)
-    start = -room.ctypes.data % LINE
-    return room[start : start + 4 * size].view(np.int32)
+    return np.frombuffer(pa.allocate_buffer(4 * size), np.int32)
