@@ -48,7 +48,7 @@ def shard(tree: Parted, mesh: Mesh) -> Parted:
         ValueError: the mesh has devices of some processes only; a layer has fewer units than there are devices; no
             layer of the model is sparse; a weight function reads more than a weight and its own arrays; or the graph is
             not square.
-        NotImplementedError: a layer has ties, gates or trained delays.
+        NotImplementedError: a layer has ties or trained delays.
 
     Example:
         >>> import jax, jax.numpy as jnp, sparse_etrace as se
@@ -193,13 +193,13 @@ def _check_weights(op: Any, whole: tuple, parts: Iterable[tuple], starts: np.nda
 
 def _sparse(op: SpMatMulOp, mesh: Mesh) -> tuple[SpMatMulOp, int, Blocks]:
     """The layer on index arrays in blocks of units, of which each process makes its own; its units, and the blocks."""
-    if op.slot is not None or op.gated or (op.delays is not None and op.delays.start is not None):
+    if op.slot is not None or (op.delays is not None and op.delays.start is not None):
         raise NotImplementedError(
-            f"tree: expected sparse layers with a weight for each synapse, got {op} with ties, gates or trained "
-            "delays. Keep it on one device."
+            f"tree: expected sparse layers with a weight for each synapse, got {op} with ties or trained delays. Keep "
+            "it on one device."
         )
     conn, blocks = in_blocks(op.connectivity, mesh)
-    made = SpMatMulOp(conn, axis=op.axis)
+    made = SpMatMulOp(conn, axis=op.axis, gated=op.gated)
     if (given := op.delays) is not None:
         wires, _ = in_blocks(given.wires, mesh)
         lag, steps = (blocks.laid(a, mesh, is_zero=True) for a in (given.lag, given.steps))

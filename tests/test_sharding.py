@@ -33,9 +33,13 @@ LEARNERS = {
     "D-RTRL": se.D_RTRL(), "ES-D-RTRL": se.ES_D_RTRL(0.9), "Bridged": se.Bridged(3), "BPTT": se.BPTT(),
     "e-prop": se.EProp("z", kappa=0.6), "bfloat16": se.D_RTRL(trace_dtype=jnp.bfloat16),
 }  # fmt: skip
-KINDS = ("rate", "alif", "gru", "features", "delays", "late features")
+KINDS = ("rate", "alif", "gru", "features", "delays", "late features", "gates", "gated features")
 MESHES = ((4,), (2, 2), (3,))
 OPTIMIZER = optax.adamw(0.01)
+CASES = [
+    (kind, name, shape) for kind, name, shape in itertools.product(KINDS, LEARNERS, MESHES)
+    if (name != "e-prop" or kind == "alif") and (kind in KINDS[:4] or shape == (3,))
+]  # fmt: skip
 QUICK = [("delays", "D-RTRL", (3,))]
 
 
@@ -56,8 +60,26 @@ class Spread(eqx.Module):
 
     def __call__(self, state, x):
         h, line = state
-        h = 0.8 * h + 0.2 * jnp.tanh(self.rec(line) + self.inp(x)[..., None])
+        sent = (line, gates(self.rec, x)) if self.rec.op.gated else line
+        h = 0.8 * h + 0.2 * jnp.tanh(self.rec(sent) + self.inp(x)[..., None])
         return (h, line.push(h) if isinstance(line, se.Ring) else h), h.reshape(*h.shape[:-2], -1)
+
+
+class Gated(eqx.Module):
+    """A leaky layer of which some synapses are silent in each step."""
+
+    rec: se.ETraceParam
+    inp: se.ETraceParam
+
+    def __call__(self, h, x):
+        h = 0.8 * h + 0.2 * jnp.tanh(self.rec((h, gates(self.rec, x))) + self.inp(x))
+        return h, h
+
+
+def gates(rec, x):
+    """For each synapse, as the input says."""
+    count = rec.op.length if hasattr(rec.op, "length") else rec.op.connectivity.num_synapses
+    return jnp.sin(x[..., :1] * jnp.arange(count)) > 0
 
 
 class Net(eqx.Module):
@@ -76,10 +98,14 @@ def build(kind):
     keys, on = jax.random.split(jax.random.key(0), 3), graph(kind in ("delays", "late features"))
     if "features" in kind:
         sign = np.where(np.arange(on.connectivity.num_synapses) % 3 == 0, -1, 1)
-        op = se.SpMatMulOp(on, axis=-2, weight_fn=se.SignLock(sign), bias=True)
+        op = se.SpMatMulOp(on, axis=-2, weight_fn=se.SignLock(sign), bias=True, gated="gated" in kind)
         cell = Spread(op.param(keys[0]), se.MatMulOp(bias=True).param(keys[2], 2, UNITS, is_etrace=False))
         h = jnp.zeros((BATCH, UNITS, FEATURES))
-        state = h, h if kind == "features" else op.ring(BATCH, features=FEATURES)
+        state = h, op.ring(BATCH, features=FEATURES) if kind == "late features" else h
+    elif kind == "gates":
+        op = se.SpMatMulOp(on, gated=True, bias=True)
+        cell = Gated(op.param(keys[0]), se.MatMulOp(bias=True).param(keys[2], 2, UNITS))
+        state = jnp.zeros((BATCH, UNITS))
     else:
         made = {"rate": se.cells.LeakyRate, "gru": se.cells.GRU}.get(kind, se.cells.ALIF)
         cell = made.of(on, inputs=2, key=keys[0], **{} if made is se.cells.ALIF else {"bias": True})
@@ -220,6 +246,21 @@ def check_weight_functions():
     assert eqx.tree_equal(se.shard(se.shard(model, mesh), one), se.shard(model, one))
 
 
+def check_gates():
+    """Gates follow the synapses into blocks, and so does what they read."""
+    mesh, on = jax.make_mesh((2,), ("units",), devices=jax.local_devices()[:2]), graph()
+    weight, pre, post = (np.asarray(a) for a in (on.weight, on.connectivity.pre, on.connectivity.post))
+    param = se.shard(se.SpMatMulOp(on, gated=True).param(init=on), mesh)
+    x, gate = np.linspace(-1, 1, UNITS), np.sin(np.arange(weight.size))
+
+    def both(param, given):
+        return param(given), param.op.xy_to_dw(param.op.read(given), given[0], param.value)["weight"]
+
+    y, dw = jax.jit(both)(param, (jnp.asarray(x), jnp.asarray(gate)))
+    np.testing.assert_allclose(y, np.bincount(post, weight * gate * x[pre], UNITS), rtol=1e-6)
+    np.testing.assert_allclose(dw[param.op.blocks.kept], gate * x[pre] * x[post], rtol=1e-6)
+
+
 def check_what_is_smaller():
     """`Hybrid` keeps the same of a layer in blocks, though its arrays are filled up."""
     ring, post = np.arange(UNITS), np.append(np.roll(np.arange(UNITS), 1), np.full(15, 5))
@@ -232,6 +273,7 @@ def check_what_is_smaller():
 def check_alone():
     """What concerns one process, whose devices are two of the four."""
     check_weight_functions()
+    check_gates()
     check_what_is_smaller()
     check_what_is_moved()
     jax.config.update("jax_enable_x64", False)
@@ -446,7 +488,8 @@ def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path):
 
 @ONLY
 @pytest.mark.parametrize(
-    "kind, name", [("alif", "D-RTRL"), ("alif", "ES-D-RTRL"), ("alif", "e-prop"), ("delays", "D-RTRL")]
+    "kind, name",
+    [("alif", "D-RTRL"), ("alif", "ES-D-RTRL"), ("alif", "e-prop"), ("delays", "D-RTRL"), ("gates", "ES-D-RTRL")],
 )
 def test_checkpoints_of_each_rule_are_read_by_other_numbers_of_devices(tmp_path, kind, name):
     which = f"kind={kind!r}, name={name!r}"
@@ -480,8 +523,7 @@ def test_one_of_two_processes_is_killed(tmp_path, rank):
 
 @ONLY
 def test_each_learner_and_network_on_several_devices():
-    on_devices("[t.compare(k, l, m) for k in t.KINDS for l in t.LEARNERS for m in t.MESHES\n"
-               " if l != 'e-prop' or k == 'alif']\nt.check_fit()")  # fmt: skip
+    on_devices("[t.compare(*case) for case in t.CASES]\nt.check_fit()")
 
 
 @ONLY
@@ -500,8 +542,7 @@ def test_plans_of_several_devices():
 
 @ONLY
 def test_each_learner_and_network_in_two_processes():
-    on_devices("[t.compare(k, l, m) for k in t.KINDS for l in t.LEARNERS for m in t.MESHES\n"
-               " if l != 'e-prop' or k == 'alif']", 4, 2)  # fmt: skip
+    on_devices("[t.compare(*case) for case in t.CASES]", 4, 2)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
@@ -657,9 +698,8 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 def test_layers_that_are_not_parted():
     mesh, on = jax.make_mesh((1,), ("units",)), graph()
     count = on.connectivity.num_synapses
-    late = se.SpMatMulOp(on, delay=2, train_delay=True)
-    for op in (late, se.SpMatMulOp(on, tie=np.zeros(count, int)), se.SpMatMulOp(on, gated=True)):
-        with pytest.raises(NotImplementedError, match=r"tree: expected sparse layers .* ties, gates or trained delays"):
+    for op in (se.SpMatMulOp(on, delay=2, train_delay=True), se.SpMatMulOp(on, tie=np.zeros(count, int))):
+        with pytest.raises(NotImplementedError, match=r"tree: expected sparse layers .* with ties or trained delays"):
             se.shard(op.param(jax.random.key(0)), mesh)
     with pytest.raises(TypeError, match=r"mesh: expected a jax.sharding.Mesh of one or two axes, got 4"):
         se.shard(on, 4)

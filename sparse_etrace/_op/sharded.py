@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import equinox as eqx
 import jax
@@ -12,14 +12,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Inexact, Int, PyTree, UInt32
 
 from .._blocks import Blocks
-from .._graph.connectivity import Connectivity, host_array
+from .._graph.connectivity import Connectivity, host_array, onto_synapses
 from .._kernels.windows import window_per_unit
+from .boundary import call_op
 from .contract import ETraceOp
 from .delays import Delays, History, Ring, each, on_mesh
 from .matmul import MatMulOp
 from .param import ETraceParam, Fixed
 from .spmatmul import Sent, SpMatMulOp, Traces, Weights
-from .weights import check_bias, check_input, read_weights, with_bias
+from .weights import check_bias, check_input, read_weights, with_bias, with_gate
 
 
 class ShardedOp(ETraceOp):
@@ -85,9 +86,22 @@ class ShardedOp(ETraceOp):
         """Those of the layer, in blocks."""
         return getattr(self.op, "delays", None)
 
+    @property
+    def gated(self) -> bool:
+        """Whether each synapse is told in each step what it reads."""
+        return isinstance(self.op, SpMatMulOp) and self.op.gated
+
     def read(self, x: Any) -> Any:
-        """What the layer reads on one device; all of a ring is on each."""
-        return self.op.read(x)
+        """What the layer reads on one device, all of a ring on each; with gates in blocks, as the weights are."""
+        if not self.gated:
+            return self.op.read(x)
+        x, gate = with_gate(x, self.length)
+        op: Any = self.op
+        size, slots = op.num_weights // self.count, np.arange(op.num_weights)
+        at = jnp.take(self.starts, slots // size) + slots % size
+        own = jnp.where(at < jnp.take(self.starts, slots // size + 1), jnp.take(gate, at, axis=-1, mode="clip"), 0)
+        sent = call_op(Onto(self), {"weight": jnp.ones(len(slots), jnp.result_type(x, float))}, x, True, None)
+        return sent * jax.lax.stop_gradient(own if self.axis == -1 else own[..., None]).astype(sent.dtype)
 
     def place(self, ndim: int) -> NamedSharding:
         """Where an array lies whose last axis is that of the weights."""
@@ -223,8 +237,9 @@ class ShardedOp(ETraceOp):
         return P(*axes)
 
     def _sent(self, x: Sent, front: int, batch: str | None) -> PyTree[P]:
-        """How what is read is parted: only on its first batch axis."""
-        return jax.tree.map(lambda a: self._spec(a.ndim, None, front, batch if a.ndim else None), x)
+        """How what is read is parted: on its first batch axis, and with gates on that of the synapses."""
+        units = self.axis if self.gated else None
+        return jax.tree.map(lambda a: self._spec(a.ndim, units, front, batch) if a.ndim else P(), x)
 
     def _batch(self, a: Any, front: int) -> str | None:
         """The axis of the mesh that parts the batch of an input or output with so many axes in front of it."""
@@ -248,6 +263,29 @@ class ShardedOp(ETraceOp):
     def _last(self, x: Array) -> Array:
         """Move the axis of the units after all others."""
         return x if self.axis == -1 else jnp.swapaxes(x, -1, -2)
+
+
+class Onto(ETraceOp):
+    """What each synapse of a sparse layer in blocks gets from its sender."""
+
+    layer: ShardedOp
+
+    @property
+    def input_ndim(self) -> int:
+        return self.layer.input_ndim
+
+    def xw_to_y(self, x: Array, w: Weights) -> Array:
+        layer, batch, op = self.layer, self.layer._batch(x, 0), cast(SpMatMulOp, self.layer.op)
+
+        def local(op: Any, x: Array, weight: Array) -> Array:
+            return SpMatMulOp(onto_synapses(op.connectivity), axis=op.axis).xw_to_y(x, {"weight": weight})
+
+        check_input(x, layer.axis, op.connectivity.num_pre)
+        specs = layer._spec(x.ndim, None, 0, batch), layer._spec(1, -1)
+        return layer._run(local, specs, layer._spec(x.ndim, layer.axis, 0, batch), x, w["weight"])
+
+    def yw_to_w(self, y: Array, e: Weights) -> Weights:
+        return {"weight": (y if self.layer.axis == -1 else jnp.swapaxes(y, -1, -2)) * e["weight"]}
 
 
 def _for_blocks(op: Any) -> Any:
@@ -294,6 +332,7 @@ def whole(param: Any) -> Any:
         edges = Connectivity.from_edges(pre[blocks.kept], post[blocks.kept], (conn.num_pre, num_post))
         delay = False if op.delays is None else host_array("tree", op.delays.steps)[blocks.kept]
         options: dict[str, Any] = {"delay": delay, "max_delay": None if op.delays is None else op.delays.depth}
+        options["gated"] = op.gated
         made: ETraceOp = SpMatMulOp(edges, weight_fn, axis=op.axis, bias=param.op.bias, **options)
     else:
         made = MatMulOp(blocks.whole(op.weight_mask), weight_fn, op.apply_weight_fn_before_mask, bias=param.op.bias)

@@ -22,7 +22,16 @@ from .contract import ETraceOp, Uses
 from .delays import Delays, History, Ring, delays_of, given_delays
 from .initial import parameter
 from .param import ETraceParam
-from .weights import applied, check_bias, check_input, check_shape, read_weights, window_of_weights, with_bias
+from .weights import (
+    applied,
+    check_bias,
+    check_input,
+    check_shape,
+    read_weights,
+    window_of_weights,
+    with_bias,
+    with_gate,
+)
 
 Weights = dict[str, Array]
 Traces = dict[str, Array | None]
@@ -232,13 +241,7 @@ class SpMatMulOp(ETraceOp):
         if not self.gated:
             return x.before(1) if isinstance(x, Ring) else jnp.asarray(x)
         count = self.connectivity.num_synapses
-        if not isinstance(x, tuple | list) or len(x) != 2 or jnp.shape(x[1])[-1:] != (count,):
-            got = jax.tree.map(jnp.shape, x)
-            raise ValueError(
-                f"x: expected a pair, (x, gate) with a gate for each of the {count} synapses on its last axis, got "
-                f"shapes {got}. The op has gated=True."
-            )
-        x, gate = map(jnp.asarray, x)
+        x, gate = with_gate(x, count)
         gather = SpMatMulOp(onto_synapses(self.connectivity), axis=self.axis)
         sent = call_op(gather, {"weight": jnp.ones(count, jnp.result_type(x, float))}, x, True, None)
         return sent * jax.lax.stop_gradient(gate if self.axis == -1 else gate[..., None]).astype(sent.dtype)

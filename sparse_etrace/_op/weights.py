@@ -72,6 +72,17 @@ def check_input(x: PyTree, axis: int, num_pre: int) -> None:
         )
 
 
+def with_gate(x: PyTree, count: int) -> tuple[Array, Array]:
+    """What an op with gates is called with."""
+    if not isinstance(x, tuple | list) or len(x) != 2 or jnp.shape(x[1])[-1:] != (count,):
+        got = jax.tree.map(jnp.shape, x)
+        raise ValueError(
+            f"x: expected a pair, (x, gate) with a gate for each of the {count} synapses on its last axis, got "
+            f"shapes {got}. The op has gated=True."
+        )
+    return jnp.asarray(x[0]), jnp.asarray(x[1])
+
+
 def window_of_weights(
     op: object,
     v: dict[str, Array],

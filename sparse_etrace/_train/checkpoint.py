@@ -279,6 +279,8 @@ class Saved:
             base = np.array(raw(shard.data))
             relaid(functools.partial(self._region, k), base, whole_of(leaf.shape, shard.index), old, new)
             data.append(jax.device_put(base.view(leaf.dtype), shard.device))
+        if leaf.sharding.num_devices == 1:
+            return jnp.asarray(base.view(leaf.dtype))  # bound to no device, as in `leaf`
         return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, data)
 
     def _region(self, k: int, at: tuple[slice, ...]) -> np.ndarray:

@@ -105,7 +105,7 @@ def layout(name: str, shape: tuple[int, ...], blocks: Mapping[str, Blocks], owne
         blocks: how the weights of the model lie.
         owners: for each op call that has traces the names of what it traces.
     """
-    call = re.search(r"traces\[(\d+)\].*(\['weight'\])$", name)
+    call = re.search(r"traces\[(\d+)\].*(\['weight'\]|\.factors\.x)$", name)
     full = "." + (owners.get(int(call[1]), "") if call else name)
     names = [ending for ending in blocks if full.endswith(ending)]
     if not names:

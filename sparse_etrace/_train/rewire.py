@@ -194,7 +194,7 @@ def _by_call(carry: Carry, name: str, param: ETraceParam, moved: Callable[..., A
         found = []
         for path, a in leaves:
             keys = [getattr(step, "key", getattr(step, "name", None)) for step in path]
-            of_input = getattr(op, "gated", False) and keys[-2:] == ["factors", "x"]
+            of_input = op.gated and keys[-2:] == ["factors", "x"]
             is_moved = "weight" in keys and a.shape[-1:] == (count,)
             found.append(moved(a, axis=op.axis) if of_input else moved(a) if is_moved else a)
         return jax.tree.unflatten(layout, found)
