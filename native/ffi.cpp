@@ -318,6 +318,28 @@ ffi::Error WindowOf(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer pos
   });
 }
 
+ffi::Error FeaturesOf(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post, ffi::AnyBuffer post_ptr,
+                      ffi::AnyBuffer carried, ffi::AnyBuffer entering, ffi::AnyBuffer signal, ffi::AnyBuffer direct,
+                      ffi::AnyBuffer x, ffi::AnyBuffer noise, ffi::AnyBuffer trace, ffi::Result<ffi::AnyBuffer> next,
+                      ffi::Result<ffi::AnyBuffer> gradient, ffi::Result<ffi::AnyBuffer>) {
+  auto size = x.dimensions(), slots = trace.dimensions();
+  expect_large(*next);
+  Synapses synapses = Ids{pre, post, post_ptr}.synapses(size[1]);
+  return by_type(x.element_type(), [&](auto zero) {
+    typedef decltype(zero) T;
+    FeatureWindow<T> work{synapses, size[2], size[0], size[3], data<T>(carried), data<T>(entering), data<T>(signal),
+                          data<T>(direct), data<T>(x), trace.untyped_data(), next->untyped_data(), data<T>(*gradient),
+                          data<uint32_t>(noise)};
+    const Kernels<T>& kernels = table->of<T>();
+    auto kernel = (trace.element_type() == ffi::BF16 ? kernels.features_bf16 : kernels.features)[slots[0]];
+    const int64_t blocks = blocks_of(synapses.count * size[2] * size[3], 1 << 18, synapses.count);
+    for (int64_t b = 0; b < work.batch; ++b)
+      parallel_for(pool, blocks, [&](int64_t block) {
+        kernel(work, b, synapses.count * block / blocks, synapses.count * (block + 1) / blocks);
+      });
+  });
+}
+
 ffi::Error InfluenceOf(ffi::ThreadPool pool, ffi::AnyBuffer hidden, ffi::AnyBuffer row_ptr, ffi::AnyBuffer rows,
                        ffi::AnyBuffer out_ptr, ffi::AnyBuffer term_ptr, ffi::AnyBuffer term_row,
                        ffi::AnyBuffer term_edge, ffi::AnyBuffer pattern, ffi::AnyBuffer first_column,
@@ -467,8 +489,25 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_window, WindowOf,
                                   .Attr<int64_t>("variables")
                                   .Attr<int64_t>("slots"));
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_features, FeaturesOf,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
+
 // The same number in sparse_etrace/_kernels/native.py.
-extern "C" int sparse_etrace_interface() { return 7; }
+extern "C" int sparse_etrace_interface() { return 8; }
 
 extern "C" const char* sparse_etrace_kernels() {
   return table ? table->name : nullptr;

@@ -40,7 +40,7 @@ template <class T>
 struct AsIs {
   typedef T type;
   static INLINE pack<T, lanes<T>> get(const T* p) { return load<pack<T, lanes<T>>>(p); }
-  static INLINE pack<T, lanes<T>> put(pack<T, lanes<T>> v, uint32_t, const uint32_t*) { return v; }
+  static INLINE pack<T, lanes<T>> put(pack<T, lanes<T>> v, uint32_t, const uint32_t*, uint32_t = 0) { return v; }
 };
 struct Bfloat16 {
   typedef uint16_t type;
@@ -50,14 +50,14 @@ struct Bfloat16 {
   static INLINE wide get(const uint16_t* p) {
     return (wide)(__builtin_convertvector(load<pack<uint16_t, n>>(p), bits) << 16);
   }
-  // To the nearest, or by noise as in sparse_etrace/_sums.py; `place` is that of the first lane.
-  static INLINE pack<uint16_t, n> put(wide v, uint32_t place, const uint32_t* noise) {
+  // To the nearest, or by noise as in sparse_etrace/_sums.py; `place` is that of the first lane, `step` leads on.
+  static INLINE pack<uint16_t, n> put(wide v, uint32_t place, const uint32_t* noise, uint32_t step = 0x9e3779b1u) {
     bits u = (bits)v, added = 0x7fff + ((u >> 16) & 1);
     if (noise) {
       bits h = {};
 #pragma GCC unroll 16
-      for (int l = 0; l < n; ++l) h[l] = place + l;
-      h = h * 0x9e3779b1u + *noise;
+      for (int l = 0; l < n; ++l) h[l] = l;
+      h = h * step + (place * 0x9e3779b1u + *noise);
       h = (h ^ (h >> 16)) * 0x85ebca6bu;
       h = (h ^ (h >> 13)) * 0xc2b2ae35u;
       added = (h ^ (h >> 16)) >> 16;
@@ -667,6 +667,55 @@ void window(const Window<T>& work, int64_t b, int64_t begin, int64_t end) {
   else window_of_steps<T, Store, A, 16, 0, A, false, false>(work, b, begin, end);
 }
 
+// The lanes of a vector are features. Coefficients of a unit stay in a cache while its synapses are read.
+template <class T, class Store, int A>
+void features(const FeatureWindow<T>& work, int64_t b, int64_t begin, int64_t end) {
+  constexpr int n = lanes<T>;
+  typedef pack<T, n> V;
+  typedef typename Store::type Stored;
+  const Synapses synapses = work.synapses;
+  const int64_t F = work.features, one = synapses.num_post * F, all = work.batch * one, width = work.steps * F;
+  const int64_t size = synapses.count * F;
+  const Stored* const trace = static_cast<const Stored*>(work.trace) + b * size;
+  Stored* const next = static_cast<Stored*>(work.next) + b * size;
+  const T* const x = work.x + b * synapses.num_pre * width;
+  constexpr uint32_t mixed = 0x27d4eb2f;  // each feature is rounded as an element of a batch
+  for (int64_t s = begin; s < end; ++s) {
+    const int64_t unit = b * one + synapses.post[s] * F;
+    const T* const row = x + synapses.pre[s] * width;
+    const T* const soon = x + synapses.pre[min(s + 2, synapses.count - 1)] * width;
+    for (int64_t i = 0; i < width; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(soon + i);
+    V taught = {};
+    for (int64_t f = 0; f < F; f += n) {
+      const int64_t count = min(n, F - f), at = unit + f;
+      auto of = [&](const T* part, int64_t i) __attribute__((always_inline)) { return get<AsIs<T>, n>(part + i * all + at, count); };
+      V old[A], sum[A] = {};
+      for (int a = 0; a < A; ++a) old[a] = get<Store, n>(trace + a * work.batch * size + s * F + f, count);
+      if (work.signal) {
+        for (int a = 0; a < A; ++a) taught += of(work.signal, a) * old[a];
+        for (int64_t k = 0; k < work.steps; ++k)
+          taught += of(work.direct, k) * get<AsIs<T>, n>(row + k * F + f, count);
+      }
+      if (!work.carried) continue;
+      for (int64_t k = 0; k < work.steps; ++k) {
+        const V now = get<AsIs<T>, n>(row + k * F + f, count);
+        for (int a = 0; a < A; ++a) sum[a] += of(work.entering, k * A + a) * now;
+      }
+      const uint32_t noise = work.noise ? *work.noise + uint32_t(b * F + f) * mixed : 0;
+      for (int a = 0; a < A; ++a) {
+        for (int c = 0; c < A; ++c) sum[a] += of(work.carried, a * A + c) * old[c];
+        const uint32_t place = uint32_t(a * synapses.count + s);
+        auto stored = Store::put(sum[a], place, work.noise ? &noise : nullptr, mixed);
+        put(next + a * work.batch * size + s * F + f, stored, count);
+      }
+    }
+    if (!work.signal) continue;
+    T total = b ? work.gradient[s] : T(0);
+    for (int l = 0; l < n; ++l) total += taught[l];
+    work.gradient[s] = total;
+  }
+}
+
 // Windows where everything is connected. The lanes of a vector are receivers; a tile of R senders and one vector stays
 // in registers through all steps. `room` holds rows of `pitch` numbers for the receivers of one batch element: for each
 // step those of entering and direct, then carried (A x A) and signal (A).
@@ -1020,6 +1069,8 @@ constexpr Kernels<T> kernels() {
           {},
           {nullptr, dense<T, AsIs<T>, 1>, dense<T, AsIs<T>, 2>, dense<T, AsIs<T>, 3>},
           {},
+          {nullptr, features<T, AsIs<T>, 1>, features<T, AsIs<T>, 2>, features<T, AsIs<T>, 3>},
+          {},
           elementwise<T>,
           influence<T>};
 }
@@ -1031,6 +1082,9 @@ constexpr Kernels<float> kernels_f32() {
   all.dense_bf16[1] = dense<float, Bfloat16, 1>;
   all.dense_bf16[2] = dense<float, Bfloat16, 2>;
   all.dense_bf16[3] = dense<float, Bfloat16, 3>;
+  all.features_bf16[1] = features<float, Bfloat16, 1>;
+  all.features_bf16[2] = features<float, Bfloat16, 2>;
+  all.features_bf16[3] = features<float, Bfloat16, 3>;
   return all;
 }
 

@@ -57,6 +57,20 @@ struct Window {
   int64_t stride;
 };
 
+// A window of steps where each synapse has a trace for every feature of a unit and one weight for all, features last:
+// next[a] = carried[a, b] trace[b] + sum over k of entering[k, a] x[k], and the gradient summed over features.
+template <class T>
+struct FeatureWindow {
+  Synapses synapses;
+  int64_t steps, batch, features;
+  const T *carried, *entering, *signal, *direct;  // (.., batch, post, features); null: not wanted
+  const T* x;                                     // (batch, pre, steps, features)
+  const void* trace;                              // (variables, batch, synapses, features), as next
+  void* next;
+  T* gradient;
+  const uint32_t* noise;
+};
+
 // A window of steps of the influence of columns on rows, as in sparse_etrace/_kernels/influence.py. Numbers of units
 // have the steps in front and the batch last; `next` may be `influence`.
 template <class T>
@@ -112,6 +126,9 @@ struct Kernels {
   // Where everything is connected, for all synapses of the senders of a range.
   void (*dense[4])(const Window<T>& work, int64_t begin, int64_t end);
   void (*dense_bf16[4])(const Window<T>& work, int64_t begin, int64_t end);
+  // For one batch element, by number of hidden variables; those after the first add to the gradient.
+  void (*features[4])(const FeatureWindow<T>& work, int64_t b, int64_t begin, int64_t end);
+  void (*features_bf16[4])(const FeatureWindow<T>& work, int64_t b, int64_t begin, int64_t end);
   // For the units of a range; an output may be an operand of the same kind.
   void (*elementwise)(const Chain& chain, int64_t begin, int64_t end);
   // The blocks of a range.

@@ -141,6 +141,63 @@ def test_trace_window(conn, batch, variables, dtype, seed):
         assert none is None and np.array_equal(only, got[1])
 
 
+# Nothing, one feature, ragged ones of several blocks, and one variable more than is compiled.
+@pytest.mark.optimized
+@pytest.mark.parametrize(
+    "size, batch, variables, features, steps, dtype",
+    [
+        (0, (), 1, 5, 3, np.float32),
+        (40, (2, 3), 1, 1, 1, np.float64),
+        (40, (), 2, 19, 3, np.float64),
+        (400, (2,), 3, 99, 16, np.float32),
+        (40, (2,), 4, 5, 3, np.float32),
+    ],
+)
+def test_window_by_feature(size, batch, variables, features, steps, dtype):
+    conn = se.Connectivity.from_edges(np.arange(size) % 7, np.arange(size) ** 2 % 3, shape=(7, 3))
+    with jax.enable_x64(True):
+        args, expected, gradient = window_of(conn, (*batch, features), variables, steps, normal(0, dtype))
+        carried, entering, signal, direct, x, eps = (jnp.swapaxes(a, -1, -2) for a in args)
+        window = functools.partial(_kernels.features.advance, conn)
+        new, taught = window(carried, entering, signal, direct, x, eps)
+        same(new, np.swapaxes(expected, -1, -2), dtype)
+        np.testing.assert_allclose(taught, gradient, rtol=1e-5, atol=1e-3 if dtype == np.float32 else 1e-11)
+        if size < 400:
+            return
+        only, none = window(carried, entering, None, None, x, eps)
+        assert none is None and np.array_equal(only, new)
+        none, only = window(None, None, signal, direct, x, eps)
+        assert none is None and np.array_equal(only, taught)
+        # In half precision, to the nearest and by the bits that XLA draws.
+        narrow = eps.astype(jnp.bfloat16)
+        _, wide = window(carried, entering, signal, direct, x, narrow.astype(dtype))
+        for kept in ({}, {"noise": jnp.uint32(11)}):
+            new, taught = window(carried, entering, signal, direct, x, narrow, **kept)
+            with se.kernels("xla"):
+                other, _ = window(carried, entering, signal, direct, x, narrow, **kept)
+            assert new.dtype == other.dtype == jnp.bfloat16 and jnp.sum(new != other) <= 1 + new.size // 100
+            np.testing.assert_allclose(new.astype(dtype), other.astype(dtype), rtol=2.0**-7, atol=1e-5)
+            np.testing.assert_allclose(taught, wide, rtol=1e-5, atol=1e-3)
+
+
+def test_windows_by_feature_of_other_sizes_are_refused():
+    conn = se.Connectivity.from_edges([0, 2, 1], [1, 1, 0], (3, 2))
+    shapes = [(2, 2, 4, 2, 6), (5, 2, 4, 2, 6), (2, 4, 2, 6), (5, 4, 2, 6), (5, 4, 3, 6), (2, 4, 3, 6)]
+    # Annotations off, which would see some before.
+    advance = getattr(_kernels.features.advance, "__wrapped__", _kernels.features.advance)
+    for k, shape in enumerate(shapes):
+        for axis in range(len(shape)):
+            wrong = [
+                jnp.asarray(np.ones([n + (i == k and a == axis) for a, n in enumerate(s)]))
+                for i, s in enumerate(shapes)
+            ]
+            with pytest.raises(ValueError, match="expected shape .* in a window of"):
+                advance(conn, *wrong)
+    given = [jnp.ones(s) for s in shapes]
+    with pytest.raises(ValueError, match=r"trace: expected shape \(2, 4, 3, 6\) in a window of 5 steps, got .* Keep a"):
+        _kernels.features.advance(conn, *given[:5], given[5][:, :, :2])
+
+
 @pytest.mark.parametrize(
     "conn", [se.Connectivity.from_edges([0, 2, 1], [1, 1, 0], (3, 2)), None], ids=["sparse", "all"]
 )
@@ -304,6 +361,10 @@ def test_derivatives(x64):
             lambda _, *given: _kernels.trace.advance(None, *given),
             (d, f[None], f, y[None], x[None], new(2, *batch, 3, 2)),
         ),
+        (
+            _kernels.features.advance,
+            (new(2, 2, 2, 3), new(1, 2, 2, 3), new(2, 2, 3), new(1, 2, 3), new(1, 3, 3), new(2, 5, 3)),
+        ),
     ):
         check_grads(jax.jit(lambda *args, fn=fn: fn(conn, *args)), tuple(map(jnp.asarray, args)), order=1)
 
@@ -321,12 +382,17 @@ MAPPED = {
 SHAPES = [(2, 2, 4), (3, 2, 4), (2, 4), (3, 4), (3, 5), (2, 5, 4)]
 MAPPED["dense window"] = (lambda _, *args: _kernels.trace.advance(None, *args)[0], SHAPES)
 MAPPED["dense gradient"] = (lambda _, *args: _kernels.trace.advance(None, *args)[1], SHAPES)
+BY_FEATURE = [(2, 2, 4, 3), (3, 2, 4, 3), (2, 4, 3), (3, 4, 3), (3, 5, 3), (2, 9, 3)]
+MAPPED["window by feature"] = (lambda *args: _kernels.features.advance(*args)[0], BY_FEATURE)
+MAPPED["gradient by feature"] = (lambda *args: _kernels.features.advance(*args)[1], BY_FEATURE)
 
 
 EACH = [(name, mapped) for name in MAPPED for mapped in ("all", "first", "last", "connectivity")]
 
 
-@pytest.mark.parametrize("name, mapped", few(EACH, [*EACH[0:12:3], *EACH[12:24:5], EACH[13], EACH[25]]))
+@pytest.mark.parametrize(
+    "name, mapped", few(EACH, [*EACH[0:12:3], *EACH[12:24:5], EACH[13], EACH[25], EACH[28], EACH[35]])
+)
 def test_vmap_is_a_loop(x64, name, mapped):
     rng, new = np.random.default_rng(0), normal(2, np.float64)
     conns = [se.Connectivity.from_edges(rng.integers(0, 5, 9), rng.integers(0, 4, 9), shape=(5, 4)) for _ in range(3)]
@@ -594,19 +660,21 @@ def test_kernels_of_another_version_are_not_used(monkeypatch):
 
 @pytest.mark.optimized
 @pytest.mark.skipif(native.KERNELS == "xla", reason="needs the compiled kernels")
-def test_a_trace_goes_through_windows_in_place():
+@pytest.mark.parametrize("kernel, features", [("window", ()), ("features", (2,))], ids=["window", "features"])
+def test_a_trace_goes_through_windows_in_place(kernel, features):
+    advance = _kernels.features.advance if features else _kernels.trace.advance
     conn = se.Connectivity.from_edges(np.arange(5000) % 70, np.arange(5000) % 50, shape=(70, 50))
-    one, many = jnp.ones((1, 1, 3, 50)), jnp.ones((4, 1, 3, 50))
+    one, many = jnp.ones((1, 1, 3, 50, *features)), jnp.ones((4, 1, 3, 50, *features))
+    eps, xs = jnp.ones((1, 3, 5000, *features)), jnp.ones((9, 4, 3, 70, *features))
 
     def through(eps, x):
-        return jax.lax.scan(lambda e, x: (_kernels.trace.advance(conn, one, many, None, None, x, e)[0], None), eps, x)[
-            0
-        ]
+        return jax.lax.scan(lambda e, x: (advance(conn, one, many, None, None, x, e)[0], None), eps, x)[0]
 
     with jax.default_device(jax.devices("cpu")[0]):
-        program = jax.jit(through, donate_argnums=0).lower(jnp.ones((1, 3, 5000)), jnp.ones((9, 4, 3, 70))).compile()
+        program = jax.jit(through, donate_argnums=0).lower(eps, xs).compile()
     text = program.as_text()
-    assert "sparse_etrace_window" in text and not re.findall(r"f32\[1,3,5000\]\S* (?:copy|fusion)\(", text)
+    assert f"sparse_etrace_{kernel}" in text
+    assert not re.findall(r"f32\[1,3,5000(?:,2)?\]\S* (?:copy|fusion)\(", text)
 
 
 def test_without_jit(x64):

@@ -1,6 +1,6 @@
 """Products over the synapses of a `Connectivity`: the only hardware-aware code."""
 
-from . import dense as dense, influence as influence, trace as trace
+from . import dense as dense, features as features, influence as influence, trace as trace
 from .products import (
     as_steps as as_steps,
     sampled as sampled,

@@ -86,15 +86,22 @@ def _check(
     if connectivity is not None:
         (num_pre, num_post), synapses = connectivity.shape, (connectivity.num_synapses,)
     count, steps, batch = len(trace), len(x) - slots + 1, x.shape[1:-1]
-    expected = {
-        "x": (x, (len(x), *batch, num_pre // slots)),
-        "trace": (trace, (count, *batch, *synapses)),
-        "carried": (carried, (count, count, *batch, num_post)),
-        "entering": (entering, (steps, count, *batch, num_post)),
-        "signal": (signal, (count, *batch, num_post)),
-        "direct": (direct, (steps, *batch, num_post)),
-        "lag": (lag, synapses),
-    }
+    check_sizes(
+        steps,
+        {
+            "x": (x, (len(x), *batch, num_pre // slots)),
+            "trace": (trace, (count, *batch, *synapses)),
+            "carried": (carried, (count, count, *batch, num_post)),
+            "entering": (entering, (steps, count, *batch, num_post)),
+            "signal": (signal, (count, *batch, num_post)),
+            "direct": (direct, (steps, *batch, num_post)),
+            "lag": (lag, synapses),
+        },
+    )
+
+
+def check_sizes(steps: int, expected: dict[str, tuple[Array | None, tuple[int, ...]]]) -> None:
+    """Raise for an array of a window that has another shape than it is given with."""
     for name, (part, shape) in expected.items():
         if part is not None and part.shape != shape:
             raise ValueError(

@@ -1,15 +1,16 @@
 """One execution of an op, or of a cut, inside a step."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from .._op.boundary import OpCall
 from .._op.contract import ETraceOp
 from .program import Node, Program
-from .types import Atom
+from .types import Atom, Known, Weights
 
 
 class Call(NamedTuple):
@@ -55,3 +56,25 @@ class Call(NamedTuple):
 
     def y(self, program: Program) -> jax.ShapeDtypeStruct:
         return program.shapes(self.node.outputs)[0]
+
+
+def own_arrays(calls: Iterable[Call], weights: Weights) -> Known:
+    """What ops and weights hold, once known, so that whatever is made of them in a step is made once."""
+    return {
+        atom: value
+        for c in calls
+        for atom, value in zip([*c.op_atoms, *c.weight_atoms], itertools.chain(*weights[c.number]), strict=True)
+        if isinstance(atom, int)
+    }
+
+
+def halfway(calls: Iterable[Call], program: Program, known: Known) -> dict[int, Array]:
+    """What ops want kept of a step besides their inputs, at known inputs and op outputs."""
+    found = {}
+    for call in calls:
+        if type(call.template(program)[0]).halfway is not ETraceOp.halfway:
+            atoms = [*call.op_atoms, *call.weight_atoms, *call.x_atoms]
+            op, v, x = call.call.unflatten(program.evaluate(known, atoms))
+            if (kept := op.halfway(x, v)) is not None:
+                found[call.number] = kept
+    return found

@@ -28,7 +28,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .._sums import widened
-from .call import Call
+from .call import Call, halfway, own_arrays
 from .grouping import Grouping
 from .groups import Group
 from .program import Node, constant, is_inexact
@@ -61,7 +61,7 @@ class Terms(NamedTuple):
         output_jacobian: F for each (group, op call that acts on it), `(variables, *y)`.
         last: for each group, derivative by its variables after the last step, without time axis; None for zero.
         first: for each group, derivative by its variables before the first step, through everything, as `n` is then.
-        spread: what stands for the input where a trace was carried through ops; see `through`.
+        spread, halfway: what stands for the input where a trace was carried through ops; what ops keep beside it.
     """
 
     x: dict[int, Input]
@@ -72,6 +72,7 @@ class Terms(NamedTuple):
     last: list[Array | None] | None = None
     first: list[Array] | None = None
     spread: Spread = {}
+    halfway: dict[int, Array] = {}
 
 
 @runtime_checkable
@@ -110,13 +111,13 @@ class ByGroup:
         return [jnp.stack([by_leaf[i] for i in g.variables]) for g in self.grouping.groups]
 
     def jacobians(self, known: Known) -> tuple:
-        """D and F of all groups, at known inputs and op outputs, and what passes through ops of fixed weights."""
+        """D and F of all groups, what passes through ops of fixed weights, and what ops keep halfway."""
         d, f = [], {}
         for number, group in enumerate(self.grouping.groups):
             hidden, output = self._jacobian(group, known)
             f.update({(number, c): value for c, value in output.items()})
             d.append(hidden)
-        return d, f, spread(self.reading, self.grouping.ways, known)
+        return d, f, spread(self.reading, self.grouping.ways, known), halfway(self.watched, self.program, known)
 
     def _jacobian(self, group: Group, known: Known) -> tuple[Array, dict[int, Array]]:
         """D and F of one group: one VJP with ones for each of its variables."""
@@ -289,7 +290,7 @@ class Step:
         _, vjp, (out, new, xs, ys) = jax.vjp(loss_part, *args, has_aux=True)
 
         def jacobians() -> tuple:
-            known = dict(zip(self.program.inputs, [*params, *state, *x], strict=True))
+            known = own_arrays(a.learning, weights) | dict(zip(self.program.inputs, [*params, *state, *x], strict=True))
             known |= dict(zip([o for c in a.calls for o in c.node.outputs], ys, strict=True))
             return xs, *self.along.jacobians(known)
 

@@ -130,6 +130,8 @@ def _laws(
     yield "sum_dw is that of ETraceOp", run("sum_dw", xs, ys, v), ETraceOp.sum_dw(op, xs, ys, v)
     args = (v, es, *coefficients, xs)
     yield "window is that of ETraceOp", run("window", *args), ETraceOp.window(op, *args)
+    if (half := run("halfway", xs, v)) is not None:
+        yield "window is the same of what is kept halfway", run("window", *args[:-1], (xs, half)), run("window", *args)
 
 
 def _without_batch(op: ETraceOp, x: Array | None) -> jax.ShapeDtypeStruct | None:
@@ -200,7 +202,8 @@ def _ends_like(e: PyTree, v: PyTree, positions: bool) -> None:
     _same_structure("xy_to_dw has the structure of v", e, v)
     for _, path, leaf, weight in _leaves(e, v):
         own = leaf.shape[max(leaf.ndim - weight.ndim, 0) :]
-        if leaf.dtype != weight.dtype or (positions and own != weight.shape):
+        fits = len(own) == weight.ndim and all(a in (1, b) for a, b in zip(weight.shape, own, strict=True))
+        if leaf.dtype != weight.dtype or (positions and not fits):
             raise ValueError(
                 f"xy_to_dw has the types of v, and its shapes after batch and positions: it fails at {path}: "
                 f"{leaf.shape} {leaf.dtype} against {weight.shape} {weight.dtype}."

@@ -33,7 +33,7 @@ class ETraceOp(eqx.Module):
     `y[post] = sum over synapses s = (pre -> post) of v[s] * x[pre]`, with the weights on the synapses `v = phi(theta)`.
     A subclass gives `xw_to_y` and `yw_to_w`; `check_op` says whether they fit together. `x`, `y` and a trace `e` carry
     the same leading batch axes, `v` none; `e` has the structure of `v`, with further axes after the batch axes where
-    one weight serves at several positions.
+    one weight serves at several positions, or a longer axis in the place of one of length one.
 
     Attributes:
         per_unit: keys of `v` whose slot is the target unit itself (a bias). Every learner keeps their exact trace.
@@ -124,6 +124,10 @@ class ETraceOp(eqx.Module):
         """Sum of `xy_to_dw` over all leading axes and positions: the vector-Jacobian product of `xw_to_y` in `v`."""
         return jax.vjp(lambda v: self.xw_to_y(x, v), v)[1](y)[0]
 
+    def halfway(self, x: PyTree, v: PyTree[Array]) -> Array | None:
+        """What `xw_to_y` makes on its way that `window` would make again, so that a step keeps it; None: nothing."""
+        return None
+
     def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:
         """Where the weights act, for learners that follow influences from unit to unit through the op.
 
@@ -163,7 +167,7 @@ class ETraceOp(eqx.Module):
                 They may be stored in a narrower type than `v`.
             carried, entering: coefficients of the new trace on post-shaped units; None: it is not wanted.
             signal, direct: coefficients of the gradient on post-shaped units; None: it is not wanted.
-            x: presynaptic input, with a leading time axis.
+            x: presynaptic input, with a leading time axis; a pair with what is kept `halfway`, if anything is.
             noise: other bits in each window, by which a trace in half precision is rounded without bias; None: to the
                 nearest.
 

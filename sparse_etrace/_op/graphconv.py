@@ -1,6 +1,6 @@
 """Graph convolution: one matrix on the features of each node, behind fixed, given or trained sums over neighbours."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, SupportsIndex
 
 import equinox as eqx
@@ -36,7 +36,7 @@ class GraphConvOp(ETraceOp):
     those of all supports, one support after the other, each in the canonical order of its synapses.
 
     With coefficients that are not trained, sums over neighbours come first, as a sparse op of fixed weights, and what
-    learns is a matrix on what each node has gathered. Trained ones have traces of their own, `(f_out, num_coef)`.
+    learns is a matrix on what each node has gathered. Trained ones have traces of their own, `(num_coef, f_out)`.
 
     Args:
         supports: a `Graph`, a `Connectivity` or a scipy matrix, or several of one shape: what is connected.
@@ -159,6 +159,7 @@ class GraphConvOp(ETraceOp):
         check_bias(theta, weight.shape[2], self.bias)
         if "coef" in theta:
             self._check_coef("value['coef']", theta["coef"].shape)
+            theta = {**theta, "coef": theta["coef"][:, None]}
         return {**theta, "weight": weight.reshape(-1, weight.shape[2])}
 
     @in_full()
@@ -169,22 +170,26 @@ class GraphConvOp(ETraceOp):
 
     def yw_to_w(self, y: Inexact[Array, "*batch_y"], e: Weights) -> Weights:
         rest, coef = _apart(e)
-        at = jnp.take(self._by_coef(y), self.connectivity.post, axis=-1, mode="clip") if coef else 0
+        at = jnp.take(self._by_coef(y), self.connectivity.post, axis=-2, mode="clip") if coef else 0
         return dense.spread(y, rest) | {key: at * leaf for key, leaf in coef.items()}
 
     def xy_to_dw(self, x: Shaped[Array, "*batch_x"], y: Inexact[Array, "*batch_y"], v: Weights) -> Weights:
         rest, coef = _apart(v)
         found = dense.outer(self._gathered(x, v), y, rest)
         if coef:
-            found["coef"] = _kernels.sampled(self.connectivity, self._sent(x, v), self._by_coef(y))
+            found["coef"] = self._by_feature(_kernels.sampled, x, y, v)
         return found
 
     def sum_dw(self, x: Shaped[Array, "k *batch_x"], y: Inexact[Array, "k *batch_y"], v: Weights) -> Weights:
         rest, coef = _apart(v)
         found = dense.sum_outer(self._gathered(x, v), y, rest)
         if coef:
-            found["coef"] = _kernels.sampled_sum(self.connectivity, self._sent(x, v), self._by_coef(y))
+            found["coef"] = self._by_feature(_kernels.sampled_sum, x, y, v)
         return found
+
+    def halfway(self, x: Array, v: Weights) -> Array | None:
+        """What each node has gathered, where coefficients are trained."""
+        return self._gathered(x, v) if self.kind == "trained" else None
 
     def window(
         self,
@@ -198,15 +203,17 @@ class GraphConvOp(ETraceOp):
         noise: Array | None = None,
     ) -> tuple[Traces, Traces]:
         units, (rest, coef) = (carried, entering, signal, direct), _apart(v)
-        # What the columns of one step gather fits into a cache.
-        gathered = jax.lax.map(lambda x: self._gathered(x, v), x) if coef else x
+        if isinstance(x, tuple):
+            x, gathered = x
+        else:  # what the columns of one step gather fits into a cache
+            gathered = jax.lax.map(lambda x: self._gathered(x, v), x) if coef else x
         new, taught = window_of_weights(self, rest, trace, *units, gathered, noise)
         if coef:
             new["coef"] = taught["coef"] = None
         if (eps := trace.get("coef")) is not None:
             a, b, c, d = (None if part is None else self._by_coef(part) for part in units)
-            found = _kernels.trace.advance(self.connectivity, a, b, c, d, self._sent(x, v), eps, noise)
-            new["coef"], taught["coef"] = found
+            found = _kernels.features.advance(self.connectivity, a, b, c, d, self._sent(x, v), eps, noise)
+            new["coef"], taught["coef"] = found[0], None if found[1] is None else found[1][:, None]
         return new, taught
 
     def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:
@@ -235,19 +242,22 @@ class GraphConvOp(ETraceOp):
         if self.kind != "trained":
             return x
         check_input(x, -2, self.connectivity.num_pre // self.num_supports)
-        sent = jnp.swapaxes(jnp.tile(x, (self.num_supports, 1)), -1, -2)
-        return self._by_node(jnp.swapaxes(_kernels.spmv(self.connectivity, v["coef"], sent), -1, -2))
+        sent = jnp.swapaxes(self._by_coef(x), -1, -2)
+        return self._by_node(jnp.swapaxes(_kernels.spmv(self.connectivity, v["coef"][:, 0], sent), -1, -2))
 
     def _sent(self, x: Array, v: Weights) -> Array:
-        """What each support's matrix makes of what the nodes send, units last."""
-        count = self.num_supports
-        weight = v["weight"].reshape(count, -1, v["weight"].shape[1])
-        sent = jnp.swapaxes(x[..., None, :, :] @ weight, -1, -2)
-        return jnp.moveaxis(sent, -3, -2).reshape(*sent.shape[:-3], sent.shape[-2], -1)
+        """What each support's matrix makes of what the nodes send."""
+        sent = x[..., None, :, :] @ v["weight"].reshape(self.num_supports, -1, v["weight"].shape[1])
+        return sent.reshape(*x.shape[:-2], -1, sent.shape[-1])
 
     def _by_coef(self, y: Array) -> Array:
-        """A post-shaped `y` at the receivers of each support, units last."""
-        return jnp.tile(jnp.swapaxes(y, -1, -2), self.num_supports)
+        """A post-shaped `y` at the receivers of each support."""
+        return jnp.tile(y, (self.num_supports, 1)) if self.num_supports > 1 else y
+
+    def _by_feature(self, product: Callable[..., Array], x: Array, y: Array, v: Weights) -> Array:
+        """A sampled product of each feature."""
+        ends = (jnp.swapaxes(part, -1, -2) for part in (self._sent(x, v), self._by_coef(y)))
+        return jnp.swapaxes(product(self.connectivity, *ends), -1, -2)
 
 
 def _graph(support: Any) -> Graph:

@@ -176,7 +176,7 @@ def reached(grouping: Grouping, params: list[Array], state: list[Like], x: list[
         weights = step.reading.weights(params)
         _, _, pull, jacobians = step.run(params, state, x, weights)
         m, n, plain, _ = pull(cts)
-        _, d, f, spread = jacobians()
+        _, d, f, spread, _ = jacobians()
         taught = {}
         for call in grouping.reading.learning:
             op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)

@@ -150,8 +150,8 @@ class TraceEngine(TermEngine):
 
     def terms(self, jacobians: tuple, m: list[Array], n: dict[int, Array], traces: PyTree[Array]) -> Terms:
         """Inputs, learning signals, D and F."""
-        xs, d, f, spread = jacobians
-        return Terms(xs, n, m, d, f, spread=spread)
+        xs, d, f, spread, halfway = jacobians
+        return Terms(xs, n, m, d, f, spread=spread, halfway=halfway)
 
     def absorb(
         self,
@@ -246,9 +246,10 @@ def _bytes_of_step(grouping: Grouping, counts: Sequence[int]) -> int:
     """What a step says to the traces: inputs and signals of ops; m, D, lam, P by group; F and coefficients by route."""
     total = 0
     for call in grouping.reading.learning:
-        y = call.y(grouping.program)
+        x = call.template(grouping.program)[2]
         per_unit = 1 + sum(2 * counts[g] + 1 for g, _ in routes_of(grouping, call))
-        total += nbytes(shape_of(call.template(grouping.program)[2])) + per_unit * nbytes(y)
+        half = call.shapes_of(grouping.program, lambda op, v, x: op.halfway(x, v), x)
+        total += nbytes((shape_of(x), half)) + per_unit * nbytes(call.y(grouping.program))
     for group, count in zip(grouping.groups, counts, strict=True):
         (state,) = grouping.program.shapes([grouping.reading.state[group.variables[0]]])
         total += 2 * count * (1 + count) * nbytes(state)

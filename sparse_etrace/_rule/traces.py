@@ -219,7 +219,7 @@ def _advance_call(
     direct_routes = [number for number, (_, route) in enumerate(routes) if route.via is None]
     if not direct_routes or op.is_diagonal:
         sampled(x, n, trained)
-    full = []
+    full, total = list[PyTree](), list[Array]()
     for number, (g, route) in enumerate(routes if any(in_full) else []):
         p_0, entering, lam_0, direct = at_output(g, route, n.dtype)
         if number in direct_routes[:1] and not op.is_diagonal:
@@ -228,18 +228,17 @@ def _advance_call(
         now: tuple = (lam_0, direct) if only != "traces" else (None, None)
         kept = {} if noise is None else {"noise": mixed(noise, number)}
         own = route.at_units(v) if op.is_diagonal else v
-        read = x if route.via is None else terms.spread[call.number, route.via]
+        half = terms.halfway.get(call.number)
+        read = terms.spread[call.number, route.via] if route.via is not None else x if half is None else (x, half)
         of_units = None if route.via is None else per_unit_leaves(grouping, call)
         eps, gradient = _window(op, of_units, own, trace.full[number], (*later, *now), read, **kept)
         if only != "gradients":
             full.append(eps)
         if only != "traces":
             parts.append(_leaves(route.total(gradient, v) if op.is_diagonal else gradient))
-    factors = trace.factors
-    if factors is not None:
+    if (factors := trace.factors) is not None:
         factors, filtered, taught = _filter(grouping, call, routes, factors, terms, decay, noise)
         sampled(filtered, taught, [keep and not is_full for keep, is_full in zip(trained, in_full, strict=True)])
-    total = []
     for leaf, *found in zip(jax.tree.leaves(given), *parts, strict=True):
         present = [part for part in found if part is not None]
         total.append(cast(sum(present[1:], present[0]), leaf.dtype) if present else jnp.zeros_like(leaf))
