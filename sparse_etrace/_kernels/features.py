@@ -57,17 +57,17 @@ def advance(
 
     parts = [flat(carried, 2), flat(entering, 2), flat(signal, 1), flat(direct, 1)]
     parts += [jnp.moveaxis(flat(x, 1), 0, 2), jnp.zeros(0, jnp.uint32) if noise is None else noise.reshape(1)]
-    parts.append(eps.reshape(count, math.prod(batch), *eps.shape[-2:]))
-    new, gradient = bind(features_p, *connectivity.arrays, *parts, sizes=connectivity.shape)
-    return None if carried is None else new.reshape(eps.shape), None if signal is None else gradient
+    new, gradient = bind(features_p, *connectivity.arrays, *parts, eps, sizes=connectivity.shape)
+    return None if carried is None else new, None if signal is None else gradient
 
 
 # In the primitive the batch is one axis, and x is `(batch, pre, steps, features)`: what a synapse reads lies together.
+# The trace is as it was given: XLA passes it on in place if it is not reshaped.
 
 
 def _types(*avals: jax.core.ShapedArray, sizes: tuple[int, int]) -> bool:
     *rest, x, _, eps = avals
-    known = len(eps.shape) == 4 and eps.shape[0] <= trace.MOST_VARIABLES and eps.size > 0
+    known = eps.shape[0] <= trace.MOST_VARIABLES and eps.size > 0
     numbers = [a for a in rest[IDS:] if a.size]
     return known and trace._is_compiled(x.dtype, eps.dtype) and native.compiled_types(*rest[:IDS], *numbers, x)
 
@@ -77,10 +77,14 @@ def _xla(*operands: Array, sizes: tuple[int, int]) -> list[Array]:
     parts, x, noise, eps = operands[IDS:-3], *operands[-3:]
     a, b, c, d = (jnp.swapaxes(part, -1, -2) if part.ndim > 1 else None for part in parts)
     read = jnp.transpose(x, (2, 0, 3, 1))
-    old, bits = jnp.swapaxes(eps, -1, -2), noise[0] if noise.size else None
+    old = jnp.swapaxes(eps.reshape(len(eps), len(x), *eps.shape[-2:]), -1, -2)
+    bits = noise[0] if noise.size else None
     new, gradient = trace.advance(connectivity_of(operands[:IDS], sizes), a, b, c, d, read, old, bits)
     none = jnp.zeros(0, eps.dtype), jnp.zeros(0, x.dtype)
-    return [none[0] if new is None else jnp.swapaxes(new, -1, -2), none[1] if gradient is None else gradient]
+    return [
+        none[0] if new is None else jnp.swapaxes(new, -1, -2).reshape(eps.shape),
+        none[1] if gradient is None else gradient,
+    ]
 
 
 def _native(*operands: Array, sizes: tuple[int, int]) -> list[Array]:
