@@ -13,42 +13,57 @@ namespace sparse_etrace {
 namespace {
 
 constexpr int64_t ROWS = 1 << 15;  // that are worth a thread
-constexpr int64_t BATCH = 64;
+constexpr int64_t BATCH = 32, STEPS = 3, FIRST = 1 << 10;
 
-// Numbers ids by first appearance. The seed keeps a file from choosing ids that meet in one place.
-class Numbers {
+// Ids in slots near those that a hash says, which are their numbers. The seed keeps a file from choosing ids that meet.
+class Slots {
  public:
-  explicit Numbers(uint64_t seed) : seed_(seed), slots_(size_t(1) << 10, 0), ids(1) {}
+  explicit Slots(uint64_t seed) : seed_(seed) {}
 
-  // The number of each of some ids, from 1: in turns, so that none waits for the memory of one before.
-  void of(const uint64_t* given, int64_t count, int32_t* to) {
+  // The number of each of some ids: in turns, so that none waits for the memory of one before. `moved` takes which
+  // numbers came in the place of those given before this id.
+  template <class F>
+  void of(const uint64_t* given, int64_t count, int32_t* to, F&& moved) {
+    if (ids.empty()) {
+      ids.assign(FIRST + STEPS, given[0]);
+      home = place(given[0]);
+    }
     size_t at[BATCH];
-    for (int64_t k = 0; k < count; ++k) __builtin_prefetch(&slots_[at[k] = place(given[k])]);
-    for (int64_t k = 0; k < count; ++k) __builtin_prefetch(&ids[to[k] = slots_[at[k]]]);
-    for (int64_t k = 0; k < count; ++k)
-      if (to[k] == 0 || ids[to[k]] != given[k]) to[k] = search(given[k]);
+    for (int64_t k = 0; k < count; ++k) __builtin_prefetch(&ids[at[k] = place(given[k])]);
+    for (int64_t k = 0; k < count; ++k) {
+      size_t slot = at[k];
+      for (int step = 0; step < STEPS; ++step) slot += ids[slot] != given[k];
+      if (ids[slot] != given[k]) {
+        if (3 * used_ > 2 * ids.size()) moved(grow(), to + k);
+        slot = search(given[k]);
+        used_ += !has(slot);
+        ids[slot] = given[k];
+      }
+      to[k] = int32_t(slot);
+    }
   }
+
+  // An empty slot holds the first id of all, which has its home.
+  bool has(size_t slot) const { return ids[slot] != ids[home] || slot == home; }
 
  private:
-  int32_t search(uint64_t id) {
-    size_t at = place(id);
-    for (; slots_[at]; at = (at + 1) & (slots_.size() - 1))
-      if (ids[slots_[at]] == id) return slots_[at];
-    if (ids.size() == INT32_MAX) throw std::bad_alloc();
-    const int32_t number = slots_[at] = int32_t(ids.size());
-    ids.push_back(id);
-    if (3 * ids.size() > slots_.size()) grow();
-    return number;
+  // Where an id is, or may be put.
+  size_t search(uint64_t id) const {
+    size_t slot = place(id);
+    while (has(slot) && ids[slot] != id) slot = slot + 1 < ids.size() ? slot + 1 : 0;
+    return slot;
   }
 
-  void grow() {
-    slots_.assign(4 * slots_.size(), 0);
-    shift_ -= 2;
-    for (size_t k = 1; k < ids.size(); ++k) {
-      size_t at = place(ids[k]);
-      while (slots_[at]) at = (at + 1) & (slots_.size() - 1);
-      slots_[at] = int32_t(k);
-    }
+  std::vector<uint32_t> grow() {
+    if (ids.size() > UINT32_MAX / 2) throw std::bad_alloc();
+    const Slots old = *this;
+    ids.assign(2 * (ids.size() - STEPS) + STEPS, old.ids[home]);
+    --shift_;
+    home = place(ids[0]);
+    std::vector<uint32_t> to(old.ids.size());
+    for (size_t slot = 0; slot < to.size(); ++slot)
+      if (old.has(slot)) ids[to[slot] = uint32_t(search(old.ids[slot]))] = old.ids[slot];
+    return to;
   }
 
   size_t place(uint64_t id) const {
@@ -56,51 +71,62 @@ class Numbers {
     return ((id ^ (id >> 32)) * 0xD6E8FEB86659FD93u) >> shift_;
   }
 
-  uint64_t seed_;
+  uint64_t seed_, used_ = 1;
   int shift_ = 54;
-  std::vector<int32_t> slots_;
 
  public:
-  std::vector<uint64_t> ids;  // from the second on
+  size_t home = 0;
+  std::vector<uint64_t> ids;
 };
 
 struct Ids {
-  std::vector<Numbers> own;  // of each thread
+  std::vector<Slots> own;  // of each thread
   std::vector<std::pair<int64_t, int32_t*>> pieces;
 
-  // The threads that number a piece, each some rows of it, one after the other.
-  template <class F>
-  void each(std::pair<int64_t, int32_t*> piece, F&& rows_of_thread) {
-    const int64_t rows = piece.first, threads = std::clamp<int64_t>(rows / ROWS, 1, own.size());
-    auto part = [&](int64_t t) { return rows / threads * t + std::min(t, rows % threads); };
-    in_threads<int>(threads, threads, [&](int64_t t, int) { rows_of_thread(t, part(t), part(t + 1)); });
+  // How many threads number a piece, and the rows of one of them.
+  int64_t threads_for(int64_t rows) const { return std::clamp<int64_t>(rows / ROWS, 1, own.size()); }
+
+  std::pair<int64_t, int64_t> part(int64_t rows, int64_t thread) const {
+    const int64_t threads = threads_for(rows);
+    auto start = [&](int64_t t) { return t < threads ? rows / threads * t + std::min(t, rows % threads) : rows; };
+    return {start(thread), start(thread + 1)};
+  }
+
+  // Puts other numbers in the place of those of a thread's rows before one.
+  void renumber(int64_t t, const std::vector<uint32_t>& by, const int32_t* end = nullptr) {
+    for (auto [rows, to] : pieces)
+      for (auto [row, last] = part(rows, t); row < last && to + row != end; ++row)
+        to[row] = int32_t(by[uint32_t(to[row])]);
   }
 
   void add(const uint64_t* ids, int64_t rows, int32_t* to) {
     pieces.emplace_back(rows, to);
-    each(pieces.back(), [&](int64_t t, int64_t row, int64_t end) {
-      for (; row < end; row += BATCH) own[t].of(ids + row, std::min(BATCH, end - row), to + row);
+    const int64_t threads = threads_for(rows);
+    in_threads<int>(threads, threads, [&](int64_t t, int) {
+      for (auto [row, last] = part(rows, t); row < last; row += BATCH)
+        own[t].of(ids + row, std::min(BATCH, last - row), to + row,
+                  [&, t = t](const std::vector<uint32_t>& by, const int32_t* end) { renumber(t, by, end); });
     });
   }
 
   int64_t finish(uint64_t* labels, uint64_t sign) {
-    std::vector<std::pair<uint64_t, int32_t*>> all;
-    std::vector<std::vector<int32_t>> ranks;
-    for (auto& numbers : own) {
-      auto& rank = ranks.emplace_back(numbers.ids.size());
-      for (size_t k = 1; k < rank.size(); ++k) all.emplace_back(numbers.ids[k] ^ sign, &rank[k]);
+    std::vector<std::pair<uint64_t, uint32_t*>> all;
+    std::vector<std::vector<uint32_t>> ranks;
+    for (auto& slots : own) {
+      auto& rank = ranks.emplace_back(slots.ids.size());
+      for (size_t k = 0; k < rank.size(); ++k)
+        if (slots.has(k)) all.emplace_back(slots.ids[k] ^ sign, &rank[k]);
     }
     std::sort(all.begin(), all.end());
-    int64_t count = 0;
+    int64_t count = 0, sum = 0;
+    for (auto& piece : pieces) sum += piece.first;
     for (size_t k = 0; k < all.size(); ++k) {
       if (k == 0 || all[k].first != all[k - 1].first) labels[count++] = all[k].first ^ sign;
       if (count > INT32_MAX) throw std::bad_alloc();
-      *all[k].second = int32_t(count - 1);
+      *all[k].second = uint32_t(count - 1);
     }
-    for (auto& piece : pieces)
-      each(piece, [&](int64_t t, int64_t row, int64_t end) {
-        for (int32_t* to = piece.second; row < end; ++row) to[row] = ranks[t][to[row]];
-      });
+    const int64_t threads = threads_for(sum);
+    in_threads<int>(threads, own.size(), [&](int64_t t, int) { renumber(t, ranks[t]); });
     return count;
   }
 };
@@ -108,12 +134,12 @@ struct Ids {
 }  // namespace
 }  // namespace sparse_etrace
 
-using sparse_etrace::Ids, sparse_etrace::Numbers;
+using sparse_etrace::Ids, sparse_etrace::Slots;
 
 // Numbers the ids of a piece, whose places `to` gets at the end. `ids` is 0 for the first one, and what this returns
 // for the others; where there is no memory it is let go, and this returns 0.
 extern "C" Ids* sparse_etrace_number(Ids* ids, const uint64_t* piece, int64_t rows, int32_t* to, int64_t threads) try {
-  if (!ids) ids = new Ids{{size_t(threads), Numbers(std::chrono::steady_clock::now().time_since_epoch().count())}, {}};
+  if (!ids) ids = new Ids{{size_t(threads), Slots(std::chrono::steady_clock::now().time_since_epoch().count())}, {}};
   ids->add(piece, rows, to);
   return ids;
 } catch (const std::bad_alloc&) {
