@@ -48,7 +48,7 @@ def shard(tree: Parted, mesh: Mesh) -> Parted:
         ValueError: the mesh has devices of some processes only; a layer has fewer units than there are devices; no
             layer of the model is sparse; a weight function reads more than a weight and its own arrays; or the graph is
             not square.
-        NotImplementedError: a layer has ties or trained delays.
+        NotImplementedError: a layer has trained delays, or is on a raw matrix of which entries are no synapses.
 
     Example:
         >>> import jax, jax.numpy as jnp, sparse_etrace as se
@@ -138,8 +138,14 @@ def _parted(param: Any, mesh: Mesh, op: Any, num_post: int, blocks: Blocks) -> E
     given = param.op.weight_fn, param.op.weight_mask if isinstance(op, MatMulOp) else None
     is_shape = isinstance(first, jax.ShapeDtypeStruct)
 
+    is_tied = isinstance(op, SpMatMulOp) and op.slot is not None
+
     def is_laid_out(values: Any) -> bool:
-        return isinstance(values, jax.Array | np.ndarray | jax.ShapeDtypeStruct) and values.shape[-1:] == (last,)
+        return (
+            not is_tied
+            and isinstance(values, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+            and values.shape[-1:] == (last,)
+        )
 
     def laid_out(values: Any, is_zero: bool = False) -> Any:
         """One for each weight."""
@@ -147,7 +153,7 @@ def _parted(param: Any, mesh: Mesh, op: Any, num_post: int, blocks: Blocks) -> E
 
     digest = param.op.connectivity.digest if isinstance(op, SpMatMulOp) else None
     starts = jnp.asarray(blocks.starts, jnp.int32)
-    if param.op.weight_fn is not None:
+    if param.op.weight_fn is not None and not is_tied:
         filler = first.ravel()[0] if not is_shape and last else jnp.ones((), first.dtype)
     made = ShardedOp(op, starts, digest, num_post, last, param.op.bias, mesh, filler)
     if filler is not None and not is_shape:
@@ -193,16 +199,25 @@ def _check_weights(op: Any, whole: tuple, parts: Iterable[tuple], starts: np.nda
 
 def _sparse(op: SpMatMulOp, mesh: Mesh) -> tuple[SpMatMulOp, int, Blocks]:
     """The layer on index arrays in blocks of units, of which each process makes its own; its units, and the blocks."""
-    if op.slot is not None or (op.delays is not None and op.delays.start is not None):
+    is_whole = op.slot is None or isinstance(op.slot, jax.ShapeDtypeStruct) or op.num_weights == _used(op.slot)
+    if not is_whole or (op.delays is not None and op.delays.start is not None):
         raise NotImplementedError(
-            f"tree: expected sparse layers with a weight for each synapse, got {op} with ties or trained delays. Keep "
-            "it on one device."
+            f"tree: expected sparse layers without trained delays, of which synapses use all weights, got {op} that is "
+            "another. Keep it on one device."
         )
     conn, blocks = in_blocks(op.connectivity, mesh)
-    made = SpMatMulOp(conn, axis=op.axis, gated=op.gated)
+    last = None if op.slot is None else np.full(conn.num_synapses, op.num_weights - 1)
+    made = SpMatMulOp(conn, tie=last, axis=op.axis, gated=op.gated)
     if (given := op.delays) is not None:
         wires, _ = in_blocks(given.wires, mesh)
         lag, steps = (blocks.laid(a, mesh, is_zero=True) for a in (given.lag, given.steps))
         delays = Delays(wires, lag, steps, None, None, given.depth)
         made = eqx.tree_at(lambda o: o.delays, made, delays, is_leaf=lambda leaf: leaf is None)
+    if op.slot is not None:
+        made = eqx.tree_at(lambda o: o.slot, made, blocks.laid(op.slot, mesh, is_zero=True))
     return made, op.connectivity.num_post, blocks
+
+
+def _used(slot: Any) -> int:
+    """The weights up to the last that a synapse uses."""
+    return int(host_array("tree", slot).max(initial=-1)) + 1

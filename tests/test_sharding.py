@@ -19,6 +19,7 @@ import optax
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jax.experimental.sparse import BCOO
 from soak import ONLY, few
 
 import sparse_etrace as se
@@ -33,7 +34,7 @@ LEARNERS = {
     "D-RTRL": se.D_RTRL(), "ES-D-RTRL": se.ES_D_RTRL(0.9), "Bridged": se.Bridged(3), "BPTT": se.BPTT(),
     "e-prop": se.EProp("z", kappa=0.6), "bfloat16": se.D_RTRL(trace_dtype=jnp.bfloat16),
 }  # fmt: skip
-KINDS = ("rate", "alif", "gru", "features", "delays", "late features", "gates", "gated features")
+KINDS = ("rate", "alif", "gru", "features", "delays", "late features", "gates", "gated features", "ties", "late ties")
 MESHES = ((4,), (2, 2), (3,))
 OPTIMIZER = optax.adamw(0.01)
 CASES = [
@@ -95,13 +96,21 @@ class Net(eqx.Module):
 
 def build(kind):
     """A model and its state, from a graph that is in blocks already."""
-    keys, on = jax.random.split(jax.random.key(0), 3), graph(kind in ("delays", "late features"))
+    keys, on = jax.random.split(jax.random.key(0), 3), graph("late" in kind or kind == "delays")
     if "features" in kind:
         sign = np.where(np.arange(on.connectivity.num_synapses) % 3 == 0, -1, 1)
         op = se.SpMatMulOp(on, axis=-2, weight_fn=se.SignLock(sign), bias=True, gated="gated" in kind)
         cell = Spread(op.param(keys[0]), se.MatMulOp(bias=True).param(keys[2], 2, UNITS, is_etrace=False))
         h = jnp.zeros((BATCH, UNITS, FEATURES))
         state = h, op.ring(BATCH, features=FEATURES) if kind == "late features" else h
+    elif "ties" in kind:
+        tie = np.random.default_rng(2).integers(0, 7, on.connectivity.num_synapses)
+        fn = jnp.tanh if kind == "ties" else None
+        rec = se.SpMatMulOp(on, weight_fn=fn, tie=tie, bias=True).param(keys[0])
+        cell = se.cells.ALIF(
+            UNITS, se.MatMulOp().param(keys[2], 2, UNITS, init=8 * jax.random.normal(keys[2], (2, UNITS))), rec
+        )
+        state = cell.init_state(BATCH)
     elif kind == "gates":
         op = se.SpMatMulOp(on, gated=True, bias=True)
         cell = Gated(op.param(keys[0]), se.MatMulOp(bias=True).param(keys[2], 2, UNITS))
@@ -579,7 +588,7 @@ def test_files_that_are_not_read_in_blocks(tmp_path):
         se.read_sharded(tmp_path / "none.parquet", mesh)
 
 
-@pytest.mark.parametrize("kind", few(KINDS, ["late features"]))
+@pytest.mark.parametrize("kind", few(KINDS, ["late features", "ties"]))
 def test_a_model_that_was_in_blocks(kind):
     model, _ = build(kind)
     back = se.unshard(se.shard(model, jax.make_mesh((1,), ("units",))))
@@ -697,9 +706,9 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 
 def test_layers_that_are_not_parted():
     mesh, on = jax.make_mesh((1,), ("units",)), graph()
-    count = on.connectivity.num_synapses
-    for op in (se.SpMatMulOp(on, delay=2, train_delay=True), se.SpMatMulOp(on, tie=np.zeros(count, int))):
-        with pytest.raises(NotImplementedError, match=r"tree: expected sparse layers .* with ties or trained delays"):
+    filled = BCOO((jnp.ones(3), jnp.array([[0, 1], [1, 0], [2, 2]])), shape=(2, 2))
+    for op in (se.SpMatMulOp(on, delay=2, train_delay=True), se.SpMatMulOp(filled)):
+        with pytest.raises(NotImplementedError, match=r"tree: expected sparse layers without trained delays, of which"):
             se.shard(op.param(jax.random.key(0)), mesh)
     with pytest.raises(TypeError, match=r"mesh: expected a jax.sharding.Mesh of one or two axes, got 4"):
         se.shard(on, 4)

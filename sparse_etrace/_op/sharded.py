@@ -78,13 +78,18 @@ class ShardedOp(ETraceOp):
     def blocks(self) -> Blocks:
         """How the weights lie in blocks."""
         units = -(-self.num_post // self.count)
-        size = self.op.num_weights // self.count if isinstance(self.op, SpMatMulOp) else units
+        size = self.op.connectivity.num_synapses // self.count if isinstance(self.op, SpMatMulOp) else units
         return Blocks(host_array("tree", self.starts), size)
 
     @property
     def delays(self) -> Delays | None:
         """Those of the layer, in blocks."""
         return getattr(self.op, "delays", None)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether synapses share weights, which then are no blocks and lie whole on each device."""
+        return isinstance(self.op, SpMatMulOp) and self.op.slot is not None
 
     @property
     def gated(self) -> bool:
@@ -96,8 +101,8 @@ class ShardedOp(ETraceOp):
         if not self.gated:
             return self.op.read(x)
         x, gate = with_gate(x, self.length)
-        op: Any = self.op
-        size, slots = op.num_weights // self.count, np.arange(op.num_weights)
+        slots = np.arange(cast(SpMatMulOp, self.op).connectivity.num_synapses)
+        size = len(slots) // self.count
         at = jnp.take(self.starts, slots // size) + slots % size
         own = jnp.where(at < jnp.take(self.starts, slots // size + 1), jnp.take(gate, at, axis=-1, mode="clip"), 0)
         sent = call_op(Onto(self), {"weight": jnp.ones(len(slots), jnp.result_type(x, float))}, x, True, None)
@@ -324,7 +329,8 @@ def whole(param: Any) -> Any:
             "tree: expected a model, got one without indices, as gradients are. equinox.combine(grads, model) has them."
         )
     blocks, weight = param.op.blocks, param.value["weight"]
-    weight_fn, values = blocks.whole((op.weight_fn, weight() if isinstance(weight, Fixed) else weight))
+    given = op.weight_fn, weight() if isinstance(weight, Fixed) else weight
+    weight_fn, values = given if param.op.is_tied else blocks.whole(given)
     if isinstance(op, SpMatMulOp):
         conn = op.connectivity
         pre, post = (host_array("tree", a) for a in (conn.pre, conn.post))
@@ -332,7 +338,7 @@ def whole(param: Any) -> Any:
         edges = Connectivity.from_edges(pre[blocks.kept], post[blocks.kept], (conn.num_pre, num_post))
         delay = False if op.delays is None else host_array("tree", op.delays.steps)[blocks.kept]
         options: dict[str, Any] = {"delay": delay, "max_delay": None if op.delays is None else op.delays.depth}
-        options["gated"] = op.gated
+        options |= {"gated": op.gated, "tie": blocks.whole(op.slot)}
         made: ETraceOp = SpMatMulOp(edges, weight_fn, axis=op.axis, bias=param.op.bias, **options)
     else:
         made = MatMulOp(blocks.whole(op.weight_mask), weight_fn, op.apply_weight_fn_before_mask, bias=param.op.bias)
