@@ -99,7 +99,7 @@ def placed(shape: tuple[int, ...], place: NamedSharding, block: Callable[[int], 
     size = shape[-1] // place.mesh.shape[place.mesh.axis_names[0]]
 
     def one(at: Any) -> np.ndarray:
-        return block((at[-1].start or 0) // size)
+        return block((at[-1].start or 0) // max(size, 1))
 
     return jax.make_array_from_callback(shape, place, one)
 

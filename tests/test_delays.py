@@ -443,7 +443,7 @@ def delayed(**options):
 
 
 REFUSED = {
-    "below one": (lambda: delayed(delay=[1, 0, 2]), r"delay: expected whole steps from 1 to 2, got 0"),
+    "below one": (lambda: delayed(delay=[1, 0, 2]), r"delay: expected whole steps from 1 on, got 0\. A"),
     "not whole": (lambda: delayed(delay=1.5), r"delay: expected whole steps.*got 1.5"),
     "too long": (lambda: delayed(max_delay=2), r"delay: expected whole steps from 1 to 2, got 3"),
     "nan": (lambda: delayed(delay=[1, np.nan, 2], train_delay=True), r"delay: expected numbers from 1.*got nan"),

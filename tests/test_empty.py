@@ -1,5 +1,6 @@
 """Every learner on the empty corners of models: no op, no state, no hidden variable, no units, no batch element."""
 
+import contextlib
 import re
 from typing import Any
 
@@ -109,3 +110,30 @@ def test_every_learner_runs_or_says_why_not(name, corner, batch):
 def grads_of(grads):
     """Where there is a gradient."""
     return jax.tree.map(lambda leaf: leaf is not None, grads, is_leaf=lambda leaf: leaf is None)
+
+
+PAIR, ALONE = se.from_edges([0, 1], [1, 0]), se.from_edges([], [], shape=(3, 3))
+NO_SENDERS = se.from_edges([], [], shape=(0, 3))
+PRODUCTS = {
+    "no batch element, delays": (se.SpMatMulOp(PAIR, delay=2), lambda op: op.ring(0), (0, 2)),
+    "no feature, delays": (se.SpMatMulOp(PAIR, axis=-2, delay=2), lambda op: op.ring(features=0), (2, 0)),
+    "no sender, delays": (se.SpMatMulOp(NO_SENDERS, delay=2), lambda op: op.ring(), (3,)),
+    "no batch element, fixed": (se.GraphConvOp(PAIR), lambda op: jnp.zeros((0, 2, 4)), (0, 2, 5)),
+    "no batch element, trained": (se.GraphConvOp(PAIR, "trained"), lambda op: jnp.zeros((0, 2, 4)), (0, 2, 5)),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("kernels", [None, "xla"])
+def test_products_of_nothing(name, kernels):
+    op, of, shape = PRODUCTS[name]
+    param = op.param(jax.random.key(0), *([4, 5] if isinstance(op, se.GraphConvOp) else []))
+    with se.kernels("xla") if kernels else contextlib.nullcontext():
+        y, pull = jax.vjp(lambda param: param(of(param.op)), param)
+        (grad,) = pull(y)
+    assert y.shape == shape and not y.any() and not grad.value["weight"].any()
+
+
+def test_a_layer_without_synapses_on_devices():
+    param = se.SpMatMulOp(ALONE).param(init=ALONE)
+    assert not se.shard(param, jax.make_mesh((1,), ("units",)))(jnp.ones(3)).any()

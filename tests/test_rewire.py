@@ -188,6 +188,9 @@ def test_synapses_of_the_wrong_sign_go():
 REFUSED = {
     "no parameter": (lambda m: se.rewire(m, lambda m: m.inp, []), TypeError, "of a SpMatMulOp, got MatMulOp"),
     "shape": (lambda m: se.rewire(m, lambda m: m.rec, [0]), ValueError, "pre: expected shape"),
+    "weights": (
+        lambda m: se.rewire(m, lambda m: m.rec, ends(m)[0], weight=[1, 2]), ValueError, "weight: expected shape"
+    ),
     "made": (
         lambda m: se.rewire(m, lambda m: net().rec, ends(m)[0]), TypeError, "where: expected it to lead"
     ),

@@ -30,10 +30,12 @@ def spmv_ring(
     After its last slot comes its first one.
     """
     dtype = jnp.result_type(weight, ring)
-    given = weight.astype(wide(dtype)), as_steps(ring.reshape(*ring.shape[:-2], -1)).astype(wide(dtype))
-    units = ring.shape[-1]
+    *batch, slots, units = ring.shape
+    if not ring.size:
+        return spmv(connectivity, weight, jnp.zeros((*batch, connectivity.num_pre), ring.dtype))
+    given = weight.astype(wide(dtype)), as_steps(ring.reshape(*batch, slots * units)).astype(wide(dtype))
     y = bind(ring_p, *connectivity.arrays, *given, first, sizes=connectivity.shape, units=units)[0].astype(dtype)
-    return y.reshape(*ring.shape[:-2], connectivity.num_post)
+    return y.reshape(*batch, connectivity.num_post)
 
 
 def slots_of(

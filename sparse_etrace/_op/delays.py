@@ -278,10 +278,11 @@ def delays_of(
         raise ValueError(f"delay: expected numbers of steps, got {values.dtype}. Without delays, give delay=False.")
     longest = values[np.isfinite(values)].max(initial=1)
     most = longest if max_delay is None else positive("max_delay", max_delay)
+    up_to = "on" if max_delay is None else f"to {most:g}"
     bad = values[~((values >= 1) & (values <= most) & (is_trained | (values == np.floor(values))))]
     if bad.size:
         raise ValueError(
-            f"delay: expected {'numbers' if is_trained else 'whole steps'} from 1 to {most}, got {bad[0]}. A delay of "
+            f"delay: expected {'numbers' if is_trained else 'whole steps'} from 1 {up_to}, got {bad[0]:g}. A delay of "
             "1 reads what was sent in the step before. Divide times by dt, and round them unless they are trained."
         )
     depth = max(math.ceil(most), 1 + is_trained)

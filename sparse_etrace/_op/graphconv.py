@@ -160,7 +160,7 @@ class GraphConvOp(ETraceOp):
         if "coef" in theta:
             self._check_coef("value['coef']", theta["coef"].shape)
             theta = {**theta, "coef": theta["coef"][:, None]}
-        return {**theta, "weight": weight.reshape(-1, weight.shape[2])}
+        return {**theta, "weight": weight.reshape(weight.shape[0] * weight.shape[1], weight.shape[2])}
 
     @in_full()
     def xw_to_y(self, x: Shaped[Array, "*batch_x"], w: Weights) -> Inexact[Array, "*batch_y"]:
@@ -235,8 +235,10 @@ class GraphConvOp(ETraceOp):
 
     def _by_node(self, z: Array) -> Array:
         """What each support has summed, `(..., supports * num_post, f_in)`, as the features of nodes."""
-        z = z.reshape(*z.shape[:-2], self.num_supports, -1, z.shape[-1])
-        return jnp.moveaxis(z, -3, -2).reshape(*z.shape[:-3], z.shape[-2], -1)
+        *front, rows, f_in = z.shape
+        nodes = rows // self.num_supports
+        z = jnp.moveaxis(z.reshape(*front, self.num_supports, nodes, f_in), -3, -2)
+        return z.reshape(*front, nodes, self.num_supports * f_in)
 
     def _gathered(self, x: Array, v: Weights) -> Array:
         if self.kind != "trained":
@@ -247,8 +249,8 @@ class GraphConvOp(ETraceOp):
 
     def _sent(self, x: Array, v: Weights) -> Array:
         """What each support's matrix makes of what the nodes send."""
-        sent = x[..., None, :, :] @ v["weight"].reshape(self.num_supports, -1, v["weight"].shape[1])
-        return sent.reshape(*x.shape[:-2], -1, sent.shape[-1])
+        sent = x[..., None, :, :] @ v["weight"].reshape(self.num_supports, x.shape[-1], v["weight"].shape[1])
+        return sent.reshape(*x.shape[:-2], self.num_supports * x.shape[-2], sent.shape[-1])
 
     def _by_coef(self, y: Array) -> Array:
         """A post-shaped `y` at the receivers of each support."""

@@ -100,6 +100,8 @@ def rewire(
     check_shape("pre", senders.shape, (old.num_synapses,), "The sender of each synapse, in the order that they have.")
     order, connectivity = canonical_order(senders, old.post, old.shape)
     stays = (senders == np.asarray(old.pre))[order]
+    if np.ndim(weight):
+        check_shape("weight", np.shape(weight), senders.shape, "One number for each synapse, or one for all.")
     starts = np.broadcast_to(np.asarray(weight), senders.shape)[order]
 
     def moved(leaf: Array, new: ArrayLike = 0, axis: int = -1) -> Array:
