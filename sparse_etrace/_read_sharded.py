@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ from ._blocks import check_mesh, connectivity_of, dealt, placed, sizes_of
 from ._files.arrow import Chosen, choose, ids_of, numbers_of, positions_in, positions_of
 from ._files.parquet import KEY, UNSOUND, check_groups, nodes_of
 from ._files.safe import AGAIN, Options, Source
-from ._graph.build import Policies, build_graph, check_dtype
+from ._graph.build import Policies, build_graph, check_dtype, check_weight
 from ._graph.columns import GUESS, say_guesses
 from ._graph.connectivity import as_indices, host_array
 from ._graph.graph import Graph
@@ -28,23 +30,42 @@ from ._op.spmatmul import SpMatMulOp
 
 
 class _File(NamedTuple):
-    """A file, its columns, and its units: their labels, or None where the columns hold positions."""
+    """A file, its columns, the first row of each group, and its units: labels, or None where columns hold positions."""
 
     file: pq.ParquetFile
     chosen: Chosen
+    starts: list[int]
     units: int
     labels: Sequence[Hashable] | None
 
     def columns(self, group: int, names: Sequence[str]) -> list[np.ndarray]:
         """Of a row group; ends as positions."""
         table, ends = self.file.read_row_group(group, list(dict.fromkeys(names))), self.chosen[:2]
-        return [self._ends(name, table[name]) if name in ends else numbers_of(name, table[name]) for name in names]
+        return [
+            self._ends(name, table[name], self.starts[group]) if name in ends else numbers_of(name, table[name])
+            for name in names
+        ]
 
-    def _ends(self, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    def edges(self, group: int) -> list[np.ndarray]:
+        """Ends of a row group and, where there are any, weights."""
+        pre, post, *weight = self.columns(group, self.chosen.names)
+        dtype = np.dtype(self.chosen.policies.dtype)
+
+        def where(k: int) -> str:
+            return f"{self.name_of(pre[k], post[k])} (entry {self.starts[group] + k})"
+
+        return [pre, post, *(check_weight(column, len(column), dtype, where) for column in weight)]
+
+    def name_of(self, pre: int, post: int) -> str:
+        """How errors call a synapse."""
+        labels = range(self.units) if self.labels is None else self.labels
+        return f"synapse {labels[pre]!r} -> {labels[post]!r}"
+
+    def _ends(self, name: str, column: pa.ChunkedArray, before: int) -> np.ndarray:
         column = ids_of(name, column, False)
         if self.labels is not None:
-            return positions_in(name, column, self.labels)
-        return as_indices(name, positions_of(name, column), self.units)
+            return positions_in(name, column, self.labels, before)
+        return as_indices(name, positions_of(name, column), self.units, before)
 
     def groups(self, wanted: np.ndarray | None) -> Iterator[int]:
         """Row groups that may have synapses onto some of the units, by what the file says of each; None for all."""
@@ -126,6 +147,8 @@ def read_sharded(
 
 def _opened(source: Source, file: pq.ParquetFile, options: Options, nodes: int | Sequence[Hashable] | None) -> _File:
     chosen, mark = choose(file.schema_arrow, options), (file.metadata.metadata or {}).get(KEY)
+    rows = (file.metadata.row_group(k).num_rows for k in range(file.num_row_groups))
+    opened = partial(_File, file, chosen, list(accumulate(rows, initial=0)))
     if mark is not None:
         said = nodes_of(source, mark)
         (units, num_post), labels = said.shape, said.sides and said.sides[1]
@@ -133,13 +156,13 @@ def _opened(source: Source, file: pq.ParquetFile, options: Options, nodes: int |
             raise ValueError(
                 f"path: expected a square graph, got one of shape {said.shape}. Read and shard it as a whole."
             )
-        return _File(file, chosen, units, labels)
+        return opened(units, labels)
     if nodes is None or isinstance(nodes, bool):
         raise ValueError(
             "nodes: expected the ids of all units, or how many there are, as the file does not say them, got "
             f"{nodes}. Give them."
         )
-    return _File(file, chosen, nodes, None) if isinstance(nodes, int) else _File(file, chosen, len(nodes), nodes)
+    return opened(nodes, None) if isinstance(nodes, int) else opened(len(nodes), nodes)
 
 
 def _layer(file: _File, mesh: Mesh, deal: bool, dtype: np.dtype) -> tuple[ETraceParam, tuple[Hashable, ...]]:
@@ -186,7 +209,7 @@ def _graphs(file: _File, order: np.ndarray, size: int, own: Sequence[int], deal:
     is_own = np.isin(place // size, own)
     parts: list[list[np.ndarray]] = []
     for group in file.groups(None if deal else is_own):
-        pre, post, *weight = file.columns(group, file.chosen.names)
+        pre, post, *weight = file.edges(group)
         kept = is_own[post]
         parts.append([place[pre[kept]], place[post[kept]], *(a[kept] for a in weight)])
     empty = [np.zeros(0, np.int32)] * 2 + [np.zeros(0)] * (file.chosen.weight is not None)
@@ -196,5 +219,10 @@ def _graphs(file: _File, order: np.ndarray, size: int, own: Sequence[int], deal:
         here = post // size == k
         shape = file.units, min(size, file.units - k * size)
         given = weight[0][here] if weight else None
-        graphs[k] = build_graph(pre[here], post[here] - k * size, given, shape, policies=file.chosen.policies)
+
+        def name(i: int, j: int, first: int = k * size) -> str:
+            return file.name_of(order[i], order[j + first])
+
+        ends = pre[here], post[here] - k * size
+        graphs[k] = build_graph(*ends, given, shape, policies=file.chosen.policies, name=name)
     return graphs

@@ -25,6 +25,7 @@ from soak import ONLY, few
 import sparse_etrace as se
 from sparse_etrace import _blocks as blocks, _read_sharded as read_sharded
 from sparse_etrace._graph.connectivity import host_array
+from sparse_etrace._op.delays import pushed_on
 from sparse_etrace._report.exchange import as_mesh, exchanges
 from sparse_etrace._train import parted
 from sparse_etrace._train.checkpoint import Saved
@@ -243,6 +244,31 @@ def check_program_with_delays():
         assert plan.exchanged == 4 * BATCH * (400 + 2)
 
 
+class Restarted(eqx.Module):
+    """A layer with delays whose state starts again at some inputs."""
+
+    rec: se.ETraceParam
+
+    def __call__(self, state, x):
+        first = jnp.zeros(UNITS), se.Ring(jnp.zeros((4, UNITS)), jnp.array(0))
+        h, ring = jax.tree.map(lambda a, b: jnp.where(x > 0.5, a, b), first, state)
+        h = 0.8 * h + jnp.tanh(self.rec(ring) + x)
+        return (h, ring.push(h)), h
+
+
+def check_restarts():
+    """A step may take a ring from elsewhere than the state."""
+    op, xs = se.SpMatMulOp(graph(True)), jnp.array([0.1, 0.2, 0.6, 0.3, 0.4])
+    model, state = Restarted(op.param(init=graph(True))), (jnp.zeros(UNITS), op.ring())
+    parted, found = se.shard(model, jax.make_mesh((2,), ("units",), devices=jax.local_devices()[:2])), []
+    for m in (model, parted):
+        carry = se.D_RTRL().init(m, state, xs[0])
+        losses, grads, _ = se.online_grad(se.D_RTRL(), loss_fn, m, carry, xs, xs, chunk=2)
+        found.append((losses, (grads if m is model else whole(grads, parted)).rec.value["weight"]))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-12 * float(jnp.max(jnp.abs(one))))
+
+
 def check_weight_functions():
     """What is parted differs from what it fills blocks up with; a function that would read both is refused."""
     mesh, one = (jax.make_mesh((count,), ("units",), devices=jax.local_devices()[:count]) for count in (2, 1))
@@ -281,6 +307,7 @@ def check_what_is_smaller():
 
 def check_alone():
     """What concerns one process, whose devices are two of the four."""
+    check_restarts()
     check_weight_functions()
     check_gates()
     check_what_is_smaller()
@@ -435,6 +462,11 @@ def check_read(folder):
         for one, other in zip(*pair, strict=True):
             np.testing.assert_array_equal(host_array("rec", other), host_array("rec", one))
     assert 3 < len(read) < 9  # of 12
+    with pytest.raises(ValueError, match="twice") as error:  # in each process, of units of its own
+        se.read_sharded(folder / "positions.parquet", mesh, nodes=UNITS, duplicates="error")
+    ends = re.search(r"synapse (\d+) -> (\d+) twice", str(error.value)).groups()
+    wires = graph().connectivity
+    assert np.sum((host_array("pre", wires.pre) == int(ends[0])) & (host_array("post", wires.post) == int(ends[1]))) > 1
     cell = se.shard(se.cells.LeakyRate(UNITS, se.MatMulOp().param(jax.random.key(0), 2, UNITS), rec), mesh)
     assert cell.rec.op is rec.op and cell.inp.op.mesh == rec.op.mesh
 
@@ -568,6 +600,35 @@ def test_nodes_are_dealt_into_blocks_of_as_many_synapses(count):
 def test_a_graph_is_put_in_that_order():
     on, mesh = se.datasets.worm(), jax.make_mesh((1,), ("units",))
     assert se.shard(on, mesh).nodes == on.nodes  # one block
+
+
+def test_a_push_is_traced_for_its_devices():
+    push, ring, mesh = jax.jit(se.Ring.push), se.SpMatMulOp(graph(True)).ring(), jax.make_mesh((1,), ("units",))
+    with pushed_on(mesh):
+        inside = str(jax.make_jaxpr(push)(ring, jnp.ones(UNITS)))
+    assert "sharding_constraint" in inside
+    assert "sharding_constraint" not in str(jax.make_jaxpr(push)(ring, jnp.ones(UNITS)))
+
+
+@pytest.mark.parametrize("deal", [True, False])
+def test_errors_name_rows_and_units_of_the_file(tmp_path, deal):
+    path, mesh = tmp_path / "on.parquet", jax.make_mesh((1,), ("units",))
+    ends, ones = np.array([0, 4, 2, 1, 3, 2, 1, 2]), np.ones(8)
+    bad, label = np.where(ends == 3, np.inf, ones), list("edcba")
+    for nodes, columns, words in (
+        (5, (ends, ends, bad), "finite in float32, got inf for synapse 3 -> 3 (entry 4). Correct or remove it."),
+        (label, (ends, ends, bad), "got inf for synapse 'd' -> 'd' (entry 4). Correct or remove it."),
+        (label, (ends, ends // 2, ones), "got 'error', and synapse 'c' -> 'b' twice."),
+        (4, (ends % 4, ends, ones), "post: expected indices from 0 and below 4, the number of units, got 4 at entry 1"),
+        (4, (ends[::-1], ends % 4, ones), "expected indices from 0 and below 4, the number of units, got 4 at entry 6"),
+        (label[1:], (ends[::-1], ends % 4, ones), "pre: expected one of the 4 nodes of the file, got 'e' in row 7."),
+    ):  # fmt: skip
+        table = dict(zip(("pre", "post", "weight"), columns, strict=True))
+        if not isinstance(nodes, int):
+            table |= {name: np.array(list("abcde"))[table[name]] for name in ("pre", "post")}
+        pq.write_table(pa.table(table), path, row_group_size=3)
+        with pytest.raises(ValueError, match=re.escape(words)):
+            se.read_sharded(path, mesh, nodes=nodes, duplicates="error" if "twice" in words else None, deal=deal)
 
 
 def test_files_that_are_not_read_in_blocks(tmp_path):

@@ -176,8 +176,8 @@ def node_positions(pre: Encoded, post: Encoded) -> tuple[np.ndarray, np.ndarray,
     return taken(places[0], pre[0]), taken(places[1], post[0]), labels
 
 
-def positions_in(name: str, column: pa.ChunkedArray, labels: Sequence[Hashable]) -> np.ndarray:
-    """Return the position of each id in `labels`."""
+def positions_in(name: str, column: pa.ChunkedArray, labels: Sequence[Hashable], before: int = 0) -> np.ndarray:
+    """Return the position of each id in `labels`; so many rows came before them."""
     ((codes, values),), index = encoded(column), label_index(labels)
     values = values.tolist() if isinstance(values, np.ndarray) else values
     place = taken(np.array([index.get(value, -1) for value in values], np.int32), codes)
@@ -185,7 +185,7 @@ def positions_in(name: str, column: pa.ChunkedArray, labels: Sequence[Hashable])
         row = int(np.argmin(place))
         raise ValueError(
             f"{name}: expected one of the {len(labels)} nodes of the file, got {values[codes[row]]!r} in row "
-            f"{row + 1}. Add the node, or drop the row."
+            f"{before + row + 1}. Add the node, or drop the row."
         )
     return place
 

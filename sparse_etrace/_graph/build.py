@@ -59,8 +59,12 @@ def build_graph(
     edge_attrs: Mapping[str, Column] | None = None,
     *,
     policies: Policies,
+    name: Callable[[int, int], str] | None = None,
 ) -> Graph:
-    """Build a graph from edges in any order. `pre` and `post` are indices; `edge_attrs` is aligned with them."""
+    """Build a graph from edges in any order. `pre` and `post` are indices; `edge_attrs` is aligned with them.
+
+    `name` is how errors call an edge; None for its indices or `nodes`.
+    """
     dtype = check_dtype(policies.dtype)
     pre, post, (num_pre, num_post) = edge_arrays(pre, post, shape)
     attrs = {key: plain_column(column, f"edge_attrs[{key!r}]") for key, column in (edge_attrs or {}).items()}
@@ -70,11 +74,12 @@ def build_graph(
                 f"edge_attrs[{key!r}]: expected {pre.size} entries along the first axis, got shape {column.shape}."
             )
 
-    def name_of(i: int, j: int) -> str:
+    def by_nodes(i: int, j: int) -> str:
         offset = 0 if num_pre == num_post else num_pre
         ends = (i, j + offset) if nodes is None else (nodes[i], nodes[j + offset])
         return f"synapse {ends[0]!r} -> {ends[1]!r}"
 
+    name_of = name or by_nodes
     weight = check_weight(weight, pre.size, dtype, lambda k: f"{name_of(int(pre[k]), int(post[k]))} (entry {k})")
     edges = _Edges(pre, post, weight, attrs, name_of)
     if policies.self_loops != "keep":

@@ -243,19 +243,19 @@ def index_array(name: str, value: object) -> np.ndarray:
     return array
 
 
-def as_indices(name: str, array: np.ndarray, size: int) -> np.ndarray:
-    """Return integers as int32 indices below `size`."""
-    return _in_range(name, array, size).astype(np.int32, copy=False)
+def as_indices(name: str, array: np.ndarray, size: int, before: int = 0) -> np.ndarray:
+    """Return integers as int32 indices below `size`; so many entries came before them."""
+    return _in_range(name, array, size, before).astype(np.int32, copy=False)
 
 
-def _in_range(name: str, array: np.ndarray, size: int) -> np.ndarray:
+def _in_range(name: str, array: np.ndarray, size: int, before: int = 0) -> np.ndarray:
     # Negative numbers without their sign are above any size, but only from 32 bits on.
     array = array.astype(np.int32) if array.itemsize < 4 else array
     if array.size and array.view(array.dtype.str.replace("i", "u")).max() >= size:
         first = int(np.argmax((array < 0) | (array >= size)))
         raise ValueError(
             f"{name}: expected indices from 0 and below {size}, the number of units, got {array[first]} at "
-            f"entry {first}. Count from 0, or give `shape` or `labels` that hold it."
+            f"entry {before + first}. Count from 0, or give `shape` or `labels` that hold it."
         )
     return array
 

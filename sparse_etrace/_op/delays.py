@@ -18,7 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Inexact, Int, PyTree
 
 from .._graph.connectivity import MAX_INDEX, Connectivity, from_slots, host_array
@@ -28,6 +28,10 @@ from .._numbers import positive
 from .weights import check_shape
 
 ATTRIBUTE = "delay"
+
+# The mesh on each device of which all units of what is pushed have to be; None: where they come. Programs traced under
+# one mesh are none under another.
+pushed_on = jax.make_user_context(None)
 
 
 class Ring(eqx.Module):
@@ -41,7 +45,6 @@ class Ring(eqx.Module):
         pointer: where the next is written, int32, without axes unless `vmap` gives it any.
         axis: that of the op.
         reach: how many steps back an op reads that is given it; None for all.
-        mesh: on each device of which all units of what is pushed have to be; None: where they come.
 
     Example:
         >>> import jax.numpy as jnp, sparse_etrace as se
@@ -58,7 +61,6 @@ class Ring(eqx.Module):
     pointer: Int[Array, "..."]
     axis: int = eqx.field(static=True, default=-1)
     reach: int | None = eqx.field(static=True, default=None)
-    mesh: Mesh | None = eqx.field(static=True, default=None)
 
     @property
     def slots(self) -> int:
@@ -128,11 +130,11 @@ class Ring(eqx.Module):
         *front, _, units = self.values.shape
         hint = "Make the ring with the batch axes (and features) of what is sent: op.ring(*batch)."
         check_shape("sent", sent.shape, (*front, units), f"{hint} Features come before units here.")
-        if self.mesh is not None:
+        if (mesh := pushed_on.value) is not None:
             spec = PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * len(front), None)
-            sent = jax.lax.with_sharding_constraint(sent, NamedSharding(self.mesh, spec))
+            sent = jax.lax.with_sharding_constraint(sent, NamedSharding(mesh, spec))
         values = _mapped(push, self.pointer)(self.values, sent, self.pointer)
-        return Ring(values, (self.pointer + 1) % self.slots, self.axis, mesh=self.mesh)
+        return Ring(values, (self.pointer + 1) % self.slots, self.axis)
 
 
 class History(eqx.Module):
@@ -200,15 +202,6 @@ def each(x: Any) -> Any:
 def shape_of(x: Any) -> Any:
     """The shape of what an op reads in a step: of a ring all its slots once, others as they are."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, Ring) else x
-
-
-def on_mesh(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """A state whose rings get what is pushed on each device of a mesh."""
-
-    def one(ring: object) -> object:
-        return Ring(ring.values, ring.pointer, ring.axis, ring.reach, mesh) if isinstance(ring, Ring) else ring
-
-    return jax.tree.map(one, tree, is_leaf=lambda leaf: isinstance(leaf, Ring))
 
 
 def aligned(state: PyTree, like: PyTree) -> PyTree:

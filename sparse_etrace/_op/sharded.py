@@ -16,7 +16,7 @@ from .._graph.connectivity import Connectivity, host_array, onto_synapses
 from .._kernels.windows import window_per_unit
 from .boundary import call_op
 from .contract import ETraceOp
-from .delays import Delays, History, Ring, each, on_mesh
+from .delays import Delays, History, Ring, each, pushed_on
 from .matmul import MatMulOp
 from .param import ETraceParam, Fixed
 from .spmatmul import Sent, SpMatMulOp, Traces, Weights
@@ -311,8 +311,8 @@ def stepped(model: Callable[..., Any], state: PyTree, x: PyTree) -> tuple[PyTree
     """A step of a model. Of rings that layers on several devices read, these exchange only what is pushed."""
     ops = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, ShardedOp))
     mesh = next((op.mesh for op in ops if isinstance(op, ShardedOp)), None)
-    new, out = model(state if mesh is None else on_mesh(state, mesh), x)
-    return jax.tree.map(jnp.asarray, (new if mesh is None else on_mesh(new, None), out))
+    with pushed_on(mesh):
+        return jax.tree.map(jnp.asarray, model(state, x))
 
 
 def whole(param: Any) -> Any:
