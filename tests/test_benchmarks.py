@@ -99,7 +99,7 @@ def test_quick_study_of_learners(tmp_path):
 def test_quick_benchmark_of_a_gpu(tmp_path):
     """On this machine beside itself."""
     found, printed = quick("gpu", tmp_path)
-    assert len(found["gradients"]) == 16 and found["worst_float64"] == 0 and found["worst_float32"] < 1e-5
+    assert len(found["gradients"]) == 16 and found["worst_float64"] == found["worst_float32"] == 0
     assert "worst difference" in printed
     assert all(ms > 0 for row in found["steps"].values() for ms in row.values())
 

@@ -1,9 +1,8 @@
 """Whether a GPU gives the gradients of the CPU, and how fast it is: a table and a JSON file.
 
 Each rule is asked for its gradients on three small networks, with a batch and without, step by step and in windows
-that are shorter than a call, on both devices. In float64 more than rounding between them ends the program with 1; in
-float32 what is further from the CPU's float64 than four times its own float32. The times are medians, beside a copy
-within the memory of the device and beside `BCOO`.
+that are shorter than a call, on both devices. More than rounding between them ends the program with 1. The times are
+medians, beside a copy within the memory of the device and beside `BCOO`.
 """
 
 import functools
@@ -39,7 +38,7 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 STEPS, CALL, CHUNK, BATCH = 8, 4, 3, 3
-LIMIT = {"float64": 1e-10, "float32": 1e-6}
+LIMIT = {"float64": 1e-10, "float32": 1e-4}
 RULES = {
     "D-RTRL": lambda leaf, key: se.D_RTRL(),
     "ES-D-RTRL": lambda leaf, key: se.ES_D_RTRL(decay=0.8),
@@ -104,16 +103,18 @@ def difference(got, true):
 
 
 def check(task):
-    """Of one rule on one network, by type: how far each device is from the CPU's float64, by steps and in windows."""
+    """Of one rule on one network, by type: how far the devices are from one another, by steps and in windows.
+
+    What a rule draws is another number in another type.
+    """
     rule, network, batch = task
-    found, begin, true = {}, time.perf_counter(), None
+    found, begin = {}, time.perf_counter()
     devices = jax.devices()[0], jax.devices("cpu")[0]
     warnings.simplefilter("ignore")
     for dtype in LIMIT:
         with jax.enable_x64(dtype == "float64"):
             both = [gradients(device, rule, network, batch, dtype) for device in devices]
-            true = true or both[1]
-            found[dtype], found[f"{dtype} of the CPU"] = (list(map(difference, got, true)) for got in both)
+            found[dtype] = list(map(difference, *both))
     return task, found | {"seconds": time.perf_counter() - begin}
 
 
@@ -184,8 +185,7 @@ def main():
     found["gradients"], wrong = {}, 0
     for task, row in checked(rules, 1 if args.quick else max(cores - 2, 1)):
         name = "{}, {}, batch {}".format(*task)
-        own = {t: min(1e-3, 4 * max(row[f"{t} of the CPU"])) for t in LIMIT}
-        is_wrong = not all(max(row[t]) < max(most, own[t]) for t, most in LIMIT.items())
+        is_wrong = not all(max(row[t]) < most for t, most in LIMIT.items())
         found["gradients"][name], wrong = row, wrong + is_wrong
         said = "   ".join("{} {:.1e} {:.1e}".format(dtype, *row[dtype]) for dtype in LIMIT)
         print(f"{name:<40}{said}{'   WRONG' * is_wrong}", flush=True)
