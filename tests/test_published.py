@@ -221,8 +221,12 @@ def test_types_of_columns_of_arrow(tmp_path, name, write):
 def test_only_columns_that_are_needed_are_read(tmp_path, monkeypatch):
     frame = rows("body_pre", "body_post", "weight").assign(other="x")
     seen = []
-    old = pq.ParquetFile.read
-    monkeypatch.setattr(pq.ParquetFile, "read", lambda self, names: seen.append(names) or old(self, names))
+    old = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "iter_batches",
+        lambda self, size, columns: seen.append(columns) or old(self, size, columns=columns),
+    )
     read(
         written(frame, tmp_path / "edges.parquet"),
         edge_attrs=[],
