@@ -398,6 +398,14 @@ ffi::Error ElementwiseOf(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Rem
   });
 }
 
+// A binding to threads, to so many buffers that are given, and then to so many that are made.
+template <int args, int rets>
+auto buffers() {
+  if constexpr (rets > 0) return buffers<args, rets - 1>().template Ret<ffi::AnyBuffer>();
+  else if constexpr (args > 0) return buffers<args - 1, 0>().template Arg<ffi::AnyBuffer>();
+  else return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>();
+}
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_elementwise, ElementwiseOf,
@@ -409,31 +417,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_elementwise, ElementwiseOf,
                                   .Attr<ffi::Span<const int64_t>>("made")
                                   .Attr<int64_t>("num_values"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_influence, InfluenceOf,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Attr<int64_t>("num_cut"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_influence, InfluenceOf, (buffers<18, 3>()).Attr<int64_t>("num_cut"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_push, Push,
                               ffi::Ffi::Bind()
@@ -442,69 +426,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_push, Push,
                                   .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_spmv, Spmv,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Attr<int64_t>("units"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_spmv, Spmv, (buffers<9, 2>()).Attr<int64_t>("units"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_spmv_t, SpmvT,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_spmv_t, SpmvT, (buffers<5, 2>()));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_window, WindowOf,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
+                              (buffers<11, 3>())
                                   .Attr<int64_t>("variables")
                                   .Attr<int64_t>("slots"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_features, FeaturesOf,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_features, FeaturesOf, (buffers<10, 3>()));
 
 // The same number in sparse_etrace/_kernels/native.py.
 extern "C" int sparse_etrace_interface() { return 8; }

@@ -1,4 +1,5 @@
-// A stable sort of edges by (major, minor), each with 32 bits that it carries: in buckets of neighbouring major units, and each of these in cache.
+// A stable sort of edges by (major, minor), each with 32 bits that it carries: in buckets of neighbouring major units,
+// and each of these in cache.
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -120,11 +121,11 @@ void sort_edges(int64_t count, const Index* major, const Index* minor, const int
 
 using sparse_etrace::sort_edges;
 
-// Returns 0, or 1 where there is no memory. Indices are from 0 and below the number of units, which int32 holds. An edge carries its
-// number where nothing else is given.
+// Returns 0, or 1 where there is no memory. Indices are from 0 and below the number of units, which int32 holds. An
+// edge carries its number where nothing else is given.
 extern "C" int64_t sparse_etrace_sort_edges(const void* major, const void* minor, const int32_t* carried,
-                                            int32_t* to_major, int32_t* to_minor, int32_t* to_carried, int32_t* ptr, int64_t count,
-                                            int64_t is_wide, int64_t num_major, int64_t num_minor,
+                                            int32_t* to_major, int32_t* to_minor, int32_t* to_carried, int32_t* ptr,
+                                            int64_t count, int64_t is_wide, int64_t num_major, int64_t num_minor,
                                             int64_t minor_is_sorted, int64_t threads) try {
   auto sort = [&](auto index) {
     using Index = const decltype(index)*;

@@ -13,7 +13,6 @@ from .._library import load
 
 LIBRARY: Any
 LIBRARY, REASON = load("_graph/libsparse_etrace_edges.so.1", "sparse_etrace_edges_interface", 3)
-LINE = 64  # bytes; JAX takes an array that starts on such a border as it is
 
 
 def sorted_edges(

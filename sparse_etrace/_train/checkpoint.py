@@ -278,10 +278,11 @@ class Saved:
         for shard in leaf.addressable_shards:
             base = np.array(raw(shard.data))
             relaid(functools.partial(self._region, k), base, whole_of(leaf.shape, shard.index), old, new)
-            data.append(jax.device_put(base.view(leaf.dtype), shard.device))
+            data.append((base.view(leaf.dtype), shard.device))
         if leaf.sharding.num_devices == 1:
-            return jnp.asarray(base.view(leaf.dtype))  # bound to no device, as in `leaf`
-        return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, data)
+            return jnp.asarray(data[0][0])  # bound to no device, as in `leaf`
+        parts = [jax.device_put(*part) for part in data]
+        return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
 
     def _region(self, k: int, at: tuple[slice, ...]) -> np.ndarray:
         """A part of an array, of which only those files are read that have some of it."""
