@@ -67,11 +67,14 @@ NETWORKS = {"graph GRU": "state", "ALIF": "z", "worm of ALIF": "z", "convolution
 
 def gradients(device, rule, network, batch, dtype):
     """Losses and gradients, one row for each call: calls of one step, and calls of a window and a bit."""
+    # Random numbers are others in another type, and round otherwise on another device.
+    with jax.default_device(jax.devices("cpu")[0]), jax.enable_x64(False):
+        model, shape = next((m, s) for name, m, _, s in units.networks(40) if name == network)
     with jax.default_device(device):
-        with jax.enable_x64(False):  # whose random numbers are others
-            model, shape = next((m, s) for name, m, _, s in units.networks(40) if name == network)
         rng, front = np.random.default_rng(1), (batch,) if batch else ()
-        model = jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, model)
+        model = jax.tree.map(
+            lambda a: jnp.asarray(np.asarray(a), dtype if jnp.issubdtype(a.dtype, jnp.floating) else a.dtype), model
+        )
         start = jax.tree.map(lambda a: a.astype(dtype), model.init_state(*front))
         out = jax.eval_shape(model, start, jnp.zeros((*front, *shape), dtype))[1]
         xs, ys = (
