@@ -5,9 +5,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+import sparse_etrace as se
 from sparse_etrace._graph import sorting
 
 MANY = 150_000  # enough for several buckets and threads
@@ -75,6 +77,20 @@ def test_numbers_of_ids(dtype, low, high, way, monkeypatch):
 
 
 @pytest.mark.skipif(sorting.LIBRARY is None, reason="needs the compiled sort")
+@pytest.mark.parametrize("case", ["even", "hubs", "parallel"])
+def test_pairs_in_blocks(case, monkeypatch):
+    monkeypatch.setattr(sorting, "thread_count", lambda: 3)
+    ends = edges_of(case, MANY, (5000, 5000))
+    graph = se.from_edges(*ends, np.random.default_rng(0).normal(size=MANY), (5000, 5000))
+    made = [se.transform.to_undirected(graph, reduce) for reduce in ("sum", "mean", "max", "first")]
+    monkeypatch.setattr(sorting, "LIBRARY", None)
+    for one, reduce in zip(made, ("sum", "mean", "max", "first"), strict=True):
+        two = se.transform.to_undirected(graph, reduce)
+        for leaf, wanted in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+            np.testing.assert_array_equal(leaf, wanted)
+
+
+@pytest.mark.skipif(sorting.LIBRARY is None, reason="needs the compiled sort")
 def test_several_at_a_time(monkeypatch):
     monkeypatch.setattr(sorting, "thread_count", lambda: 2)
     with ThreadPoolExecutor(4) as threads:
@@ -86,6 +102,7 @@ def test_no_memory_is_said():
     """All synapses of one unit are sorted in one piece, for which there is no room here; nor for so many ids."""
     pre, post = np.arange(2**22)[::-1].copy(), np.zeros(2**22, np.int64)
     sorting.sorted_edges(post, pre, (1, 2**22))  # Arrow has memory for what comes out then
+    nothing, weight = [np.zeros(2**24, np.int32)] * 5, np.zeros(2**22, np.float32)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + pre.nbytes, limits[1]))
@@ -94,6 +111,8 @@ def test_no_memory_is_said():
             sorting.sorted_edges(post, pre, (1, 2**22))
         with pytest.raises(MemoryError, match="pre and post: expected memory to number 4194304 ids, got none. Free"):
             sorting.positions([(0, pre[: 2**21]), (1, pre[: 2**21])], 2**21)
+        with pytest.raises(MemoryError, match="graph: expected memory to pair 4194304 synapses, got none. Free"):
+            sorting.pairs(nothing, weight, 0)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     assert sorting.sorted_edges(post, pre, (1, 2**22))[1][:2].tolist() == [0, 1]

@@ -101,8 +101,9 @@ def test_to_undirected(graph, reduce):
         np.testing.assert_array_equal(dense(made), (graph.to_scipy() + graph.to_scipy().T).toarray())
     np.testing.assert_array_equal(np.bincount(origin.old, minlength=conn.num_synapses), 2)
     again = se.Connectivity.from_edges(made.connectivity.pre, made.connectivity.post, conn.shape)
-    for one, two in zip(jax.tree.leaves(made.connectivity), jax.tree.leaves(again), strict=True):
-        np.testing.assert_array_equal(one, two)
+    for same in (se.Graph(again, made.weight), tf.to_undirected(graph, reduce)):
+        for one, two in zip(jax.tree.leaves(made), jax.tree.leaves(same), strict=True):
+            np.testing.assert_array_equal(one, two)
     for old, new in zip(origin.old.tolist(), origin.new.tolist()):
         before, after = rows(graph)[old][:2], rows(made)[new][:2]
         assert after in (before, before[::-1])

@@ -152,9 +152,17 @@ def by_receiver(
 
 def with_outgoing(pre: np.ndarray, post: np.ndarray, ptr: np.ndarray, num_pre: int) -> Connectivity:
     """The connectivity of synapses that are sorted by receiver, of which `ptr` has the runs."""
+    return of_arrays(*index_arrays(pre, post, ptr, num_pre))
+
+
+def of_arrays(
+    pre: np.ndarray, post: np.ndarray, ptr: np.ndarray, pre_ptr: np.ndarray, *out: np.ndarray
+) -> Connectivity:
+    """The connectivity of its six index arrays."""
+    num_pre, num_post = pre_ptr.size - 1, ptr.size - 1
     digest = jax.device_put(digest_of(pre, ptr, num_pre))
-    a, b, c, d, e, f = map(jax.device_put, index_arrays(pre, post, ptr, num_pre))
-    return Connectivity(a, b, c, d, e, f, num_pre, ptr.size - 1, digest)
+    a, b, c, d, e, f = map(jax.device_put, (pre, post, ptr, pre_ptr, *out))
+    return Connectivity(a, b, c, d, e, f, num_pre, num_post, digest)
 
 
 def index_arrays(

@@ -2,17 +2,18 @@
 
 import ctypes
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
+from numpy.typing import DTypeLike
 
 from .._library import load
 
 LIBRARY: Any
-LIBRARY, REASON = load("_graph/libsparse_etrace_edges.so.1", "sparse_etrace_edges_interface", 3)
+LIBRARY, REASON = load("_graph/libsparse_etrace_edges.so.1", "sparse_etrace_edges_interface", 4)
 
 
 def sorted_edges(
@@ -56,6 +57,34 @@ def sorted_edges(
             f"pre and post: expected memory to sort {count} synapses, got none. Free some, or split the layer."
         )
     return units, others, taken if carried is None else taken.view(carried.dtype), ptr
+
+
+def pairs(both: Sequence[np.ndarray], weight: np.ndarray, reduce: int) -> tuple[np.ndarray, ...]:
+    """Return each pair of units once, of the synapses of a square graph and these turned round. Compiled code only.
+
+    Args:
+        both: `pre, post_ptr, post_by_pre, pre_ptr, by_pre` of its connectivity.
+        weight: of each synapse, float32 or float64.
+        reduce: what becomes of the weights of a pair, in float64: 0 sum, 1 mean, 2 the largest, 3 the first.
+
+    Returns:
+        `pre, post, post_ptr, pre_ptr, by_pre, post_by_pre` of the pairs, and their weights.
+
+    Raises:
+        MemoryError: there is none.
+    """
+    units, wide = both[1].size - 1, weight.dtype == np.float64
+    try:
+        ptr = on_border(units + 1)
+        if _call("count_pairs", *both, units, ptr):
+            raise MemoryError
+        pre, post, by_pre, post_by_pre = (on_border(ptr[-1]) for _ in range(4))
+        to = pre, post, post_by_pre, by_pre, on_border(ptr[-1], weight.dtype)
+        if _call("fill_pairs", *both, units, ptr, weight, wide, reduce, *to):
+            raise MemoryError
+    except MemoryError as error:
+        raise MemoryError(f"graph: expected memory to pair {weight.size} synapses, got none. Free some.") from error
+    return pre, post, ptr, ptr.copy(), by_pre, post_by_pre, to[-1]
 
 
 def positions(pieces: Iterable[tuple[int, np.ndarray]], rows: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -111,6 +140,6 @@ def thread_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def on_border(size: int) -> np.ndarray:
-    """An empty array of int32 that JAX need not copy."""
-    return np.frombuffer(pa.allocate_buffer(4 * size), np.int32)
+def on_border(size: int, dtype: DTypeLike = np.int32) -> np.ndarray:
+    """An empty array that JAX need not copy."""
+    return np.frombuffer(pa.allocate_buffer(np.dtype(dtype).itemsize * size), dtype)

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 
+from .._graph import sorting
 from .._graph.columns import taken
-from .._graph.connectivity import expand_ptr, with_outgoing
+from .._graph.connectivity import expand_ptr, host_array, of_arrays, with_outgoing
 from .._graph.graph import Graph
-from .._graph.sorting import sorted_edges
 from .origin import Made, Origin, Parts, built, finite, parts_of, squared
 
 REDUCE = ("sum", "mean", "max", "first", "error")
@@ -66,8 +66,14 @@ def to_undirected(graph: Graph, reduce: str = "sum", *, with_origin: bool = Fals
     """
     _check(reduce)
     parts, conn = parts_of(squared(graph, "where a synapse can have one in the other direction")), graph.connectivity
+    if sorting.LIBRARY and not with_origin and not parts.attrs and reduce != "error":
+        known = (host_array("graph", array) for array in (conn.post_ptr, conn.post_by_pre, conn.pre_ptr, conn.by_pre))
+        weight = parts.weight if parts.weight.dtype == np.float32 else parts.weight.astype(np.float64, copy=False)
+        *arrays, weight = sorting.pairs((parts.pre, *known), weight, REDUCE.index(reduce))
+        weight = finite(weight, parts.weight, *arrays[:2])
+        return Graph(of_arrays(*arrays), jnp.asarray(weight), parts.nodes, parts.node_attrs)
     ends = np.concatenate([parts.post, parts.pre]), np.concatenate([parts.pre, parts.post])
-    post, pre, old, _ = sorted_edges(*ends, conn.shape)
+    post, pre, old, _ = sorting.sorted_edges(*ends, conn.shape)
     np.subtract(old, parts.pre.size, out=old, where=old >= parts.pre.size)
     merged, new = _merged(parts._replace(pre=pre, post=post), old, reduce)
     ptr = np.searchsorted(merged.post, np.arange(conn.num_post + 1, dtype=np.int32)).astype(np.int32)
