@@ -44,7 +44,9 @@ def jacobians(case, values, path):
         return oracles.loss_fn(out, y), oracles._pack(new)[0]
 
     one = lambda state, x, y: jax.jacrev(both, (0, 1))(oracles._pack(state)[0], theta, state, x, y)
-    (by_h, by_theta), (d, b) = jax.jit(jax.vmap(one))(path, case.xs, case.ys)
+    # XLA's program of this for a GPU is wrong (jax 0.11 on an H200).
+    with jax.default_device(jax.devices("cpu")[0]):
+        (by_h, by_theta), (d, b) = jax.jit(jax.vmap(one))(*jax.tree.map(np.asarray, (path, case.xs, case.ys)))
     return [np.asarray(a) for a in (by_h, by_theta, d, b)], unflatten
 
 
