@@ -29,7 +29,7 @@ from sparse_etrace import cli
 from sparse_etrace._files import cells as cells_of_text, parquet, text
 from sparse_etrace._files.arrow import in_sorted_ids
 from sparse_etrace._files.npz import bytes_of
-from sparse_etrace._files.safe import only_strings
+from sparse_etrace._files.safe import Source, only_strings
 
 SUFFIXES = [".npz", ".graphml", ".parquet", ".csv", ".tsv", ".mtx", ".graphml.gz", ".csv.gz", ".mtx.gz"]
 ALL = [".npz", ".graphml", ".parquet"]
@@ -344,6 +344,20 @@ def test_what_comes_late_in_a_long_table(tmp_path, monkeypatch, tail, said, suff
     ends = [(graph.nodes[i], graph.nodes[j], w) for i, j, w in zip(pre.tolist(), post.tolist(), graph.weight.tolist())]
     kind = type(said[0][0])
     assert Counter(ends) == Counter({(kind(12345), kind(1), 100.0): ROWS, said[0]: 1})
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_plain_table_that_is_split_in_pieces(tmp_path, monkeypatch, end):
+    for name, size in (("HEAD", 64), ("PIECE", 16), ("BLOCK", 64), ("_table", None)):
+        monkeypatch.setattr(text, name, size)
+    odd = {7: ["1", "0", "07"], 40: ["2", "-0", "x"], 61: ["3", "1.5", ""]}
+    rows = [["pre", "b", "c"], *(odd.get(k, [str(2**60 + k), str(k), "-3"]) for k in range(99))]
+    (tmp_path / "graph.csv").write_text(end.join(map(",".join, rows)), newline="")
+    found = text.read_table(Source.of(tmp_path / "graph.csv", None), None, lambda names: None)
+    assert [found.first, *zip(*map(cells_of_text.words, found.below), strict=True)] == [rows[0], *map(tuple, rows[1:])]
+    assert list(zip(*map(cells_of_text.words, found.columns), strict=True)) == list(map(tuple, rows))
+    assert [str(column.type) for column in found.below] == ["int64", "string", "string"]
+    assert {str(column.type) for column in found.columns} == {"string"}
 
 
 @pytest.mark.parametrize("first", ['"pre","post","weight"', '\ufeffpre,"post","weight"'])

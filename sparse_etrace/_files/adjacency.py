@@ -8,7 +8,7 @@ import numpy as np
 
 from .._graph.build import build_graph
 from .._graph.graph import Graph
-from .cells import NUMBER, ids, numbers, text_of
+from .cells import NUMBER, ids, numbers, text_of, words
 from .safe import Options, Source, as_nodes, host_ends, host_weight, numbered, one_kind, refuse_attributes
 from .text import Table, write_rows
 
@@ -34,12 +34,12 @@ def read(source: Source, table: Table, options: Options) -> Graph:
     first = table.first
     inner = all(table.are_numbers[1:])
     top = not all(map(NUMBER, first[1:] or first))
-    senders = table.columns[0].to_pylist()[int(top) :]
+    senders = words(table.columns[0])[int(top) :]
     numbered_rows = [bool(NUMBER(cell)) for cell in senders]
     side = not all(numbered_rows)
     if first[0] == "" or (inner and _named(table) and not all(map(NUMBER, first))):
         top = side = True
-        senders = table.columns[0].to_pylist()[1:]
+        senders = words(table.columns[0])[1:]
     elif not top and not numbered_rows[0] and len(numbered_rows) > 1 and all(numbered_rows[1:]):
         raise ValueError(
             f"expected numbers, or labels, throughout row 1, got {first[0]!r} before numbers. Leave that "
@@ -123,11 +123,11 @@ def _plain(values: np.ndarray | list) -> list:
 
 def _named(table: Table) -> bool:
     """Whether the first row has the same labels as the first column."""
-    return len(table.first) == len(table.columns[0]) > 1 and table.first[1:] == table.below[0].to_pylist()
+    return len(table.first) == len(table.columns[0]) > 1 and table.first[1:] == words(table.below[0])
 
 
 def _refuse_cell(table: Table) -> None:
-    for i, row in enumerate(zip(*(column.to_pylist() for column in table.below[1:]), strict=True), 2):
+    for i, row in enumerate(zip(*map(words, table.below[1:]), strict=True), 2):
         for j, cell in enumerate(row, 2):
             if not NUMBER(cell):
                 raise ValueError(

@@ -22,12 +22,15 @@ PROPER = re.compile(
 
 def integers(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
     """Return cells as integers of this type if all are such, written plainly: "01" and "0x1" are not."""
+    if column.type == kind:
+        return column
     try:
         found = pc.cast(column, kind)
     except pa.ArrowInvalid:
         return None
-    zero = pc.and_(pc.starts_with(column, "0"), pc.greater(pc.binary_length(column), 1))
-    odd = pc.any(pc.or_(zero, pc.starts_with(column, "-0"))).as_py()
+    odd = pc.any(pc.and_(pc.starts_with(column, "0"), pc.greater(pc.binary_length(column), 1))).as_py()
+    if not odd and (pc.min(found).as_py() or 0) <= 0:
+        odd = pc.any(pc.starts_with(column, "-0")).as_py()
     return None if odd else found
 
 
@@ -94,9 +97,14 @@ def _whole(column: pa.ChunkedArray) -> np.ndarray | None:
 
 def floats(column: pa.ChunkedArray) -> np.ndarray | None:
     try:
-        return pc.cast(column, pa.float64()).to_numpy()
+        return pc.cast(column, pa.float64(), safe=False).to_numpy()
     except pa.ArrowInvalid:
         return None
+
+
+def words(column: pa.ChunkedArray) -> list[str]:
+    """Return cells as they are written."""
+    return column.cast(pa.string()).to_pylist()
 
 
 def text_of(what: str, holders: str, values: np.ndarray) -> list[str]:

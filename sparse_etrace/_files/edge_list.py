@@ -1,7 +1,8 @@
 """Edge lists in text: one synapse a row, its ends and weight in columns, other columns as edge attributes."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from io import BufferedIOBase
 from typing import Any
 
@@ -46,9 +47,13 @@ def read(source: Source, table: Table, options: Options) -> Graph:
     place, kept, policies = the_rest(
         names, (pre, post), weight, options, lambda k: typed(columns[k]).dtype.kind in "iuf"
     )
-    values = None if place is None else numbers("weight", columns[place])
-    attrs = {names[k]: typed(columns[k]) for k in kept}
-    ends, shape, labels = _nodes(source, table, columns[pre], columns[post])
+    reads: list[Callable[[], Any]] = [
+        lambda: None if place is None else numbers("weight", columns[place]),
+        partial(_nodes, source, table, columns[pre], columns[post]),
+        *(partial(typed, columns[k]) for k in kept),
+    ]
+    values, (ends, shape, labels), *rest = beside(lambda read: read(), reads, len(columns[pre]))
+    attrs = dict(zip((names[k] for k in kept), rest, strict=True))
     return build_graph(ends[0], ends[1], values, shape, labels, None, attrs, policies=policies)
 
 
@@ -110,6 +115,7 @@ def _ends(pre: pa.ChunkedArray, post: pa.ChunkedArray) -> tuple[np.ndarray, np.n
     whole = beside(lambda column: integers(column, pa.int64()), (pre, post), len(pre))
     if whole[0] is not None and whole[1] is not None:
         return in_sorted_ids(whole[0], whole[1], [])
+    pre, post = (column.cast(pa.string()) for column in (pre, post))
     for column in (pre, post):
         row = pc.index(column, "").as_py()
         if row >= 0:
@@ -169,7 +175,7 @@ def _columns(table: Table, options: Options) -> tuple[list[str], list[pa.Chunked
         names = [f"column {k}" for k in range(len(first))]
         return names, table.columns, pre, post, names[place[0]] if place else weight
     below = table.below
-    width = width_of(first, lambda k: not pc.max(pc.binary_length(below[k])).as_py())
+    width = width_of(first, lambda k: not pc.max(pc.binary_length(table.columns[k])).as_py())
     first, below = first[:width], below[:width]
     ends = ends_by_name(first, options)
     if ends is None:

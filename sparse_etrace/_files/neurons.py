@@ -57,9 +57,9 @@ def read(table: Any, kind: str | None, source: Source | None, attrs: Iterable[Ha
     if kind == "table" and source is not None:
         text = read_table(source, None, lambda names: None)
         notes.extend(text.notes)
-        width = width_of(text.first, lambda k: not pc.max(pc.binary_length(text.below[k])).as_py())
+        width = width_of(text.first, lambda k: not pc.max(pc.binary_length(text.columns[k])).as_py())
         chosen = choose(pa.schema([(name, pa.string()) for name in text.first[:width]]))
-        found = pa.table({name: text.below[text.first.index(name)] for name in chosen.names})
+        found = pa.table({name: text.below[text.first.index(name)].cast(pa.string()) for name in chosen.names})
         is_text, has_id = True, pc.not_equal(found[chosen.id], "")
     else:
         if kind is None:

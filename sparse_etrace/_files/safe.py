@@ -76,12 +76,11 @@ class Source:
 
 @dataclass
 class Pieces:
-    """Bytes on their way in, of which pyarrow reads as of a file."""
+    """Bytes on their way in."""
 
     take: Callable[[int], bytes]
     check_size: Callable[[int], None]
     size: int = 0
-    closed: bool = False
 
     def read(self, size: int = CHUNK) -> bytes:
         """Return the next bytes, none at the end."""

@@ -3,7 +3,8 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import NotRequired, TypedDict
 import pyarrow as pa
 from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
 
-from .cells import floats
+from .cells import floats, integers
 from .safe import AGAIN, Pieces, Source, from_json, is_shape, to_json
 
 SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", " ": "space"}
@@ -21,7 +22,7 @@ MARK = "# sparse_etrace "
 NO_ROW = re.compile(rb"(?:[#%][^\r\n]*|[ \t]*)(?:[\r\n]+|\Z)").match
 HEADER = re.compile(rb"[^\r\n]*")
 COMMENT = re.compile(rb"[\r\n][#%][^\r\n]*")
-HEAD, BLOCK = 1 << 20, 1 << 24
+HEAD, PIECE, BLOCK = 1 << 20, 1 << 20, 1 << 24
 BYTES_PER_COLUMN = 10_000
 
 
@@ -34,22 +35,22 @@ class Mark(TypedDict):
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of cells, the first row in them, what a comment of `write_graph` said, and other comments in rows."""
+    """The first row, the columns below it, what a comment of `write_graph` said, and other comments in rows.
 
-    columns: list[pa.ChunkedArray]
+    A column is of int64 where all its cells are integers that are written plainly, else of text.
+    """
+
+    first: list[str]
+    below: list[pa.ChunkedArray]
     mark: Mark | None
     separator: str
     comments: int
 
     @cached_property
-    def first(self) -> list[str]:
-        """The cells of the first row."""
-        return [column[0].as_py() for column in self.columns]
-
-    @cached_property
-    def below(self) -> list[pa.ChunkedArray]:
-        """The columns without the first row."""
-        return [column.slice(1) for column in self.columns]
+    def columns(self) -> list[pa.ChunkedArray]:
+        """The columns with the first row in them."""
+        first = _plain_cells(pa.chunked_array([[cell]], pa.string()) for cell in self.first)
+        return [_joined([cell, column]) for cell, column in zip(first, self.below, strict=True)]
 
     @property
     def notes(self) -> list[str]:
@@ -75,18 +76,24 @@ def width_of(names: Sequence[str], is_empty: Callable[[int], bool]) -> int:
 
 
 class _Plain:
-    """The pieces of a text, for pyarrow to read; refuses what pyarrow takes otherwise than `_table`."""
-
-    closed = False
+    """The pieces of a text; refuses what pyarrow takes otherwise than `_table`."""
 
     def __init__(self, pieces: Pieces):
         self.pieces, self.head = pieces, pieces.read(HEAD)
 
-    def read(self, size: int) -> bytes:
-        piece, self.head = self.head or self.pieces.read(size), b""
-        if any(odd in piece for odd in (b"\0", b'"', b" ", b"#", b"%")):
-            raise ValueError("expected a plain table, got another.")
-        return piece
+    def rows(self, size: int) -> Iterator[bytes]:
+        """Whole rows, some at a time."""
+        rest, piece = b"", self.head
+        while piece:
+            if len(rest) > BLOCK or any(odd in piece for odd in (b"\0", b'"', b" ", b"#", b"%")):
+                raise ValueError("expected a plain table, got another.")
+            end = max(piece.rfind(b"\n"), piece.rfind(b"\r")) + 1
+            if end:
+                yield rest + piece[:end]
+                rest = b""
+            rest, piece = rest + piece[end:], self.pieces.read(size)
+        if rest:
+            yield rest + b"\n"
 
 
 def read_table(source: Source, separator: str | None, check: Callable[[list[str]], None]) -> Table:
@@ -104,7 +111,7 @@ def read_table(source: Source, separator: str | None, check: Callable[[list[str]
                 text.head = HEADER.sub(lambda row: row[0].replace(b'"', b""), text.head, 1)
             # While pyarrow splits one piece, the next one is unpacked. What is wrong is said below.
             with suppress(ValueError):
-                return Table(_split(text, found[0], len(found[1])), None, found[0], 0)
+                return Table(*_split_plain(text, found[0], len(found[1])), None, found[0], 0)
     data = source.read()
     try:
         data.decode()
@@ -135,8 +142,9 @@ def _table(source: Source, data: bytes, separator: str | None) -> Table:
     # Without threads, pyarrow knows the number of a row that it refuses.
     for threads in (True, False):
         try:
-            rows = pa.BufferReader(pa.py_buffer(data).slice(start))
-            return Table(_split(rows, separator, width, b'"' in data, threads), mark, separator, comments)
+            columns = _split(pa.py_buffer(data).slice(start), separator, width, BLOCK, b'"' in data, threads)
+            first, below = [column[0].as_py() for column in columns], [column.slice(1) for column in columns]
+            return Table(first, below, mark, separator, comments)
         except pa.ArrowInvalid as error:
             said = error
     raise ValueError(
@@ -211,13 +219,35 @@ def _separator(data: bytes, start: int) -> str:
     return found[0]
 
 
+def _split_plain(text: _Plain, separator: str, width: int) -> tuple[list[str], list[pa.ChunkedArray]]:
+    """Return the first row, and the columns below it; some rows are split while the next ones are unpacked."""
+    pieces = text.rows(min(max(PIECE, width << 16), BLOCK))
+    head = _split(first := next(pieces), separator, width, len(first) + 1)
+    with ThreadPoolExecutor() as threads:
+        rest = threads.map(lambda rows: _plain_cells(_split(rows, separator, width, len(rows) + 1)), pieces)
+        parts = [_plain_cells(column.slice(1) for column in head), *rest]
+    return [column[0].as_py() for column in head], [_joined(chunks) for chunks in zip(*parts, strict=True)]
+
+
+def _plain_cells(columns: Iterable[pa.ChunkedArray]) -> list[pa.ChunkedArray]:
+    """Return columns of text as integers where they are such."""
+    return [cells if (found := integers(cells, pa.int64())) is None else found for cells in columns]
+
+
+def _joined(parts: Iterable[pa.ChunkedArray]) -> pa.ChunkedArray:
+    """Return one column of parts that are integers or text."""
+    parts = [part for part in parts if len(part)]
+    kind = pa.int64() if parts and all(part.type == pa.int64() for part in parts) else pa.string()
+    return pa.chunked_array([chunk for part in parts for chunk in part.cast(kind).chunks], kind)
+
+
 def _split(
-    rows: pa.NativeFile | _Plain, separator: str, width: int, quoted: bool = False, threads: bool = True
+    rows: bytes | pa.Buffer, separator: str, width: int, block: int, quoted: bool = False, threads: bool = False
 ) -> list[pa.ChunkedArray]:
     """Return all cells as text, in columns."""
     table = read_csv(
-        rows,
-        ReadOptions(use_threads=threads, block_size=BLOCK, autogenerate_column_names=True),
+        pa.BufferReader(rows),
+        ReadOptions(use_threads=threads, block_size=block, autogenerate_column_names=True),
         ParseOptions(delimiter=separator, newlines_in_values=quoted),
         ConvertOptions(column_types={f"f{k}": pa.string() for k in range(width)}),
     )
