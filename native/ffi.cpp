@@ -76,46 +76,63 @@ struct Sent {
   int64_t stride, before_end;
 };
 
+// Senders of a range that send anything, what they send, and how many synapses they have.
+template <class T>
+struct Active {
+  std::unique_ptr<int32_t[]> senders;
+  std::unique_ptr<T[]> values;
+  int64_t count = 0, synapses = 0;
+
+  // False if they have more synapses than `limit`.
+  bool find(const Sent<T>& sent_by, const int32_t* pre_ptr, int64_t begin, int64_t end, int64_t limit) {
+    const int64_t room = std::min(end - begin, limit) + 1, split = std::clamp(sent_by.before_end, begin, end);
+    senders.reset(new int32_t[room]);
+    values.reset(new T[room]);
+    auto look = [&](const T* x, int64_t first, int64_t last) {
+      return table->of<T>().active(x, first, last - first, pre_ptr, limit, &senders[0], &values[0], &count, &synapses);
+    };
+    return look(sent_by.x + begin, begin, split) && look(sent_by.front + (split - sent_by.before_end), split, end);
+  }
+};
+
 template <class T>
 bool scatter_few(ffi::ThreadPool& pool, const Synapses& synapses, const Outgoing& outgoing, const T* weight,
                  const Sent<T>& sent_by, T* y) {
-  const Kernels<T>& kernels = table->of<T>();
-  const int64_t limit = synapses.count / 16, room = std::min(synapses.num_pre, limit) + 1, split = sent_by.before_end;
-  std::unique_ptr<int32_t[]> senders(new int32_t[room]);
-  std::unique_ptr<T[]> values(new T[room]);
-  int64_t count = kernels.active(sent_by.x, 0, split, outgoing.pre_ptr, limit, senders.get(), values.get()), sent = 0;
-  if (count < 0) return false;
-  for (int64_t i = 0; i < count; ++i) sent += outgoing.pre_ptr[senders[i] + 1] - outgoing.pre_ptr[senders[i]];
-  if (split < synapses.num_pre) {
-    const int64_t more = kernels.active(sent_by.front, split, synapses.num_pre - split, outgoing.pre_ptr, limit - sent,
-                                        senders.get() + count, values.get() + count);
-    if (more < 0) return false;
-    for (int64_t i = count; i < count + more; ++i)
-      sent += outgoing.pre_ptr[senders[i] + 1] - outgoing.pre_ptr[senders[i]];
-    count += more;
-  }
-  std::fill_n(y, synapses.num_post, T(0));
-  if (sent >= 4096 && sent < 16 * count) {
-    // Senders with few synapses each, as units in one slot of a ring: every part of them adds to sums of its own.
-    const int64_t parts = sent < 1 << 15 ? 2 : 4, units = synapses.num_post;
-    std::vector<T> sums((parts - 1) * units);
-    parallel_for(pool, parts, [&](int64_t part) {
-      const int64_t first = count * part / parts, last = count * (part + 1) / parts;
-      kernels.scatter(outgoing, weight, values.get() + first, senders.get() + first, last - first,
-                      part ? &sums[(part - 1) * units] : y, 0, synapses.count);
-    });
-    for (int64_t part = 1; part < parts; ++part)
-      for (int64_t i = 0; i < units; ++i) y[i] += sums[(part - 1) * units + i];
+  constexpr int64_t most = 4, large = 1 << 16;
+  const int64_t limit = synapses.count / 16, units = synapses.num_post, parts = synapses.num_pre < large ? 1 : most;
+  // Senders with few synapses each, as units in slots of a ring: every part of them adds to sums of its own.
+  const bool is_own = parts > 1 && synapses.num_pre >= most * units && synapses.count < 16 * synapses.num_pre;
+  std::unique_ptr<T[]> sums(new T[is_own ? (most - 1) * units : 0]);
+  Active<T> found[most];
+  std::atomic<int64_t> sent{0};
+  auto scatter = [&](const Active<T>& some, T* to, int64_t begin, int64_t end) {
+    table->of<T>().scatter(outgoing, weight, some.values.get(), some.senders.get(), some.count, to, begin, end);
+  };
+  parallel_for(pool, parts, [&](int64_t part) {
+    const int64_t begin = synapses.num_pre * part / parts, end = synapses.num_pre * (part + 1) / parts;
+    const bool is_few = found[part].find(sent_by, outgoing.pre_ptr, begin, end, limit - std::min<int64_t>(sent, limit));
+    const int64_t all = sent.fetch_add(found[part].synapses) + found[part].synapses;
+    if (!is_own || !is_few || all > limit) return;
+    T* const to = part ? &sums[(part - 1) * units] : y;
+    std::fill_n(to, units, T(0));
+    scatter(found[part], to, 0, synapses.count);
+  });
+  if (sent > limit) return false;
+  if (is_own) {
+    for (int64_t i = 0; i < units; ++i) y[i] = (y[i] + sums[i]) + (sums[units + i] + sums[2 * units + i]);
     return true;
   }
   // A unit's sum has the order of its senders however many ranges there are, so there may be one for each thread.
-  int64_t ranges = sent < 4096 ? 1 : std::clamp<int64_t>(pool.num_threads(), 1, 64);
+  const int64_t ranges = sent < 4096 && units < large ? 1 : std::clamp<int64_t>(pool.num_threads(), 1, 64);
+  auto start = [&](int64_t range) {
+    const int32_t *ptr = synapses.post_ptr, target = int32_t(synapses.count * range / ranges);
+    return range < ranges ? std::lower_bound(ptr, ptr + units, target) - ptr : units;
+  };
   parallel_for(pool, ranges, [&](int64_t range) {
-    auto start = [&](int64_t r) {
-      int64_t target = synapses.count * r / ranges;
-      return int64_t(*std::lower_bound(synapses.post_ptr, synapses.post_ptr + synapses.num_post, target));
-    };
-    kernels.scatter(outgoing, weight, values.get(), senders.get(), count, y, start(range), start(range + 1));
+    const int64_t begin = start(range), end = start(range + 1);
+    std::fill(y + begin, y + end, T(0));
+    for (int64_t part = 0; part < parts; ++part)
+      scatter(found[part], y, synapses.post_ptr[begin], synapses.post_ptr[end]);
   });
   return true;
 }
@@ -184,8 +201,7 @@ void window(ffi::ThreadPool& pool, Window<T> work, int64_t times, T* rows, int64
   const Kernels<T>& kernels = table->of<T>();
   const int64_t units = work.units;
   work.rows = rows;
-  // A synapse reads four bytes from the one on in which its first step is.
-  work.stride = work.lag ? (times + 7) / 8 + 3 : 4;
+  work.stride = (times + 7) / 8;
   std::atomic<bool> is_spikes{kernels.to_bits && work.steps > 1 && work.steps <= 16 &&
                               synapses.count >= 16 * synapses.num_post && units * work.stride <= INT32_MAX};
   if (is_spikes) {
@@ -255,17 +271,20 @@ ffi::Error Spmv(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post, f
 }
 
 // Writes what is sent to a slot of a ring, in place.
-ffi::Error Push(ffi::AnyBuffer ring, ffi::AnyBuffer sent, ffi::AnyBuffer pointer, ffi::Result<ffi::AnyBuffer> result) {
+ffi::Error Push(ffi::ThreadPool pool, ffi::AnyBuffer ring, ffi::AnyBuffer sent, ffi::AnyBuffer pointer,
+                ffi::Result<ffi::AnyBuffer> result) {
   const auto size = ring.dimensions();
   const int64_t units = size.back(), slots = size[size.size() - 2], slot = *data<int32_t>(pointer);
   if (result->untyped_data() != ring.untyped_data())
     std::memcpy(result->untyped_data(), ring.untyped_data(), ring.size_bytes());
   if (!sent.element_count()) return ffi::Error::Success();
   const int64_t at = std::clamp<int64_t>(slot, 0, slots - 1), batch = int64_t(sent.element_count()) / units;
-  const int64_t bytes = int64_t(sent.size_bytes()) / batch;
-  for (int64_t b = 0; b < batch; ++b)
-    std::memcpy(static_cast<char*>(result->untyped_data()) + (b * slots + at) * bytes,
-                static_cast<const char*>(sent.untyped_data()) + b * bytes, bytes);
+  const int64_t bytes = int64_t(sent.size_bytes()) / batch, block = 1 << 17, blocks = (bytes + block - 1) / block;
+  parallel_for(pool, batch * blocks, [&](int64_t i) {
+    const int64_t b = i / blocks, first = i % blocks * block;
+    std::memcpy(static_cast<char*>(result->untyped_data()) + (b * slots + at) * bytes + first,
+                static_cast<const char*>(sent.untyped_data()) + b * bytes + first, std::min(block, bytes - first));
+  });
   return ffi::Error::Success();
 }
 
@@ -419,12 +438,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_elementwise, ElementwiseOf,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_influence, InfluenceOf, (buffers<18, 3>()).Attr<int64_t>("num_cut"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_push, Push,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_push, Push, (buffers<3, 1>()));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_spmv, Spmv, (buffers<9, 2>()).Attr<int64_t>("units"));
 

@@ -224,23 +224,22 @@ INLINE int64_t not_zero(const T* x, int64_t n, int32_t first, int32_t* found) {
 }
 
 template <class T>
-int64_t active(const T* x, int64_t first, int64_t n, const int32_t* pre_ptr, int64_t limit, int32_t* senders,
-               T* values) {
+bool active(const T* x, int64_t first, int64_t n, const int32_t* pre_ptr, int64_t limit, int32_t* senders, T* values,
+            int64_t* count, int64_t* synapses) {
   constexpr int64_t at_once = 1024;
   int32_t found[at_once + lanes<float>];
-  int64_t count = 0, sent = 0;
   for (int64_t j = 0; j < n; j += at_once) {
     const int64_t some = not_zero(x + j, min(at_once, n - j), int32_t(first + j), found);
     for (int64_t i = 0; i < some; ++i) {
-      const int32_t sender = found[i], synapses = pre_ptr[sender + 1] - pre_ptr[sender];
-      sent += synapses;
-      if (sent > limit) return -1;
-      senders[count] = sender;
-      values[count] = x[sender - first];
-      count += synapses > 0;
+      const int32_t sender = found[i], of_it = pre_ptr[sender + 1] - pre_ptr[sender];
+      *synapses += of_it;
+      if (*synapses > limit) return false;
+      senders[*count] = sender;
+      values[*count] = x[sender - first];
+      *count += of_it > 0;
     }
   }
-  return count;
+  return true;
 }
 
 template <class T>
@@ -558,16 +557,25 @@ INLINE pack<T, lanes<T>> look_up(const T* table, I at) {
 #endif
 }
 
-// What the senders of `count` synapses sent in the steps of a window, from the lowest bit on.
+// What the senders of `count` synapses sent in the steps of a window, from the lowest bit on. With `inverse` the slot is
+// found from the sender, which reads less memory: n / units = n * inverse >> shift for all n below 2 ** 31.
 template <int n, class T>
-INLINE pack<uint32_t, n> spikes_of(const Window<T>& work, const uint8_t* bits, int64_t s, int64_t count) {
+INLINE pack<uint32_t, n> spikes_of(const Window<T>& work, const uint8_t* bits, int64_t s, int64_t count,
+                                   uint32_t inverse, int shift) {
   const int32_t *pre = work.synapses.pre + s, *lag = work.lag ? work.lag + s : nullptr;
 #if VECTOR_BYTES == 64
   if constexpr (n == 16) {
     const __mmask16 there = (1 << count) - 1;
     typedef pack<int32_t, 16> I;
-    const I slot = lag ? (I)_mm512_maskz_loadu_epi32(there, lag) : I{};
-    const I unit = (I)_mm512_maskz_loadu_epi32(there, pre) - slot * int32_t(work.units);
+    const __m512i from = _mm512_maskz_loadu_epi32(there, pre), by = _mm512_set1_epi32(inverse);
+    I slot = {};
+    if (lag) {
+      const __m128i move = _mm_cvtsi32_si128(shift);
+      const __m512i even = _mm512_srl_epi64(_mm512_mul_epu32(from, by), move);
+      const __m512i odd = _mm512_srl_epi64(_mm512_mul_epu32(_mm512_srli_epi64(from, 32), by), move);
+      slot = (I)_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+    }
+    const I unit = (I)from - slot * int32_t(work.units);
     const __m512i at = (__m512i)(unit * int32_t(work.stride) + (slot >> 3));
     return (pack<uint32_t, 16>)_mm512_mask_i32gather_epi32(__m512i{}, there, at, bits, 1) >> (pack<uint32_t, 16>)(slot & 7);
   }
@@ -592,6 +600,9 @@ void window_of_bits(const Window<T>& work, int64_t b, int64_t begin, int64_t end
   const int64_t num_post = synapses.num_post;
   const uint32_t noise = work.noise ? *work.noise + uint32_t(b) * 0x27d4eb2fu : 0;
   const uint8_t* bits = work.bits + b * work.units * work.stride;
+  int log = 0;
+  while (int64_t(1) << log < work.units) ++log;
+  const uint32_t inverse = uint32_t((int64_t(1) << (31 + log)) / work.units) + 1;
   T in[16 * 4], room[group * width], table[A + 1][4][16];
   for (int i = 0; i < 64; ++i) in[i] = i % 16 >> i / 16 & 1;  // whether a spike in a step is in an entry
 
@@ -606,7 +617,7 @@ void window_of_bits(const Window<T>& work, int64_t b, int64_t begin, int64_t end
     }
   };
   auto run = [&](const T* unit, int64_t s, int64_t count) __attribute__((always_inline)) {
-    const Bits sent = __builtin_convertvector(spikes_of<n>(work, bits, s, count), Bits);
+    const Bits sent = __builtin_convertvector(spikes_of<n>(work, bits, s, count, inverse, 31 + log), Bits);
     V old[A + 1], sum[A + 1];
 #pragma GCC unroll 4
     for (int a = 0; a < A; ++a)
@@ -932,33 +943,26 @@ void influence(const Influence<T>& work, int64_t begin, int64_t end) {
 // the width of T there, and truth values are all bits of it.
 template <class T>
 struct Elementwise {
-  static constexpr int64_t n = lanes<T>, at_once = 512, pitch = at_once + n;  // so that they do not meet in a cache
+  static constexpr int64_t n = lanes<T>, at_once = 256, pitch = at_once + n;  // so that they do not meet in a cache
   typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Int;
   typedef pack<T, n> V;
   typedef pack<Int, n> I;
 
-  // Where a value lies, and how far its vectors are apart: not at all, if all units have the same.
-  struct Place {
-    T* first;
-    int64_t step;
-  };
-
   template <class To, class From, class F>
-  static INLINE bool each(const Chain::Instruction& now, const Place* at, F&& f) {
-    const T *a = at[now.a].first, *b = at[now.b].first, *c = at[now.c].first;
-    const int64_t next_a = at[now.a].step, next_b = at[now.b].step, next_c = at[now.c].step;
-    T *to = at[now.to].first, *const last = to + at_once;
+  static INLINE bool each(const Chain::Instruction& now, T* const* at, F&& f) {
+    const T *a = at[now.a], *b = at[now.b], *c = at[now.c];
+    T* to = at[now.to];
 #pragma GCC unroll 4
-    for (; to != last; to += n, a += next_a, b += next_b, c += next_c) {
-      const To made = f(load<From>(a), load<From>(b), load<From>(c));
-      __builtin_memcpy(to, &made, sizeof made);
+    for (int64_t i = 0; i < at_once; i += n) {
+      const To made = f(load<From>(a + i), load<From>(b + i), load<From>(c + i));
+      __builtin_memcpy(to + i, &made, sizeof made);
     }
     return true;
   }
 
   // A maximum or minimum beside nan is nan.
   template <class U>
-  static INLINE bool numbers(const Chain::Instruction& now, const Place* at) {
+  static INLINE bool numbers(const Chain::Instruction& now, T* const* at) {
     auto choose = [](I which, U a, U b) __attribute__((always_inline)) { return (U)((which & (I)a) | (~which & (I)b)); };
     switch (now.what / 2) {
       case 0: return each<U, U>(now, at, [](U a, U b, U) { return a + b; });
@@ -977,7 +981,7 @@ struct Elementwise {
     return false;
   }
 
-  static bool run(const Chain::Instruction& now, const Place* at) {
+  static bool run(const Chain::Instruction& now, T* const* at) {
     if (now.what % 2 ? numbers<I>(now, at) : numbers<V>(now, at)) return true;
     switch (now.what / 2) {
       case 12: return each<I, I>(now, at, [](I a, I b, I c) { return (a & c) | (~a & b); });
@@ -1026,15 +1030,14 @@ struct Elementwise {
 template <class T>
 void elementwise(const Chain& chain, int64_t begin, int64_t end) {
   typedef Elementwise<T> Work;
-  constexpr int64_t n = Work::n, at_once = Work::at_once, bytes = Work::pitch * sizeof(T);
+  constexpr int64_t at_once = Work::at_once, bytes = Work::pitch * sizeof(T);
   // Vectors that lie in one line of a cache each are read twice as fast.
   char* const given = new char[chain.num_values * bytes + 64]();
   char* const room = given + 64 - reinterpret_cast<uintptr_t>(given) % 64;
-  auto* const at = new typename Work::Place[chain.num_values];
+  auto** const at = new T*[chain.num_values];
   for (int64_t i = 0; i < chain.num_values; ++i) {
-    const bool is_one = i < chain.num_operands && chain.operands[i].is_one;
-    at[i] = {reinterpret_cast<T*>(room + i * bytes), is_one ? 0 : n};
-    if (is_one) Work::read(at[i].first, chain.operands[i], 0, n);
+    at[i] = reinterpret_cast<T*>(room + i * bytes);
+    if (i < chain.num_operands && chain.operands[i].is_one) Work::read(at[i], chain.operands[i], 0, at_once);
   }
   for (int64_t first = begin; first < end; first += at_once) {
     const int64_t count = min(at_once, end - first);
@@ -1042,11 +1045,11 @@ void elementwise(const Chain& chain, int64_t begin, int64_t end) {
       const Chain::Operand& operand = chain.operands[i];
       if (operand.is_one) continue;
       const bool is_there = count == at_once && Work::is_wide(operand);
-      at[i].first = is_there ? static_cast<T*>(operand.data) + first : reinterpret_cast<T*>(room + i * bytes);
-      if (!is_there) Work::read(at[i].first, operand, first, count);
+      at[i] = is_there ? static_cast<T*>(operand.data) + first : reinterpret_cast<T*>(room + i * bytes);
+      if (!is_there) Work::read(at[i], operand, first, count);
     }
     for (int64_t i = 0; i < chain.length; ++i) Work::run(chain.code[i], at);
-    for (int64_t i = 0; i < chain.num_outputs; ++i) Work::write(at[chain.made[i]].first, chain.outputs[i], first, count);
+    for (int64_t i = 0; i < chain.num_outputs; ++i) Work::write(at[chain.made[i]], chain.outputs[i], first, count);
   }
   delete[] given;
   delete[] at;

@@ -39,7 +39,8 @@ struct Product {
 // With `lag` the senders are `units` in slots of a ring, `pre = slot * units + unit`, and `x` and `rows` hold one time
 // after the other: in its first step a synapse reads the time `slot`.
 //
-// Spikes, of which each is 0 or 1, take one bit each: `bits` hold the times of a unit, `stride` bytes for each.
+// Spikes, of which each is 0 or 1, take one bit each: `bits` hold the times of a unit, `stride` bytes for each. A synapse
+// reads four bytes from the one on in which its first step is.
 template <class T>
 struct Window {
   Synapses synapses;
@@ -108,10 +109,10 @@ struct Kernels {
   // One bit for each of n numbers, from the bit `first` on, where all are 0 yet; false where anything is neither 0 nor
   // 1. Writes up to four bytes behind. Null: no products of bits.
   bool (*one_bit)(const T* x, int64_t n, uint32_t* words, int64_t first);
-  // Lists those of the senders from `first` on, which send the n numbers x, that send anything and have synapses, and
-  // what they send; -1 if they have more than `limit` synapses together, up to which there is room, and one.
-  int64_t (*active)(const T* x, int64_t first, int64_t n, const int32_t* pre_ptr, int64_t limit, int32_t* senders,
-                    T* values);
+  // Appends to a list those of the senders from `first` on, which send the n numbers x, that send anything and have
+  // synapses, and what they send; false if all in it have more than `limit` synapses, up to which there is room, and one.
+  bool (*active)(const T* x, int64_t first, int64_t n, const int32_t* pre_ptr, int64_t limit, int32_t* senders,
+                 T* values, int64_t* count, int64_t* synapses);
   void (*product)(const Product<T>& work, int64_t begin, int64_t end, bool last, T* head);
   // y += what the listed senders send to the units whose synapses are begin .. end.
   void (*scatter)(const Outgoing& outgoing, const T* weight, const T* values, const int32_t* senders,

@@ -456,6 +456,22 @@ def test_spikes_scatter_what_others_gather(x64, active):
     np.testing.assert_allclose(_kernels.spmv(conn, weight, jnp.asarray(x)), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize(("units", "slots"), [(4000, 20), (70_000, 1)])
+def test_many_senders_are_looked_through_in_parts(x64, units, slots):
+    # As units in slots of a ring, which is read over its end, and alone.
+    rng = np.random.default_rng(0)
+    pre, post = rng.integers(0, units * slots, 400_000), rng.integers(0, units, 400_000)
+    conn = se.Connectivity.from_edges(pre, post, shape=(units * slots, units))
+    weight, first = rng.normal(size=400_000), slots // 3
+    for active in (0.0, 0.001, 0.05, 0.5):
+        ring = np.where(rng.random((slots, units)) < active, rng.normal(size=(slots, units)), 0)
+        ring[0] *= 10 * (active < 0.05)  # one part has more than the others
+        x = np.roll(ring, -first, axis=0).ravel()
+        expected = np.bincount(conn.post, weight * x[np.asarray(conn.pre)], units)
+        found = _kernels.spmv_ring(conn, jnp.asarray(weight), jnp.asarray(ring), jnp.int32(first))
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
 def test_hubs_are_shared_among_blocks(x64):
     # Large enough for many blocks of work, of which some lie within one unit.
     rng = np.random.default_rng(1)
@@ -480,7 +496,14 @@ rng = np.random.default_rng(0)
 pre, post = rng.integers(0, 1000, (2, 200_000))
 conn = se.Connectivity.from_edges(pre, post, shape=(1000, 1000))
 weight, x = jnp.asarray(rng.normal(size=200_000)), jnp.asarray(rng.normal(size=(3, 1000)))
-one = jax.jit(lambda w, x: _kernels.spmv_t(conn, _kernels.sampled_sum(conn, x, _kernels.spmv(conn, w, x)), x))
+slots = se.Connectivity.from_edges(rng.integers(0, 70_000, 200_000), post, shape=(70_000, 1000))
+sent = jnp.asarray(rng.random(70_000) < 0.03)
+
+def some(w, x):
+    y = _kernels.spmv_t(conn, _kernels.sampled_sum(conn, x, _kernels.spmv(conn, w, x)), x)
+    return y + _kernels.spmv(slots, w, sent)
+
+one = jax.jit(some)
 first = np.asarray(one(weight, x))
 with concurrent.futures.ThreadPoolExecutor(50) as pool:
     for other in pool.map(lambda _: np.asarray(one(weight, x)), range(50)):

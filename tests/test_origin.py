@@ -15,6 +15,7 @@ from test_conformance import LEARNERS
 
 import sparse_etrace as se
 from sparse_etrace._graph.connectivity import digest_of
+from sparse_etrace._model import origin
 from sparse_etrace._model.origin import check_origin
 
 N, BATCH, STEPS = 4, 2, 3
@@ -117,6 +118,18 @@ def test_another_number_of_connectivities():
     carry = start(se.D_RTRL(), net(1, "tie"))
     with pytest.raises(ValueError, match="has 1 arrays that say what is connected, not 2"):
         se.D_RTRL().step(net(), carry, XS[0])
+
+
+def test_an_array_is_digested_once_and_forgotten_with_it(monkeypatch):
+    array, given, before = jnp.arange(5), np.arange(5), len(origin._digests)
+    found = [origin._digest(array), origin._digest(given)]
+    given[0] = 9
+    assert not np.array_equal(origin._digest(given), found[1])
+    monkeypatch.setattr(origin, "digest_of", None)
+    np.testing.assert_array_equal(origin._digest(array), found[0])
+    assert len(origin._digests) == before + 1
+    del array
+    assert len(origin._digests) == before
 
 
 def test_numbers_in_an_op_may_change():

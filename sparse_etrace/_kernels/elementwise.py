@@ -94,17 +94,17 @@ class Chain:
         self.size = size
         self.operands: list[Array] = []
         self.code: dict[tuple[int, ...], int] = {}  # what is done with three numbers, and that of the result
+        self.literals: dict[tuple[str, bytes], Array] = {}
         self.float: np.dtype | None = None
 
     def run(self, jaxpr: jex.Jaxpr, consts: Sequence[Any], given: Sequence[Any]) -> list[Any]:
         values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *given], strict=True))
 
         def read(var: jex.Var | jex.Literal) -> Any:
-            return (
-                jnp.asarray(var.val, cast(jax.core.ShapedArray, var.aval).dtype)
-                if isinstance(var, jex.Literal)
-                else values[var]
-            )
+            if not isinstance(var, jex.Literal):
+                return values[var]
+            value = np.asarray(var.val, cast(jax.core.ShapedArray, var.aval).dtype)
+            return self.literals.setdefault((value.dtype.name, value.tobytes()), jnp.asarray(value))
 
         for eqn in jaxpr.eqns:
             values.update(zip(eqn.outvars, self._value(eqn, [read(v) for v in eqn.invars]), strict=True))

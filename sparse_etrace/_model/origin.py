@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import weakref
 from collections.abc import Callable
 
 import equinox as eqx
@@ -18,6 +19,7 @@ from .._types import Model
 from .program import is_inexact, is_key
 
 UNKNOWN = np.zeros(2, np.uint32)
+_digests: dict[int, tuple[weakref.ref[jax.Array], np.ndarray]] = {}  # of the arrays there are, by their id
 
 
 class Origin(eqx.Module):
@@ -165,4 +167,14 @@ def _is_here(tree: PyTree) -> bool:
 
 def _digest(array: ArrayLike) -> np.ndarray:
     """Digest of the integers of an array, or of where its numbers are zero."""
-    return digest_of(np.asarray(array) != 0 if is_inexact(array) else array)
+    known = _digests.get(id(array))
+    if known is not None and known[0]() is array:
+        return known[1]
+    found = digest_of(np.asarray(array) != 0 if is_inexact(array) else array)
+    if isinstance(array, jax.Array):  # others may change
+        _digests[id(array)] = weakref.ref(array, functools.partial(_forget, id(array))), found
+    return found
+
+
+def _forget(key: int, _: object) -> None:
+    _digests.pop(key, None)
