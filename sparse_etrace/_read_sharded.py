@@ -18,8 +18,8 @@ from jax.typing import DTypeLike
 
 from ._blocks import check_mesh, connectivity_of, dealt, placed, sizes_of
 from ._files.arrow import Chosen, choose, ids_of, numbers_of, positions_in, positions_of
-from ._files.parquet import KEY, UNSOUND, check_groups, nodes_of
-from ._files.safe import AGAIN, Options, Source
+from ._files.parquet import KEY, check_groups, nodes_of, sound_file
+from ._files.safe import Options, Source
 from ._graph.build import Policies, build_graph, check_dtype, check_weight
 from ._graph.columns import GUESS, say_guesses
 from ._graph.connectivity import as_indices, host_array
@@ -130,15 +130,9 @@ def read_sharded(
     options = Options(pre, post, weight, None, [], policies, duplicates, guesses)
     try:
         source = Source.of(Path(path), None)
-        with pq.ParquetFile(source.path, page_checksum_verification=True) as file:
+        with sound_file(source) as file:
             check_groups(source, file)
             made = _layer(_opened(source, file, options, nodes), mesh, deal, dtype)
-    except UNSOUND as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(
-            f"{path}: expected a sound Parquet file, got one that does not read ({error}). {AGAIN}"
-        ) from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     say_guesses(f"read_sharded: {path}", guesses)

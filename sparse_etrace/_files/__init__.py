@@ -34,6 +34,7 @@ SUFFIXES = {
 FORMATS = ("npz", "matrix_market", "graphml", "parquet", "feather", "sonata", "edge_list", "adjacency")
 BINARY = {"npz": npz, "parquet": parquet, "feather": feather, "sonata": sonata}
 TEXT = {"matrix_market": matrix_market, "graphml": graphml}
+READ_ONLY = {"feather": "Feather", "sonata": "SONATA"}
 
 
 def read_graph(
@@ -178,6 +179,10 @@ def write_graph(path: str | os.PathLike, graph: Graph, *, format: str | None = N
     path = Path(path)
     kind = _kind(path, format)
     check_graph(graph)
+    if kind in READ_ONLY:
+        raise ValueError(
+            f"path: expected a format that is written, got {READ_ONLY[kind]}, which is only read. Write .parquet."
+        )
     with written(path) as target:
         if kind in BINARY or kind in TEXT:
             (BINARY | TEXT)[kind].write(target, graph)

@@ -3,14 +3,13 @@
 import struct
 from collections.abc import Callable, Iterator
 from functools import partial
-from io import BufferedIOBase
 
 import pyarrow as pa
 from pyarrow import ipc
 
 from .._graph.graph import Graph
 from .arrow import Wanted, choose, graph_of
-from .safe import AGAIN, Options, Source
+from .safe import AGAIN, UNSOUND, Options, Source, sound
 
 MAGIC = b"ARROW1"
 
@@ -23,7 +22,7 @@ def read(source: Source, options: Options) -> Graph:
 
 def table_of(source: Source, choose: Callable[[pa.Schema], Wanted]) -> tuple[Wanted, pa.Table]:
     """Return what was chosen of the columns, and these."""
-    try:
+    with sound("a sound Feather file", *UNSOUND, EOFError):
         with pa.OSFile(str(source.path)) as file:
             if file.read(len(MAGIC)) != MAGIC:
                 raise ValueError(f"expected a Feather file of version 2, got one that begins otherwise. {AGAIN}")
@@ -39,14 +38,7 @@ def table_of(source: Source, choose: Callable[[pa.Schema], Wanted]) -> tuple[Wan
         with ipc.open_file(data, options=ipc.IpcReadOptions(included_fields=wanted)) as batches:
             table = batches.read_all()
         table.validate(full=True)
-    except (pa.ArrowException, EOFError, OSError, MemoryError, OverflowError, UnicodeDecodeError) as error:
-        raise ValueError(f"expected a sound Feather file, got one that does not read ({error}). {AGAIN}") from error
     return chosen, table
-
-
-def write(target: BufferedIOBase, graph: Graph) -> None:
-    """Refuse to write."""
-    raise ValueError("path: expected a format that is written, got Feather, which is only read. Write .parquet.")
 
 
 def _messages(data: pa.Buffer) -> Iterator[ipc.Message]:

@@ -7,7 +7,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from .safe import AGAIN
+from .safe import sound
 
 PLAIN = "Save it as plain GraphML."
 KINDS: dict[str, Any] = {"int": np.int32, "long": np.int64, "float": np.float32, "double": np.float64}
@@ -43,11 +43,9 @@ class Document(NamedTuple):
 
 def parse(data: bytes) -> Document:
     """Read and check a file."""
-    try:
+    with sound("sound XML", expat.ExpatError, LookupError):
         _refuse_document_type(data)
         root = ElementTree.fromstring(data)
-    except (expat.ExpatError, LookupError) as error:
-        raise ValueError(f"expected sound XML, got one that does not read ({error}). {AGAIN}") from error
     _check_inside("", [root])
     graphs = root.findall("graph")
     if not graphs:

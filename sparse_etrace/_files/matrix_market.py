@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 from .._graph.build import build_graph
 from .._graph.graph import Graph
-from .safe import AGAIN, CHUNK, Options, Source, as_nodes, host_ends, host_weight, refuse_attributes
+from .safe import AGAIN, CHUNK, Options, Source, as_nodes, host_ends, host_weight, refuse_attributes, sound
 
 FIELDS = {"real": "[-+0-9.eE]", "integer": "[-0-9]", "unsigned-integer": "[0-9]", "pattern": ""}
 SYMMETRIES = ("general", "symmetric", "skew-symmetric")
@@ -49,12 +49,8 @@ def read(source: Source, options: Options) -> Graph:
         check = beside.submit(_check_body, data, start, layout, field, columns * count)
         if layout == "array" or not count:  # here scipy itself checks little
             check.result()
-        try:
+        with sound("a sound Matrix Market file", ValueError, OverflowError):
             matrix = scipy.io.mmread(io.BytesIO(data), spmatrix=False)
-        except (ValueError, OverflowError) as error:
-            raise ValueError(
-                f"expected a sound Matrix Market file, got one that does not read ({error}). {AGAIN}"
-            ) from error
         if matrix.shape != (num_pre, num_post):
             raise ValueError(f"expected shape {(num_pre, num_post)}, as its head claims, got {matrix.shape}. {AGAIN}")
         if sp.issparse(matrix):

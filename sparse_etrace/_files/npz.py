@@ -15,9 +15,10 @@ from .._graph.build import build_graph
 from .._graph.columns import strings, text_cells
 from .._graph.graph import Graph
 from .._graph.matrices import from_scipy
-from .safe import AGAIN, Options, Source, as_nodes, from_json, host_ends, host_weight, only_strings, to_json
+from .safe import AGAIN, Options, Source, as_nodes, from_json, host_ends, host_weight, only_strings, sound, to_json
 
 VERSION = 1
+UNREADABLE = ValueError, TypeError, KeyError, SyntaxError, tokenize.TokenError, RecursionError, OverflowError
 SCIPY = {"bsr": 3, "csc": 3, "csr": 3, "coo": 1, "dia": 1}
 
 
@@ -42,11 +43,9 @@ def arrays_of(source: Source, data: bytes) -> dict[str, np.ndarray]:
     """Return the arrays in the bytes of an archive, whose sizes are checked before anything is unpacked."""
     if not data.startswith(b"PK"):
         raise ValueError(f"expected an .npz file, got one that begins otherwise. {AGAIN}")
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return _arrays(source, archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error, OSError) as error:
-        raise ValueError(f"expected a sound .npz file, got one that does not read ({error}). {AGAIN}") from error
+    unsound = zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error, OSError
+    with sound("a sound .npz file", *unsound), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return _arrays(source, archive)
 
 
 def unpack(source: Source, arrays: dict[str, np.ndarray]) -> tuple[tuple[int, int], Any, dict, dict]:
@@ -171,17 +170,14 @@ def _arrays(source: Source, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
 
 def _array(name: str, data: bytes) -> np.ndarray:
     file = io.BytesIO(data)
-    try:
+    what = f"a sound array as member {name!r}"
+    with sound(what, *UNREADABLE):
         version = np.lib.format.read_magic(file)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version in read_header:
             shape, _, dtype = read_header[version](file)
         else:
             raise ValueError(f"expected version (1, 0) or (2, 0) of .npy, got {version}. Write it with numpy.savez.")
-    except (ValueError, TypeError, KeyError, SyntaxError, tokenize.TokenError, RecursionError, OverflowError) as error:
-        raise ValueError(
-            f"expected a sound array as member {name!r}, got one that does not read ({error}). {AGAIN}"
-        ) from error
     if dtype.hasobject or dtype.kind not in "biufcSUmM":
         raise ValueError(
             f"expected numbers or text as member {name!r}, got {dtype}. Nothing is unpickled: write plain arrays."
@@ -195,12 +191,8 @@ def _array(name: str, data: bytes) -> np.ndarray:
             f"{len(data) - file.tell()} bytes. {AGAIN}"
         )
     file.seek(0)
-    try:
+    with sound(what, ValueError, TypeError, MemoryError, OverflowError):
         array = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, TypeError, MemoryError, OverflowError) as error:
-        raise ValueError(
-            f"expected a sound array as member {name!r}, got one that does not read ({error}). {AGAIN}"
-        ) from error
     letters = np.dtype(np.uint32).newbyteorder(dtype.byteorder)
     if dtype.kind == "U" and (np.frombuffer(array.tobytes(), letters) > 0x10FFFF).any():
         raise ValueError(f"expected characters that exist in member {name!r}, got others. {AGAIN}")

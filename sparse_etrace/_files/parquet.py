@@ -17,11 +17,10 @@ from .._graph.graph import Graph
 from .._graph.labels import plain_ids
 from .arrow import Nodes, Wanted, choose, graph_of, in_turn
 from .npz import arrays_of, bytes_of, unpack
-from .safe import AGAIN, Options, Source, as_nodes, host_ends, host_weight, is_plain, only_strings
+from .safe import AGAIN, UNSOUND, Options, Source, as_nodes, host_ends, host_weight, is_plain, only_strings, sound
 
 KEY = b"sparse_etrace"
 BATCH = 1 << 20  # rows
-UNSOUND = (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError)
 
 
 class _Facts(NamedTuple):
@@ -51,18 +50,15 @@ def table_of(source: Source, choose: Callable[[pa.Schema], Wanted]) -> tuple[Wan
 
 
 @contextmanager
-def _sound(source: Source) -> Iterator[pq.ParquetFile]:
+def sound_file(source: Source) -> Iterator[pq.ParquetFile]:
     """The file; what pyarrow says of it is said in words."""
-    try:
-        with pq.ParquetFile(source.path, page_checksum_verification=True) as file:
-            yield file
-    except UNSOUND as error:
-        raise ValueError(f"expected a sound Parquet file, got one that does not read ({error}). {AGAIN}") from error
+    with sound("a sound Parquet file", *UNSOUND), pq.ParquetFile(source.path, page_checksum_verification=True) as file:
+        yield file
 
 
 def _opened(source: Source, choose: Callable[[pa.Schema], Wanted]) -> tuple[Wanted, _Facts]:
     """Return what was chosen, and what the file says, its sizes checked before it is read."""
-    with _sound(source) as file:
+    with sound_file(source) as file:
         chosen, mark = choose(file.schema_arrow), (file.metadata.metadata or {}).get(KEY)
         return chosen, _Facts(file.schema_arrow, check_groups(source, file), mark)
 
@@ -70,7 +66,7 @@ def _opened(source: Source, choose: Callable[[pa.Schema], Wanted]) -> tuple[Want
 def _batches(source: Source, names: list[str], rows: int) -> Iterator[pa.RecordBatch]:
     """Columns of a file, some rows at a time."""
     seen = 0
-    with _sound(source) as file:
+    with sound_file(source) as file:
         for batch in file.iter_batches(BATCH, columns=names):
             batch.validate(full=True)
             seen += batch.num_rows
@@ -122,12 +118,8 @@ def check_groups(source: Source, file: pq.ParquetFile) -> int:
 
 def nodes_of(source: Source, mark: bytes) -> Nodes:
     """Return what `write` said of the nodes."""
-    try:
+    with sound("a sound description of the nodes", binascii.Error):
         arrays = arrays_of(source, base64.b64decode(mark, validate=True))
-    except binascii.Error as error:
-        raise ValueError(
-            f"expected a sound description of the nodes, got one that does not read ({error}). {AGAIN}"
-        ) from error
     shape, labels, attrs, _ = unpack(source, arrays)
     noted = arrays.get("labelled")
     if noted is None or noted.shape or noted.dtype != bool or (noted and labels is None):

@@ -21,6 +21,16 @@ from .._graph.graph import Graph
 BYTES_PER_UNIT = 24
 CHUNK = 1 << 20
 AGAIN = "Fetch the file again, or write it anew."
+UNSOUND = (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError)
+
+
+@contextmanager
+def sound(what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Say in words what a reader says of a file that it does not read."""
+    try:
+        yield
+    except errors as error:
+        raise ValueError(f"expected {what}, got one that does not read ({error}). {AGAIN}") from error
 
 
 @dataclass(frozen=True)
@@ -51,12 +61,8 @@ class Source:
             if not is_packed(self.path):
                 yield Pieces(raw.read, lambda size: None)
                 return
-            try:
+            with sound("a sound gzip file", OSError):
                 yield Pieces(pa.CompressedInputStream(raw, "gzip").read, self.check_size)
-            except OSError as error:
-                raise ValueError(
-                    f"expected a sound gzip file, got one that does not read ({error}). {AGAIN}"
-                ) from error
 
     def check_size(self, size: int) -> None:
         """Refuse to take more bytes than the limit."""
@@ -187,10 +193,8 @@ def to_json(value: object) -> str:
 
 def from_json(text: str | bytes, check: Callable[[Any], bool]) -> Any:
     """Return what JSON says, if it has the expected form."""
-    try:
+    with sound("a description in JSON", ValueError, RecursionError):
         value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"expected a description in JSON, got one that does not read ({error}). {AGAIN}") from error
     if not check(value):
         raise ValueError(f"expected a description of the form that `write_graph` gives it, got another. {AGAIN}")
     return value

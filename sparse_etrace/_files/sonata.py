@@ -3,7 +3,6 @@
 K. Dai et al. (2020), The SONATA data format for efficient description of large-scale network models, PLoS Comput Biol.
 """
 
-from io import BufferedIOBase
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from .._graph.build import build_graph
 from .._graph.columns import strings
 from .._graph.graph import Graph
 from .columns import the_rest
-from .safe import AGAIN, Options, Source
+from .safe import AGAIN, Options, Source, sound
 
 if TYPE_CHECKING:
     import h5py
@@ -29,16 +28,9 @@ def read(source: Source, options: Options) -> Graph:
         raise ImportError(
             "h5py: expected for files of SONATA, got none. Install it: pip install 'sparse-etrace[sonata]'."
         ) from error
-    try:
-        with h5py.File(source.path, "r") as file:
-            return _read(source, file, options)
-    except (OSError, KeyError, RuntimeError, AttributeError, IndexError) as error:
-        raise ValueError(f"expected a sound file of edges, got one that does not read ({error}). {AGAIN}") from error
-
-
-def write(target: BufferedIOBase, graph: Graph) -> None:
-    """Refuse to write."""
-    raise ValueError("path: expected a format that is written, got SONATA, which is only read. Write .parquet.")
+    unsound = OSError, KeyError, RuntimeError, AttributeError, IndexError
+    with sound("a sound file of edges", *unsound), h5py.File(source.path, "r") as file:
+        return _read(source, file, options)
 
 
 def _read(source: Source, file: "h5py.File", options: Options) -> Graph:

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from jaxtyping import Array, PyTree
 from scipy.sparse.csgraph import connected_components
 
-from .._graph.graph import Graph, check_graph
+from .._graph.graph import Graph
 from .._learner import LEARNERS, Learner, SnAp
 from .._learner.learner import RuleLearner
 from .._numbers import positive
@@ -22,6 +22,7 @@ from .._rule.reach import CHUNK, entries, grown
 from .._text import as_table, data_frame, in_bytes
 from .._types import Model
 from ..cells import LeakyRate
+from ..transform.origin import squared
 from .explain import ORDER, explain
 from .memory import memory_plan
 
@@ -119,10 +120,7 @@ def learner_costs(
         >>> [(row.learner, row.gradient, row.traces) for row in costs.rows]
         [('D_RTRL', 'diagonal', 79136), ('SnAp(n=None)', 'exact', 19294688)]
     """
-    check_graph(graph)
-    conn, units = graph.connectivity, graph.connectivity.num_post
-    if conn.num_pre != units:
-        raise ValueError(f"graph: expected a square one, whose units can feed each other, got shape {conn.shape}.")
+    units = squared(graph, "whose units can feed each other").connectivity.num_post
     batch, devices = positive("batch", batch), positive("devices", devices)
     steps = tuple(positive("steps", length) for length in (steps if isinstance(steps, Iterable) else (steps,)))
     if learners is not None:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from .._graph.connectivity import host_array
-from .._graph.graph import Graph, check_graph
+from .._graph.graph import Graph
+from ..transform.origin import squared
 
 LABELS = "node_label"  # what holds labels where a library has no place for them
 
@@ -33,12 +34,7 @@ def host(name: str, value: Any) -> np.ndarray:
 
 def square(graph: object) -> Graph:
     """The graph, which has one set of nodes, or an error in words."""
-    graph = check_graph(graph)
-    if graph.connectivity.num_pre != graph.connectivity.num_post:
-        raise ValueError(
-            f"graph: expected a square one, whose nodes are one set, got shape {graph.connectivity.shape}."
-        )
-    return graph
+    return squared(graph, "whose nodes are one set")
 
 
 def labelled(graph: Graph) -> bool:
