@@ -44,10 +44,10 @@ HOUSE = {
     "_read_sharded": "",
     "cells": "cell supports *",
     "cells/spiking": "constants integrate current population delta exponential lif * whole_fly",
-    "_model": "types primitives program refusals linear constant positions trained call links origin reading "
+    "_model": "types primitives program refusals linear constant positions steady trained call links origin reading "
     "rings through groups grouping batch_axes step unit_links",
-    "_rule": "reach influence traces support notes signal engine term_engine trace_engine kept_traces own_traces "
-    "influence_engine black_box past derivative sensitivity nodes by_parameter bridge rows by_event",
+    "_rule": "reach influence adjoint traces support notes signal engine term_engine trace_engine kept_traces "
+    "own_traces influence_engine black_box past derivative sensitivity nodes by_parameter bridge rows by_event",
     "_learner": "learner trace_learner * d_rtrl bridged",
     "_train": "online check_learner batches updates fit_result non_finite facts lock parted archive checkpoint "
     "fit_options fit_file delayed stream predict fit_loop fit rewire",

@@ -11,6 +11,7 @@ from models import reference, run, total
 from soak import few
 
 import sparse_etrace as se
+from sparse_etrace._model.primitives import sub_jaxprs
 
 pytestmark = pytest.mark.usefixtures("x64")
 TOLERANCE = 1e-10
@@ -145,3 +146,23 @@ def test_windows_need_no_more_room_than_what_lasts(learner):
     steps = learner.window_steps(model, carry, jnp.zeros((2, nodes, features)))
     one, chosen, most = (se.memory_plan(learner, model, state, state, k, k).total for k in (1, steps, 16))
     assert chosen <= 2 * one + 2**25 < most / 2
+
+
+@pytest.mark.parametrize("cell, is_stacked", [(se.cells.LeakyRate, False), (se.cells.GRU, True)])
+def test_what_no_step_changes_is_made_once(cell, is_stacked):
+    """The leak of a unit is its D in every step; a gate's is another in each."""
+    steps, units = 5, 7
+    graph = se.generate.fixed_in_degree(units, 3, jax.random.key(0))
+    model = cell.of(graph, inputs=2, key=jax.random.key(1))
+    xs, ys = jnp.ones((steps, 2)), jnp.zeros((steps, units))
+    carry = D_RTRL.init(model, model.init_state(), xs[0])
+    grad = jax.make_jaxpr(lambda *data: se.online_grad(D_RTRL, oracles.loss_fn, model, carry, *data))(xs, ys)
+    shapes = [v.aval.shape for eqn in scans(grad.jaxpr) for v in eqn.outvars]
+    assert ((steps, 1, 1, units) in shapes) == is_stacked
+
+
+def scans(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield from [eqn] if eqn.primitive.name == "scan" else []
+        for inner in sub_jaxprs(eqn):
+            yield from scans(inner)

@@ -33,6 +33,7 @@ from .grouping import Grouping
 from .groups import Group
 from .program import Node, constant, is_inexact
 from .rings import kept, rings_of, x_of
+from .steady import Steps
 from .through import Spread, spread
 from .types import Atom, Input, Known, Labels, Weights
 
@@ -51,7 +52,7 @@ class Tap(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What one step says to the traces; over several steps, each with a leading time axis.
+    """What one step says to the traces; over several steps, each with a leading time axis, D and F also `Steady`.
 
     Attributes:
         x: input of each learning op call, None for one without.
@@ -60,15 +61,15 @@ class Terms(NamedTuple):
         hidden_jacobian: D for each group, `(variables, variables, *hidden)`.
         output_jacobian: F for each (group, op call that acts on it), `(variables, *y)`.
         last: for each group, derivative by its variables after the last step, without time axis; None for zero.
-        first: for each group, derivative by its variables before the first step, through everything, as `n` is then.
+        first: the same before the first step, through everything, as `n` is then.
         spread, halfway: what stands for the input where a trace was carried through ops; what ops keep beside it.
     """
 
     x: dict[int, Input]
     n: dict[int, Array]
     m: list[Array]
-    hidden_jacobian: list[Array]
-    output_jacobian: dict[tuple[int, int], Array]
+    hidden_jacobian: list[Steps]
+    output_jacobian: dict[tuple[int, int], Steps]
     last: list[Array | None] | None = None
     first: list[Array] | None = None
     spread: Spread = {}
@@ -343,8 +344,7 @@ class Step:
             known |= {a.params[i]: v for i, v in zip(a.trained, values, strict=True)}
             return self.program.evaluate(known, wanted)
 
-        values = jax.vjp(phi, [params[i] for i in a.trained])[1](cts)[0]
-        grads = dict(zip(a.trained, values, strict=True))
+        grads = dict(zip(a.trained, jax.vjp(phi, [params[i] for i in a.trained])[1](cts)[0], strict=True))
         for i, extra in zip(a.plain, plain, strict=True):
             grads[i] = (widened(grads[i]) + extra).astype(grads[i].dtype)
         return grads

@@ -16,6 +16,7 @@ from .._model.origin import origin_of
 from .._model.program import cast
 from .._model.reading import Reading
 from .._model.refusals import check_names
+from .._model.steady import stacked
 from .._model.step import Step
 from .._model.trained import is_array_like
 from .._model.types import Input, Weights
@@ -179,7 +180,7 @@ class InfluenceEngine(TermEngine):
         only: str | None = None,
     ) -> tuple[Influences, dict[int, list[Array]]]:
         """The recursion of the influences through a window."""
-        said, xs, n = terms
+        said, xs, n = stacked(terms)
         traces, before = influences_after(traces, weights_of(self.links, weights), said)
         return traces, {} if only == "traces" else self._by_weights(weights, before, xs, n)
 

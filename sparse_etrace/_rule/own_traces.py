@@ -14,6 +14,7 @@ from .._model.call import Call
 from .._model.grouping import Grouping
 from .._model.groups import Route
 from .._model.program import cast
+from .._model.steady import stacked
 from .._model.step import Terms
 from .._model.types import Input, Like, Weights
 from .._op.contract import ETraceOp
@@ -120,10 +121,10 @@ class OwnTraces(ByCall):
         """The terms of a window on the outputs of a call; what it says within the step goes with its first group."""
         ndim = len(grouping.groups[g].shape)
         n = widened(terms.n[call.number])
-        m, d = (route.spread(widened(part[g]), ndim) for part in (terms.m, terms.hidden_jacobian))
-        f = terms.output_jacobian[(g, call.number)].astype(n.dtype)
+        d, f = stacked((terms.hidden_jacobian[g], terms.output_jacobian[(g, call.number)]))
+        m, d = (route.spread(widened(part), ndim) for part in (terms.m[g], d))
         at_once = jnp.zeros_like(m[:, 0]) if op.is_diagonal else n if is_first else jnp.zeros_like(n)
-        return TraceTerms(each(terms.x[call.number]), at_once, m.astype(n.dtype), d.astype(n.dtype), f)
+        return TraceTerms(each(terms.x[call.number]), at_once, m.astype(n.dtype), d.astype(n.dtype), f.astype(n.dtype))
 
     def _through(
         self, op: ETraceOp, v: PyTree[Array], trace: PyTree[Array], said: TraceTerms

@@ -16,6 +16,7 @@ from .._model.grouping import group
 from .._model.groups import Group
 from .._model.program import flatten, is_inexact
 from .._model.reading import Reading
+from .._model.steady import stacked
 from .._model.step import TAP, Tap, Terms
 from .._model.trained import leaf_number
 from .._model.types import Labels
@@ -296,7 +297,8 @@ class Teacher:
         """
         if not self.followers:
             return terms
-        m, d, f, signal = widened((list(terms.m), list(terms.hidden_jacobian), terms.output_jacobian, signal))
+        d, f = stacked((list(terms.hidden_jacobian), terms.output_jacobian))
+        m, d, f, signal = widened((list(terms.m), d, f, signal))
         last: list[Array | None] = [None] * len(m)
         for g, members in enumerate(self.grouping.groups):
             positions, own = self._layout(members)

@@ -1,8 +1,6 @@
 """The one step and the one window of the engines that are fed by terms: traces and influences."""
 
 import abc
-from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,6 +10,7 @@ from jaxtyping import Array, PyTree
 from .._model.grouping import Grouping
 from .._model.program import is_inexact
 from .._model.reading import Reading
+from .._model.steady import Steps, listened, stacked
 from .._model.step import Step
 from .._model.types import Weights
 from .._sums import widened, zeros
@@ -48,11 +47,11 @@ class TermEngine(Engine):
         weights: Weights,
         state: list[Array],
         traces: PyTree[Array],
-        terms: PyTree[Array],
+        terms: PyTree[Steps],
         taught: tuple,
         only: str | None = None,
     ) -> tuple[PyTree[Array], dict[int, list[Array]]]:
-        """Traces after the steps whose stacked terms these are, and for each op call the gradient of its weights.
+        """Traces after the steps whose terms these are, and for each op call the gradient of its weights.
 
         `state` is that before the steps. `taught` holds the signals that were put in place, and the memory before and
         after. `only` is `"traces"` or `"gradients"` where the other is not wanted.
@@ -166,33 +165,18 @@ class TermEngine(Engine):
             terms, memory = self.terms(jacobians(), m, n, carry.traces), teacher.remember(memory, new)
             by_matrix = [teacher.by_matrix(by_out, b, memory, new) for b in moved]
             added = [a + b for a, b in zip(added, widened([*plain, *by_matrix]), strict=True)]
-            return (new, added, memory), (loss, aux, terms, signal)
+            return (new, added, memory), (loss, aux, signal, terms)
 
         state, shape = jax.tree.flatten(carry.state)
         start = (state, zeros([*(params[i] for i in plain_leaves), *moved]), carry.memory)
-        (new, added, memory), (losses, aux, terms, signal) = _scan(one, start, (xs, ys))
+        (new, added, memory), (*heard, terms) = listened(one, start, (xs, ys))
+        losses, aux, signal = stacked(heard)
         traces, dv = self.absorb(weights, state, carry.traces, terms, (signal, carry.memory, memory))
         by_param = run.by_parameter(params, dv, added[: len(plain_leaves)])
         if moved:
             by_param |= teacher.by_learned(model, learned, added[-1].astype(moved[0].dtype))
         grads = jax.tree.unflatten(layout, [by_param.get(i) for i in range(len(params))])
         return Window(losses, aux, grads, Carry(jax.tree.unflatten(shape, new), traces, memory))
-
-
-def _scan(step: Callable[..., tuple], start: PyTree, xs: PyTree) -> tuple:
-    """`jax.lax.scan` that keeps once what a step puts out in several places."""
-    layout: list[Any] = []
-
-    def one(before: PyTree, now: PyTree) -> tuple[PyTree, list[Array]]:
-        later, said = step(before, now)
-        leaves, shape = jax.tree.flatten(said)
-        kept = {id(leaf): leaf for leaf in leaves}
-        layout[:] = shape, [list(kept).index(id(leaf)) for leaf in leaves]
-        return later, list(kept.values())
-
-    last, stacked = jax.lax.scan(one, start, xs)
-    shape, places = layout
-    return last, jax.tree.unflatten(shape, [stacked[k] for k in places])
 
 
 def _differentiate(loss_fn: Loss, reading: Reading, out: list[Array], y: PyTree) -> tuple[Array, PyTree, list[Array]]:

@@ -19,6 +19,7 @@ from .._model.origin import origin_of
 from .._model.reading import Reading
 from .._model.refusals import check_names
 from .._model.rings import histories
+from .._model.steady import listened, stacked
 from .._model.step import Step, Terms
 from .._model.trained import nbytes
 from .._model.types import Like, Weights
@@ -163,6 +164,8 @@ class TraceEngine(TermEngine):
         only: str | None = None,
     ) -> tuple[dict[int, PyTree[Array]], dict[int, list[Array]]]:
         """The recursion of the traces through a window."""
+        d, f = terms.hidden_jacobian, terms.output_jacobian
+        terms = stacked(terms)._replace(hidden_jacobian=d, output_jacobian=f)
         terms = terms._replace(x=histories(self.run.rings, state, terms.x))
         terms = self.teacher.extend(terms, *taught)
         return self.storage.advance(self.grouping, weights, traces, terms, only)
@@ -190,12 +193,14 @@ class TraceEngine(TermEngine):
                 state, out, said = run.written(values, state, jax.tree.leaves(x), delta)
                 return state, (*loss_fn(jax.tree.unflatten(self.reading.out_structure, out), y), said)
 
-            state, (losses, aux, said) = jax.lax.scan(one, old, (xs, ys, deltas))
+            state, (*heard, said) = listened(one, old, (xs, ys, deltas))
+            losses, aux = stacked(heard)
             return jnp.sum(losses), (losses, aux, state, said)
 
         given = widened([params[i] for i in plain]), old, deltas
         (by_plain, by_state, n), (losses, aux, state, said) = total(given)
-        terms = jax.vmap(lambda said, n: self.terms(said, m, n, carry.traces))(said, n)
+        silent = [jnp.broadcast_to(part, (count, *part.shape)) for part in m]
+        terms = self.terms(said, silent, n, carry.traces)
         terms = terms._replace(first=run.along.together({i: by_state[i] for i in run.along.leaves}))
         weights = self.reading.weights(params)
         traces, dv = self.absorb(weights, old, carry.traces, terms, (None, carry.memory, carry.memory))

@@ -1,6 +1,6 @@
 """The two ways to keep eligibility traces, full and factorised, over a window of steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -14,13 +14,13 @@ from .._model.call import Call
 from .._model.grouping import Grouping
 from .._model.groups import Route
 from .._model.program import cast
+from .._model.steady import scan
 from .._model.step import Terms
 from .._model.types import Input, OpWeights, Weights
 from .._op.contract import ETraceOp
 from .._op.delays import each, shape_of
-from .._sums import dot, is_narrow, joined, matmul, matvec, mixed, rounded, sum_steps, wide, widened, zeros
-
-Adjoint = tuple[Array, Array, Array, Array]
+from .._sums import dot, is_narrow, joined, matvec, mixed, rounded, sum_steps, wide, widened, zeros
+from .adjoint import Adjoint, Landing, adjoints
 
 
 class Factors(eqx.Module):
@@ -132,27 +132,6 @@ def _stored(exact: DTypeLike, wanted: DTypeLike | None) -> DTypeLike:
     return joined(wanted, jnp.complex64)
 
 
-def adjoint(parts: Sequence[tuple[Array, Array, Array | None]]) -> list[Adjoint]:
-    """Backward over a window, per unit of each group: `lam_{k-1} = m_k + D_k^T lam_k`, `P_{k-1} = P_k D_k`.
-
-    Of each group D, m and the last lam, None for zero, make `lam_1 .. lam_K`, `P_1 .. P_K`, `lam_0`, `P_0`.
-    """
-    if not parts:
-        return []
-
-    def back(carry: list, step: list) -> tuple[list, list]:
-        pairs = zip(carry, step, strict=True)
-        return [(m + matvec(jnp.swapaxes(d, 0, 1), lam), matmul(p, d)) for (lam, p), (d, m) in pairs], carry
-
-    def start(d: Array, m: Array, last: Array | None) -> tuple[Array, Array]:
-        one = jnp.eye(m.shape[1], dtype=m.dtype).reshape(*d.shape[1:3], *[1] * (m.ndim - 2))
-        return jnp.zeros_like(m[0]) if last is None else last, jnp.broadcast_to(one, d.shape[1:])
-
-    steps = [(d, m) for d, m, _ in parts]
-    first, all_later = jax.lax.scan(back, [start(*p) for p in parts], steps, reverse=True, unroll=len(steps[0][0]) == 1)
-    return [(*later, *before) for later, before in zip(all_later, first, strict=True)]
-
-
 def traces_after(
     grouping: Grouping,
     weights: Weights,
@@ -169,29 +148,31 @@ def traces_after(
     Returns:
         The new traces, and for each op call the gradient of its weights (a list of leaves).
     """
-    last = terms.last or [None] * len(terms.m)
-    adjoints = adjoint(widened(list(zip(terms.hidden_jacobian, terms.m, last, strict=True))))
-    if terms.first is not None:
-        adjoints = [(lam, p, a, p_0) for (lam, p, _, p_0), a in zip(adjoints, widened(terms.first), strict=True)]
     new, gradients = {}, {}
-    found: dict[tuple, Adjoint] = {}
-
-    def at_output(g: int, route: Route, dtype: DTypeLike) -> Adjoint:
-        """On the output of an op P_0 and what enters, lam_0 and what meets the signal at once; calls may share it."""
-        f = terms.output_jacobian[(g, route.source)]
-        key = g, id(f), dtype, route.repeats, id(route.ids)
-        if key not in found:
-            ndim, f = len(grouping.groups[g].shape), f.astype(dtype)
-            lam, p, lam_0, p_0 = (route.spread(part, ndim).astype(dtype) for part in adjoints[g])
-            direct = jax.vmap(dot)(lam, f) if terms.first is None else jnp.zeros_like(f[:, 0])
-            found[key] = p_0, jax.vmap(matvec)(p, f), lam_0, direct
-        return found[key]
-
+    landings = {
+        (call.number, number): landing
+        for call in grouping.reading.learning
+        for number, landing in enumerate(_landings(grouping, call, traces[call.number], terms))
+    }
+    found = dict(zip(landings, adjoints(grouping, terms, list(landings.values()), only), strict=True))
     for call in grouping.reading.learning:
         new[call.number], gradients[call.number] = _advance_call(
-            grouping, call, weights[call.number], traces[call.number], terms, at_output, decay, only
+            grouping, call, weights[call.number], traces[call.number], terms, found, decay, only
         )
     return new, gradients
+
+
+def _landings(grouping: Grouping, call: Call, trace: CallTrace, terms: Terms) -> list[Landing]:
+    """Of the groups in which a call has full traces; `n` goes with the first that it reaches without another op."""
+    op, found, is_met = call.template(grouping.program)[0], list[Landing](), False
+    if any(leaf is not None for part in trace.full[:1] for leaf in _leaves(part)):
+        n = terms.n[call.number]
+        for g, route in routes_of(grouping, call):
+            meets = not (op.is_diagonal or is_met or route.via is not None)
+            is_met = is_met or meets
+            f = terms.output_jacobian[(g, route.source)]
+            found.append(Landing(g, route, f, n if meets else None, wide(n.dtype), op.is_diagonal))
+    return found
 
 
 def _advance_call(
@@ -200,7 +181,7 @@ def _advance_call(
     weights: OpWeights,
     trace: CallTrace,
     terms: Terms,
-    at_output: Callable[[int, Route, DTypeLike], Adjoint],
+    adjoint: dict[tuple[int, int], Adjoint],
     decay: float,
     only: str | None,
 ) -> tuple[CallTrace, list[Array]]:
@@ -220,18 +201,13 @@ def _advance_call(
     if not direct_routes or op.is_diagonal:
         sampled(x, n, trained)
     full, total = list[PyTree](), list[Array]()
-    for number, (g, route) in enumerate(routes if any(in_full) else []):
-        p_0, entering, lam_0, direct = at_output(g, route, n.dtype)
-        if number in direct_routes[:1] and not op.is_diagonal:
-            direct = direct + n
-        later: tuple = (p_0, entering) if only != "gradients" else (None, None)
-        now: tuple = (lam_0, direct) if only != "traces" else (None, None)
+    for number, (_, route) in enumerate(routes if any(in_full) else []):
         kept = {} if noise is None else {"noise": mixed(noise, number)}
         own = route.at_units(v) if op.is_diagonal else v
         half = terms.halfway.get(call.number)
         read = terms.spread[call.number, route.via] if route.via is not None else x if half is None else (x, half)
         of_units = None if route.via is None else per_unit_leaves(grouping, call)
-        eps, gradient = _window(op, of_units, own, trace.full[number], (*later, *now), read, **kept)
+        eps, gradient = _window(op, of_units, own, trace.full[number], adjoint[call.number, number], read, **kept)
         if only != "gradients":
             full.append(eps)
         if only != "traces":
@@ -339,7 +315,7 @@ def _filter(
     parts = [(terms.hidden_jacobian[g], terms.m[g], terms.output_jacobian[(g, call.number)]) for g, _ in kept]
     start = Factors(stored.x.astype(dtype), tuple(f.astype(dtype) for f in stored.f), stored.steps)
     x = each(terms.x[call.number]).astype(dtype)
-    new, (filtered, taught) = jax.lax.scan(step, start, (x, widened(terms.n[call.number]), parts), unroll=len(x) == 1)
+    new, (filtered, taught) = scan(step, start, (x, widened(terms.n[call.number]), parts), unroll=len(x) == 1)
     leaves, layout = jax.tree.flatten(stored)
     found = [
         rounded(a, b.dtype, mixed(noise, len(routes) + i))

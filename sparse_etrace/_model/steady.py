@@ -1,0 +1,90 @@
+"""What the steps of a window say: stacked, or once where it is the same in all."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .._kernels.elementwise import execute
+from .program import constant, propagate
+from .types import Labels
+
+
+class Steady(eqx.Module):
+    """An array that so many steps have in common."""
+
+    value: Array
+    steps: int = eqx.field(static=True)
+
+
+Steps = Array | Steady
+"""A value of each step of a window: a leading axis, time, or none."""
+
+
+def _is_steady(leaf: object) -> bool:
+    return isinstance(leaf, Steady)
+
+
+def stacked(tree: PyTree[Steps]) -> PyTree[Array]:
+    """A pytree in which all has a leading axis, time."""
+
+    def one(leaf: Steps) -> Array:
+        return jnp.broadcast_to(leaf.value, (leaf.steps, *leaf.value.shape)) if isinstance(leaf, Steady) else leaf
+
+    return jax.tree.map(one, tree, is_leaf=_is_steady)
+
+
+def at_first(part: Steps) -> Array:
+    """The value of the first step."""
+    return part.value if isinstance(part, Steady) else part[0]
+
+
+def scan(step: Callable[..., tuple], start: PyTree, xs: PyTree[Steps], **how: Any) -> tuple:
+    """`jax.lax.scan` that gives every step what is steady."""
+    leaves, layout = jax.tree.flatten(xs, is_leaf=_is_steady)
+    moving = [None if isinstance(leaf, Steady) else leaf for leaf in leaves]
+
+    def one(before: PyTree, now: list[Array | None]) -> tuple:
+        given = [leaf.value if isinstance(leaf, Steady) else part for leaf, part in zip(leaves, now, strict=True)]
+        return step(before, jax.tree.unflatten(layout, given))
+
+    return jax.lax.scan(one, start, moving, **how)
+
+
+def listened(step: Callable[..., tuple], start: PyTree, xs: PyTree[Array]) -> tuple:
+    """`jax.lax.scan` that keeps once what a step puts out in several places, and makes once what no step changes."""
+    steps, first = len(jax.tree.leaves(xs)[0]), jax.tree.map(lambda part: part[0], xs)
+    closed, like = jax.make_jaxpr(step, return_shape=True)(start, first)
+    jaxpr, layout, count = closed.jaxpr, jax.tree.structure(start), len(jax.tree.leaves(start))
+    labels = propagate(jaxpr, [Labels((0,))] * len(jaxpr.invars))
+    moving = list(dict.fromkeys(v for v, label in zip(jaxpr.outvars[count:], labels[count:], strict=True) if label))
+    places = [jaxpr.outvars.index(v) for v in moving]
+
+    def one(before: PyTree, now: PyTree) -> tuple[PyTree, list[Array]]:
+        out = jax.core.eval_jaxpr(jaxpr, closed.consts, *jax.tree.leaves((before, now)))
+        return jax.tree.unflatten(layout, out[:count]), [out[k] for k in places]
+
+    last, kept = jax.lax.scan(one, start, xs)
+    made = _values(closed, [v for v, label in zip(jaxpr.outvars[count:], labels[count:], strict=True) if not label])
+    found = {v: Steady(value, steps) for v, value in made.items()} | dict(zip(moving, kept, strict=True))
+    said = [found[v] if isinstance(v, jex.Var) else Steady(constant(v), steps) for v in jaxpr.outvars[count:]]
+    return last, jax.tree.unflatten(jax.tree.structure(like[1]), said)
+
+
+def _values(closed: jex.ClosedJaxpr, wanted: Sequence[jex.Var | jex.Literal]) -> dict[jex.Var, Array]:
+    """What of a jaxpr no input is needed for, by running only the equations that it needs."""
+    needed, run = {v for v in wanted if isinstance(v, jex.Var)}, []
+    values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    for eqn in reversed(closed.jaxpr.eqns):
+        if needed.intersection(eqn.outvars):
+            run.append(eqn)
+            needed.update(v for v in eqn.invars if isinstance(v, jex.Var))
+    for eqn in reversed(run):
+        with eqn.ctx.manager:
+            out = execute(eqn, [values[v] if isinstance(v, jex.Var) else v.val for v in eqn.invars])
+        values.update(zip(eqn.outvars, out, strict=True))
+    return {v: values[v] for v in wanted if isinstance(v, jex.Var)}
