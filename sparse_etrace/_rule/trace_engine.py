@@ -248,7 +248,7 @@ class TraceEngine(TermEngine):
 
 
 def _bytes_of_step(grouping: Grouping, counts: Sequence[int]) -> int:
-    """What a step says to the traces: inputs and signals of ops; m, D, lam, P by group; F and coefficients by route."""
+    """What a step says to the traces: inputs and signals of ops; m and D by group; F and coefficients by route."""
     total = 0
     for call in grouping.reading.learning:
         x = call.template(grouping.program)[2]
@@ -257,7 +257,7 @@ def _bytes_of_step(grouping: Grouping, counts: Sequence[int]) -> int:
         total += nbytes((shape_of(x), half)) + per_unit * nbytes(call.y(grouping.program))
     for group, count in zip(grouping.groups, counts, strict=True):
         (state,) = grouping.program.shapes([grouping.reading.state[group.variables[0]]])
-        total += 2 * count * (1 + count) * nbytes(state)
+        total += count * (1 + count) * nbytes(state)
     return total + (nbytes(grouping.spread_shapes) if grouping.ways else 0)
 
 
