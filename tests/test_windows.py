@@ -26,7 +26,7 @@ def expected_of(learner, kind):
 KINDS = ["alif_v", "fused_gru", "delay_chain", "axis_2", "tied", "conv_1d", "low_rank", "decay"]
 
 
-@pytest.mark.parametrize("kind", few(KINDS, ["fused_gru", "conv_1d"]))
+@pytest.mark.parametrize("kind", few(KINDS, ["fused_gru", "conv_1d", "decay"]))
 def test_d_rtrl(kind):
     """One window longer than the sequence, as the default is; several windows, some with a rest."""
     case, expected = expected_of(D_RTRL, kind)
