@@ -47,6 +47,14 @@ def all_finite(tree: PyTree) -> Array:
     return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
 
 
+def _marked(trained: PyTree, grads: PyTree) -> PyTree:
+    """What is trained, NaN where its gradient is not finite, as it stays in later updates.
+
+    A pass that writes weights asks this of a gradient on its way; `all_finite` of it would be one more pass.
+    """
+    return jax.tree.map(lambda p, g: jnp.where(g * 0 == 0, p, jnp.nan), trained, grads)
+
+
 def starting(task: Task, point: Point, state: PyTree) -> Point:
     """A sequence that starts from `state`; None where it goes on. What is random goes on in any case."""
     return point if state is None else point._replace(carry=task.learner.reset(point.carry, True, state))
@@ -113,7 +121,8 @@ def one_sequence(
 
     def one(point: Point, part: Pair) -> tuple[Point, tuple[list[Array], Array]]:
         point, values, grads = one_update(task, point, *part)
-        return point, ([jnp.sum(v) for v in widened(values)], all_finite((values[0], grads)))
+        point = point._replace(trained=_marked(point.trained, grads))
+        return point, ([jnp.sum(v) for v in widened(values)], all_finite(values[0]))
 
     steps = jax.tree.leaves((xs, ys))[0].shape[0]
     count, rest = divmod(steps, size)
