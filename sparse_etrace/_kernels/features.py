@@ -34,21 +34,11 @@ def advance(
     Raises:
         ValueError: one of these has another shape.
     """
-    count, steps, (*batch, _, features) = len(eps), len(x), x.shape[1:]
-    num_pre, num_post = connectivity.shape
-    units = *batch, num_post, features
-    trace.check_sizes(
-        steps,
-        {
-            "x": (x, (steps, *batch, num_pre, features)),
-            "trace": (eps, (count, *batch, connectivity.num_synapses, features)),
-            "carried": (carried, (count, count, *units)),
-            "entering": (entering, (steps, count, *units)),
-            "signal": (signal, (count, *units)),
-            "direct": (direct, (steps, *units)),
-        },
-    )
-    dtype = joined(*(part for part in (carried, entering, signal, direct) if part is not None))
+    *batch, _, features = x.shape[1:]
+    units = {"carried": carried, "entering": entering, "signal": signal, "direct": direct}
+    pre, post, synapses = ((size, features) for size in (*connectivity.shape, connectivity.num_synapses))
+    trace.check_sizes(units, x, eps, pre, post, synapses)
+    dtype = joined(*(part for part in units.values() if part is not None))
 
     def flat(part: Array | None, front: int) -> Array:
         if part is None:

@@ -50,9 +50,11 @@ def advance(
     Raises:
         ValueError: one of these has another shape.
     """
-    _check(connectivity, carried, entering, signal, direct, x, trace, lag, slots)
-    given = [part for part in (carried, entering, signal, direct) if part is not None]
-    dtype = joined(*given)
+    sizes = trace.shape[-2:] if connectivity is None else connectivity.shape
+    synapses = sizes if connectivity is None else (connectivity.num_synapses,)
+    units = {"carried": carried, "entering": entering, "signal": signal, "direct": direct}
+    check_sizes({**units, "lag": lag}, x, trace, (sizes[0] // slots,), (sizes[1],), synapses, slots)
+    dtype = joined(*(part for part in units.values() if part is not None))
     batch = x.shape[1:-1]
 
     def flat(part: Array | None, front: int) -> Array:
@@ -63,47 +65,30 @@ def advance(
 
     operands = [flat(carried, 2), flat(entering, 2), flat(signal, 1), flat(direct, 1), flat(x, 1)]
     operands.append(jnp.zeros((1, 0), jnp.uint32) if noise is None else noise.reshape(1, 1))
-    ids, sizes = ((), trace.shape[-2:]) if connectivity is None else (connectivity.arrays, connectivity.shape)
+    ids = () if connectivity is None else connectivity.arrays
     ids = ids if lag is None else (*ids, lag)
     new, gradient = bind(trace_p, *ids, *operands, trace, sizes=sizes, variables=len(trace), slots=slots)
     taught = None if signal is None else gradient[0].reshape(sizes if connectivity is None else -1)
     return None if carried is None else new, taught
 
 
-def _check(
-    connectivity: Connectivity | None,
-    carried: Array | None,
-    entering: Array | None,
-    signal: Array | None,
-    direct: Array | None,
+def check_sizes(
+    units: dict[str, Array | None],
     x: Array,
     trace: Array,
-    lag: Array | None,
-    slots: int,
+    senders: tuple[int, ...],
+    receivers: tuple[int, ...],
+    synapses: tuple[int, ...],
+    slots: int = 1,
 ) -> None:
     """Raise for sizes that do not belong together, which a compiled kernel would read and write past."""
-    (num_pre, num_post), synapses = trace.shape[-2:], trace.shape[-2:]
-    if connectivity is not None:
-        (num_pre, num_post), synapses = connectivity.shape, (connectivity.num_synapses,)
-    count, steps, batch = len(trace), len(x) - slots + 1, x.shape[1:-1]
-    check_sizes(
-        steps,
-        {
-            "x": (x, (len(x), *batch, num_pre // slots)),
-            "trace": (trace, (count, *batch, *synapses)),
-            "carried": (carried, (count, count, *batch, num_post)),
-            "entering": (entering, (steps, count, *batch, num_post)),
-            "signal": (signal, (count, *batch, num_post)),
-            "direct": (direct, (steps, *batch, num_post)),
-            "lag": (lag, synapses),
-        },
-    )
-
-
-def check_sizes(steps: int, expected: dict[str, tuple[Array | None, tuple[int, ...]]]) -> None:
-    """Raise for an array of a window that has another shape than it is given with."""
-    for name, (part, shape) in expected.items():
-        if part is not None and part.shape != shape:
+    count, steps, batch = len(trace), len(x) - slots + 1, x.shape[1 : x.ndim - len(senders)]
+    front = {"carried": (count, count), "entering": (steps, count), "signal": (count,), "direct": (steps,)}
+    shapes = {"x": (len(x), *batch, *senders), "trace": (count, *batch, *synapses)}
+    shapes |= {name: (*sizes, *batch, *receivers) for name, sizes in front.items()} | {"lag": synapses}
+    given = units | {"x": x, "trace": trace}
+    for name, shape in shapes.items():
+        if (part := given.get(name)) is not None and part.shape != shape:
             raise ValueError(
                 f"{name}: expected shape {shape} in a window of {steps} steps, got {part.shape}. Keep a carry with the "
                 "learner and model that made it."
