@@ -452,7 +452,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_window, WindowOf,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_features, FeaturesOf, (buffers<10, 3>()));
 
 // The same number in sparse_etrace/_kernels/native.py.
-extern "C" int sparse_etrace_interface() { return 8; }
+extern "C" int sparse_etrace_interface() { return 9; }
 
 extern "C" const char* sparse_etrace_kernels() {
   return table ? table->name : nullptr;

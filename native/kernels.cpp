@@ -622,7 +622,7 @@ void window_of_bits(const Window<T>& work, int64_t b, int64_t begin, int64_t end
 #pragma GCC unroll 4
     for (int a = 0; a < A; ++a)
       old[a] = get<Store, n>(static_cast<const Stored*>(work.trace) + (a * work.batch + b) * synapses.count + s, count);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int a = 0; a <= A; ++a) {
       sum[a] = (look_up<T>(table[a][0], sent) + look_up<T>(table[a][1], sent >> 4)) +
                (look_up<T>(table[a][2], sent >> 8) + look_up<T>(table[a][3], sent >> 12));
@@ -752,7 +752,7 @@ struct DenseWindow {
       for (int64_t k = 0; k < work.steps; ++k, row += (A + 1) * pitch, x += R)
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
           for (int a = 0; a <= A; ++a) sum[a][r] += load<V>(row + a * pitch) * x[r];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
@@ -761,7 +761,7 @@ struct DenseWindow {
 #pragma GCC unroll 4
         for (int a = 0; a < A; ++a)
           old[a] = get<Store, n>(static_cast<const Stored*>(work.trace) + (a * work.batch + b) * count + s, width);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int a = 0; a <= A; ++a)
 #pragma GCC unroll 4
           for (int c = 0; c < A; ++c) sum[a][r] += load<V>(units + (a * A + c) * pitch + post) * old[c];
@@ -1068,9 +1068,10 @@ constexpr Kernels<T> kernels() {
           product<T>,
           scatter<T>,
           transposed<T>,
-          {window<T, AsIs<T>, 0>, window<T, AsIs<T>, 1>, window<T, AsIs<T>, 2>, window<T, AsIs<T>, 3>},
+          {window<T, AsIs<T>, 0>, window<T, AsIs<T>, 1>, window<T, AsIs<T>, 2>, window<T, AsIs<T>, 3>,
+           window<T, AsIs<T>, 4>},
           {},
-          {nullptr, dense<T, AsIs<T>, 1>, dense<T, AsIs<T>, 2>, dense<T, AsIs<T>, 3>},
+          {nullptr, dense<T, AsIs<T>, 1>, dense<T, AsIs<T>, 2>, dense<T, AsIs<T>, 3>, dense<T, AsIs<T>, 4>},
           {},
           {nullptr, features<T, AsIs<T>, 1>, features<T, AsIs<T>, 2>, features<T, AsIs<T>, 3>},
           {},

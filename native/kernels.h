@@ -121,11 +121,11 @@ struct Kernels {
   void (*transposed)(const Synapses& synapses, const T* weight, const T* y, int64_t columns, int64_t pitch, T* into,
                      int64_t begin, int64_t end);
   // For one batch element, by number of hidden variables; those after the first add to the gradient.
-  void (*window[4])(const Window<T>& work, int64_t b, int64_t begin, int64_t end);
+  void (*window[5])(const Window<T>& work, int64_t b, int64_t begin, int64_t end);
   // The same where the trace is stored in bfloat16.
   void (*window_bf16[4])(const Window<T>& work, int64_t b, int64_t begin, int64_t end);
   // Where everything is connected, for all synapses of the senders of a range.
-  void (*dense[4])(const Window<T>& work, int64_t begin, int64_t end);
+  void (*dense[5])(const Window<T>& work, int64_t begin, int64_t end);
   void (*dense_bf16[4])(const Window<T>& work, int64_t begin, int64_t end);
   // For one batch element, by number of hidden variables; those after the first add to the gradient.
   void (*features[4])(const FeatureWindow<T>& work, int64_t b, int64_t begin, int64_t end);

@@ -41,7 +41,7 @@ def connectivities(draw):
 cases = hypothesis.given(
     conn=connectivities(),
     batch=st.sampled_from(BATCHES),
-    variables=st.integers(1, 3),
+    variables=st.integers(1, 4),
     dtype=st.sampled_from([np.float32, np.float64]),
     seed=st.integers(0, 99),
 )
@@ -107,7 +107,7 @@ def window_of(conn, batch, variables, steps, new):
 @hypothesis.example(
     conn=se.Connectivity.from_edges(np.arange(40) % 7, np.arange(40) % 3, shape=(7, 3)),
     batch=(2,),
-    variables=4,
+    variables=5,
     dtype=np.float32,
     seed=0,
 )
@@ -220,7 +220,7 @@ def test_windows_of_other_sizes_are_refused(conn):
 
 @pytest.mark.optimized
 @pytest.mark.parametrize("dtype, stored", [("float32", "float32"), ("float64", "float64"), ("float32", "bfloat16")])
-@pytest.mark.parametrize("steps, variables", few([(16, 1), (16, 3), (5, 2), (2, 1)], [(16, 3), (5, 2)]))
+@pytest.mark.parametrize("steps, variables", few([(16, 1), (16, 3), (16, 4), (5, 2), (2, 1)], [(16, 3), (16, 4)]))
 def test_window_of_spikes(steps, variables, dtype, stored):
     """Zeros and ones take a kernel of their own, and anything else among them sends them back."""
     rng, batch = np.random.default_rng(steps), 2
@@ -250,7 +250,8 @@ def test_window_of_spikes(steps, variables, dtype, stored):
         ((43, 21), (3,), 2, 16, np.float32),
         ((43, 21), (2, 3), 3, 18, np.float64),
         ((9, 16), (), 1, 1, np.float32),
-        ((5, 2), (3,), 4, 3, np.float32),
+        ((43, 21), (3,), 4, 16, np.float32),
+        ((5, 2), (3,), 5, 3, np.float32),
         ((0, 3), (0,), 1, 3, np.float64),
     ],
 )

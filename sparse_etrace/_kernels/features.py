@@ -57,7 +57,7 @@ def advance(
 
 def _types(*avals: jax.core.ShapedArray, sizes: tuple[int, int]) -> bool:
     *rest, x, _, eps = avals
-    known = eps.shape[0] <= trace.MOST_VARIABLES and eps.size > 0
+    known = eps.shape[0] <= trace.OF_OTHERS and eps.size > 0
     numbers = [a for a in rest[IDS:] if a.size]
     return known and trace._is_compiled(x.dtype, eps.dtype) and native.compiled_types(*rest[:IDS], *numbers, x)
 

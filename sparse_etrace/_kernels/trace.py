@@ -19,7 +19,7 @@ from . import dense, native
 from .products import Axes, Tangent, batch_by_loop, connectivity_of, in_front, merged, sampled_sum
 from .windows import window_by_blocks
 
-MOST_VARIABLES = 3
+MOST_VARIABLES, OF_OTHERS = 4, 3  # of a trace that is stored as it is computed, and of any other
 LAG = 6  # indices of a connectivity, after which the lag comes
 UNITS = 4  # coefficients among the operands of a window; after them come x, the noise and the trace
 
@@ -102,7 +102,8 @@ def _is_compiled(dtype: np.dtype, stored: np.dtype) -> bool:
 def _types(*avals: jax.core.ShapedArray, sizes: tuple[int, int], variables: int, slots: int) -> bool:
     *rest, x, _, trace = avals
     ids, coefficients = rest[:-UNITS], rest[-UNITS:]
-    known = variables <= MOST_VARIABLES and _is_compiled(x.dtype, trace.dtype) and trace.size > 0
+    most = MOST_VARIABLES if x.dtype == trace.dtype else OF_OTHERS
+    known = variables <= most and _is_compiled(x.dtype, trace.dtype) and trace.size > 0
     return known and native.compiled_types(*ids, *(a for a in coefficients if a.ndim > 2), x)
 
 
