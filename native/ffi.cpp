@@ -98,11 +98,12 @@ struct Active {
 template <class T>
 bool scatter_few(ffi::ThreadPool& pool, const Synapses& synapses, const Outgoing& outgoing, const T* weight,
                  const Sent<T>& sent_by, T* y) {
-  constexpr int64_t most = 4, large = 1 << 16;
-  const int64_t limit = synapses.count / 16, units = synapses.num_post, parts = synapses.num_pre < large ? 1 : most;
-  // Senders with few synapses each, as units in slots of a ring: every part of them adds to sums of its own.
-  const bool is_own = parts > 1 && synapses.num_pre >= most * units && synapses.count < 16 * synapses.num_pre;
-  std::unique_ptr<T[]> sums(new T[is_own ? (most - 1) * units : 0]);
+  constexpr int64_t most = 4;
+  const int64_t limit = synapses.count / 16, units = synapses.num_post;
+  // Many senders with few synapses each, as units in slots of a ring: every part of them adds to sums of its own.
+  const bool is_own = synapses.num_pre >= std::max<int64_t>(1 << 16, most * units) && synapses.count < 16 * synapses.num_pre;
+  const int64_t parts = is_own ? most : 1;
+  std::unique_ptr<T[]> sums(new T[(parts - 1) * units]);
   Active<T> found[most];
   std::atomic<int64_t> sent{0};
   auto scatter = [&](const Active<T>& some, T* to, int64_t begin, int64_t end) {
@@ -122,17 +123,15 @@ bool scatter_few(ffi::ThreadPool& pool, const Synapses& synapses, const Outgoing
     for (int64_t i = 0; i < units; ++i) y[i] = (y[i] + sums[i]) + (sums[units + i] + sums[2 * units + i]);
     return true;
   }
+  std::fill_n(y, units, T(0));
   // A unit's sum has the order of its senders however many ranges there are, so there may be one for each thread.
-  const int64_t ranges = sent < 4096 && units < large ? 1 : std::clamp<int64_t>(pool.num_threads(), 1, 64);
-  auto start = [&](int64_t range) {
-    const int32_t *ptr = synapses.post_ptr, target = int32_t(synapses.count * range / ranges);
-    return range < ranges ? std::lower_bound(ptr, ptr + units, target) - ptr : units;
-  };
+  const int64_t ranges = sent < 4096 ? 1 : std::clamp<int64_t>(pool.num_threads(), 1, 64);
   parallel_for(pool, ranges, [&](int64_t range) {
-    const int64_t begin = start(range), end = start(range + 1);
-    std::fill(y + begin, y + end, T(0));
-    for (int64_t part = 0; part < parts; ++part)
-      scatter(found[part], y, synapses.post_ptr[begin], synapses.post_ptr[end]);
+    auto start = [&](int64_t r) {
+      int64_t target = synapses.count * r / ranges;
+      return int64_t(*std::lower_bound(synapses.post_ptr, synapses.post_ptr + units, target));
+    };
+    scatter(found[0], y, start(range), start(range + 1));
   });
   return true;
 }
@@ -271,20 +270,17 @@ ffi::Error Spmv(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post, f
 }
 
 // Writes what is sent to a slot of a ring, in place.
-ffi::Error Push(ffi::ThreadPool pool, ffi::AnyBuffer ring, ffi::AnyBuffer sent, ffi::AnyBuffer pointer,
-                ffi::Result<ffi::AnyBuffer> result) {
+ffi::Error Push(ffi::AnyBuffer ring, ffi::AnyBuffer sent, ffi::AnyBuffer pointer, ffi::Result<ffi::AnyBuffer> result) {
   const auto size = ring.dimensions();
   const int64_t units = size.back(), slots = size[size.size() - 2], slot = *data<int32_t>(pointer);
   if (result->untyped_data() != ring.untyped_data())
     std::memcpy(result->untyped_data(), ring.untyped_data(), ring.size_bytes());
   if (!sent.element_count()) return ffi::Error::Success();
   const int64_t at = std::clamp<int64_t>(slot, 0, slots - 1), batch = int64_t(sent.element_count()) / units;
-  const int64_t bytes = int64_t(sent.size_bytes()) / batch, block = 1 << 17, blocks = (bytes + block - 1) / block;
-  parallel_for(pool, batch * blocks, [&](int64_t i) {
-    const int64_t b = i / blocks, first = i % blocks * block;
-    std::memcpy(static_cast<char*>(result->untyped_data()) + (b * slots + at) * bytes + first,
-                static_cast<const char*>(sent.untyped_data()) + b * bytes + first, std::min(block, bytes - first));
-  });
+  const int64_t bytes = int64_t(sent.size_bytes()) / batch;
+  for (int64_t b = 0; b < batch; ++b)
+    std::memcpy(static_cast<char*>(result->untyped_data()) + (b * slots + at) * bytes,
+                static_cast<const char*>(sent.untyped_data()) + b * bytes, bytes);
   return ffi::Error::Success();
 }
 
@@ -438,7 +434,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_elementwise, ElementwiseOf,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_influence, InfluenceOf, (buffers<18, 3>()).Attr<int64_t>("num_cut"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_push, Push, (buffers<3, 1>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_push, Push,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_spmv, Spmv, (buffers<9, 2>()).Attr<int64_t>("units"));
 
