@@ -355,6 +355,64 @@ ffi::Error FeaturesOf(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer p
   });
 }
 
+// Influences of one pattern by their rows, backward through the window. Worth it where there are many more columns, and
+// where a window is long or the old influences are zero.
+template <class T>
+bool by_rows(ffi::ThreadPool& pool, Influence<T> work, int64_t a, int64_t z) {
+  const int64_t p = work.pattern[a], columns = work.first_column[z] - work.first_column[a], rows = work.hidden[p];
+  const int64_t terms = work.term_ptr[work.out_ptr[p + 1]] - work.term_ptr[work.out_ptr[p]];
+  const double forward = double(terms) * columns, backward = double(rows) * (terms + columns);
+  if (work.batch <= 1 || !work.steps || 2 * backward > forward) return false;
+  const int64_t parts = blocks_of(rows * columns * work.batch, 1 << 18, z - a);
+  auto block = [&](int64_t part) { return a + (z - a) * part / parts; };
+  std::atomic<bool> has_old{false};
+  parallel_for(pool, parts, [&](int64_t part) {
+    const int64_t last = block(part + 1), width = work.first_column[last] - work.first_column[last - 1];
+    const T* const end = work.influence + (work.first_entry[last - 1] + rows * width) * work.batch;
+    for (const T* at = work.influence + work.first_entry[block(part)] * work.batch; at < end && !has_old; at += 4096) {
+      bool any = false;
+      for (const T* one = at; one < std::min(at + 4096, end); ++one) any |= *one != 0;
+      if (any) has_old = true;
+    }
+  });
+  work.from_zero = !has_old;
+  const double product = double(rows) * (terms + double(rows) * columns / work.steps);
+  if (has_old && 2 * (backward + product) > forward) return false;
+  const auto& kernel = table->of<T>().influence;
+  const int64_t groups = (rows + 31) / 32;
+  auto all_rows = [&] {
+    parallel_for(pool, groups, [&](int64_t k) { kernel[2](work, a, z, 32 * k, std::min(32 * k + 32, rows)); });
+  };
+  const int64_t shares = std::min<int64_t>(z - a, 2);
+  parallel_for(pool, shares, [&](int64_t k) {
+    kernel[1](work, a + (z - a) * k / shares, a + (z - a) * (k + 1) / shares, 0, 0);
+  });
+  if (has_old) {
+    std::unique_ptr<T[]> room(work.product = new T[rows * rows * ((work.batch + 15) / 16 * 16)]);
+    all_rows();
+    parallel_for(pool, parts, [&](int64_t part) { kernel[3](work, block(part), block(part + 1), 0, 0); });
+    work.product = nullptr;
+  }
+  all_rows();
+  return true;
+}
+
+// Pattern by pattern, those with many columns in several parts.
+template <class T>
+void influences(ffi::ThreadPool& pool, const Influence<T>& work, int64_t blocks) {
+  std::vector<int64_t> begin, end;
+  for (int64_t a = 0, z; a < blocks; a = z) {
+    for (z = a + 1; z < blocks && work.pattern[z] == work.pattern[a];) ++z;
+    if (by_rows(pool, work, a, z)) continue;
+    for (int64_t k = a; k < z; k += 8) begin.push_back(k), end.push_back(std::min(k + 8, z));
+  }
+  const int64_t parts = begin.size(), ranges = std::clamp<int64_t>(parts, 1, 256);
+  parallel_for(pool, ranges, [&](int64_t range) {
+    for (int64_t k = parts * range / ranges; k < parts * (range + 1) / ranges; ++k)
+      table->of<T>().influence[0](work, begin[k], end[k], 0, 0);
+  });
+}
+
 ffi::Error InfluenceOf(ffi::ThreadPool pool, ffi::AnyBuffer hidden, ffi::AnyBuffer row_ptr, ffi::AnyBuffer rows,
                        ffi::AnyBuffer out_ptr, ffi::AnyBuffer term_ptr, ffi::AnyBuffer term_row,
                        ffi::AnyBuffer term_edge, ffi::AnyBuffer pattern, ffi::AnyBuffer first_column,
@@ -376,11 +434,8 @@ ffi::Error InfluenceOf(ffi::ThreadPool pool, ffi::AnyBuffer hidden, ffi::AnyBuff
                         ids(term_edge), ids(pattern), ids(first_column), ids(first_entry), ids(entry), ids(column_x),
                         ids(link), size[1], size[3], num_cut, along.dimensions()[2], x.dimensions()[2], size[2],
                         part(influence, i), part(weight, i), part(along, i), part(x, i), part(signal, i),
-                        part(*next, i), part(*gradient, i)};
-      int64_t ranges = std::min<int64_t>(blocks, 256);
-      parallel_for(pool, ranges, [&](int64_t range) {
-        table->of<T>().influence(work, blocks * range / ranges, blocks * (range + 1) / ranges);
-      });
+                        part(*next, i), part(*gradient, i), nullptr, false};
+      influences(pool, work, blocks);
     }
   });
 }

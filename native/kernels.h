@@ -73,14 +73,16 @@ struct FeatureWindow {
 };
 
 // A window of steps of the influence of columns on rows, as in sparse_etrace/_kernels/influence.py. Numbers of units
-// have the steps in front and the batch last; `next` may be `influence`.
+// have the steps in front and the batch last; `next` may be `influence`. `product` is for what a window makes of the old
+// influences: hidden by hidden units, for so many batch elements as fill vectors; `from_zero`: these are zero.
 template <class T>
 struct Influence {
   const int32_t *hidden, *row_ptr, *rows, *out_ptr, *term_ptr, *term_row, *term_edge;
   const int32_t *pattern, *first_column, *first_entry, *entry, *column_x, *link;
   int64_t steps, batch, num_cut, num_links, num_inputs, num_rows;
   const T *influence, *weight, *along, *x, *signal;
-  T *next, *gradient;
+  T *next, *gradient, *product;
+  bool from_zero;
 };
 
 // A chain of elementwise operations on numbers of type T, integers and truth values, by the instructions `code`: what is
@@ -132,8 +134,9 @@ struct Kernels {
   void (*features_bf16[4])(const FeatureWindow<T>& work, int64_t b, int64_t begin, int64_t end);
   // For the units of a range; an output may be an operand of the same kind.
   void (*elementwise)(const Chain& chain, int64_t begin, int64_t end);
-  // The blocks of a range.
-  void (*influence)(const Influence<T>& work, int64_t begin, int64_t end);
+  // For some of the blocks a .. z of one pattern: the whole window; or with a batch the gradients alone, rows of the
+  // product or of what entered, and the product with the old influences.
+  void (*influence[4])(const Influence<T>& work, int64_t a, int64_t z, int64_t first_row, int64_t last_row);
 };
 
 struct Table {

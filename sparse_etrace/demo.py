@@ -103,7 +103,7 @@ def rules(model: WormNet, exact: bool = False) -> list[Rule]:
         Rule("D-RTRL", D_RTRL(), 0.02),
         Rule(BRIDGED, Bridged(WINDOW), 0.02, None),
         Rule("SnAp-2", SnAp(n=2), 0.02),
-        *([Rule("RTRL", RTRL(), 0.02)] if exact else []),
+        *([Rule("RTRL", RTRL(), 0.02, None)] if exact else []),
         Rule("BPTT", BPTT(), 0.02, None),
     ]
 

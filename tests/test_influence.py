@@ -143,20 +143,25 @@ def test_kernels(kind, n, batch, dtype, x64):
             np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
-def test_many_columns_are_several_blocks(x64, monkeypatch):
-    """More than a block holds, and a batch that fills no vector; XLA takes three blocks at once, and then the rest."""
-    conn = se.Connectivity.from_edges(*np.divmod(np.arange(400), 20), shape=(20, 20))
-    inp = se.ETraceParam({"weight": normal(2, 20, dtype=float)}, se.MatMulOp())
-    cell = se.cells.LeakyRate(20, inp, se.ETraceParam({"weight": normal(400, dtype=float)}, se.SpMatMulOp(conn)))
+@pytest.mark.parametrize("steps, starts", [(2, 1), (2, 0), (3, 1)], ids=["forward", "from zero", "by rows"])
+def test_many_columns_are_several_blocks(steps, starts, x64, monkeypatch):
+    """More than a block holds, and a batch that fills no vector; XLA takes three blocks at once, and then the rest.
+
+    Old influences of zero, and windows that are long for the units, go backward by rows where they are compiled.
+    """
+    conn = se.Connectivity.from_edges(*np.divmod(np.arange(169), 13), shape=(13, 13))
+    inp = se.ETraceParam({"weight": normal(2, 13, dtype=float)}, se.MatMulOp())
+    cell = se.cells.LeakyRate(13, inp, se.ETraceParam({"weight": normal(169, dtype=float)}, se.SpMatMulOp(conn)))
     blocks = se.SnAp(n=None).init(cell, cell.init_state(3), jnp.zeros((3, 2))).traces.blocks
-    assert len(blocks.hidden) == 1 and len(blocks.pattern) == math.ceil(440 / 32)
-    given = numbers(blocks, 2, 3, float)
+    assert len(blocks.hidden) == 1 and len(blocks.pattern) == math.ceil(195 / 32)
+    old, *numbers_of = numbers(blocks, steps, 3, float)
+    given = starts * old, *numbers_of
     monkeypatch.setattr(influence, "TOGETHER", 3 * blocks.most[1] * 32 * 3)
     static, ids = _split(blocks)
     xla = jax.jit(functools.partial(_xla, **static))(*ids, *(part[None] for part in given))
-    for a, b, c in zip(jax.jit(advance)(blocks, *given), by_hand(blocks, *given), xla, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * np.abs(b).max())
-        np.testing.assert_allclose(c[0], b, rtol=0, atol=1e-11 * np.abs(b).max())
+    for a, b, c in zip(jax.jit(advance)(blocks, *given), xla, by_hand(blocks, *given), strict=True):
+        np.testing.assert_allclose(a, c, rtol=0, atol=1e-11 * np.abs(c).max())
+        np.testing.assert_allclose(b[0], c, rtol=0, atol=1e-11 * np.abs(c).max())
 
 
 def test_vmap_is_a_loop(x64):

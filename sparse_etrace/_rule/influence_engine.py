@@ -158,8 +158,9 @@ class InfluenceEngine(TermEngine):
             raise ValueError(WRONG_TRACES)
 
     def window_steps(self, model: Model, carry: Carry, xs: PyTree[Array]) -> int:
-        """16: a block of influences is read and written once in so many steps."""
-        return 16
+        """16 to 64: influences are read and written once, and where they are many a unit, longer windows cost less."""
+        blocks = carry.traces.blocks
+        return min(max(16, blocks.size // max(len(blocks.entry), 1) // 4), 64)
 
     def terms(
         self, jacobians: tuple, m: list[Array], n: dict[int, Array], traces: Influences
