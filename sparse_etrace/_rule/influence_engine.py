@@ -159,6 +159,7 @@ class InfluenceEngine(TermEngine):
 
     def window_steps(self, model: Model, carry: Carry, xs: PyTree[Array]) -> int:
         """16 to 64: influences are read and written once, and where they are many a unit, longer windows cost less."""
+        self.check(carry)
         blocks = carry.traces.blocks
         return min(max(16, blocks.size // max(len(blocks.entry), 1) // 4), 64)
 
