@@ -43,6 +43,9 @@ void in_blocks(const Both& both, int64_t units, int64_t threads, F&& body) {
   in_threads<int>(threads, start.size() - 1, [&](int64_t k, int) { body(start[k], start[k + 1]); });
 }
 
+// NaN where one of them is.
+double larger(double a, double b) { return a != a || b != b ? a + b : std::max(a, b); }
+
 enum Reduce { SUM, MEAN, MAX, FIRST };
 
 struct Pairs {
@@ -62,7 +65,7 @@ void fill(const Both& both, int64_t units, int64_t threads, Reduce reduce, const
         const bool fresh = end != before;
         at += fresh;
         many = fresh ? 1 : many + 1;
-        sum = fresh ? more : reduce == FIRST ? sum : reduce == MAX ? std::max(sum, more) : sum + more;
+        sum = fresh ? more : reduce == FIRST ? sum : reduce == MAX ? larger(sum, more) : sum + more;
         before = end;
         to.pre[at] = to.post_by_pre[at] = end;
         to.post[at] = int32_t(unit);
@@ -80,7 +83,8 @@ void fill(const Both& both, int64_t units, int64_t threads, Reduce reduce, const
 
 using namespace sparse_etrace;
 
-// Counts pairs: `ptr` says then where those of each unit start, their number last. Returns 1 where there is no memory.
+// Returns how many pairs there are, -1 where there is no memory. Below 2^31 of them, `ptr` says then where those of each
+// unit start, their number last.
 extern "C" int64_t sparse_etrace_count_pairs(const int32_t* pre, const int32_t* post_ptr, const int32_t* post_by_pre,
                                              const int32_t* pre_ptr, const int32_t* by_pre, int64_t units, int32_t* ptr,
                                              int64_t threads) try {
@@ -95,11 +99,12 @@ extern "C" int64_t sparse_etrace_count_pairs(const int32_t* pre, const int32_t* 
       ptr[unit + 1] = count;
     }
   });
+  int64_t count = 0;
   ptr[0] = 0;
-  for (int64_t unit = 0; unit < units; ++unit) ptr[unit + 1] += ptr[unit];
-  return 0;
+  for (int64_t unit = 1; unit <= units; ++unit) ptr[unit] = int32_t(count += ptr[unit]);
+  return count;
 } catch (const std::bad_alloc&) {
-  return 1;
+  return -1;
 }
 
 // Writes the pairs that were counted, each with its weight, a float or a double.

@@ -139,4 +139,4 @@ extern "C" int64_t sparse_etrace_sort_edges(const void* major, const void* minor
 }
 
 // The same number in sparse_etrace/_graph/sorting.py: what the functions take and give.
-extern "C" int sparse_etrace_edges_interface() { return 4; }
+extern "C" int sparse_etrace_edges_interface() { return 5; }

@@ -5,6 +5,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -88,6 +89,40 @@ def test_pairs_in_blocks(case, monkeypatch):
         two = se.transform.to_undirected(graph, reduce)
         for leaf, wanted in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
             np.testing.assert_array_equal(leaf, wanted)
+
+
+@pytest.mark.skipif(sorting.LIBRARY is None, reason="needs the compiled sort")
+@pytest.mark.parametrize("case", ["a column", "one for all", "long indices", "short indices"])
+def test_pairs_of_arrays_as_they_come(case):
+    """Weights and indices that lie in memory otherwise than the compiled code reads them."""
+    conn = se.Connectivity.from_edges([0, 0, 1, 2], [1, 2, 0, 2], (3, 3))
+    weight = np.arange(12, dtype=np.float32).reshape(4, 3)[:, 1]
+    if case == "one for all":
+        weight = np.broadcast_to(np.float32(1), 4)
+    elif case.endswith("indices"):
+        kind = np.int64 if case == "long indices" else np.int16
+        parts = ("pre", "post", "post_ptr", "pre_ptr", "by_pre", "post_by_pre")
+        moved = [np.asarray(getattr(conn, name), kind) for name in parts]
+        conn = eqx.tree_at(lambda c: [getattr(c, name) for name in parts], conn, moved)
+    graph = se.Graph(conn, weight)
+    two, _ = se.transform.to_undirected(graph, with_origin=True)
+    one = se.transform.to_undirected(graph)
+    np.testing.assert_array_equal(one.to_dense(), two.to_dense())
+
+
+@pytest.mark.skipif(sorting.LIBRARY is None, reason="needs the compiled sort")
+def test_more_pairs_than_numbers(monkeypatch):
+    graph = se.from_edges([0], [1], [1.0], (2, 2))
+    monkeypatch.setattr(sorting, "_call", lambda *args: 2**31)
+    with pytest.raises(ValueError, match=r"graph: expected fewer than 2\*\*31 synapses in both .*, got 2147483648"):
+        se.transform.to_undirected(graph)
+
+
+@pytest.mark.parametrize("weights", [[1.0, np.nan], [np.nan, 1.0]])
+def test_the_largest_of_what_is_no_number(weights):
+    conn = se.from_edges([0, 0], [1, 1], [1.0, 2.0], (2, 2)).connectivity
+    with pytest.raises(ValueError, match="nan"):
+        se.transform.to_undirected(se.Graph(conn, np.array(weights, np.float32)), "max")
 
 
 @pytest.mark.skipif(sorting.LIBRARY is None, reason="needs the compiled sort")

@@ -7,11 +7,13 @@ import models
 import numpy as np
 import oracles
 import pytest
+from jax.experimental import io_callback
 from models import reference, run, total
 from soak import few
 
 import sparse_etrace as se
 from sparse_etrace._model.primitives import sub_jaxprs
+from sparse_etrace._model.steady import listened, stacked
 
 pytestmark = pytest.mark.usefixtures("x64")
 TOLERANCE = 1e-10
@@ -159,6 +161,17 @@ def test_what_no_step_changes_is_made_once(cell, is_stacked):
     grad = jax.make_jaxpr(lambda *data: se.online_grad(D_RTRL, oracles.loss_fn, model, carry, *data))(xs, ys)
     shapes = [v.aval.shape for eqn in scans(grad.jaxpr) for v in eqn.outvars]
     assert ((steps, 1, 1, units) in shapes) == is_stacked
+
+
+def test_what_the_host_says_is_new_in_each_step():
+    numbers = iter(range(9))
+
+    def step(before, now):
+        said = io_callback(lambda: np.float32(next(numbers)), jax.ShapeDtypeStruct((), np.float32), ordered=True)
+        return before + now, said
+
+    said = jax.jit(lambda xs: stacked(listened(step, jnp.zeros(()), xs)[1]))(jnp.ones(5))
+    np.testing.assert_array_equal(said, np.arange(5))
 
 
 def scans(jaxpr):

@@ -3,8 +3,9 @@
 import csv
 import io
 import re
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import NotRequired, TypedDict
 import pyarrow as pa
 from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
 
+from .._graph.sorting import thread_count
 from .cells import floats, integers
 from .safe import AGAIN, Pieces, Source, from_json, is_shape, to_json
 
@@ -223,9 +225,17 @@ def _split_plain(text: _Plain, separator: str, width: int) -> tuple[list[str], l
     """Return the first row, and the columns below it; some rows are split while the next ones are unpacked."""
     pieces = text.rows(min(max(PIECE, width << 16), BLOCK))
     head = _split(first := next(pieces), separator, width, len(first) + 1)
-    with ThreadPoolExecutor() as threads:
-        rest = threads.map(lambda rows: _plain_cells(_split(rows, separator, width, len(rows) + 1)), pieces)
-        parts = [_plain_cells(column.slice(1) for column in head), *rest]
+
+    def cells(rows: bytes) -> list[pa.ChunkedArray]:
+        return _plain_cells(_split(rows, separator, width, len(rows) + 1))
+
+    parts, waiting = [_plain_cells(column.slice(1) for column in head)], deque[Future]()
+    with ThreadPoolExecutor(cores := thread_count()) as threads:
+        for piece in pieces:
+            waiting.append(threads.submit(cells, piece))
+            if len(waiting) > 2 * cores:  # what is unpacked must not pile up
+                parts.append(waiting.popleft().result())
+        parts += [one.result() for one in waiting]
     return [column[0].as_py() for column in head], [_joined(chunks) for chunks in zip(*parts, strict=True)]
 
 

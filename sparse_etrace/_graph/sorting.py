@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 from .._library import load
 
 LIBRARY: Any
-LIBRARY, REASON = load("_graph/libsparse_etrace_edges.so.1", "sparse_etrace_edges_interface", 4)
+LIBRARY, REASON = load("_graph/libsparse_etrace_edges.so.1", "sparse_etrace_edges_interface", 5)
 
 
 def sorted_edges(
@@ -72,14 +72,19 @@ def pairs(both: Sequence[np.ndarray], weight: np.ndarray, reduce: int) -> tuple[
 
     Raises:
         MemoryError: there is none.
+        ValueError: there are more pairs than int32 numbers.
     """
+    both, weight = [np.ascontiguousarray(part, np.int32) for part in both], np.ascontiguousarray(weight)
     units, wide = both[1].size - 1, weight.dtype == np.float64
     try:
         ptr = on_border(units + 1)
-        if _call("count_pairs", *both, units, ptr):
+        count = _call("count_pairs", *both, units, ptr)
+        if count < 0:
             raise MemoryError
-        pre, post, by_pre, post_by_pre = (on_border(ptr[-1]) for _ in range(4))
-        to = pre, post, post_by_pre, by_pre, on_border(ptr[-1], weight.dtype)
+        if count >= 2**31:
+            raise ValueError(f"graph: expected fewer than 2**31 synapses in both directions, got {count}. Split it.")
+        pre, post, by_pre, post_by_pre = (on_border(count) for _ in range(4))
+        to = pre, post, post_by_pre, by_pre, on_border(count, weight.dtype)
         if _call("fill_pairs", *both, units, ptr, weight, wide, reduce, *to):
             raise MemoryError
     except MemoryError as error:

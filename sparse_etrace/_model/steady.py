@@ -61,6 +61,8 @@ def listened(step: Callable[..., tuple], start: PyTree, xs: PyTree[Array]) -> tu
     closed, like = jax.make_jaxpr(step, return_shape=True)(start, first)
     jaxpr, layout, count = closed.jaxpr, jax.tree.structure(start), len(jax.tree.leaves(start))
     labels = propagate(jaxpr, [Labels((0,))] * len(jaxpr.invars))
+    if any(eqn.effects and eqn.outvars for eqn in jaxpr.eqns):  # what the host says may be new each time
+        labels = [Labels((0,))] * len(labels)
     moving = list(dict.fromkeys(v for v, label in zip(jaxpr.outvars[count:], labels[count:], strict=True) if label))
     places = [jaxpr.outvars.index(v) for v in moving]
 
