@@ -610,7 +610,7 @@ def test_programs_of_other_kernels_within_a_context(on_cpu):
     assert has_calls() == is_compiled
     if is_compiled:
         with pytest.raises(ValueError, match="(?s)custom calls .*sparse_etrace_spmv"):
-            jax.export.export(run)(weight, x)
+            jax.export.export(run, platforms=["cpu"])(weight, x)
     with se.kernels("xla"):
         assert not has_calls()
         np.testing.assert_allclose(run(weight, x), found, rtol=1e-6)
