@@ -468,6 +468,12 @@ ffi::Error ElementwiseOf(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Rem
   });
 }
 
+// Memory that XLA has handed out for what a loop will write.
+ffi::Error Room(ffi::ThreadPool, ffi::AnyBuffer, ffi::Result<ffi::AnyBuffer> room, ffi::Result<ffi::AnyBuffer>, int64_t) {
+  expect_large(*room);
+  return ffi::Error::Success();
+}
+
 // A binding to threads, to so many buffers that are given, and then to so many that are made.
 template <int args, int rets>
 auto buffers() {
@@ -507,8 +513,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_window, WindowOf,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_features, FeaturesOf, (buffers<10, 3>()));
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_room, Room, (buffers<1, 2>()).Attr<int64_t>("number"));
+
 // The same number in sparse_etrace/_kernels/native.py.
-extern "C" int sparse_etrace_interface() { return 9; }
+extern "C" int sparse_etrace_interface() { return 10; }
 
 extern "C" const char* sparse_etrace_kernels() {
   return table ? table->name : nullptr;

@@ -1,5 +1,8 @@
 """Windows of any length, and calls split anywhere, give the gradients of single steps."""
 
+import functools
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,8 +15,9 @@ from models import reference, run, total
 from soak import few
 
 import sparse_etrace as se
+from sparse_etrace._kernels import native, room
 from sparse_etrace._model.primitives import sub_jaxprs
-from sparse_etrace._model.steady import listened, stacked
+from sparse_etrace._model.steady import Steady, listened, scan, stacked
 
 pytestmark = pytest.mark.usefixtures("x64")
 TOLERANCE = 1e-10
@@ -179,3 +183,28 @@ def scans(jaxpr):
         yield from [eqn] if eqn.primitive.name == "scan" else []
         for inner in sub_jaxprs(eqn):
             yield from scans(inner)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_stack_in_memory_of_its_own(monkeypatch, reverse):
+    """What takes much room lies where nothing was written before: the same numbers, and no copy in the program."""
+    monkeypatch.setattr(room, "LARGE", 4000)
+    xs, decay = jnp.arange(12.0).reshape(3, 4), Steady(jnp.float64(0.5), 4)
+    like = [jax.ShapeDtypeStruct((), xs.dtype), jax.ShapeDtypeStruct((300,), xs.dtype), None]
+
+    def step(before, now):
+        x, decay = now
+        after = decay * before + x
+        return after, [after, jnp.full(300, after).at[0].set(x), jnp.full(200, x)]
+
+    def windows(xs, like):
+        return jax.lax.scan(lambda state, x: scan(step, state, (x, decay), 4, like, reverse), 0.0, xs)
+
+    compiled = jax.jit(functools.partial(windows, like=like)).lower(xs).compile()
+    for a, b in zip(jax.tree.leaves(compiled(xs)), jax.tree.leaves(windows(xs, ())), strict=True):
+        np.testing.assert_array_equal(a, b)
+    many = jax.vmap(functools.partial(windows, like=like))(jnp.stack([xs, 2 * xs]))
+    np.testing.assert_array_equal(many[1][1][1], windows(2 * xs, ())[1][1])
+    if native.KERNELS != "xla":
+        assert "sparse_etrace_room" in (text := compiled.as_text())
+        assert not re.search(r"\[4,300\]\S* (?:copy|broadcast)\(", text)

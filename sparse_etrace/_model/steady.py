@@ -1,7 +1,6 @@
 """What the steps of a window say: stacked, or once where it is the same in all."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._kernels.elementwise import execute
+from .._kernels.room import is_large, room
 from .program import constant, propagate
 from .types import Labels
 
@@ -43,8 +43,19 @@ def at_first(part: Steps) -> Array:
     return part.value if isinstance(part, Steady) else part[0]
 
 
-def scan(step: Callable[..., tuple], start: PyTree, xs: PyTree[Steps], **how: Any) -> tuple:
-    """`jax.lax.scan` that gives every step what is steady."""
+def scan(
+    step: Callable[..., tuple],
+    start: PyTree,
+    xs: PyTree[Steps],
+    length: int,
+    like: Sequence[jax.ShapeDtypeStruct | None] = (),
+    reverse: bool = False,
+) -> tuple:
+    """`jax.lax.scan` that gives every step what is steady.
+
+    `like` is the list that a step says, where nobody differentiates this: what takes much room is written where
+    nothing lay before, as XLA would fill it with zeros first.
+    """
     leaves, layout = jax.tree.flatten(xs, is_leaf=_is_steady)
     moving = [None if isinstance(leaf, Steady) else leaf for leaf in leaves]
 
@@ -52,10 +63,24 @@ def scan(step: Callable[..., tuple], start: PyTree, xs: PyTree[Steps], **how: An
         given = [leaf.value if isinstance(leaf, Steady) else part for leaf, part in zip(leaves, now, strict=True)]
         return step(before, jax.tree.unflatten(layout, given))
 
-    return jax.lax.scan(one, start, moving, **how)
+    far = {k: a for k, a in enumerate(like) if a is not None and is_large((length, *a.shape), a.dtype)}
+    if length == 1 or not far or not jax.sharding.get_abstract_mesh().empty:
+        return jax.lax.scan(one, start, moving, length, reverse, unroll=length == 1)
+    after = jax.tree.leaves((moving, start))[0]
+    rooms = {k: room((length, *a.shape), a.dtype, after, k) for k, a in far.items()}
+    (first, way), put = (length - 1, -1) if reverse else (0, 1), jax.lax.dynamic_update_index_in_dim
+
+    def filling(before: tuple, now: list[Array | None]) -> tuple[tuple, list]:
+        before, rooms, t = before
+        later, said = one(before, now)
+        rooms = {k: put(where, said[k], t, 0) for k, where in rooms.items()}
+        return (later, rooms, t + way), [None if k in far else part for k, part in enumerate(said)]
+
+    (last, rooms, _), near = jax.lax.scan(filling, (start, rooms, jnp.int32(first)), moving, length, reverse)
+    return last, [rooms.get(k, part) for k, part in enumerate(near)]
 
 
-def listened(step: Callable[..., tuple], start: PyTree, xs: PyTree[Array]) -> tuple:
+def listened(step: Callable[..., tuple], start: PyTree, xs: PyTree[Array], is_differentiated: bool = False) -> tuple:
     """`jax.lax.scan` that keeps once what a step puts out in several places, and makes once what no step changes."""
     steps, first = len(jax.tree.leaves(xs)[0]), jax.tree.map(lambda part: part[0], xs)
     closed, like = jax.make_jaxpr(step, return_shape=True)(start, first)
@@ -70,11 +95,17 @@ def listened(step: Callable[..., tuple], start: PyTree, xs: PyTree[Array]) -> tu
         out = jax.core.eval_jaxpr(jaxpr, closed.consts, *jax.tree.leaves((before, now)))
         return jax.tree.unflatten(layout, out[:count]), [out[k] for k in places]
 
-    last, kept = jax.lax.scan(one, start, xs)
+    last, kept = scan(one, start, xs, steps, [] if is_differentiated else [_like(v.aval) for v in moving])
     made = _values(closed, [v for v, label in zip(jaxpr.outvars[count:], labels[count:], strict=True) if not label])
     found = {v: Steady(value, steps) for v, value in made.items()} | dict(zip(moving, kept, strict=True))
     said = [found[v] if isinstance(v, jex.Var) else Steady(constant(v), steps) for v in jaxpr.outvars[count:]]
     return last, jax.tree.unflatten(jax.tree.structure(like[1]), said)
+
+
+def _like(aval: jax.core.ShapedArray) -> jax.ShapeDtypeStruct | None:
+    """What an array is like; None for one of random keys."""
+    is_key = jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
+    return None if is_key else jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
 def _values(closed: jex.ClosedJaxpr, wanted: Sequence[jex.Var | jex.Literal]) -> dict[jex.Var, Array]:

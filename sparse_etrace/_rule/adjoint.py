@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
@@ -81,7 +82,8 @@ def adjoints(grouping: Grouping, terms: Terms, landings: Sequence[Landing], only
     like = [(a, at_first(a.f)) for a in makers.values() if has_p] + [(a, at_first(a.f)[0]) for a in meetings.values()]
     sums = [jnp.zeros(part.shape, a.dtype) if a.has_no_input else None for a, part in like]
     first = lam, {g: start(part) for g, part in m.items() if has_p}, sums
-    (lam, p, sums), said = scan(back, first, steps, reverse=True, length=count, unroll=count == 1)
+    shapes = [None if a.has_no_input else jax.ShapeDtypeStruct(part.shape, a.dtype) for a, part in like]
+    (lam, p, sums), said = scan(back, first, steps, count, shapes, reverse=True)
     said = [a if b is None else b[None] for a, b in zip(said, sums, strict=True)]
     entering, direct = dict(zip(makers, said)) if has_p else {}, dict(zip(meetings, said[-len(meetings) :]))
     lam = lam if terms.first is None else widened(dict(enumerate(terms.first)))

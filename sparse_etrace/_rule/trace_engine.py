@@ -193,7 +193,7 @@ class TraceEngine(TermEngine):
                 state, out, said = run.written(values, state, jax.tree.leaves(x), delta)
                 return state, (*loss_fn(jax.tree.unflatten(self.reading.out_structure, out), y), said)
 
-            state, (*heard, said) = listened(one, old, (xs, ys, deltas))
+            state, (*heard, said) = listened(one, old, (xs, ys, deltas), is_differentiated=True)
             losses, aux = stacked(heard)
             return jnp.sum(losses), (losses, aux, state, said)
 

@@ -296,11 +296,11 @@ def _filter(
     """Factors through a window: the filtered input and the signal that it meets, at each step."""
     dtype, stored = wide(terms.n[call.number].dtype), factors
 
-    def step(factors: Factors, now: tuple) -> tuple[Factors, tuple[Array, Array]]:
+    def step(factors: Factors, now: tuple) -> tuple[Factors, list[Array]]:
         x, n, parts = now
         filtered = decay * factors.x + x
         if not stored.f:
-            return Factors(filtered, (), factors.steps + 1), (filtered, n)
+            return Factors(filtered, (), factors.steps + 1), [filtered, n]
         taught = (1 - decay) * n
         f = []
         for (g, route), old, (d, m, f_now) in zip(routes, factors.f, parts, strict=True):
@@ -309,13 +309,14 @@ def _filter(
             taught = taught + decay * dot(m, old)
             f.append(decay * matvec(d, old) + (1 - decay) * f_now)
         correction = 1 - jnp.power(jnp.asarray(decay, dtype), (factors.steps + 1).astype(dtype))
-        return Factors(filtered, tuple(f), factors.steps + 1), (filtered, taught / correction)
+        return Factors(filtered, tuple(f), factors.steps + 1), [filtered, taught / correction]
 
     kept = routes if stored.f else []
     parts = [(terms.hidden_jacobian[g], terms.m[g], terms.output_jacobian[(g, call.number)]) for g, _ in kept]
     start = Factors(stored.x.astype(dtype), tuple(f.astype(dtype) for f in stored.f), stored.steps)
-    x = each(terms.x[call.number]).astype(dtype)
-    new, (filtered, taught) = scan(step, start, (x, widened(terms.n[call.number]), parts), unroll=len(x) == 1)
+    x, n = each(terms.x[call.number]).astype(dtype), widened(terms.n[call.number])
+    like = [jax.ShapeDtypeStruct(part.shape[1:], dtype) for part in (x, n)]
+    new, (filtered, taught) = scan(step, start, (x, n, parts), len(x), like)
     leaves, layout = jax.tree.flatten(stored)
     found = [
         rounded(a, b.dtype, mixed(noise, len(routes) + i))

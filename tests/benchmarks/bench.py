@@ -25,6 +25,7 @@ import networks
 import numpy as np
 import scipy.sparse as sp
 from jax.experimental.sparse import BCOO
+from peak import peak_mb
 
 import sparse_etrace as se
 from sparse_etrace import _kernels
@@ -142,14 +143,6 @@ def steps(case, rules=("D-RTRL", "ES-D-RTRL"), chunk=None, repeats=5):
         )
     times = [t / case.steps * 1e3 for t in seconds(*runs, repeats=repeats)]
     return dict(zip(("forward", *rules), times, strict=True))
-
-
-def peak_mb():
-    """Most memory that this process has held; what getrusage says begins with that of the parent."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
 
 
 def fly_eye(radius):
@@ -282,7 +275,7 @@ def main():
         print(f"{name:<28} forward {row['forward']:.2f} ms{ratios}")
     eye = found["fly_eye"]
     print(
-        f"fly eye, {eye['synapses']:,} synapses: peak {eye['peak_mb'] or 0:.0f} MB "
+        f"fly eye, {eye['synapses']:,} synapses: peak {eye['peak_mb']:.0f} MB "
         f"({eye['built_mb'] or 0:.0f} to build it), "
         f"{eye['time_to_first_step_s']:.2f} s to the first step, {eye['ms_per_step']:.1f} ms a step"
     )

@@ -6,7 +6,6 @@ Times are of one process, rows in turns; memory is that of a process for each ro
 
 import functools
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from peak import peak_mb
 from units import arguments, loss_fn, seconds
 
 import sparse_etrace as se
@@ -58,10 +58,6 @@ def plain(model, start, xs, ys):
     return jnp.sum(losses), h
 
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def run_of(name, model, start, xs, ys):
     """Something to call: `STEPS` steps."""
     if name == "forward, plain":
@@ -84,9 +80,9 @@ def run_of(name, model, start, xs, ys):
 def memory(name, sizes):
     """Bytes that a call holds at most, its carry included."""
     data = jax.block_until_ready(make(*sizes))
-    before = peak()
+    before = peak_mb()
     jax.block_until_ready(run_of(name, *data)())
-    return peak() - before
+    return round((peak_mb() - before) * 2**20)
 
 
 def main():

@@ -19,9 +19,7 @@ import concurrent.futures
 import json
 import multiprocessing
 import os
-import resource
 import statistics
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import networks
 import numpy as np
+from peak import peak_mb
 
 import sparse_etrace as se
 
@@ -120,11 +119,6 @@ def timed(run, case):
     begin = time.perf_counter()
     run()
     return (time.perf_counter() - begin) / case.steps * 1e3
-
-
-def peak_mb():
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def alone(case, peer):

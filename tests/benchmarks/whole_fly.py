@@ -6,13 +6,13 @@ Brian2.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from peak import peak_mb
 
 DT, RATE, DRIVEN, CHUNK = 0.1, 100.0, 20, 200  # ms, Hz
 PER_SYNAPSE, DRIVE = 0.275, 68.75  # mV
@@ -86,7 +86,7 @@ def main():
 
 
 def note(folder, row):
-    row["GB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    row["GB"] = peak_mb() / 2**10
     (folder / "part.json").write_text(json.dumps(row))
 
 
