@@ -178,6 +178,13 @@ def test_what_the_host_says_is_new_in_each_step():
     np.testing.assert_array_equal(said, np.arange(5))
 
 
+def test_what_a_call_makes_of_no_step_beside_what_it_makes_of_one():
+    call = jax.jit(lambda x: (x + 1, jnp.full(2, 3.0)))
+    said = stacked(listened(lambda before, x: (before, call(x)), jnp.zeros(()), jnp.arange(4.0))[1])
+    np.testing.assert_array_equal(said[0], np.arange(1, 5))
+    np.testing.assert_array_equal(said[1], np.full((4, 2), 3))
+
+
 def scans(jaxpr):
     for eqn in jaxpr.eqns:
         yield from [eqn] if eqn.primitive.name == "scan" else []

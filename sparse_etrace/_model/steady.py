@@ -1,6 +1,7 @@
 """What the steps of a window say: stacked, or once where it is the same in all."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import equinox as eqx
 import jax
@@ -10,8 +11,7 @@ from jaxtyping import Array, PyTree
 
 from .._kernels.elementwise import execute
 from .._kernels.room import is_large, room
-from .program import constant, propagate
-from .types import Labels
+from .program import constant
 
 
 class Steady(eqx.Module):
@@ -80,26 +80,33 @@ def scan(
     return last, [rooms.get(k, part) for k, part in enumerate(near)]
 
 
-def listened(step: Callable[..., tuple], start: PyTree, xs: PyTree[Array], is_differentiated: bool = False) -> tuple:
+def listened(step: Callable[..., tuple], start: PyTree, xs: PyTree[Array]) -> tuple:
     """`jax.lax.scan` that keeps once what a step puts out in several places, and makes once what no step changes."""
     steps, first = len(jax.tree.leaves(xs)[0]), jax.tree.map(lambda part: part[0], xs)
     closed, like = jax.make_jaxpr(step, return_shape=True)(start, first)
     jaxpr, layout, count = closed.jaxpr, jax.tree.structure(start), len(jax.tree.leaves(start))
-    labels = propagate(jaxpr, [Labels((0,))] * len(jaxpr.invars))
-    if any(eqn.effects and eqn.outvars for eqn in jaxpr.eqns):  # what the host says may be new each time
-        labels = [Labels((0,))] * len(labels)
-    moving = list(dict.fromkeys(v for v, label in zip(jaxpr.outvars[count:], labels[count:], strict=True) if label))
+    given, told = _moving(jaxpr), [v for v in jaxpr.outvars[count:] if isinstance(v, jex.Var)]
+    moving = [v for v in dict.fromkeys(told) if v in given]
     places = [jaxpr.outvars.index(v) for v in moving]
 
     def one(before: PyTree, now: PyTree) -> tuple[PyTree, list[Array]]:
         out = jax.core.eval_jaxpr(jaxpr, closed.consts, *jax.tree.leaves((before, now)))
         return jax.tree.unflatten(layout, out[:count]), [out[k] for k in places]
 
-    last, kept = scan(one, start, xs, steps, [] if is_differentiated else [_like(v.aval) for v in moving])
-    made = _values(closed, [v for v, label in zip(jaxpr.outvars[count:], labels[count:], strict=True) if not label])
+    last, kept = scan(one, start, xs, steps, [_like(cast(jax.core.ShapedArray, v.aval)) for v in moving])
+    made = _values(closed, {v for v in told if v not in given})
     found = {v: Steady(value, steps) for v, value in made.items()} | dict(zip(moving, kept, strict=True))
     said = [found[v] if isinstance(v, jex.Var) else Steady(constant(v), steps) for v in jaxpr.outvars[count:]]
     return last, jax.tree.unflatten(jax.tree.structure(like[1]), said)
+
+
+def _moving(jaxpr: jex.Jaxpr) -> set[jex.Var]:
+    """What may be new in each step, as what the host says is."""
+    found = set(jaxpr.invars)
+    for eqn in jaxpr.eqns:
+        if eqn.effects or any(isinstance(v, jex.Var) and v in found for v in eqn.invars):
+            found.update(eqn.outvars)
+    return found
 
 
 def _like(aval: jax.core.ShapedArray) -> jax.ShapeDtypeStruct | None:
@@ -108,9 +115,9 @@ def _like(aval: jax.core.ShapedArray) -> jax.ShapeDtypeStruct | None:
     return None if is_key else jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
-def _values(closed: jex.ClosedJaxpr, wanted: Sequence[jex.Var | jex.Literal]) -> dict[jex.Var, Array]:
+def _values(closed: jex.ClosedJaxpr, wanted: set[jex.Var]) -> dict[jex.Var, Array]:
     """What of a jaxpr no input is needed for, by running only the equations that it needs."""
-    needed, run = {v for v in wanted if isinstance(v, jex.Var)}, []
+    needed, run = set(wanted), list[jex.JaxprEqn]()
     values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
     for eqn in reversed(closed.jaxpr.eqns):
         if needed.intersection(eqn.outvars):
@@ -120,4 +127,4 @@ def _values(closed: jex.ClosedJaxpr, wanted: Sequence[jex.Var | jex.Literal]) ->
         with eqn.ctx.manager:
             out = execute(eqn, [values[v] if isinstance(v, jex.Var) else v.val for v in eqn.invars])
         values.update(zip(eqn.outvars, out, strict=True))
-    return {v: values[v] for v in wanted if isinstance(v, jex.Var)}
+    return {v: values[v] for v in wanted}

@@ -16,10 +16,11 @@ from .._model.batch_axes import as_long_as_a_batch
 from .._model.call import Call
 from .._model.grouping import Grouping, closure
 from .._model.origin import origin_of
+from .._model.program import is_inexact
 from .._model.reading import Reading
 from .._model.refusals import check_names
 from .._model.rings import histories
-from .._model.steady import listened, stacked
+from .._model.steady import listened, scan, stacked
 from .._model.step import Step, Terms
 from .._model.trained import nbytes
 from .._model.types import Like, Weights
@@ -177,30 +178,42 @@ class TraceEngine(TermEngine):
             return None
         run, plain, (old, layout) = self.run, self.reading.plain, jax.tree.flatten(carry.state)
         params, param_layout = jax.tree.flatten(eqx.filter(model, eqx.is_array))
-        m, silence = run.silence(old)
+        summed, (m, silence) = widened([params[i] for i in plain]), run.silence(old)
+        floating, pullback = [i for i, leaf in enumerate(old) if is_inexact(leaf)], list[jax.tree_util.PyTreeDef]()
         count = len(jax.tree.leaves((xs, ys))[0])
-        deltas = {k: jnp.zeros((count, *n.shape), n.dtype) for k, n in silence.items()}
 
-        @eqx.filter_grad(has_aux=True)
-        def total(given: tuple) -> tuple[Array, tuple]:
-            summed, old, deltas = given
+        def one(state: list[Array], now: tuple) -> tuple[list[Array], tuple]:
+            x, y = now
 
-            def one(state: list[Array], now: tuple) -> tuple[list[Array], tuple]:
-                x, y, delta = now
-                values = list(params)
+            def forward(summed: list[Array], moving: list[Array], deltas: dict[int, Array]) -> tuple[tuple, tuple]:
+                values, before = list(params), list(state)
                 for i, value in zip(plain, summed, strict=True):
                     values[i] = value.astype(params[i].dtype)
-                state, out, said = run.written(values, state, jax.tree.leaves(x), delta)
-                return state, (*loss_fn(jax.tree.unflatten(self.reading.out_structure, out), y), said)
+                for i, value in zip(floating, moving, strict=True):
+                    before[i] = value
+                new, out, said = run.written(values, before, jax.tree.leaves(x), deltas)
+                loss, aux = loss_fn(jax.tree.unflatten(self.reading.out_structure, out), y)
+                return ([new[i] for i in floating], loss), (new, loss, aux, said)
 
-            state, (*heard, said) = listened(one, old, (xs, ys, deltas), is_differentiated=True)
-            losses, aux = stacked(heard)
-            return jnp.sum(losses), (losses, aux, state, said)
+            given = summed, [state[i] for i in floating], silence
+            _, pull, (new, loss, aux, said) = jax.vjp(forward, *given, has_aux=True)
+            kept, pullback[:] = jax.tree.flatten(pull)[0], [jax.tree.structure(pull)]
+            return new, (loss, aux, said, kept)
 
-        given = widened([params[i] for i in plain]), old, deltas
-        (by_plain, by_state, n), (losses, aux, state, said) = total(given)
+        state, (*heard, said, kept) = listened(one, old, (xs, ys))
+        losses, aux = stacked(heard)
+
+        def back(later: tuple, now: list[Array]) -> tuple[tuple, list[Array]]:
+            by_state, by_plain = later
+            more, by_state, n = jax.tree.unflatten(pullback[0], now)((by_state, jnp.ones_like(losses[0])))
+            return (by_state, jax.tree.map(jnp.add, by_plain, more)), [n[k] for k in silence]
+
+        none = [jnp.zeros_like(state[i]) for i in floating], jax.tree.map(jnp.zeros_like, summed)
+        like = [jax.ShapeDtypeStruct(n.shape, n.dtype) for n in silence.values()]
+        (last, by_plain), n = scan(back, none, kept, count, like, reverse=True)
+        by_state = dict(zip(floating, last, strict=True))
         silent = [jnp.broadcast_to(part, (count, *part.shape)) for part in m]
-        terms = self.terms(said, silent, n, carry.traces)
+        terms = self.terms(said, silent, dict(zip(silence, n, strict=True)), carry.traces)
         terms = terms._replace(first=run.along.together({i: by_state[i] for i in run.along.leaves}))
         weights = self.reading.weights(params)
         traces, dv = self.absorb(weights, old, carry.traces, terms, (None, carry.memory, carry.memory))
