@@ -15,7 +15,7 @@ from models import reference, run, total
 from soak import few
 
 import sparse_etrace as se
-from sparse_etrace._kernels import native, room
+from sparse_etrace._kernels import native
 from sparse_etrace._model.primitives import sub_jaxprs
 from sparse_etrace._model.steady import Steady, listened, scan, stacked
 
@@ -193,9 +193,8 @@ def scans(jaxpr):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_a_stack_in_memory_of_its_own(monkeypatch, reverse):
+def test_a_stack_in_memory_of_its_own(reverse):
     """What takes much room lies where nothing was written before: the same numbers, and no copy in the program."""
-    monkeypatch.setattr(room, "LARGE", 4000)
     xs, decay = jnp.arange(12.0).reshape(3, 4), Steady(jnp.float64(0.5), 4)
     like = [jax.ShapeDtypeStruct((), xs.dtype), jax.ShapeDtypeStruct((300,), xs.dtype), None]
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Shaped
 from .._varying import bind
 from . import native
 
-LARGE = 1  # bytes
+LARGE = 1 << 12  # bytes
 
 
 def is_large(shape: Sequence[int], dtype: DTypeLike) -> bool:
