@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import networkx as nx
 import numpy as np
 import pandas as pd
-import polars
 import pyarrow as pa
 import pyarrow.feather as pf
 import pyarrow.parquet as pq
@@ -367,6 +366,13 @@ def test_quotes_around_plain_names_cost_nothing(tmp_path, monkeypatch, first, en
     monkeypatch.setattr(text, "_table", None)
     graph = table(tmp_path, f"{first}{end}7,8,9{end}")
     assert graph.nodes == (7, 8) and graph.weight.tolist() == [9]
+
+
+@pytest.mark.parametrize("before", ["\t\t\n", "\t\n", "# said\n\n", '# sparse_etrace {"shape": [9, 9]}\n'])
+def test_what_is_no_row_before_the_first_one(tmp_path, monkeypatch, before):
+    monkeypatch.setattr(text, "_table", None)
+    graph = table(tmp_path, f"{before}pre\tpost\tweight\n7\t8\t9\n")
+    assert graph.weight.tolist() == [9] and graph.connectivity.num_pre == (9 if "shape" in before else 2)
 
 
 @pytest.mark.parametrize("name", ["p\nre", 'p"re', "p re", "p,re", "#pre"])
@@ -1122,7 +1128,7 @@ def test_parquet_and_feather_of_others(tmp_path, name, to):
     assert graph.nodes == (big, big + 1) and graph.weight.tolist() == [2, 3]
     assert graph.edge_attrs["region"].tolist() == ["a", "b"]
     if "parquet" not in name:
-        polars.DataFrame(frame).write_ipc(path, **to)
+        pytest.importorskip("polars").DataFrame(frame).write_ipc(path, **to)
         again = se.read_graph(path, pre="pre_pt_root_id", post="post_pt_root_id", weight="syn_count")
         assert again.nodes == graph.nodes and again.edge_attrs["region"].tolist() == ["a", "b"]
     words = pa.table({"pre": pa.array(["c", "b"]).dictionary_encode(), "post": ["b", "a"], "weight": [1.0, 2.0]})

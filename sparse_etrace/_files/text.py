@@ -107,13 +107,15 @@ def read_table(source: Source, separator: str | None, check: Callable[[list[str]
         text = _Plain(pieces)
         found = _first_row(text.head, separator)
         if found is not None:
-            check(found[1])
-            source.check_size(BYTES_PER_COLUMN * len(found[1]))
-            if all(map(PLAIN, found[1])):
+            mark, start, separator, names = found
+            check(names)
+            source.check_size(BYTES_PER_COLUMN * len(names))
+            text.head = text.head[start:]
+            if all(map(PLAIN, names)):
                 text.head = HEADER.sub(lambda row: row[0].replace(b'"', b""), text.head, 1)
             # While pyarrow splits one piece, the next one is unpacked. What is wrong is said below.
             with suppress(ValueError):
-                return Table(*_split_plain(text, found[0], len(found[1])), None, found[0], 0)
+                return Table(*_split_plain(text, separator, len(names)), mark, separator, 0)
     data = source.read()
     try:
         data.decode()
@@ -124,12 +126,12 @@ def read_table(source: Source, separator: str | None, check: Callable[[list[str]
     return _table(source, data, separator)
 
 
-def _first_row(data: bytes, separator: str | None) -> tuple[str, list[str]] | None:
-    """Return separator and cells of the first row at the head of a file, None where it does not end there."""
+def _first_row(data: bytes, separator: str | None) -> tuple[Mark | None, int, str, list[str]] | None:
+    """Return mark, place, separator and cells of the first row at a file's head, None where it does not end there."""
     try:
-        _, start = _begin(data)
-        separator = separator or _separator(data, start)
-        return (separator, _cells(data, start, separator)) if re.search(b"[\r\n]", data[start:]) else None
+        mark, start = _begin(data)
+        found = separator or _separator(data, start)
+        return (mark, start, found, _cells(data, start, found)) if re.search(b"[\r\n]", data[start:]) else None
     except ValueError:
         return None
 
