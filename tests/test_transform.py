@@ -244,6 +244,11 @@ def test_what_overflows_is_said():
         tf.normalize(tiny, "row")
     with pytest.raises(ValueError, match="weight: expected numbers that are finite in float32, got .* synapse 0 -> 1"):
         tf.coalesce(se.from_edges([0, 0], [1, 1], [3e38, 3e38]))
+    for kwargs in ({}, {"with_origin": True}):
+        with pytest.raises(
+            ValueError, match="what becomes one synapse 1 -> 0. Its weights are finite, their sum is not"
+        ):
+            tf.to_undirected(se.from_edges([0, 1], [1, 0], [3e38, 3e38]), **kwargs)
 
 
 @each(graphs(), st.integers(1, 3), st.booleans())

@@ -14,6 +14,8 @@ from .columns import plain_column, taken
 from .connectivity import Connectivity, by_receiver, edge_arrays, host_array
 from .graph import Graph
 
+SMALLER = "Its weights are finite, their sum is not: make them smaller."
+
 
 @dataclass(frozen=True)
 class Policies:
@@ -156,7 +158,7 @@ def _summed(edges: _Edges, first: np.ndarray, policies: Policies) -> _Edges:
             f"summed {edges.pre.size} rows into {first.size} synapses{without} (to keep rows apart: duplicates='keep')"
         )
     weight = np.add.reduceat(edges.weight.astype(np.float64), first)
-    weight = check_weight(weight, first.size, edges.weight.dtype, lambda k: f"the sum over {name(k)}")
+    weight = check_weight(weight, first.size, edges.weight.dtype, lambda k: f"the sum over {name(k)}", SMALLER)
     return one._replace(weight=weight)
 
 
@@ -173,7 +175,13 @@ def check_dtype(dtype: DTypeLike) -> np.dtype:
     return kind
 
 
-def check_weight(weight: Column | None, num_synapses: int, dtype: DTypeLike, where: Callable[[int], str]) -> np.ndarray:
+def check_weight(
+    weight: Column | None,
+    num_synapses: int,
+    dtype: DTypeLike,
+    where: Callable[[int], str],
+    way_out: str = "Correct or remove it.",
+) -> np.ndarray:
     """Return weights as a finite numpy array, one per synapse; None is 1 for all.
 
     Args:
@@ -181,6 +189,7 @@ def check_weight(weight: Column | None, num_synapses: int, dtype: DTypeLike, whe
         num_synapses: how many are needed.
         dtype: a numpy floating type.
         where: describes synapse `k` in an error.
+        way_out: what to do about it.
 
     Returns:
         `(num_synapses,)`; the given array itself if it needs no conversion.
@@ -203,7 +212,6 @@ def check_weight(weight: Column | None, num_synapses: int, dtype: DTypeLike, whe
     if not finite.all():
         k = int(np.argmin(finite))
         raise ValueError(
-            f"weight: expected numbers that are finite in {result.dtype}, got {array[k]} for "
-            f"{where(k)}. Correct or remove it."
+            f"weight: expected numbers that are finite in {result.dtype}, got {array[k]} for {where(k)}. {way_out}"
         )
     return result

@@ -4,12 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._graph import sorting
+from .._graph.build import SMALLER
 from .._graph.columns import taken
 from .._graph.connectivity import expand_ptr, host_array, of_arrays, with_outgoing
 from .._graph.graph import Graph
 from .origin import Made, Origin, Parts, built, finite, parts_of, squared
 
 REDUCE = ("sum", "mean", "max", "first", "error")
+MERGED = "what becomes one ", SMALLER
 
 
 def coalesce(graph: Graph, reduce: str = "sum", *, with_origin: bool = False) -> Made:
@@ -70,7 +72,7 @@ def to_undirected(graph: Graph, reduce: str = "sum", *, with_origin: bool = Fals
         known = (host_array("graph", array) for array in (conn.post_ptr, conn.post_by_pre, conn.pre_ptr, conn.by_pre))
         weight = parts.weight if parts.weight.dtype == np.float32 else parts.weight.astype(np.float64, copy=False)
         *arrays, weight = sorting.pairs((parts.pre, *known), weight, REDUCE.index(reduce))
-        weight = finite(weight, parts.weight, *arrays[:2])
+        weight = finite(weight, parts.weight, arrays[0], arrays[1], *MERGED)
         return Graph(of_arrays(*arrays), jnp.asarray(weight), parts.nodes, parts.node_attrs)
     ends = np.concatenate([parts.post, parts.pre]), np.concatenate([parts.pre, parts.post])
     post, pre, old, _ = sorting.sorted_edges(*ends, conn.shape)
@@ -152,4 +154,6 @@ def _merged(parts: Parts, old: np.ndarray, reduce: str) -> tuple[Parts, np.ndarr
             reduced = reduced / np.bincount(new, minlength=first.size)
     else:
         reduced = reduced[first]
-    return parts._replace(pre=pre, post=post, weight=finite(reduced, parts.weight, pre, post), attrs=attrs), new
+    return parts._replace(
+        pre=pre, post=post, weight=finite(reduced, parts.weight, pre, post, *MERGED), attrs=attrs
+    ), new

@@ -76,9 +76,10 @@ def at(parts: Parts, chosen: np.ndarray) -> Parts:
     return parts._replace(pre=ends[0], post=ends[1], weight=taken(parts.weight, chosen), attrs=attrs)
 
 
-def finite(weight: np.ndarray, like: np.ndarray, pre: np.ndarray, post: np.ndarray) -> np.ndarray:
-    """Weights in the type of others, or an error where one is not finite in it."""
-    return check_weight(weight, pre.size, like.dtype, lambda k: f"synapse {pre[k]} -> {post[k]}")
+def finite(weight: np.ndarray, like: np.ndarray, pre: np.ndarray, post: np.ndarray, *of: str) -> np.ndarray:
+    """Weights in the type of others, or an error where one is not finite in it; `of` which sum, and what to do."""
+    what, *way_out = of or ("",)
+    return check_weight(weight, pre.size, like.dtype, lambda k: f"{what}synapse {pre[k]} -> {post[k]}", *way_out)
 
 
 def filled(attrs: Mapping[str, np.ndarray], given: Mapping[str, Any] | None, count: int) -> dict[str, np.ndarray]:
