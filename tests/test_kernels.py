@@ -209,6 +209,11 @@ def test_windows_of_other_sizes_are_refused(conn):
     # Annotations off, which would see some before.
     advance = getattr(_kernels.trace.advance, "__wrapped__", _kernels.trace.advance)
     advance(conn, *given[:6])
+    for k in range(4):
+        with pytest.raises(
+            ValueError, match="(carried|signal): expected it together with .*(entering|direct)`, got one of them. Give"
+        ):
+            advance(conn, *given[:k], None, *given[k + 1 : 6])
     for k, shape in enumerate(shapes):
         for axis in range(len(shape)):
             wrong = [jnp.repeat(a, 2, axis) if i == k else a for i, a in enumerate(given)]

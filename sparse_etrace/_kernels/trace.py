@@ -87,6 +87,9 @@ def check_sizes(
     shapes = {"x": (len(x), *batch, *senders), "trace": (count, *batch, *synapses)}
     shapes |= {name: (*sizes, *batch, *receivers) for name, sizes in front.items()} | {"lag": synapses}
     given = units | {"x": x, "trace": trace}
+    for one, other in (("carried", "entering"), ("signal", "direct")):
+        if (units[one] is None) != (units[other] is None):
+            raise ValueError(f"{one}: expected it together with `{other}`, got one of them. Give both or neither.")
     for name, shape in shapes.items():
         if (part := given.get(name)) is not None and part.shape != shape:
             raise ValueError(
