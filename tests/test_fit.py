@@ -654,6 +654,23 @@ def test_a_gradient_that_is_not_finite_names_its_synapse(optimizer):
         train(sequences(1), model=model, optimizer=optimizer)
 
 
+def test_a_loop_without_end_on_nan_is_not_entered():
+    """Where an update hides what is not finite, which is marked by NaN."""
+    turns = []
+
+    def step(weight, state, x):
+        far = jax.lax.while_loop(lambda s: ~(s[0] < 0.1) & (s[1] < 50), lambda s: (s[0] / 2, s[1] + 1), (1 + weight, 0))
+        jax.debug.callback(turns.append, far[1])
+        return state, jnp.sqrt(weight) * x @ jnp.ones((3, UNITS))
+
+    hiding = optax.chain(optax.zero_nans(), optax.clip(1.0), optax.sgd(0.1))
+    model, state = jax.tree_util.Partial(step, jnp.zeros(())), jnp.zeros(())
+    with pytest.raises(se.NonFiniteError, match="the gradient of"):
+        se.fit(se.BPTT(), squared, hiding, model, sequences(1), state=state, update="step", progress=False)
+    jax.effects_barrier()
+    assert max(turns) < 50
+
+
 def test_a_gradient_of_a_bias_names_its_unit():
     model = eqx.tree_at(lambda m: m.inp.value["bias"], net(), jnp.zeros(UNITS).at[3].set(jnp.nan))
     with pytest.raises(

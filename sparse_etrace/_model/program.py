@@ -162,7 +162,7 @@ def flatten(closed: jex.ClosedJaxpr) -> Program:
                 out = walk(inner.jaxpr, inner.consts, inputs, source)
                 env.update(zip(eqn.outvars, out, strict=True))
                 continue
-            if any(map(_has_boundary, sub_jaxprs(eqn))):
+            if any(holds(inner, boundary_p.name) for inner in sub_jaxprs(eqn)):
                 raise NotImplementedError(
                     f"model: an op or a cut runs inside `{_name(eqn)}` at "
                     f"{source_info.summarize(source)}. Call it outside: the step itself is already the body "
@@ -182,8 +182,9 @@ def _name(eqn: jex.JaxprEqn) -> str:
     return "se.cut" if eqn.primitive is boundary_p else eqn.primitive.name
 
 
-def _has_boundary(jaxpr: jex.Jaxpr) -> bool:
-    return any(e.primitive is boundary_p or any(map(_has_boundary, sub_jaxprs(e))) for e in jaxpr.eqns)
+def holds(jaxpr: jex.Jaxpr, name: str) -> bool:
+    """Whether a primitive of this name is anywhere in a jaxpr."""
+    return any(e.primitive.name == name or any(holds(inner, name) for inner in sub_jaxprs(e)) for e in jaxpr.eqns)
 
 
 def propagate(jaxpr: jex.Jaxpr, labels: Sequence[Labels]) -> list[Labels]:

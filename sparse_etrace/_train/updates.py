@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from .._learner import Carry, Learner
-from .._model.program import is_inexact
+from .._model.program import holds, is_inexact
 from .._sums import widened
 from .._types import Loss, Metric
 from .batches import Pair
@@ -113,6 +113,17 @@ def one_update(
     return Point(eqx.apply_updates(point.trained, changes), opt_state, carry), [losses, *aux], grads
 
 
+def _has_open_loop(task: Task, point: Point, *data: PyTree) -> bool:
+    """Whether a step has a loop that may never end on NaN."""
+
+    def step(trained: PyTree, state: PyTree, x: PyTree, y: PyTree) -> PyTree:
+        _, out = task.learner.run(eqx.combine(trained, task.fixed), state, x)
+        return task.loss_fn(out, y)
+
+    first = jax.tree.map(lambda a: a[0], data)
+    return holds(eqx.filter_make_jaxpr(step)(point.trained, point.carry.state, *first)[0].jaxpr, "while")
+
+
 @eqx.filter_jit
 def one_sequence(
     task: Task, point: Point, state: PyTree, xs: PyTree, ys: PyTree, size: int
@@ -124,13 +135,18 @@ def one_sequence(
         point = point._replace(trained=_marked(point.trained, grads))
         return point, ([jnp.sum(v) for v in widened(values)], all_finite(values[0]))
 
+    def while_finite(point: Point, part: Pair) -> tuple[Point, tuple[list[Array], Array]]:
+        none = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(one, point, part)[1])
+        return jax.lax.cond(all_finite(point.trained), one, lambda point, _: (point, none), point, part)
+
+    learn = while_finite if _has_open_loop(task, point, xs, ys) else one
     steps = jax.tree.leaves((xs, ys))[0].shape[0]
     count, rest = divmod(steps, size)
     cut = jax.tree.map(lambda a: a[: count * size].reshape(count, size, *a.shape[1:]), (xs, ys))
-    point, (sums, finite) = jax.lax.scan(one, starting(task, point, state), cut)
+    point, (sums, finite) = jax.lax.scan(learn, starting(task, point, state), cut)
     sums, finite = [jnp.sum(s) for s in sums], jnp.all(finite)
     if rest:
-        point, (more, last) = one(point, jax.tree.map(lambda a: a[count * size :], (xs, ys)))
+        point, (more, last) = learn(point, jax.tree.map(lambda a: a[count * size :], (xs, ys)))
         sums, finite = [a + b for a, b in zip(sums, more, strict=True)], finite & last
     return point, [total / steps for total in sums], finite & all_finite(point.trained)
 
