@@ -1,6 +1,7 @@
 """The six guarantees: no silent zero, checked dynamics, no dense array, memory independent of time, same bits."""
 
 import io
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -9,6 +10,7 @@ import models
 import numpy as np
 import oracles
 import pytest
+from jax.experimental import io_callback
 from models import N, run, start, total
 from soak import few
 
@@ -53,6 +55,55 @@ def test_an_unused_leaf_is_an_error(learner):
     allowing = eqx.tree_at(lambda m: m.allow_zero, learner, ("params['extra']",), is_leaf=lambda x: x == ())
     grads = run(allowing, case)[1]
     assert not np.any(grads["extra"]["weight"]) and np.any(grads["inp"]["weight"])
+
+
+class Asking(eqx.Module):
+    inp: se.ETraceParam
+    ask: Callable = eqx.field(static=True)
+
+    def __call__(self, h, x):
+        h = jnp.tanh(0.5 * h + self.inp(x) * self.ask())
+        return h, h
+
+
+def asking(learner, ask):
+    model, h, x = Asking(se.MatMulOp().param(jax.random.key(0), 2, 3), ask), jnp.zeros(3), jnp.ones(2)
+    carry = learner.init(model, h, x)
+    return se.online_grad(learner, lambda out, _: jnp.sum(out), model, carry, jnp.ones((3, 2)), None)[1].inp.value
+
+
+def held():
+    ref = jax.new_ref(jnp.ones(()))
+    ref[...] = 2 * ref[...]
+    return jax.freeze(ref)
+
+
+ONE = jax.ShapeDtypeStruct((), jnp.float32)
+ANEW = {
+    "io_callback": lambda: io_callback(lambda: np.float32(2), ONE),
+    "rng_uniform": lambda: jax.jit(jax.lax.rng_uniform, static_argnums=2)(1.9999, 2.0, ()),
+    "cond": lambda: jax.lax.cond(jnp.ones(()) > 0, ANEW["io_callback"], lambda: jnp.float32(0)),
+    "swap": held,
+}
+RERUN = [se.D_RTRL(), se.RTRL(), se.UORO(jax.random.key(0)), se.TBPTT(2), se.Bridged(2), se.SnAp(2, per="parameter")]
+
+
+@pytest.mark.parametrize("ask", ANEW)
+def test_what_is_made_anew_is_refused_where_a_rule_runs_a_step_twice(ask):
+    for learner in RERUN[: None if ask == "rng_uniform" else 1]:
+        got = {"cond": "io_callback", "swap": "new_ref"}.get(ask, ask)
+        with pytest.raises(NotImplementedError, match=f"model: expected a step .* got `{got}` at .*test_guarantees.py"):
+            asking(learner, ANEW[ask])
+    want = asking(se.BPTT(), lambda: 2.0)["weight"]
+    np.testing.assert_allclose(asking(se.BPTT(), ANEW[ask])["weight"], want, rtol=1e-3)
+
+
+def test_a_pure_callback_and_a_print_are_run():
+    def ask():
+        jax.debug.print("asked")
+        return jax.pure_callback(lambda: np.float32(2), ONE)
+
+    np.testing.assert_allclose(asking(se.D_RTRL(), ask)["weight"], asking(se.BPTT(), lambda: 2.0)["weight"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("forward, names", [(unread_forward, "extra"), (cut_off_forward, "extra")])

@@ -27,7 +27,7 @@ import numpy as np
 from .groups import Group, Variable, make_group
 from .program import Program, is_inexact
 from .reading import Reading
-from .refusals import UntracedError, refuse_unread, refuse_zero
+from .refusals import UntracedError, refuse_made_anew, refuse_unread, refuse_zero
 from .through import Spread, Ways, find_ways, spread
 from .types import Labels
 
@@ -97,6 +97,7 @@ class Grouping:
         `traced` are the op calls with a trace; None for those that are traced into groups.
         """
         a = self.reading
+        refuse_made_anew(a.jaxpr)
         a.check_weights()
         read = a.program.influence({i: Labels(["x"]) for i in a.x})
         refuse_unread(a.program.shapes(a.x), any(read[o] for o in [*a.new, *a.out] if isinstance(o, int)))

@@ -40,7 +40,7 @@ class Reading:
         closed, (new, out) = jax.make_jaxpr(step, return_shape=True)(struct(arrays), state, x)
         check_state(state, new)
         self.out_structure = jax.tree.structure(out)
-        self.program = program = flatten(closed)
+        self.jaxpr, self.program = closed.jaxpr, (program := flatten(closed))
         sizes = [len(jax.tree.leaves(tree)) for tree in (arrays, state, x)]
         ends = np.cumsum(sizes)
         self.params, self.state, self.x = np.split(np.array(program.inputs, int), ends[:2])

@@ -1,9 +1,15 @@
 """Models whose parameters or input would do nothing: refused, unless that is allowed by name."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
+import jax.extend.core as jex
+import jax.extend.source_info_util as source_info
+
+from .primitives import sub_jaxprs
+
+DRAWN = "rng_uniform"  # random without a key, and without an effect
 
 
 class UntracedError(ValueError):
@@ -38,4 +44,26 @@ def refuse_zero(name: str, allow_zero: tuple[str, ...], used: bool) -> None:
         raise ValueError(
             f"model: {name!r} would never get a gradient: {why}. Remove it, leave it out with train=..., or allow it "
             f"with allow_zero=({name!r},)."
+        )
+
+
+def made_anew(jaxpr: jex.Jaxpr) -> Iterator[tuple[str, str]]:
+    """Primitives, and where they are, whose values may be others when they run once more: of the host, or no key."""
+    for eqn in jaxpr.eqns:
+        inner = sub_jaxprs(eqn)
+        if eqn.primitive.name == DRAWN or (eqn.effects and eqn.outvars and not inner):
+            yield eqn.primitive.name, source_info.summarize(eqn.source_info)
+        # A kernel writes to memory of its own, and has no effect itself.
+        for name, where in (e for one in inner for e in made_anew(one)):
+            if eqn.effects or name == DRAWN:
+                yield name, where or source_info.summarize(eqn.source_info)
+
+
+def refuse_made_anew(jaxpr: jex.Jaxpr) -> None:
+    """Raise for a step of which a rule cannot run a part once more."""
+    for name, where in made_anew(jaxpr):
+        raise NotImplementedError(
+            "model: expected a step that says the same when a part of it runs once more for the derivatives, got "
+            f"`{name}` at {where}. Make it part of x, draw with a key "
+            "in the state, take jax.pure_callback for a function of its arguments, or take se.BPTT()."
         )

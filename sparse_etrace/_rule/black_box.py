@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from .._model.linear import refuse_bent
 from .._model.program import is_inexact, propagate, vjp_jaxpr
-from .._model.refusals import check_names, refuse_unread, refuse_zero
+from .._model.refusals import check_names, refuse_made_anew, refuse_unread, refuse_zero
 from .._model.trained import check_state, leaf_names, struct, trained_filter
 from .._model.types import Filter, Labels
 from .._op.sharded import stepped
@@ -57,8 +57,12 @@ def check_reach(
     train: Filter,
     allow_zero: tuple[str, ...],
     steps: int | None = None,
+    is_run_once: bool = False,
 ) -> None:
-    """Raise for a trained leaf without any way to the output, at once or through the state, within so many steps."""
+    """Raise for a trained leaf without any way to the output, at once or through the state, within so many steps.
+
+    Also for a step of which no part can run once more, unless it `is_run_once`.
+    """
     arrays, static = eqx.partition(model, eqx.is_array)
     names, old = leaf_names(arrays), struct(state)
 
@@ -74,6 +78,8 @@ def check_reach(
     inputs, before = jax.tree.leaves(struct(x)), len(jax.tree.leaves((arrays, old)))
     primal = jax.make_jaxpr(lambda arrays, state, x: eqx.filter(eqx.combine(arrays, static)(state, x), eqx.is_array))
     whole = primal(struct(arrays), old, struct(x)).jaxpr
+    if not is_run_once:
+        refuse_made_anew(whole)
     refuse_unread(inputs, any(propagate(whole, [Labels()] * before + [Labels(["x"])] * len(inputs))))
     sources, others = eqx.partition((struct(arrays), old), is_inexact)
     jaxpr, (new, out) = vjp_jaxpr(floating_step, sources, (*others, struct(x)))
@@ -191,7 +197,7 @@ class Backward(Engine):
 
     def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Check that every trained leaf reaches the output."""
-        check_reach(model, state, x, self.task.train, self.task.allow_zero)
+        check_reach(model, state, x, self.task.train, self.task.allow_zero, is_run_once=True)
         return Carry(jax.tree.map(jnp.asarray, state), self.traces)
 
     def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:
