@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PyTree
 from tqdm import tqdm
 
 from ._graph.connectivity import Connectivity
@@ -107,7 +108,7 @@ class Net(eqx.Module):
         return {"cell": cell, "filtered": filtered, "spikes": spikes}, (y, z, spikes) if self.is_calm else y
 
 
-def _normal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def _normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Variance 1 by the senders of a unit; a quarter of that for those on the graph."""
     senders = shape[0] if len(shape) == 2 else 4 * SHARE * UNITS
     return jax.random.normal(key, shape, dtype) / np.sqrt(senders)
@@ -144,7 +145,7 @@ def with_times(pair: Pair) -> Pair:
     return x, (np.broadcast_to(side, (len(x), *side.shape)), asked, now.astype(np.float32))
 
 
-def loss_fn(out: Any, target: tuple[Array, Array, Array], strength: float = PLAIN.strength) -> Float[Array, ""]:
+def loss_fn(out: PyTree, target: tuple[Array, Array, Array], strength: float = PLAIN.strength) -> Float[Array, ""]:
     """Cross-entropy while the choice is asked for, and with spikes in the output a penalty of rates off target."""
     side, asked, now = target
     y, *rates = out if isinstance(out, tuple) else (out,)
@@ -160,7 +161,7 @@ def loss_fn(out: Any, target: tuple[Array, Array, Array], strength: float = PLAI
 def watch(model: Net, x: Array) -> tuple[Array, Array]:
     """Mean readout while the choice is asked for, and spikes `(steps, batch, units)`."""
 
-    def step(state: Any, x: Array) -> tuple[Any, tuple[Array, Array]]:
+    def step(state: PyTree, x: Array) -> tuple[PyTree, tuple[Array, Array]]:
         state, out = model(state, x)
         return state, (out[0] if model.is_calm else out, state["cell"].z)
 
@@ -232,8 +233,8 @@ def remembered(model: Net, x: Array) -> np.ndarray:
     start = learner.init(model, model.init_state(1), x[0])
 
     @eqx.filter_jit
-    def follow(model: Net, carry: Any, x: Array) -> Array:
-        def step(carry: Any, x: Array) -> tuple[Any, Array]:
+    def follow(model: Net, carry: PyTree, x: Array) -> Array:
+        def step(carry: PyTree, x: Array) -> tuple[PyTree, Array]:
             carry, _ = learner.step(model, carry, x)
             return carry, jnp.linalg.norm(carry.traces[0].full[0]["weight"][:2, 0, :, UNITS // 2 :], axis=(1, 2))
 

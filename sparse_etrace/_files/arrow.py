@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ Encoded = tuple[np.ndarray, np.ndarray | list]
 Placed = tuple[np.ndarray, np.ndarray, Sequence[Hashable]]
 
 
+@runtime_checkable
 class Names(Protocol):
     """Columns that are chosen."""
 

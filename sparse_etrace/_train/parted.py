@@ -88,7 +88,7 @@ def blocks_of(model: PyTree) -> dict[str, Blocks]:
     return {f"{jax.tree_util.keystr(path)}.value['weight']": param.op.blocks for path, param in _layers(model)}
 
 
-def layouts(run: PyTree, carry: Any, blocks: Mapping[str, Blocks]) -> list[Blocks | None]:
+def layouts(run: PyTree, carry: PyTree, blocks: Mapping[str, Blocks]) -> list[Blocks | None]:
     """How each array of a run lies in blocks; None where it does not."""
     arrays, owners = eqx.filter(run, eqx.is_array), owners_of(carry)
     return [
@@ -114,7 +114,7 @@ def layout(name: str, shape: tuple[int, ...], blocks: Mapping[str, Blocks], owne
     return found if shape[-1:] == (found.size * (found.starts.size - 1),) else None
 
 
-def owners_of(carry: Any) -> dict[int, str]:
+def owners_of(carry: PyTree) -> dict[int, str]:
     """For each op call that has traces the name of the weight that it traces."""
     given = () if carry.origin is None else carry.origin.owners
     return {call: name for call, leaves in given for names in leaves for name in names if name.endswith("['weight']")}
@@ -141,7 +141,7 @@ def whole_of(shape: Sequence[int], at: Sequence[slice] = ()) -> tuple[slice, ...
     return tuple(slice(*part.indices(n)[:2]) for part, n in zip(given, shape, strict=True))
 
 
-def spec_of(leaf: Any) -> list | None:
+def spec_of(leaf: object) -> list | None:
     """How an array is parted on the axes of its mesh, as JSON says it."""
     place = getattr(leaf, "sharding", None)
     return list(place.spec) if isinstance(place, NamedSharding) and place.num_devices > 1 else None

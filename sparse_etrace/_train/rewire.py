@@ -38,9 +38,9 @@ class Rewired(NamedTuple):
         ('model', 'carry', 'opt_state', 'order')
     """
 
-    model: Any
-    carry: Any
-    opt_state: Any
+    model: PyTree
+    carry: PyTree
+    opt_state: PyTree
     order: np.ndarray
 
 

@@ -7,7 +7,7 @@ from typing import Any, SupportsIndex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, PyTree
 
 from .._arrays import blank
@@ -29,8 +29,8 @@ def unit_shape(units: Units) -> tuple[int, ...]:
 
 def cell_of(
     cls: Any,
-    graph: Any,
-    inputs: Any,
+    graph: object,
+    inputs: object,
     *,
     key: object,
     bias: object = True,
@@ -85,7 +85,7 @@ def cell_of(
 
 
 def cell_from_time_constants(
-    cls: Any, *args: Any, tau: Any, dt: Any, tau_adaptation: Any = None, **constants: Any
+    cls: Any, *args: object, tau: ArrayLike, dt: ArrayLike, tau_adaptation: ArrayLike | None = None, **constants: Any
 ) -> Any:
     """A cell with the decays `exp(-dt / tau)` of a step.
 
@@ -112,14 +112,18 @@ def cell_from_time_constants(
             raise ValueError(
                 f"{name}: expected positive times, got {time}. To train a decay, give the cell a parameter."
             )
-    decays = {name: np.exp(-dt / np.asarray(time, float)) for name, (_, time) in times.items() if time is not None}
+    decays = {
+        name: np.exp(-np.asarray(dt, float) / np.asarray(time, float))
+        for name, (_, time) in times.items()
+        if time is not None
+    }
     return (cls.of if "key" in constants else cls)(*args, **decays, **constants)
 
 
 def onto(
     units: int,
     name: str,
-    given: Any,
+    given: object,
     key: object,
     bias: object = False,
     weight_fn: Any = None,
@@ -140,7 +144,7 @@ def onto(
     return sparse.param(key, init=init, dtype=dtype)
 
 
-def senders(name: str, given: Any) -> int:
+def senders(name: str, given: object) -> int:
     """How many units there are at the sending end."""
     if isinstance(given, Graph | Connectivity):
         return (given.connectivity if isinstance(given, Graph) else given).num_pre
@@ -180,7 +184,7 @@ def on_units(h: Array, *constants: Constant) -> list[Array]:
     return [in_front(param(), h.ndim) for param in constants]
 
 
-def silent_steps(value: Any, units: tuple[int, ...]) -> Fixed | None:
+def silent_steps(value: object, units: tuple[int, ...]) -> Fixed | None:
     """Whole steps, a number or an array, in which a unit that has spiked stays silent; None for none."""
     fits("refractory", value, units)
     steps = np.asarray(value)

@@ -53,14 +53,26 @@ class GraphRNN(eqx.Module):
     decay: Constant
 
     def __init__(
-        self, nodes: SupportsIndex, hidden: SupportsIndex, inp: ETraceParam, rec: ETraceParam, decay: Any = 0.9
+        self,
+        nodes: SupportsIndex,
+        hidden: SupportsIndex,
+        inp: ETraceParam,
+        rec: ETraceParam,
+        decay: object = 0.9,
     ):
         self.shape = (size("nodes", nodes), size("hidden", hidden))
         self.inp, self.rec, self.decay = inp, rec, constant(decay, "decay", 0, 1, self.shape)
 
     @classmethod
     def of(
-        cls, supports: Any, features: Any, hidden: Any, *, key: object, decay: Any = 0.9, dtype: DTypeLike | None = None
+        cls,
+        supports: Any,
+        features: object,
+        hidden: SupportsIndex,
+        *,
+        key: object,
+        decay: object = 0.9,
+        dtype: DTypeLike | None = None,
     ) -> "GraphRNN":
         """With graph convolutions on these supports, a graph or several, from so many input features."""
         inp, rec = convolutions(supports, features, hidden, "ir", key, dtype)
@@ -135,8 +147,8 @@ class GraphGRU(eqx.Module):
     def of(
         cls,
         supports: Any,
-        features: Any,
-        hidden: Any,
+        features: object,
+        hidden: SupportsIndex,
         *,
         key: object,
         spread_state: bool = True,
@@ -151,20 +163,20 @@ class GraphGRU(eqx.Module):
         return cls(num_nodes(supports), hidden, *made, reset=reset)
 
     @classmethod
-    def tgcn(cls, graph: Graph, features: Any, hidden: Any, *, key: object, **options: Any) -> "GraphGRU":
+    def tgcn(cls, graph: Graph, features: object, hidden: SupportsIndex, *, key: object, **options: Any) -> "GraphGRU":
         """T-GCN: inputs by one normalised convolution with self-loops, each node's own old state."""
         return cls.of(gcn(graph), features, hidden, key=key, spread_state=False, **options)
 
     @classmethod
     def gconv_gru(
-        cls, graph: Graph, features: Any, hidden: Any, *, key: object, order: Any = 2, **options: Any
+        cls, graph: Graph, features: object, hidden: SupportsIndex, *, key: object, order: object = 2, **options: Any
     ) -> "GraphGRU":
         """GConvGRU: so many Chebyshev polynomials of the graph's Laplacian, of input and state."""
         return cls.of(chebyshev(graph, order), features, hidden, key=key, **options)
 
     @classmethod
     def dcrnn(
-        cls, graph: Graph, features: Any, hidden: Any, *, key: object, steps: Any = 2, **options: Any
+        cls, graph: Graph, features: object, hidden: SupportsIndex, *, key: object, steps: object = 2, **options: Any
     ) -> "GraphGRU":
         """DCRNN: random walks of up to so many steps along the edges and against them, of input and state."""
         return cls.of(walks(graph, steps), features, hidden, key=key, **options)
@@ -301,7 +313,7 @@ class GraphAttention(eqx.Module):
 
     @classmethod
     def of(
-        cls, graph: Graph, features: Any, hidden: Any, *, key: object, dtype: DTypeLike | None = None
+        cls, graph: Graph, features: object, hidden: SupportsIndex, *, key: object, dtype: DTypeLike | None = None
     ) -> "GraphAttention":
         """With matrices from so many input features."""
         return cls(graph, hidden, *convolutions(None, features, hidden, "rrriirrr", key, dtype))

@@ -30,8 +30,8 @@ def num_nodes(supports: Any) -> int:
 
 def convolutions(
     supports: Any,
-    features: Any,
-    hidden: Any,
+    features: object,
+    hidden: object,
     kinds: str,
     key: object,
     dtype: DTypeLike | None,
@@ -55,7 +55,7 @@ def arrays(weights: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
     return {name: np.asarray(a) for name, a in weights.items()}
 
 
-def edges(edge_index: Any, edge_weight: Any, nodes: SupportsIndex) -> Graph:
+def edges(edge_index: ArrayLike, edge_weight: Any, nodes: SupportsIndex) -> Graph:
     """The graph of edges in two rows, senders and receivers."""
     pre, post = np.asarray(edge_index)
     return from_edges(pre, post, edge_weight, (int(nodes), int(nodes)), dtype=_float())

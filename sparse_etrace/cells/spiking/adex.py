@@ -1,11 +1,11 @@
 """Adaptive exponential integrate-and-fire neurons."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 
-from .constants import TINY, Value, Variables, check_above, field
+from .constants import TINY, Number, Value, Variables, check_above, field
 from .population import population_of
 
 
@@ -68,7 +68,7 @@ class AdEx(eqx.Module):
         """`v = rest`, without adaptation."""
         return {"v": self.rest, "w": 0 * self.rest}
 
-    def derivative(self, y: Variables, current: Any) -> Variables:
+    def derivative(self, y: Variables, current: Number) -> Variables:
         """Per ms, of a current in pA."""
         v = jnp.minimum(y["v"], self.peak)
         upswing = self.slope * jnp.exp((v - self.threshold) / self.slope)
@@ -77,11 +77,11 @@ class AdEx(eqx.Module):
             "w": (self.coupling * (v - self.rest) - y["w"]) / self.tau_adaptation,
         }
 
-    def margin(self, y: Variables) -> Any:
+    def margin(self, y: Variables) -> Number:
         """Distance to the peak, relative to that of rest."""
         return (jnp.minimum(y["v"], self.peak) - self.peak) / (self.peak - self.rest)
 
-    def after(self, y: Variables, z: Any) -> Variables:
+    def after(self, y: Variables, z: Number) -> Variables:
         """What spikes `z` leave behind."""
         v = (1 - z) * jnp.minimum(y["v"], self.peak) + z * self.reset
         return {"v": v, "w": y["w"] + self.adaptation * z}

@@ -1,10 +1,10 @@
 """Leaky integrate-and-fire neurons with an adaptation current."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 
-from .constants import TINY, Value, Variables, check_above, field, reset_field, reset_to
+from .constants import TINY, Number, Subtract, Value, Variables, check_above, field, reset_field, reset_to
 from .population import population_of
 
 
@@ -48,7 +48,7 @@ class AdLIF(eqx.Module):
     tau_adaptation: Value = field("tau_adaptation", 100.0, TINY)
     coupling: Value = field("coupling", 0.5)
     adaptation: Value = field("adaptation", 0.5)
-    reset: Any = reset_field("subtract")
+    reset: Value | Subtract | None = reset_field("subtract")
     is_linear: ClassVar[bool] = True
     is_coupled: ClassVar[bool] = True
     spikes: ClassVar[bool] = True
@@ -62,18 +62,18 @@ class AdLIF(eqx.Module):
         """Rest, without adaptation."""
         return {"v": self.rest, "w": 0 * self.rest}
 
-    def derivative(self, y: Variables, current: Any) -> Variables:
+    def derivative(self, y: Variables, current: Number) -> Variables:
         """Per ms, of a current in pA."""
         return {
             "v": (self.rest - y["v"] + self.resistance * (current - y["w"])) / self.tau,
             "w": (self.coupling * (y["v"] - self.rest) - y["w"]) / self.tau_adaptation,
         }
 
-    def margin(self, y: Variables) -> Any:
+    def margin(self, y: Variables) -> Number:
         """Distance to the threshold, relative to that of rest."""
         return (y["v"] - self.threshold) / (self.threshold - self.rest)
 
-    def after(self, y: Variables, z: Any) -> Variables:
+    def after(self, y: Variables, z: Number) -> Variables:
         """What spikes `z` leave behind."""
         v = reset_to(y["v"], z, self.reset, self.threshold - self.rest)
         return {"v": v, "w": y["w"] + self.adaptation * z}

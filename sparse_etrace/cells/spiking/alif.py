@@ -1,10 +1,10 @@
 """Integrate-and-fire neurons whose threshold adapts, in units."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 
-from .constants import TINY, Value, Variables, check_above, field, reset_field, reset_to
+from .constants import TINY, Number, Subtract, Value, Variables, check_above, field, reset_field, reset_to
 from .population import population_of
 
 
@@ -48,7 +48,7 @@ class ALIF(eqx.Module):
     resistance: Value = field("resistance", 1.0, 0)
     tau_adaptation: Value = field("tau_adaptation", 200.0, TINY)
     adaptation: Value = field("adaptation", 0.1)
-    reset: Any = reset_field("subtract")
+    reset: Value | Subtract | None = reset_field("subtract")
     is_linear: ClassVar[bool] = True
     is_coupled: ClassVar[bool] = False
     spikes: ClassVar[bool] = True
@@ -62,18 +62,18 @@ class ALIF(eqx.Module):
         """Rest, without adaptation."""
         return {"b": 0 * self.rest, "v": self.rest}
 
-    def derivative(self, y: Variables, current: Any) -> Variables:
+    def derivative(self, y: Variables, current: Number) -> Variables:
         """Per ms, of a current in pA."""
         return {
             "b": -y["b"] / self.tau_adaptation,
             "v": (self.rest - y["v"] + self.resistance * current) / self.tau,
         }
 
-    def margin(self, y: Variables) -> Any:
+    def margin(self, y: Variables) -> Number:
         """Distance to the threshold, relative to that of rest from the threshold at rest."""
         return (y["v"] - self.threshold - y["b"]) / (self.threshold - self.rest)
 
-    def after(self, y: Variables, z: Any) -> Variables:
+    def after(self, y: Variables, z: Number) -> Variables:
         """What spikes `z` leave behind."""
         v = reset_to(y["v"], z, self.reset, self.threshold - self.rest)
         return {"b": y["b"] + self.adaptation * z, "v": v}

@@ -1,11 +1,12 @@
 """Synapses with the current of an alpha function."""
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
+from jaxtyping import PyTree
 
-from .constants import TINY, Value, Variables, field
+from .constants import TINY, Number, Value, Variables, field
 
 
 class Alpha(eqx.Module):
@@ -32,11 +33,11 @@ class Alpha(eqx.Module):
     is_linear: ClassVar[bool] = True
     has_current: ClassVar[bool] = True
 
-    def arrive(self, v: Any, s: Variables, y: Any) -> tuple[Any, Variables, Any]:
+    def arrive(self, v: Number, s: Variables, y: Number) -> tuple[Number, Variables, PyTree]:
         """Potential, filter and current of the step after what arrived, `y`, in pA."""
         return v, {"r": s["r"] + y * math.e / self.tau, "s": s["s"]}, None
 
-    def current(self, s: Variables, held: Any, v: Any) -> Any:
+    def current(self, s: Variables, held: PyTree, v: Number) -> Number:
         """`I = s`, pA."""
         return s["s"]
 

@@ -4,8 +4,9 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from .constants import Value, Variables, field
+from .constants import Number, Value, Variables, field
 
 
 class Conductance(eqx.Module):
@@ -51,11 +52,11 @@ class Conductance(eqx.Module):
         """Those of the synapse."""
         return self.synapse.variables
 
-    def arrive(self, v: Any, s: Variables, y: Any) -> tuple[Any, Variables, Any]:
+    def arrive(self, v: Number, s: Variables, y: Number) -> tuple[Number, Variables, PyTree]:
         """Potential, filter and conductance of the step after what arrived, `y`, in nS."""
         return self.synapse.arrive(v, s, y)
 
-    def current(self, s: Variables, held: Any, v: Any) -> Any:
+    def current(self, s: Variables, held: PyTree, v: Number) -> Number:
         """`I`, pA."""
         open_ = 1 / (1 + self.magnesium / 3.57 * jnp.exp(-0.062 * v))
         return self.synapse.current(s, held, v) * (self.reversal - v) * open_

@@ -14,7 +14,8 @@ from ..cell import Constant, constant
 
 TINY = 1e-12
 Value = Any  # a constant, `ETraceParam` or `Fixed`; its number or array in models that are `evaluated`
-Variables = dict[str, Any]
+Number = Array | np.ndarray | float | int
+Variables = dict[str, Number]
 
 
 def field(name: str, default: float, low: float | int = -np.inf, high: float | int = np.inf) -> Any:
@@ -26,10 +27,10 @@ class Subtract(eqx.Module):
     """What `reset="subtract"` becomes."""
 
 
-def reset_field(default: Any) -> Any:
+def reset_field(default: object) -> Any:
     """`"subtract"`, a potential, or None."""
 
-    def convert(value: Any) -> Constant | Subtract | None:
+    def convert(value: object) -> Constant | Subtract | None:
         if value is None or isinstance(value, Subtract):
             return value
         if isinstance(value, str):
@@ -41,7 +42,7 @@ def reset_field(default: Any) -> Any:
     return eqx.field(default=default, converter=convert)
 
 
-def reset_to(v: Array, z: Array, reset: Any, height: ArrayLike) -> Array:
+def reset_to(v: Number, z: Number, reset: Value | Subtract | None, height: Number) -> Number:
     """The potential that a spike leaves behind."""
     if reset is None:
         return v
@@ -71,7 +72,7 @@ def is_trained(parts: PyTree) -> PyTree:
 def numbers(parts: PyTree) -> PyTree:
     """The same with all digits of numpy, where jax does not trace them."""
 
-    def number(c: Any) -> Any:
+    def number(c: Constant) -> ArrayLike:
         value = c() if isinstance(c, ETraceParam) else c.value
         return value if isinstance(value, jax.core.Tracer) else np.asarray(value, float)
 

@@ -1,10 +1,11 @@
 """Current that is held over a step."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
+from jaxtyping import PyTree
 
-from .constants import Variables
+from .constants import Number, Variables
 
 
 class Current(eqx.Module):
@@ -25,11 +26,11 @@ class Current(eqx.Module):
     is_linear: ClassVar[bool] = True
     has_current: ClassVar[bool] = True
 
-    def arrive(self, v: Any, s: Variables, y: Any) -> tuple[Any, Variables, Any]:
+    def arrive(self, v: Number, s: Variables, y: Number) -> tuple[Number, Variables, PyTree]:
         """Potential, filter and current of the step after what arrived, `y`, in pA."""
         return v, s, y
 
-    def current(self, s: Variables, held: Any, v: Any) -> Any:
+    def current(self, s: Variables, held: PyTree, v: Number) -> Number:
         """`I`, pA."""
         return held
 

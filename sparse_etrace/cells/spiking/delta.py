@@ -1,10 +1,11 @@
 """Synapses that act at once."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
+from jaxtyping import PyTree
 
-from .constants import Variables
+from .constants import Number, Variables
 
 
 class Delta(eqx.Module):
@@ -27,11 +28,11 @@ class Delta(eqx.Module):
     is_linear: ClassVar[bool] = True
     has_current: ClassVar[bool] = False
 
-    def arrive(self, v: Any, s: Variables, y: Any) -> tuple[Any, Variables, Any]:
+    def arrive(self, v: Number, s: Variables, y: Number) -> tuple[Number, Variables, PyTree]:
         """Potential, filter and current of the step after what arrived, `y`, in mV."""
         return v + y, s, None
 
-    def current(self, s: Variables, held: Any, v: Any) -> Any:
+    def current(self, s: Variables, held: PyTree, v: Number) -> Number:
         """None."""
         return 0.0
 

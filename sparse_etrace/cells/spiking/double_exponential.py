@@ -1,11 +1,12 @@
 """Synapses with the current of a difference of two exponentials."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from .constants import TINY, Value, Variables, field
+from .constants import TINY, Number, Value, Variables, field
 
 
 class DoubleExponential(eqx.Module):
@@ -35,7 +36,7 @@ class DoubleExponential(eqx.Module):
     is_linear: ClassVar[bool] = True
     has_current: ClassVar[bool] = True
 
-    def arrive(self, v: Any, s: Variables, y: Any) -> tuple[Any, Variables, Any]:
+    def arrive(self, v: Number, s: Variables, y: Number) -> tuple[Number, Variables, PyTree]:
         """Potential, filter and current of the step after what arrived, `y`, in pA."""
         u = jnp.log(self.tau_decay / self.tau_rise)
         far = jnp.abs(u) > 1e-3
@@ -43,7 +44,7 @@ class DoubleExponential(eqx.Module):
         power = jnp.where(far, wide / jnp.expm1(wide), 1 - u / 2 + u * u / 12)
         return v, {"r": s["r"] + y * jnp.exp(power) / self.tau_rise, "s": s["s"]}, None
 
-    def current(self, s: Variables, held: Any, v: Any) -> Any:
+    def current(self, s: Variables, held: PyTree, v: Number) -> Number:
         """`I = s`, pA."""
         return s["s"]
 

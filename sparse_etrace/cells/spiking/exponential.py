@@ -1,10 +1,11 @@
 """Synapses with an exponential current."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
+from jaxtyping import PyTree
 
-from .constants import TINY, Value, Variables, field
+from .constants import TINY, Number, Value, Variables, field
 
 
 class Exponential(eqx.Module):
@@ -29,11 +30,11 @@ class Exponential(eqx.Module):
     is_linear: ClassVar[bool] = True
     has_current: ClassVar[bool] = True
 
-    def arrive(self, v: Any, s: Variables, y: Any) -> tuple[Any, Variables, Any]:
+    def arrive(self, v: Number, s: Variables, y: Number) -> tuple[Number, Variables, PyTree]:
         """Potential, filter and current of the step after what arrived, `y`, in pA."""
         return v, {"s": s["s"] + y}, None
 
-    def current(self, s: Variables, held: Any, v: Any) -> Any:
+    def current(self, s: Variables, held: PyTree, v: Number) -> Number:
         """`I = s`, pA."""
         return s["s"]
 

@@ -1,12 +1,12 @@
 """Generalised integrate-and-fire neurons."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from .constants import TINY, Value, Variables, check_above, field, reset_field, reset_to
+from .constants import TINY, Number, Subtract, Value, Variables, check_above, field, reset_field, reset_to
 from .population import population_of
 
 
@@ -63,7 +63,7 @@ class GIF(eqx.Module):
     coupling: Value = field("coupling", 0.0)
     threshold_jump: Value = field("threshold_jump", 0.0)
     threshold_floor: Value = field("threshold_floor", -np.inf)
-    reset: Any = reset_field("subtract")
+    reset: Value | Subtract | None = reset_field("subtract")
     is_linear: ClassVar[bool] = True
     is_coupled: ClassVar[bool] = True
     spikes: ClassVar[bool] = True
@@ -77,7 +77,7 @@ class GIF(eqx.Module):
         """Rest, without internal currents."""
         return {"i1": 0 * self.rest, "i2": 0 * self.rest, "theta": self.threshold, "v": self.rest}
 
-    def derivative(self, y: Variables, current: Any) -> Variables:
+    def derivative(self, y: Variables, current: Number) -> Variables:
         """Per ms, of a current in pA."""
         return {
             "i1": -y["i1"] / self.tau_1,
@@ -86,11 +86,11 @@ class GIF(eqx.Module):
             "v": (self.rest - y["v"] + self.resistance * (current + y["i1"] + y["i2"])) / self.tau,
         }
 
-    def margin(self, y: Variables) -> Any:
+    def margin(self, y: Variables) -> Number:
         """Distance to the threshold, relative to that of rest from where the threshold rests."""
         return (y["v"] - y["theta"]) / (self.threshold - self.rest)
 
-    def after(self, y: Variables, z: Any) -> Variables:
+    def after(self, y: Variables, z: Number) -> Variables:
         """What spikes `z` leave behind."""
         raised = jnp.maximum(y["theta"] + self.threshold_jump, self.threshold_floor)
         return {

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from ..._op.weights import in_front
@@ -103,7 +104,7 @@ def matters(rhs: Slopes, parts: PyTree, layout: PyTree) -> tuple[bool, ...]:
     return tuple(bool(np.isnan(without(k)).any()) for k in range(len(leaves)))
 
 
-def slopes(parts: Any, y: Any, held: Any, free: Any = 1.0) -> Any:
+def slopes(parts: PyTree, y: PyTree, held: PyTree, free: ArrayLike = 1.0) -> PyTree:
     """Derivatives by time, per ms, of the variables of neurons and synapses; `free` is 0 where `v` is held."""
     (neuron, synapses), (own, filters) = parts, y
     total = sum(s.current(filters[name], held[name], own["v"]) for name, s in synapses.items())

@@ -1,11 +1,11 @@
 """Izhikevich's neurons."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 
-from .constants import Value, Variables, field
+from .constants import Number, Value, Variables, field
 from .population import population_of
 
 
@@ -53,15 +53,15 @@ class Izhikevich(eqx.Module):
         """`v = c`, `u = b c`."""
         return {"u": self.b * self.c, "v": self.c}
 
-    def derivative(self, y: Variables, current: Any) -> Variables:
+    def derivative(self, y: Variables, current: Number) -> Variables:
         """Per ms, of a current in mV per ms."""
         v = jnp.minimum(y["v"], self.peak)
         return {"u": self.a * (self.b * v - y["u"]), "v": 0.04 * v * v + 5 * v + 140 - y["u"] + current}
 
-    def margin(self, y: Variables) -> Any:
+    def margin(self, y: Variables) -> Number:
         """Distance to the peak, relative to that of `c`."""
         return (jnp.minimum(y["v"], self.peak) - self.peak) / (self.peak - self.c)
 
-    def after(self, y: Variables, z: Any) -> Variables:
+    def after(self, y: Variables, z: Number) -> Variables:
         """What spikes `z` leave behind."""
         return {"u": y["u"] + self.d * z, "v": (1 - z) * jnp.minimum(y["v"], self.peak) + z * self.c}

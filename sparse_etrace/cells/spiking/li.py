@@ -1,10 +1,10 @@
 """Leaky integrators without spikes."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 
-from .constants import TINY, Value, Variables, field
+from .constants import TINY, Number, Value, Variables, field
 from .population import population_of
 
 
@@ -47,6 +47,6 @@ class LI(eqx.Module):
         """Rest."""
         return {"v": self.rest}
 
-    def derivative(self, y: Variables, current: Any) -> Variables:
+    def derivative(self, y: Variables, current: Number) -> Variables:
         """Per ms, of a current in pA."""
         return {"v": (self.rest - y["v"] + self.resistance * current) / self.tau}

@@ -1,10 +1,10 @@
 """Leaky integrate-and-fire neurons in units."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 
-from .constants import TINY, Value, Variables, check_above, field, reset_field, reset_to
+from .constants import TINY, Number, Subtract, Value, Variables, check_above, field, reset_field, reset_to
 from .population import population_of
 
 
@@ -41,7 +41,7 @@ class LIF(eqx.Module):
     threshold: Value = field("threshold", 1.0)
     rest: Value = field("rest", 0.0)
     resistance: Value = field("resistance", 1.0, 0)
-    reset: Any = reset_field("subtract")
+    reset: Value | Subtract | None = reset_field("subtract")
     is_linear: ClassVar[bool] = True
     is_coupled: ClassVar[bool] = False
     spikes: ClassVar[bool] = True
@@ -55,14 +55,14 @@ class LIF(eqx.Module):
         """Rest."""
         return {"v": self.rest}
 
-    def derivative(self, y: Variables, current: Any) -> Variables:
+    def derivative(self, y: Variables, current: Number) -> Variables:
         """Per ms, of a current in pA."""
         return {"v": (self.rest - y["v"] + self.resistance * current) / self.tau}
 
-    def margin(self, y: Variables) -> Any:
+    def margin(self, y: Variables) -> Number:
         """Distance to the threshold, relative to that of rest."""
         return (y["v"] - self.threshold) / (self.threshold - self.rest)
 
-    def after(self, y: Variables, z: Any) -> Variables:
+    def after(self, y: Variables, z: Number) -> Variables:
         """What spikes `z` leave behind."""
         return {"v": reset_to(y["v"], z, self.reset, self.threshold - self.rest)}

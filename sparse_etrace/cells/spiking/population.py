@@ -7,8 +7,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
-from jaxtyping import Array
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, PyTree
 
 from ... import surrogate
 from ..._kernels.elementwise import fused
@@ -104,15 +104,15 @@ class Population(eqx.Module):
         self,
         units: Units,
         neuron: Any,
-        inp: Any = None,
-        rec: Any = None,
-        synapses: Any = None,
-        dt: Any = 1.0,
-        refractory: Any = 0.0,
+        inp: object = None,
+        rec: object = None,
+        synapses: object = None,
+        dt: object = 1.0,
+        refractory: ArrayLike = 0.0,
         spike: Callable[[Array], Array] | None = None,
         reset_gradient: object = True,
-        substeps: Any = 1,
-        delay: Any = 0.0,
+        substeps: object = 1,
+        delay: object = 0.0,
         clears: object = False,
     ):
         self.shape, self.neuron, self.synapses = unit_shape(units), neuron, _receptors(synapses)
@@ -141,14 +141,14 @@ class Population(eqx.Module):
         constants = jax.tree.leaves((self.neuron, self.synapses), is_leaf=is_constant)
         return [c for c, is_needed in zip(constants, self._matter, strict=True) if is_needed]
 
-    def _layout(self) -> Any:
+    def _layout(self) -> PyTree:
         """The tree of variables and of what is held over a step."""
         neuron, synapses = numbers((self.neuron, self.synapses))
         filters = {name: dict.fromkeys(s.variables, 0.0) for name, s in synapses.items()}
         held = {name: s.arrive(0.0, filters[name], 0.0)[2] for name, s in synapses.items()}
         return jax.tree.structure(((neuron.start(), filters), held))
 
-    def _propagator(self, parts: Any, name: str) -> Array:
+    def _propagator(self, parts: PyTree, name: str) -> Array:
         """Of neurons that are free, or of which `v` is held."""
         if self._known is None:
             leaves, tree = jax.tree.flatten(is_trained((self.neuron, self.synapses)))
@@ -188,7 +188,7 @@ class Population(eqx.Module):
             awake(shape, self.refractory),
         )
 
-    def __call__(self, state: PopulationState, x: Any) -> tuple[PopulationState, Array]:
+    def __call__(self, state: PopulationState, x: PyTree) -> tuple[PopulationState, Array]:
         parts = evaluated((self.neuron, self.synapses), state.neuron["v"].ndim)
         by = {mode: self._propagator(parts, mode) for mode in self._modes()}
         carried, arrived = (state.neuron, state.synapses, state.wait), self._arrivals(state, x)
@@ -197,7 +197,9 @@ class Population(eqx.Module):
             return PopulationState(neuron, filters, None, wait), neuron["v"]
         return PopulationState(neuron, filters, z if state.z is None else sent(state.z, z), wait), z
 
-    def _step(self, carried: Any, arrived: dict[str, Array], parts: Any, by: dict[str, Array]) -> tuple[Any, Any]:
+    def _step(
+        self, carried: tuple, arrived: dict[str, Array], parts: PyTree, by: dict[str, Array]
+    ) -> tuple[tuple, Array | None]:
         """Variables, and spikes, of a step in which this arrived."""
         (old, synapses, wait), filters, held = carried, {}, {}
         is_held = None if wait is None else wait > 0
@@ -216,7 +218,7 @@ class Population(eqx.Module):
             filters = jax.tree.map(lambda s: s * (1 - resets), filters)
         return (neuron, filters, wait), z
 
-    def _arrivals(self, state: PopulationState, x: Any) -> dict[str, Array]:
+    def _arrivals(self, state: PopulationState, x: PyTree) -> dict[str, Array]:
         """What arrives at each receptor in this step."""
         v, given = state.neuron["v"], x
         if not isinstance(x, Mapping):
@@ -238,7 +240,7 @@ class Population(eqx.Module):
             return ()
         return ("free", "held") if self.neuron.is_coupled and self.refractory is not None else ("free",)
 
-    def _run(self, parts: Any, by: dict[str, Array], y: Any, held: Any, is_held: Array | None) -> Any:
+    def _run(self, parts: PyTree, by: dict[str, Array], y: PyTree, held: PyTree, is_held: Array | None) -> PyTree:
         """The variables after `dt`."""
         if not self._is_linear():
             free = 1.0 if is_held is None else jnp.where(is_held, 0.0, 1.0)
@@ -258,13 +260,13 @@ class Population(eqx.Module):
 
 def population_of(
     cls: Any,
-    graph: Any,
-    inputs: Any = None,
+    graph: object,
+    inputs: object = None,
     *,
     key: object,
     bias: object = True,
     weight_fn: Any = None,
-    init: Any = "fan_in",
+    init: object = "fan_in",
     dtype: DTypeLike | None = None,
     **constants: Any,
 ) -> Population:
@@ -315,13 +317,13 @@ def population_of(
 OPTIONS = ("synapses", "dt", "refractory", "spike", "reset_gradient", "substeps", "delay", "clears")
 
 
-def _receptors(synapses: Any) -> dict[str, Any]:
+def _receptors(synapses: object) -> dict[str, Any]:
     if isinstance(synapses, Mapping):
         return dict(synapses)
     return {ALONE: Current() if synapses is None else synapses}
 
 
-def by_receptor(name: str, given: Any, synapses: Mapping[str, Any]) -> dict[str, Any]:
+def by_receptor(name: str, given: object, synapses: Mapping[str, object]) -> dict[str, Any]:
     """A dictionary by receptor of what may be given alone where there is one receptor."""
     if given is None:
         return {}
@@ -334,7 +336,7 @@ def by_receptor(name: str, given: Any, synapses: Mapping[str, Any]) -> dict[str,
     return dict(given)
 
 
-def _steps(name: str, time: Any, dt: float) -> np.ndarray:
+def _steps(name: str, time: ArrayLike, dt: float) -> np.ndarray:
     """Whole steps for a time."""
     steps = np.asarray(time, float) / dt
     whole = np.round(steps)
