@@ -95,7 +95,7 @@ def _batch(flat: Sequence[Array], axes: Sequence[int | None], jaxpr: jex.ClosedJ
     return bind(apart_p, *mapped.consts, *flat, jaxpr=mapped), [0] * len(jaxpr.out_avals)
 
 
-def _jvp(*_: Any, **__: Any) -> Any:
+def _jvp(*_: object, **__: Any) -> Any:
     raise NotImplementedError(
         "jax.shard_map: expected check_vma=False where something differentiates what BPTT returns, got one that "
         "follows which arrays differ from device to device. Give it that, and sum derivatives by jax.lax.psum."

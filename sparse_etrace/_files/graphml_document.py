@@ -74,7 +74,7 @@ def parse(data: bytes) -> Document:
 def _refuse_document_type(data: bytes) -> None:
     """Without one there are no entities."""
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_: object) -> None:
         raise ValueError("expected no document type and no entities, got one. Remove its <!DOCTYPE ...>.")
 
     parser = expat.ParserCreate()

@@ -169,7 +169,7 @@ def described(model: PyTree) -> PyTree:
     return jax.tree.map(one, model, is_leaf=lambda node: isinstance(node, ETraceParam))
 
 
-def _is_in_blocks(node: Any) -> bool:
+def _is_in_blocks(node: object) -> bool:
     return isinstance(node, ETraceParam) and isinstance(node.op, ShardedOp)
 
 
