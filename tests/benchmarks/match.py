@@ -21,6 +21,7 @@ import sparse_etrace as se
 from sparse_etrace.cells import spiking
 
 GROUP, NOISE, UNITS, BATCH, EVERY, WRONG, RATE, USUAL = 40, 20, 200, 16, 10, 0.05, 0.003, 0.02
+RATES = {"BPTT": 0.002}  # chosen with a seed that is not reported
 FULL = {"shown": 500, "delay": 1000, "asked": 250}, 40, 256
 QUICK = {"shown": 20, "delay": 20, "asked": 10}, 2, 16
 FIRES, LEAK, FILTER = 0.1, float(np.exp(-1 / 20)), float(np.exp(-1 / 50))
@@ -125,7 +126,8 @@ def train(name, seed, times, updates, fresh_trials):
 
     rng = np.random.default_rng(seed)
     data = (trials(rng, BATCH, **times) for _ in range(updates))
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(RATE, updates, 0.1)))
+    rate = optax.cosine_decay_schedule(RATES.get(name, RATE), updates, 0.1)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     se.fit(learner, loss_fn, optimizer, model, data, state=state, callbacks=look, progress=False)
     return found | {"seconds": float(np.nanmedian(np.diff(stamps)))}
 
