@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -112,7 +113,7 @@ def read_sharded(
         FileNotFoundError: there is no such file.
         TypeError: `mesh` is no `jax.sharding.Mesh`; weights are no real numbers.
         ValueError: the file is damaged or ambiguous, is not square, does not say its nodes, or has fewer units than
-            there are devices.
+            there are devices; another process could not read its rows.
 
     Example:
         >>> import jax, pathlib, tempfile, sparse_etrace as se
@@ -129,14 +130,36 @@ def read_sharded(
     policies = Policies("keep" if duplicates is None else duplicates, "keep", dtype)
     options = Options(pre, post, weight, None, [], policies, duplicates, guesses)
     try:
-        source = Source.of(Path(path), None)
-        with sound_file(source) as file:
-            check_groups(source, file)
-            made = _layer(_opened(source, file, options, nodes), mesh, deal, dtype)
+        with ExitStack() as stack:
+            with _by_all():
+                source = Source.of(Path(path), None)
+                file = stack.enter_context(sound_file(source))
+                check_groups(source, file)
+                opened = _opened(source, file, options, nodes)
+                found = _in_degrees(opened) if deal else None
+            made = _layer(opened, mesh, found, dtype)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     say_guesses(f"read_sharded: {path}", guesses)
     return made
+
+
+@contextmanager
+def _by_all() -> Iterator[None]:
+    """Wait for all processes, none of which goes on where one could not: it would wait for ever for what that sends."""
+    error = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    failed = np.ravel(multihost_utils.process_allgather(np.array(error is not None)))
+    if error is not None:
+        raise error
+    if failed.any():
+        raise ValueError(
+            f"path: expected rows that each process can read, got an error in process {int(np.argmax(failed))}. "
+            "Its own error says why."
+        )
 
 
 def _opened(source: Source, file: pq.ParquetFile, options: Options, nodes: int | Sequence[Hashable] | None) -> _File:
@@ -159,14 +182,18 @@ def _opened(source: Source, file: pq.ParquetFile, options: Options, nodes: int |
     return opened(nodes, None) if isinstance(nodes, int) else opened(len(nodes), nodes)
 
 
-def _layer(file: _File, mesh: Mesh, deal: bool, dtype: np.dtype) -> tuple[ETraceParam, tuple[Hashable, ...]]:
+def _layer(
+    file: _File, mesh: Mesh, found: np.ndarray | None, dtype: np.dtype
+) -> tuple[ETraceParam, tuple[Hashable, ...]]:
     count, axis = mesh.shape[mesh.axis_names[0]], PartitionSpec(mesh.axis_names[0])
     order, (size, _) = np.arange(file.units), sizes_of(file.units, count)
-    if deal:
-        order = dealt(np.append(0, np.cumsum(_in_degrees(file))), count)
+    if found is not None:
+        in_degrees = np.atleast_2d(multihost_utils.process_allgather(found)).sum(0)
+        order = dealt(np.append(0, np.cumsum(in_degrees)), count)
     devices = mesh.devices.reshape(count, -1)
     own = [k for k in range(count) if any(d.process_index == jax.process_index() for d in devices[k])]
-    graphs = _graphs(file, order, size, own, deal)
+    with _by_all():
+        graphs = _graphs(file, order, size, own, found is not None)
 
     def edges(k: int) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(graphs[k].connectivity.pre), np.asarray(graphs[k].connectivity.post_ptr)
@@ -188,12 +215,12 @@ def _layer(file: _File, mesh: Mesh, deal: bool, dtype: np.dtype) -> tuple[ETrace
 
 
 def _in_degrees(file: _File) -> np.ndarray:
-    """Of all units; each process counts some of the row groups."""
+    """Of all units, in the row groups that this process counts."""
     found = np.zeros(file.units, np.int32)
     for group in range(jax.process_index(), file.file.num_row_groups, jax.process_count()):
         (post,) = file.columns(group, [file.chosen.post])
         found += np.bincount(post, minlength=file.units).astype(np.int32)
-    return np.atleast_2d(multihost_utils.process_allgather(found)).sum(0)
+    return found
 
 
 def _graphs(file: _File, order: np.ndarray, size: int, own: Sequence[int], deal: bool) -> dict[int, Graph]:

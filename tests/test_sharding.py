@@ -471,6 +471,20 @@ def check_read(folder):
     assert cell.rec.op is rec.op and cell.inp.op.mesh == rec.op.mesh
 
 
+def check_unread(folder):
+    """Rows that one of two processes refuses are refused by both; the other says which did."""
+    mesh, ends, ones = jax.make_mesh((4,), ("units",)), np.arange(8), np.ones(8)
+    for post, weight, deal in ((ends + (ends > 6), ones, True), (ends, np.where(ends > 6, np.inf, ones), False)):
+        path = folder / f"refused_{deal}_{jax.process_index()}.parquet"
+        pq.write_table(pa.table({"pre": ends, "post": post, "weight": weight}), path, row_group_size=4)
+        with pytest.raises(ValueError) as caught:
+            se.read_sharded(path, mesh, nodes=8, deal=deal)
+        words = str(caught.value)
+        assert (
+            "an error in process 1. Its own" if jax.process_index() == 0 else "at entry 7" if deal else "inf"
+        ) in words
+
+
 def check_example():
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(False):
         patch.setattr(sys, "argv", ["12_two_processes.py", "--short"])
@@ -508,6 +522,7 @@ def test_several_devices_in_two_processes_are_as_one(tmp_path):
     write_tables(tmp_path)
     on_devices(
         f"[t.compare(*case) for case in t.QUICK]\nt.check_example()\nt.check_read(t.Path({path!r}).parent)\n"
+        f"t.check_unread(t.Path({path!r}).parent)\n"
         f"t.check_resumed({path!r})\nif not jax.process_index():\n"
         f"    t.check_part_missing({path!r})\n    t.check_moved({path!r}, [2], 3)\n    t.check_alone()", 4, 2
     )  # fmt: skip
