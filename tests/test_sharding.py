@@ -625,6 +625,12 @@ def test_a_push_is_traced_for_its_devices():
     assert "sharding_constraint" not in str(jax.make_jaxpr(push)(ring, jnp.ones(UNITS)))
 
 
+def test_a_window_keeps_what_is_pushed_to_a_ring_with_features():
+    model, state = build("late features")
+    parted = se.shard(model, jax.make_mesh((1,), ("units",)))
+    assert se.D_RTRL().prepare(parted, state, jnp.zeros((BATCH, 2))).run.rings
+
+
 @pytest.mark.parametrize("deal", [True, False])
 def test_errors_name_rows_and_units_of_the_file(tmp_path, deal):
     path, mesh = tmp_path / "on.parquet", jax.make_mesh((1,), ("units",))

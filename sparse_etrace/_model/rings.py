@@ -22,7 +22,7 @@ class Pushed(NamedTuple):
     Attributes:
         ring: its shapes.
         values, pointer: leaves of the state.
-        sent: value of the step that is pushed.
+        sent: value of the step that is pushed, features before units.
         is_late: whether that is before the op reads.
     """
 
@@ -65,10 +65,10 @@ def _pushed(a: Reading, call: Call) -> Pushed | None:
     ring = call.template(a.program)[2] if call.is_op else None
     if not isinstance(ring, Ring):
         return None
-    *_, units = ring.values.shape
-    sent = (*ring.values.shape[:-2], units)
-    sent = sent if ring.axis == -1 else (*sent[:-2], units, sent[-2])
-    given = ring, jax.ShapeDtypeStruct(sent, ring.dtype)
+    *front, _, units = ring.values.shape
+    # As it lies in the ring: what turns features to the front, or gathers it from several devices, is not of the push.
+    plain = jax.eval_shape(lambda ring: Ring(ring.values, ring.pointer), ring)
+    given = plain, jax.ShapeDtypeStruct((*front, units), ring.dtype)
     pattern = flatten(jax.make_jaxpr(lambda ring, sent: jax.tree.leaves(ring.push(sent)))(*given))
     for values in range(len(a.state)):
         for pointer in range(len(a.state)):

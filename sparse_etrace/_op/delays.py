@@ -163,8 +163,10 @@ class History(eqx.Module):
 
 
 def history(ring: Ring, sent: Inexact[Array, "steps ..."], is_late: bool) -> History:
-    """What a window reads from this ring on, to which each step pushes, late if that is before it reads."""
-    sent = sent if ring.axis == -1 else jnp.swapaxes(sent, -1, -2)
+    """What a window reads from this ring on, to which each step pushes, late if that is before it reads.
+
+    `sent` has features before units.
+    """
     values = jnp.concatenate([jnp.moveaxis(ring.last(ring.depth), -2, 0), sent])
     return History(values[1:] if is_late else values[:-1], ring.depth, ring.axis)
 
