@@ -7,6 +7,7 @@ from jaxtyping import Array, PyTree
 
 Model = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]  # state, out = model(state, x)
 Loss = Callable[[PyTree, PyTree], PyTree]  # of out and y: a scalar; with `has_aux` a pair of it and more
+Json = dict[str, Any]  # what a file of results holds
 Metric = Callable[[PyTree, PyTree], Array]  # of out and y: a scalar
 
 

@@ -26,6 +26,7 @@ from ._report.memory import memory_plan
 from ._train.fit import fit
 from ._train.fit_options import Update
 from ._train.fit_result import Progress
+from ._types import Json
 from .datasets import MNIST1D, mnist1d, worm
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def batches(x: np.ndarray, y: np.ndarray, seed: int) -> Iterator[tuple[np.ndarra
             yield x[chosen].T[:, :, None], (np.broadcast_to(y[chosen], (STEPS, BATCH)), share)
 
 
-def train(rule: Rule, model: WormNet, data: MNIST1D, updates: int, seed: int) -> tuple[WormNet, dict[str, Any]]:
+def train(rule: Rule, model: WormNet, data: MNIST1D, updates: int, seed: int) -> tuple[WormNet, Json]:
     """Train by one rule; the curve is accuracy on the held-out training sequences."""
     every = max(updates // 15, 1)
     schedule = optax.warmup_cosine_decay_schedule(
@@ -164,7 +165,7 @@ def train(rule: Rule, model: WormNet, data: MNIST1D, updates: int, seed: int) ->
     }
 
 
-def memory(model: WormNet) -> dict[str, Any]:
+def memory(model: WormNet) -> Json:
     """Bytes at batch 1: the traces, whatever the length, and the working memory by the length of a sequence."""
     state, x = model.init_state(1), jnp.zeros((1, 1))
     online = [rule for rule in rules(model, True) if rule.name != "BPTT"]
@@ -187,7 +188,7 @@ def trace_in_time(model: WormNet, pixels: np.ndarray) -> np.ndarray:
     return np.stack(steps)
 
 
-def run(out: Path, quick: bool = False, seed: int = 0, exact: bool = False) -> dict[str, Any]:
+def run(out: Path, quick: bool = False, seed: int = 0, exact: bool = False) -> Json:
     """Train by all rules, save `worm.json` and `worm.png`, and return the numbers.
 
     Args:
@@ -206,7 +207,7 @@ def run(out: Path, quick: bool = False, seed: int = 0, exact: bool = False) -> d
     model = WormNet(graph, jax.random.key(seed))
     conn = graph.connectivity
     print(f"C. elegans: {conn.num_post} neurons, {conn.num_synapses:,} chemical synapses. MNIST-1D, pixel by pixel.")
-    results: dict[str, Any] = {
+    results: Json = {
         "updates": updates,
         "seed": seed,
         "neurons": conn.num_post,
@@ -226,7 +227,7 @@ def run(out: Path, quick: bool = False, seed: int = 0, exact: bool = False) -> d
     return results
 
 
-def draw(results: dict[str, Any], graph: Graph, weight: np.ndarray, traces: np.ndarray) -> "Figure":
+def draw(results: Json, graph: Graph, weight: np.ndarray, traces: np.ndarray) -> "Figure":
     """Learning, memory, the connectome and some of its traces as one figure.
 
     Args:
@@ -261,7 +262,7 @@ def _weights(model: WormNet) -> np.ndarray:
     return np.asarray(model.synapses.op.phi(model.synapses.value)["weight"])
 
 
-def summary(results: dict[str, Any]) -> str:
+def summary(results: Json) -> str:
     """The numbers in words."""
     lines = [f"{'test accuracy, untrained':32}{100 * results['untrained']['test_accuracy']:6.1f} %"]
     for name in COMPARED:

@@ -20,6 +20,7 @@ from ._op.param import ETraceParam
 from ._train.batches import Pair
 from ._train.fit import fit
 from ._train.fit_options import Update
+from ._types import Json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,7 +91,7 @@ def _sequences(length: int, seed: int, count: int) -> Iterator[Pair]:
     return (meetings(rng, length, STEPS, NODES) for _ in range(count))
 
 
-def train(name: str, length: int, seed: int, updates: int) -> dict[str, Any]:
+def train(name: str, length: int, seed: int, updates: int) -> Json:
     """Errors while a rule learns one length, an update after each sequence."""
     rule, chunk = RULES[name]
     learner = Events(rule, NODES)
@@ -102,7 +103,7 @@ def train(name: str, length: int, seed: int, updates: int) -> dict[str, Any]:
     return {"curve": curve.tolist(), "error": float(np.mean(curve[-10:])), "seconds": time.perf_counter() - start}
 
 
-def run(out: Path, quick: bool = False, seed: int = 0) -> dict[str, Any]:
+def run(out: Path, quick: bool = False, seed: int = 0) -> Json:
     """Train by all rules on queues of each length, save `events.json` and `events.png`, and return the numbers.
 
     Args:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from tqdm import tqdm
 
 from . import stimuli
@@ -20,6 +20,7 @@ from ._learner import BPTT, D_RTRL, Bridged, Carry, Learner
 from ._model.trained import trainable
 from ._report.memory import memory_plan
 from ._train.online import online_grad
+from ._types import Json
 from .datasets import fly_eye
 from .demo_eye_model import BLIND, BY_SYNAPSE, BY_TYPE, CELLS, DT, KNOWN, SCENE, Eye, lattice, scene
 from .transform import rewire_degrees
@@ -46,11 +47,11 @@ class Task(NamedTuple):
 
     learner: Learner
     optimizer: optax.GradientTransformation
-    fixed: Any
+    fixed: PyTree
 
 
 @eqx.filter_jit(donate="all-except-first")
-def learn(given: tuple[Task, Array, Array], trained: Any, opt_state: Any, carry: Carry) -> tuple:
+def learn(given: tuple[Task, Array, Array], trained: PyTree, opt_state: PyTree, carry: Carry) -> tuple:
     """A window and its update, in the memory of what they replace; the mean loss is last."""
     task, light, way = given
     model = eqx.combine(trained, task.fixed)
@@ -121,13 +122,13 @@ def error(model: Eye, place: Float[Array, "columns 2"]) -> Float[Array, ""]:
     return jnp.rad2deg(jnp.median(jax.lax.map(one, jax.random.split(jax.random.key(2**31 - 1), SHOWN))))
 
 
-def train(graph: Graph, by: str, rule: str, seed: int, scenes: int) -> dict[str, Any]:
+def train(graph: Graph, by: str, rule: str, seed: int, scenes: int) -> Json:
     """An eye learns scene after scene, with an update after each window; numbers of before and after."""
     model, place = Eye(graph, jax.random.key(seed), by), lattice(graph)
     # The mean size of what is learned is the unit of its rate.
     rate = RATE * float(jnp.mean(jnp.abs(model.synapses.value["weight"])))
     learner, optimizer = RULES[rule], optimizer_of(round(rate, 6))
-    found: dict[str, Any] = {"before": tuning(model, place), "error_before": error(model, place)}
+    found: Json = {"before": tuning(model, place), "error_before": error(model, place)}
     carry = learner.init(model, model.init_state(), jnp.zeros(len(place)))
     trained, fixed = eqx.partition(model, trainable(model))
     del model
@@ -149,7 +150,7 @@ def train(graph: Graph, by: str, rule: str, seed: int, scenes: int) -> dict[str,
     return found | {"steps_a_second": (scenes - 1) * SCENE / seconds if seconds else None}
 
 
-def memory(graph: Graph) -> dict[str, Any]:
+def memory(graph: Graph) -> Json:
     """Bytes of one gradient by the number of steps: of each rule, which need no more for more, and of BPTT."""
     model, x = Eye(graph, jax.random.key(0), BY_SYNAPSE), jnp.zeros(len(lattice(graph)))
     state = model.init_state()
@@ -157,7 +158,7 @@ def memory(graph: Graph) -> dict[str, Any]:
     return found | {"BPTT": {steps: memory_plan(BPTT(), model, state, x, steps).total for steps in LENGTHS}}
 
 
-def run(out: Path, quick: bool = False, seed: int = 0, radius: int | None = None) -> dict[str, Any]:
+def run(out: Path, quick: bool = False, seed: int = 0, radius: int | None = None) -> Json:
     """Train eyes by types and by synapses, and null networks, save `eye.json` and `eye.png`, and return the numbers.
 
     A null network has the same units, and each has as many synapses of each count with units of each type, but not with
@@ -177,7 +178,7 @@ def run(out: Path, quick: bool = False, seed: int = 0, radius: int | None = None
     graph = fly_eye(radius)
     jobs = [(rule, by, CONNECTOME, k) for k in range(seeds) for by in MODES for rule in RULES]
     jobs += [(BRIDGED, by, NULL, k) for k in range(nulls) for by in MODES]
-    results: dict[str, Any] = {"radius": radius, "scenes": scenes, "runs": {}}
+    results: Json = {"radius": radius, "scenes": scenes, "runs": {}}
     out.mkdir(parents=True, exist_ok=True)
     for rule, by, network, k in tqdm(jobs, unit="eye"):
         wiring = graph
@@ -194,7 +195,7 @@ def run(out: Path, quick: bool = False, seed: int = 0, radius: int | None = None
     return results
 
 
-def draw(results: dict[str, Any]) -> "Figure":
+def draw(results: Json) -> "Figure":
     """Tuning before and after, selectivity beside null networks, losses and memory, as one figure."""
     from matplotlib.figure import Figure
 
@@ -249,12 +250,12 @@ def _selectivities(axes: Any, runs: dict[str, list]) -> None:
     axes.invert_yaxis()
 
 
-def _smooth(found: list[dict[str, Any]]) -> np.ndarray:
+def _smooth(found: list[Json]) -> np.ndarray:
     """Mean losses of twenty parts of the training, `(runs, parts)`."""
     return np.array([[part.mean() for part in np.array_split(run["loss"], min(20, len(run["loss"])))] for run in found])
 
 
-def summary(results: dict[str, Any]) -> str:
+def summary(results: Json) -> str:
     """The numbers in words."""
     lines = [f"{'':42}{'selectivity before -> after':>28}{'error (degrees)':>18}{'as known':>10}{'steps/s':>9}"]
     for name, found in results["runs"].items():

@@ -23,6 +23,7 @@ from ._op.param import ETraceParam
 from ._train.batches import Pair
 from ._train.fit import fit
 from ._train.fit_result import Progress
+from ._types import Json
 from .cells import ALIF
 from .surrogate import triangle
 
@@ -169,7 +170,7 @@ def watch(model: Net, x: Array) -> tuple[Array, Array]:
     return y[-CHOICE:].mean(0), z
 
 
-def train(name: str, seed: int, updates: int) -> dict[str, Any]:
+def train(name: str, seed: int, updates: int) -> Json:
     """Errors on fresh trials and rates while a rule learns, and the processor's seconds for its updates."""
     setting = SETTINGS.get(name, PLAIN)
     model = Net(jax.random.key(seed), name != RANDOM, setting.gamma)
@@ -177,7 +178,7 @@ def train(name: str, seed: int, updates: int) -> dict[str, Any]:
     rate = optax.cosine_decay_schedule(setting.rate, updates, alpha=0.1)
     clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     fresh = trials(np.random.default_rng([seed, 1]), TRIALS)
-    found: dict[str, Any] = {"updates": [], "error": [], "rate": []}
+    found: Json = {"updates": [], "error": [], "rate": []}
     testing = 0.0
 
     def look(progress: Progress) -> None:
@@ -199,7 +200,7 @@ def train(name: str, seed: int, updates: int) -> dict[str, Any]:
     return found | {"seconds": seconds, "loss": result.losses.tolist(), "model": result.model}
 
 
-def run(out: Path, quick: bool = False, seed: int = 0) -> dict[str, Any]:
+def run(out: Path, quick: bool = False, seed: int = 0) -> Json:
     """Train by all rules, save `spikes.json` and `spikes.png`, and return the numbers.
 
     Args:

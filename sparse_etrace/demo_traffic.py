@@ -22,6 +22,7 @@ from ._op.param import ETraceParam
 from ._train.fit import fit
 from ._train.predict import predict
 from ._train.stream import SnapshotStream
+from ._types import Json
 from .cells.graph import GraphGRU
 from .datasets import Traffic, traffic
 from .transform import diffusion_supports
@@ -132,7 +133,7 @@ def baselines(task: Task) -> dict[str, np.ndarray]:
     return {name: task.errors(guess) for name, guess in guesses.items()}
 
 
-def run(out: Path, data: str | PathLike[str], quick: bool = False, seed: int = 0) -> dict[str, Any]:
+def run(out: Path, data: str | PathLike[str], quick: bool = False, seed: int = 0) -> Json:
     """Train by all rules, save `traffic.json` and `traffic.png`, and return the numbers.
 
     Args:
@@ -146,7 +147,7 @@ def run(out: Path, data: str | PathLike[str], quick: bool = False, seed: int = 0
     """
     week = traffic(data)
     task, (seeds, count) = Task.of(week), (QUICK_SEEDS, QUICK_PASSES) if quick else (SEEDS, PASSES)
-    results: dict[str, Any] = {"baselines": {name: e.tolist() for name, e in baselines(task).items()}, "passes": count}
+    results: Json = {"baselines": {name: e.tolist() for name, e in baselines(task).items()}, "passes": count}
     out.mkdir(parents=True, exist_ok=True)
     modes = {f"{count} passes": partial(passes, task, count), "one pass": partial(streamed, task)}
     with tqdm(total=len(modes) * len(RULES) * seeds, unit="run") as bar:
@@ -163,7 +164,7 @@ def run(out: Path, data: str | PathLike[str], quick: bool = False, seed: int = 0
     return results
 
 
-def draw(results: dict[str, Any], modes: list[str]) -> "Figure":
+def draw(results: Json, modes: list[str]) -> "Figure":
     """Errors by horizon and rule as shares of those of persistence, as one figure."""
     from matplotlib.figure import Figure
 
@@ -180,7 +181,7 @@ def draw(results: dict[str, Any], modes: list[str]) -> "Figure":
     return figure
 
 
-def summary(results: dict[str, Any]) -> str:
+def summary(results: Json) -> str:
     """The numbers in words."""
     lines = [f"{'mean absolute error (mph)':28}" + "".join(f"{5 * h:>10} min" for h in HORIZONS)]
     lines += [f"{name:28}" + "".join(f"{e:14.2f}" for e in errors) for name, errors in results["baselines"].items()]
