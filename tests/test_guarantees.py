@@ -98,6 +98,12 @@ def test_what_is_made_anew_is_refused_where_a_rule_runs_a_step_twice(ask):
     np.testing.assert_allclose(asking(se.BPTT(), ANEW[ask])["weight"], want, rtol=1e-3)
 
 
+def test_a_sum_over_devices_is_not_made_anew():
+    model = Asking(se.MatMulOp().param(jax.random.key(0), 2, 3), lambda: 1 + 0 * jax.lax.psum(jnp.ones(()), "d"))
+    init = jax.vmap(lambda h, x: se.D_RTRL().init(model, h, x).state, axis_name="d")
+    assert init(jnp.zeros((4, 3)), jnp.ones((4, 2))).shape == (4, 3)
+
+
 def test_a_pure_callback_and_a_print_are_run():
     def ask():
         jax.debug.print("asked")

@@ -185,11 +185,12 @@ def test_has_aux(learner):
     model, (xs, ys) = net(), stream()
 
     def loss_fn(out, y):
-        return squared(out, y), {"right": jnp.sum(out > y), "out": out}
+        return squared(out, y), {"right": jnp.sum(out > y), "out": out, "none": jnp.zeros((0, 2))}
 
     carry = start(learner, model, xs)
     losses, grads, _, aux = se.online_grad(learner, loss_fn, model, carry, xs, ys, chunk=3, has_aux=True)
     assert (aux["right"].shape, aux["right"].dtype, aux["out"].shape) == ((7,), jnp.int32, (7, UNITS))
+    assert aux["none"].shape == (7, 0, 2)
     np.testing.assert_allclose(losses, jnp.sum((aux["out"] - ys) ** 2, axis=1), rtol=1e-6)
     assert relative_error(grads, gradient(learner, model, xs, ys, chunk=3)[1]) < 1e-6
 

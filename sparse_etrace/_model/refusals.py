@@ -51,11 +51,12 @@ def made_anew(jaxpr: jex.Jaxpr) -> Iterator[tuple[str, str]]:
     """Primitives, and where they are, whose values may be others when they run once more: of the host, or no key."""
     for eqn in jaxpr.eqns:
         inner = sub_jaxprs(eqn)
-        if eqn.primitive.name == DRAWN or (eqn.effects and eqn.outvars and not inner):
+        effects = [e for e in eqn.effects if type(e).__name__ != "NamedAxisEffect"]  # of a sum over devices, say
+        if eqn.primitive.name == DRAWN or (effects and eqn.outvars and not inner):
             yield eqn.primitive.name, source_info.summarize(eqn.source_info)
         # A kernel writes to memory of its own, and has no effect itself.
         for name, where in (e for one in inner for e in made_anew(one)):
-            if eqn.effects or name == DRAWN:
+            if effects or name == DRAWN:
                 yield name, where or source_info.summarize(eqn.source_info)
 
 

@@ -171,7 +171,7 @@ def gradient(
 
         like = eqx.filter(model, trained_filter(model, learner.train))
         (carry, grads), stacked = jax.lax.scan(add, (carry, zeros(like)), cut)
-        parts.append((*jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), stacked), grads))
+        parts.append((*jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:]), stacked), grads))
     else:
         carry, out = run(carry, jax.tree.map(lambda a: a[0], cut))
         parts.append(out)
