@@ -19,7 +19,7 @@ def varying(aval: jax.core.AbstractValue) -> frozenset[str]:
     return frozenset(getattr(kind, "varying", getattr(kind, "vma", ())))
 
 
-def axes_of(*arrays: Any) -> frozenset[str]:
+def axes_of(*arrays: object) -> frozenset[str]:
     """Axes along which any of these differs."""
     found = (varying(jax.typeof(a)) for a in arrays if isinstance(a, jax.core.Tracer))
     return frozenset().union(*found)
@@ -41,7 +41,9 @@ def bind(primitive: jex.Primitive, *operands: ArrayLike, **params: Hashable) -> 
     return primitive.bind(*(cast(a, axes) for a in operands), **params)
 
 
-def types(results: Sequence[Any], operands: Sequence[jax.core.ShapedArray]) -> list[jax.core.ShapedArray]:
+def types(
+    results: Sequence[jax.core.ShapedArray | jax.ShapeDtypeStruct], operands: Sequence[jax.core.ShapedArray]
+) -> list[jax.core.ShapedArray]:
     """Types of results that differ along all axes along which any operand does."""
     axes = frozenset().union(*map(varying, operands))
     if not axes:

@@ -1,10 +1,11 @@
 """Random graphs of up to many millions of synapses, weights 1 but for a fly's; a key of `jax.random` says which."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from ._graph.connectivity import check_shape, host_array, index_array
@@ -130,7 +131,13 @@ def small_world(nodes: int, degree: int, rewired: float, key: Array) -> Graph:
 
 
 def distance_dependent(
-    positions: Any, scale: float, key: Array, *, peak: float = 1.0, profile: str = "exponential", cutoff: float = 7.0
+    positions: ArrayLike,
+    scale: float,
+    key: Array,
+    *,
+    peak: float = 1.0,
+    profile: str = "exponential",
+    cutoff: float = 7.0,
 ) -> Graph:
     """Connect near units more often: with `p = peak * exp(-d / scale)`, or `peak * exp(-d^2 / (2 scale^2))`.
 
@@ -168,7 +175,7 @@ def distance_dependent(
         raise ValueError(f"scale and cutoff: expected positive numbers, got {scale} and {cutoff}.")
     peak, size = _probability("peak", peak), len(where)
 
-    def chance(distance: Any) -> Any:
+    def chance(distance: np.ndarray) -> np.ndarray:
         ratio = distance / scale
         return peak * np.exp(-ratio if profile == "exponential" else -(ratio**2) / 2)
 
@@ -182,7 +189,7 @@ def distance_dependent(
     return from_edges(pre, post, shape=(size, size), node_attrs={"position": where}, edge_attrs=attrs)
 
 
-def stochastic_block(sizes: Any, probability: Any, key: Array, *, self_loops: bool = False) -> Graph:
+def stochastic_block(sizes: ArrayLike, probability: ArrayLike, key: Array, *, self_loops: bool = False) -> Graph:
     """Let each pair of units have a synapse with the probability of their blocks.
 
     Args:
@@ -298,7 +305,7 @@ def _pairs(rng: np.random.Generator, total: int, probability: float) -> np.ndarr
 
 
 def _near_pairs(
-    rng: np.random.Generator, where: np.ndarray, width: float, reach: float, chance: Any
+    rng: np.random.Generator, where: np.ndarray, width: float, reach: float, chance: Callable
 ) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
     """Pairs of points within `reach`, and some beyond: each with the probability of the nearest in its two cells.
 
@@ -332,7 +339,7 @@ def _near_pairs(
         yield order[first[a[which]] + one], order[first[b[which]] + two], chance(nearest)
 
 
-def _distinct_rows(keys: np.ndarray, draw: Any, shift: int = 0) -> np.ndarray:
+def _distinct_rows(keys: np.ndarray, draw: Callable, shift: int = 0) -> np.ndarray:
     """Rows of distinct `keys >> shift`, ascending: of equal ones all but the first are drawn again."""
     rows = np.arange(len(keys))
     keys.sort(axis=1)

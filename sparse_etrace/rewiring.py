@@ -1,7 +1,6 @@
 """Which synapses go, and from where new ones come: senders for `se.rewire`."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -10,13 +9,14 @@ from jaxtyping import Array
 
 from ._graph.connectivity import Connectivity
 from ._numbers import real
+from ._op.param import ETraceParam
 from ._op.sharded import whole
 from ._op.spmatmul import SpMatMulOp
 
 __all__ = ["deep_r", "rigl", "sparse_evolution"]
 
 
-def sparse_evolution(param: Any, key: Array, share: float = 0.3) -> np.ndarray:
+def sparse_evolution(param: ETraceParam, key: Array, share: float = 0.3) -> np.ndarray:
     """SET: of each target the share of its synapses that are smallest come from others, drawn at random.
 
     A target gives up `floor(share * in-degree)`, and no more than there are units that do not send to it yet. None
@@ -48,7 +48,7 @@ def sparse_evolution(param: Any, key: Array, share: float = 0.3) -> np.ndarray:
     return _drawn(param, _smallest(param, share), key)
 
 
-def deep_r(param: Any, key: Array, sign: ArrayLike) -> np.ndarray:
+def deep_r(param: ETraceParam, key: Array, sign: ArrayLike) -> np.ndarray:
     """Deep R: synapses whose weight has left the sign of its sender come from others, drawn at random.
 
     Args:
@@ -75,7 +75,7 @@ def deep_r(param: Any, key: Array, sign: ArrayLike) -> np.ndarray:
     return _drawn(param, weight * signs[np.asarray(conn.pre)] <= 0, key)
 
 
-def rigl(param: Any, score: ArrayLike | Callable[[int], ArrayLike], share: float = 0.3) -> np.ndarray:
+def rigl(param: ETraceParam, score: ArrayLike | Callable[[int], ArrayLike], share: float = 0.3) -> np.ndarray:
     """RigL: of each target the share of its synapses that are smallest come from the senders of the largest gradient.
 
     Args:
@@ -106,7 +106,7 @@ def rigl(param: Any, score: ArrayLike | Callable[[int], ArrayLike], share: float
     return _replaced(param, _smallest(param, share), lambda post, allowed: -np.abs(np.asarray(column(post)))[allowed])
 
 
-def _connectivity(param: Any) -> Connectivity:
+def _connectivity(param: ETraceParam) -> Connectivity:
     if not isinstance(op := getattr(param, "op", None), SpMatMulOp):
         raise TypeError(
             f"param: expected that of a SpMatMulOp, got {type(param if op is None else op).__name__}. Others have no "
@@ -115,7 +115,7 @@ def _connectivity(param: Any) -> Connectivity:
     return op.connectivity
 
 
-def _smallest(param: Any, share: float) -> np.ndarray:
+def _smallest(param: ETraceParam, share: float) -> np.ndarray:
     """The smallest of each target, as many as its share."""
     if not 0 <= real("share", share) <= 1:
         raise ValueError(f"share: expected a number from 0 to 1, got {share}.")
@@ -127,7 +127,7 @@ def _smallest(param: Any, share: float) -> np.ndarray:
     return gone
 
 
-def _drawn(param: Any, gone: np.ndarray, key: Array) -> np.ndarray:
+def _drawn(param: ETraceParam, gone: np.ndarray, key: Array) -> np.ndarray:
     """Senders with others, drawn at random, in the place of what is gone."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     conn = _connectivity(param)
@@ -149,7 +149,7 @@ def _drawn(param: Any, gone: np.ndarray, key: Array) -> np.ndarray:
     return pre
 
 
-def _replaced(param: Any, gone: np.ndarray, rank: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:
+def _replaced(param: ETraceParam, gone: np.ndarray, rank: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:
     """Senders with those of the lowest rank, that were none before, in the place of what is gone."""
     conn = _connectivity(param)
     pre, ptr, units = np.array(conn.pre), np.asarray(conn.post_ptr), np.arange(conn.num_pre)

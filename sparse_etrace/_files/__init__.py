@@ -4,7 +4,7 @@ import os
 from collections.abc import Hashable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -50,7 +50,7 @@ def read_graph(
     self_loops: str = "keep",
     dtype: DTypeLike = jnp.float32,
     min_weight: float | None = None,
-    nodes: Any = None,
+    nodes: object = None,
     node_attrs: Iterable[Hashable] | None = None,
     node_set: str = "synapses",
     max_bytes: SupportsIndex | None = None,
@@ -212,7 +212,7 @@ def _kind(path: Path, format: str | None) -> str:
 
 def _with_nodes(
     graph: Graph,
-    nodes: Any,
+    nodes: object,
     limit: int | None,
     attrs: Iterable[Hashable] | None,
     node_set: str,

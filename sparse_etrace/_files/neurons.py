@@ -3,7 +3,7 @@
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -51,7 +51,9 @@ class Neurons(NamedTuple):
     attrs: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def read(table: Any, kind: str | None, source: Source | None, attrs: Iterable[Hashable] | None, notes: list) -> Neurons:
+def read(
+    table: object, kind: str | None, source: Source | None, attrs: Iterable[Hashable] | None, notes: list
+) -> Neurons:
     """Read a table of nodes; a row without an id is left out."""
     choose = partial(_chosen, attrs=attrs, notes=notes)
     if kind == "table" and source is not None:

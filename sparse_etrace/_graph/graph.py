@@ -1,7 +1,7 @@
 """A connectivity with weights, and with labels and attributes for its nodes and synapses."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -152,7 +152,7 @@ class Graph(eqx.Module):
             chosen &= matches(name, node_column(self, name, "labels"), wanted)
         return np.flatnonzero(chosen).view(Places)
 
-    def between(self, pre: Any, post: Any) -> np.ndarray:
+    def between(self, pre: object, post: object) -> np.ndarray:
         """Positions in `weight` of the synapses from some nodes to others.
 
         Args:

@@ -179,8 +179,8 @@ def _all_to_all(
     noise: Array,
     trace: Array,
 ) -> tuple[Array, Array]:
-    later: tuple[Any, Any] = (carried, entering) if carried.ndim > 1 else (None, None)
-    now: tuple[Any, Any] = (signal, direct) if signal.ndim > 1 else (None, None)
+    later: tuple[Array | None, Array | None] = (carried, entering) if carried.ndim > 1 else (None, None)
+    now: tuple[Array | None, Array | None] = (signal, direct) if signal.ndim > 1 else (None, None)
     bits, v = (noise[0] if noise.size else None), {"weight": jnp.zeros(sizes, x.dtype)}
     new, taught = window_by_blocks(dense.ALL_TO_ALL, v, {"weight": trace}, *later, *now, x, bits)
     return trace if new is None else new["weight"], jnp.zeros(0, x.dtype) if taught is None else taught[

@@ -1,7 +1,6 @@
 """Reverse mode within windows, bridged by the traces of another rule."""
 
-from typing import Any
-
+from .._model.types import Filter
 from .._numbers import whole
 from .._rule.bridge import Bridge
 from .._rule.engine import NO_PAST, Rule
@@ -44,11 +43,11 @@ class Bridged(RuleLearner):
 
     steps: int
     before: RuleLearner
-    train: Any
+    train: Filter
     allow_zero: tuple[str, ...]
 
     def __init__(
-        self, window: int = 16, rule: RuleLearner | None = None, train: Any = None, allow_zero: tuple[str, ...] = ()
+        self, window: int = 16, rule: RuleLearner | None = None, train: Filter = None, allow_zero: tuple[str, ...] = ()
     ):
         self.steps, self.before = whole("window", window), D_RTRL() if rule is None else rule
         self.train, self.allow_zero = train, allow_zero

@@ -1,11 +1,10 @@
 """Events on a temporal graph: a step touches some nodes of many."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._model.constant import is_traced
+from .._model.types import Filter
 from .._numbers import positive
 from .._rule.by_event import ByEvent, parted, refuse_collisions
 from .._rule.engine import Rule
@@ -60,7 +59,7 @@ class Events(RuleLearner):
 
     learner: RuleLearner
     num_nodes: int
-    train: Any
+    train: Filter
     allow_zero: tuple[str, ...]
 
     def __init__(self, learner: RuleLearner, num_nodes: int):

@@ -21,7 +21,7 @@ class TraceLearner(RuleLearner):
         >>> from typing import Any
         >>> import jax, jax.numpy as jnp, sparse_etrace as se
         >>> class SameStep(se.TraceLearner):
-        ...     train: Any = None
+        ...     train: object = None
         ...     allow_zero: tuple[str, ...] = ()
         ...     def trace_like(self, op, v, terms):
         ...         return ()

@@ -40,7 +40,7 @@ class OpCall(eqx.Module):
 class CutCall(eqx.Module):
     """One execution of a function that is declared a boundary."""
 
-    jaxpr: Any = eqx.field(static=True)
+    jaxpr: jex.ClosedJaxpr = eqx.field(static=True)
 
     def __call__(self, *flat: ArrayLike) -> list[Array]:
         return jex.jaxpr_as_fun(self.jaxpr)(*flat)

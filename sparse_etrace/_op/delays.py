@@ -85,7 +85,7 @@ class Ring(eqx.Module):
         return len(self.shape)
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         """Type of what is sent."""
         return self.values.dtype
 
@@ -246,7 +246,7 @@ class Delays(eqx.Module):
         return jnp.stack([weight * (1 - share), weight * share], axis=-1).reshape(-1)
 
 
-def given_delays(delay: Any, graph: object) -> Any:
+def given_delays(delay: object, graph: object) -> Any:
     """What an op is given: its argument, or an attribute of its graph; None without delays."""
     if delay is None and isinstance(graph, Graph):
         return graph.edge_attrs.get(ATTRIBUTE)
@@ -254,7 +254,7 @@ def given_delays(delay: Any, graph: object) -> Any:
 
 
 def delays_of(
-    connectivity: Connectivity, delay: Any, count: int, order: Array | None, max_delay: Any, is_trained: bool
+    connectivity: Connectivity, delay: object, count: int, order: Array | None, max_delay: object, is_trained: bool
 ) -> Delays:
     """Delays for an op.
 

@@ -68,7 +68,7 @@ class GraphConvOp(ETraceOp):
     weight_fn: ClassVar[None] = None
     per_unit: ClassVar[tuple[str, ...]] = ("bias",)
 
-    def __init__(self, supports: Any, coef: Any = None, *, bias: object = False):
+    def __init__(self, supports: Any, coef: object = None, *, bias: object = False):
         graphs = [_graph(s) for s in (supports if isinstance(supports, Sequence) else [supports])]
         shapes = {g.connectivity.shape for g in graphs}
         if len(shapes) != 1:
@@ -262,7 +262,7 @@ class GraphConvOp(ETraceOp):
         return jnp.swapaxes(product(self.connectivity, *ends), -1, -2)
 
 
-def _graph(support: Any) -> Graph:
+def _graph(support: object) -> Graph:
     if isinstance(support, Connectivity):
         return Graph(support, jnp.ones(support.num_synapses))
     return support if isinstance(support, Graph) else from_scipy(support)

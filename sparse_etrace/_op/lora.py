@@ -46,7 +46,7 @@ class LoraOp(ETraceOp):
     bias: bool = eqx.field(static=True)
     per_unit: ClassVar[tuple[str, ...]] = ("bias",)
 
-    def __init__(self, alpha: Any = None, *, bias: object = False):
+    def __init__(self, alpha: object = None, *, bias: object = False):
         self.alpha = 1.0 if alpha is None else plain(alpha)
         self.bias = bool(bias)
 

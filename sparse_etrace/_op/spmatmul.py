@@ -94,7 +94,7 @@ class SpMatMulOp(ETraceOp):
         *,
         bias: object = False,
         gated: object = False,
-        delay: Any = None,
+        delay: object = None,
         train_delay: object = False,
         max_delay: SupportsIndex | None = None,
     ):

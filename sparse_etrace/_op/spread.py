@@ -1,16 +1,19 @@
 """Sums over edges that come with the input."""
 
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .initial import size
 from .param import cut
 
 
-def spread(x: Any, pre: Any, post: Any, weight: Any, num_post: SupportsIndex | None = None) -> Array:
+def spread(
+    x: ArrayLike, pre: ArrayLike, post: ArrayLike, weight: ArrayLike, num_post: SupportsIndex | None = None
+) -> Array:
     """Sum over edges that may be others at every step: `y[post[e]] += weight[e] * x[pre[e]]`, inside a recurrence too.
 
     The arrays have a fixed capacity, so that nothing compiles again, and are never trained; edges that are not there

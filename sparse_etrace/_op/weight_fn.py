@@ -1,7 +1,6 @@
 """Weight functions whose arrays are never trained."""
 
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import equinox as eqx
 import jax
@@ -37,7 +36,7 @@ class SignLock(eqx.Module):
 
     sign: Array
 
-    def __init__(self, sign: Any):
+    def __init__(self, sign: ArrayLike | Sequence[float]):
         if not isinstance(sign, jax.core.Tracer):
             other = np.asarray(sign)[~np.isin(sign, (-1, 0, 1))]
             if other.size:
@@ -178,7 +177,12 @@ class Frozen(eqx.Module):
     weight: Array
     weight_fn: Callable[[Array], Array] | None
 
-    def __init__(self, where: Any, weight: Any, weight_fn: Callable[[Array], Array] | None = None):
+    def __init__(
+        self,
+        where: ArrayLike | Sequence[int],
+        weight: ArrayLike | Sequence[float],
+        weight_fn: Callable[[Array], Array] | None = None,
+    ):
         self.weight, self.weight_fn, given = jnp.asarray(weight), weight_fn, np.asarray(where)
         shape = self.weight.shape
         if given.dtype.kind in "iu" and given.ndim == 1 and np.all((given >= 0) & (given < self.weight.size)):
@@ -194,7 +198,7 @@ class Frozen(eqx.Module):
         return jnp.where(self.where, self.weight.astype(w.dtype), w if self.weight_fn is None else self.weight_fn(w))
 
     @property
-    def range(self) -> tuple[Any, Any]:
+    def range(self) -> tuple[ArrayLike, ArrayLike]:
         """Lowest and highest weight of those that are trained."""
         return getattr(self.weight_fn, "range", (-jnp.inf, jnp.inf))
 

@@ -1,7 +1,7 @@
 """The two ways to keep eligibility traces, full and factorised, over a window of steps."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -229,7 +229,7 @@ def _window(
     trace: PyTree[Array],
     units: tuple[Array | None, ...],
     x: PyTree,
-    **noise: Any,
+    **noise: Array | None,
 ) -> tuple[PyTree[Array], PyTree[Array]]:
     """`ETraceOp.window`; of a trace that was carried through ops, `x` also holds what leaves `of_units` read for 1."""
     carried, entering, signal, direct = units

@@ -46,7 +46,7 @@ class Rewired(NamedTuple):
 
 def rewire(
     model: Model,
-    where: Callable[[Any], Any],
+    where: Callable[[PyTree], PyTree],
     pre: ArrayLike,
     carry: Carry | None = None,
     opt_state: PyTree = None,

@@ -2,6 +2,7 @@
 
 import inspect
 import operator
+from collections.abc import Callable
 from typing import Any, SupportsIndex
 
 import jax
@@ -34,7 +35,7 @@ def cell_of(
     *,
     key: object,
     bias: object = True,
-    weight_fn: Any = None,
+    weight_fn: Callable[[Array], Array] | None = None,
     init: object = "fan_in",
     dtype: DTypeLike | None = None,
     **constants: Any,

@@ -57,7 +57,7 @@ class LRU(eqx.Module):
     eigenvalue: Constant
     scale: Constant | None
 
-    def __init__(self, units: Units, inp: ETraceParam, eigenvalue: Any, scale: Any = None):
+    def __init__(self, units: Units, inp: ETraceParam, eigenvalue: object, scale: object = None):
         self.shape, self.inp = unit_shape(units), inp
         self.eigenvalue = _eigenvalue(eigenvalue, self.shape)
         self.scale = None if scale is None else constant(scale, "scale", -math.inf, math.inf, self.shape)
@@ -66,13 +66,13 @@ class LRU(eqx.Module):
     def of(
         cls,
         units: Any,
-        inputs: Any,
+        inputs: object,
         *,
         key: object,
         bias: object = False,
         dtype: DTypeLike = complex,
-        eigenvalue: Any = None,
-        scale: Any = None,
+        eigenvalue: object = None,
+        scale: object = None,
     ) -> "LRU":
         """A cell with parameters to start from.
 

@@ -1,9 +1,9 @@
 """Synapses of nodes on themselves."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from .._graph.graph import Graph
 from .origin import Made, at, built, filled, finite, parts_of, squared
@@ -12,7 +12,11 @@ WHY = "where a node can have a synapse on itself"
 
 
 def add_self_loops(
-    graph: Graph, weight: Any = 1.0, *, edge_attrs: Mapping[str, Any] | None = None, with_origin: bool = False
+    graph: Graph,
+    weight: ArrayLike = 1.0,
+    *,
+    edge_attrs: Mapping[str, ArrayLike] | None = None,
+    with_origin: bool = False,
 ) -> Made:
     """Give each node a synapse on itself, `A + weight * I`; those that are there stay beside it.
 
@@ -39,7 +43,7 @@ def add_self_loops(
 
 
 def add_remaining_self_loops(
-    graph: Graph, fill: Any = 1.0, *, edge_attrs: Mapping[str, Any] | None = None, with_origin: bool = False
+    graph: Graph, fill: ArrayLike = 1.0, *, edge_attrs: Mapping[str, ArrayLike] | None = None, with_origin: bool = False
 ) -> Made:
     """Give each node that has none a synapse on itself.
 
@@ -89,7 +93,7 @@ def remove_self_loops(graph: Graph, *, with_origin: bool = False) -> Made:
     return built(at(parts, kept), graph.connectivity.shape, kept, with_origin)
 
 
-def _added(graph: Graph, units: np.ndarray, weight: Any, attrs: Mapping | None, with_origin: bool) -> Made:
+def _added(graph: Graph, units: np.ndarray, weight: ArrayLike, attrs: Mapping | None, with_origin: bool) -> Made:
     parts, size = parts_of(graph), len(graph.nodes)
     every = np.asarray(weight, np.float64)
     if every.shape not in ((), (size,)):

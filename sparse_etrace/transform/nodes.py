@@ -1,7 +1,5 @@
 """Some of the nodes or synapses of a graph, or all in another order."""
 
-from typing import Any
-
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
@@ -15,7 +13,7 @@ from .origin import Made, at, built, parts_of, squared
 WHY = "whose nodes are one set"
 
 
-def subgraph(graph: Graph, nodes: Any, *, with_origin: bool = False) -> Made:
+def subgraph(graph: Graph, nodes: object, *, with_origin: bool = False) -> Made:
     """Keep some nodes and the synapses between them.
 
     Args:
@@ -40,7 +38,7 @@ def subgraph(graph: Graph, nodes: Any, *, with_origin: bool = False) -> Made:
     return _of(graph, _places(squared(graph, WHY), nodes), with_origin)
 
 
-def keep_synapses(graph: Graph, synapses: Any, *, with_origin: bool = False) -> Made:
+def keep_synapses(graph: Graph, synapses: object, *, with_origin: bool = False) -> Made:
     """Keep some synapses, and all nodes.
 
     Args:
@@ -73,7 +71,7 @@ def keep_synapses(graph: Graph, synapses: Any, *, with_origin: bool = False) -> 
     return built(at(parts, kept), graph.connectivity.shape, kept, with_origin)
 
 
-def k_hop(graph: Graph, nodes: Any, k: int, direction: str = "in", *, with_origin: bool = False) -> Made:
+def k_hop(graph: Graph, nodes: object, k: int, direction: str = "in", *, with_origin: bool = False) -> Made:
     """Keep the nodes within `k` synapses of some, and the synapses between them.
 
     Args:
@@ -146,7 +144,7 @@ def largest_component(graph: Graph, connection: str = "weak", *, with_origin: bo
     return _of(graph, kept, with_origin)
 
 
-def permute(graph: Graph, order: Any, *, with_origin: bool = False) -> Made:
+def permute(graph: Graph, order: object, *, with_origin: bool = False) -> Made:
     """Put the nodes in another order: `A[order][:, order]`.
 
     Args:
@@ -175,7 +173,7 @@ def permute(graph: Graph, order: Any, *, with_origin: bool = False) -> Made:
     return _of(graph, places, with_origin, relabel=True)
 
 
-def _places(graph: Graph, nodes: Any) -> np.ndarray:
+def _places(graph: Graph, nodes: object) -> np.ndarray:
     places = places_of(graph, "nodes", nodes)
     counts = np.bincount(places, minlength=len(graph.nodes))
     if (counts > 1).any():

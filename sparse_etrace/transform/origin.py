@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from .._graph.build import check_weight
 from .._graph.columns import taken
@@ -82,7 +83,7 @@ def finite(weight: np.ndarray, like: np.ndarray, pre: np.ndarray, post: np.ndarr
     return check_weight(weight, pre.size, like.dtype, lambda k: f"{what}synapse {pre[k]} -> {post[k]}", *way_out)
 
 
-def filled(attrs: Mapping[str, np.ndarray], given: Mapping[str, Any] | None, count: int) -> dict[str, np.ndarray]:
+def filled(attrs: Mapping[str, np.ndarray], given: Mapping[str, ArrayLike] | None, count: int) -> dict[str, np.ndarray]:
     """Attributes with `count` more rows, each the value that is given."""
     given = dict(given or {})
     if set(given) != set(attrs):

@@ -1,9 +1,10 @@
 """The published model of a whole fly, of a connectome's signed counts of synapses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from ..._graph.connectivity import as_indices, index_array
@@ -19,11 +20,11 @@ from .population import Population
 
 def whole_fly(
     graph: Graph,
-    driven: Any = (),
+    driven: ArrayLike | Sequence[int] = (),
     *,
     per_synapse: float = 0.275,
     drive: float = 68.75,
-    weight_fn: Any = None,
+    weight_fn: Callable[[Array], Array] | None = None,
     dt: float = 0.1,
     delay: float = 1.8,
     refractory: float = 2.2,
