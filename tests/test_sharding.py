@@ -43,6 +43,23 @@ CASES = [
     if (name != "e-prop" or kind == "alif") and (kind in KINDS[:4] or shape == (3,))
 ]  # fmt: skip
 QUICK = [("delays", "D-RTRL", (3,))]
+KEY = jax.random.key(0)
+ALONE = [("alif", "RFLO alif", (2,)), ("rate", "OTTT", (2,)), ("rate", "TBPTT", (2,))]
+MORE = {
+    "OSTL": se.OSTL(), "OTTT": se.OTTT(0.7), "Hybrid": se.Hybrid(), "TBPTT": se.TBPTT(4, every=2), "UORO": se.UORO(KEY),
+    "Bridged factors": se.Bridged(3, se.ES_D_RTRL(0.9)), "RTRL": se.RTRL(),
+}  # fmt: skip
+TAUGHT = {
+    "RFLO": lambda leaf: se.RFLO(leaf, key=KEY), "RFLO factors": lambda leaf: se.RFLO(leaf, key=KEY, factor_decay=0.8),
+    "three factors": lambda leaf: se.ThreeFactor(leaf, kappa=0.6),
+    "e-prop by loss": lambda leaf: se.EProp(leaf, kappa=0.6),
+    "e-prop of rates": lambda leaf: se.EProp(leaf, "random", KEY, rate_strength=0.3, rate_target=0.1),
+}  # fmt: skip
+LEAVES = {"alif": "z", "rate": "state", "heard": "[1]"}
+LEARNERS |= MORE | {f"{name} {kind}": made(leaf) for kind, leaf in LEAVES.items() for name, made in TAUGHT.items()}
+OTHERS = [(kind, name, (3,)) for kind, name in [
+    *itertools.product(["alif", "rate"], MORE), *((kind, f"{name} {kind}") for kind in LEAVES for name in TAUGHT)]
+]  # fmt: skip
 
 
 def graph(delays=False):
@@ -84,6 +101,17 @@ def gates(rec, x):
     return jnp.sin(x[..., :1] * jnp.arange(count)) > 0
 
 
+class Heard(eqx.Module):
+    """Neurons with delays whose spikes of the last step are in the state."""
+
+    cell: eqx.Module
+    out: se.ETraceParam
+
+    def __call__(self, state, x):
+        state, z = self.cell(state[0], x)
+        return (state, z), self.out(z)
+
+
 class Net(eqx.Module):
     """A cell and its readout."""
 
@@ -97,7 +125,7 @@ class Net(eqx.Module):
 
 def build(kind):
     """A model and its state, from a graph that is in blocks already."""
-    keys, on = jax.random.split(jax.random.key(0), 3), graph("late" in kind or kind == "delays")
+    keys, on = jax.random.split(jax.random.key(0), 3), graph("late" in kind or kind in ("delays", "heard"))
     if "features" in kind:
         sign = np.where(np.arange(on.connectivity.num_synapses) % 3 == 0, -1, 1)
         op = se.SpMatMulOp(on, axis=-2, weight_fn=se.SignLock(sign), bias=True, gated="gated" in kind)
@@ -125,7 +153,8 @@ def build(kind):
             )
         state = cell.init_state(BATCH)
     size = UNITS * FEATURES if "features" in kind else UNITS
-    return Net(cell, se.MatMulOp().param(keys[1], size, 2)), state
+    out = se.MatMulOp().param(keys[1], size, 2)
+    return (Heard(cell, out), (state, jnp.zeros((BATCH, UNITS)))) if kind == "heard" else (Net(cell, out), state)
 
 
 def loss_fn(out, y):
@@ -307,6 +336,8 @@ def check_what_is_smaller():
 
 def check_alone():
     """What concerns one process, whose devices are two of the four."""
+    for case in ALONE:
+        compare(*case)
     check_restarts()
     check_weight_functions()
     check_gates()
@@ -579,7 +610,7 @@ def test_one_of_two_processes_is_killed(tmp_path, rank):
 
 @ONLY
 def test_each_learner_and_network_on_several_devices():
-    on_devices("[t.compare(*case) for case in t.CASES]\nt.check_fit()")
+    on_devices("[t.compare(*case) for case in t.CASES + t.OTHERS]\nt.check_fit()")
 
 
 @ONLY
@@ -822,5 +853,6 @@ def test_layers_that_are_not_parted():
             run(x)
     np.testing.assert_array_equal(se.shard(param, explicit)(jnp.ones(UNITS)), param(jnp.ones(UNITS)))
     cell = se.cells.LeakyRate(UNITS, None, param)
-    with pytest.raises(NotImplementedError, match=r"op: ShardedOp does not say which unit"):
-        se.SnAp(2).init(cell, cell.init_state(), None)
+    for learner in (se.SnAp(2), se.Bridged(3, se.SnAp(2))):
+        with pytest.raises(NotImplementedError, match=r"op: ShardedOp does not say which unit .* Take se.RTRL\(\)"):
+            learner.init(cell, cell.init_state(), None)

@@ -27,6 +27,10 @@ class Uses(NamedTuple):
     slot: np.ndarray
 
 
+class PartedError(NotImplementedError):
+    """What a layer on several devices does not say, though on one device it does."""
+
+
 class ETraceOp(eqx.Module):
     """What is connected to what, and how: the abstract base of all ops.
 

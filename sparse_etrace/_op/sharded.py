@@ -15,7 +15,7 @@ from .._blocks import Blocks
 from .._graph.connectivity import Connectivity, host_array, onto_synapses
 from .._kernels.windows import window_per_unit
 from .boundary import call_op
-from .contract import ETraceOp
+from .contract import ETraceOp, PartedError, Uses
 from .delays import Delays, History, Ring, each, pushed_on
 from .matmul import MatMulOp
 from .param import ETraceParam, Fixed
@@ -175,6 +175,9 @@ class ShardedOp(ETraceOp):
             "bias": self._last(y),
         }
         return {key: found[key] for key in v}
+
+    def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:
+        raise PartedError("op: ShardedOp does not say which unit each weight leads from and to. Take se.RTRL().")
 
     def window(
         self,

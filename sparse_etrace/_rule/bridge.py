@@ -12,6 +12,7 @@ from .._model.call import Call
 from .._model.grouping import Grouping
 from .._model.refusals import UntracedError
 from .._model.trained import leaf_names, trained_filter
+from .._op.contract import PartedError
 from . import past
 from .black_box import Backward, check_reach
 from .engine import Carry, Engine, Loss, Model, Storage, Task, Use, Window, refuse_traces
@@ -66,6 +67,8 @@ class Bridge(Storage):
             inner = self.inner.read(model, state, x, task)
             inner.begin(model)
             return Bridged(inner, self, task, inner.grouping.untraced if inner.grouping else ())
+        except PartedError:  # on one device it would have traces
+            raise
         except (UntracedError, NotImplementedError) as reason:
             engine = self.inner.around(Backward(task, self._untraced), state, x, task)
             return Bridged(engine, self, task, (str(reason),))
