@@ -113,7 +113,7 @@ def read_table(source: Source, separator: str | None, check: Callable[[list[str]
             text.head = text.head[start:]
             if all(map(PLAIN, names)):
                 text.head = HEADER.sub(lambda row: row[0].replace(b'"', b""), text.head, 1)
-            # While pyarrow splits one piece, the next one is unpacked. What is wrong is said below, and labels are text.
+            # While pyarrow splits one piece, the next one is unpacked. What is wrong is said below; labels are text.
             if mark is None or "labels" not in mark:
                 with suppress(ValueError):
                     return Table(*_split_plain(text, separator, len(names)), mark, separator, 0)
