@@ -1,13 +1,15 @@
 """Names for the types of what a user hands over."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 Model = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]  # state, out = model(state, x)
 Loss = Callable[[PyTree, PyTree], PyTree]  # of out and y: a scalar; with `has_aux` a pair of it and more
 Json = dict[str, Any]  # what a file of results holds
+Values = ArrayLike | Sequence  # an array, or a list of numbers or of lists
 Metric = Callable[[PyTree, PyTree], Array]  # of out and y: a scalar
 
 

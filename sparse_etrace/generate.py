@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from ._graph.connectivity import check_shape, host_array, index_array
@@ -13,6 +12,7 @@ from ._graph.graph import Graph
 from ._graph.labels import distinct
 from ._graph.matrices import from_edges
 from ._numbers import positive, real, whole
+from ._types import Values
 from .transform.nulls import generator
 
 __all__ = ["distance_dependent", "erdos_renyi", "fixed_in_degree", "fly_brain", "small_world", "stochastic_block"]
@@ -131,13 +131,7 @@ def small_world(nodes: int, degree: int, rewired: float, key: Array) -> Graph:
 
 
 def distance_dependent(
-    positions: ArrayLike,
-    scale: float,
-    key: Array,
-    *,
-    peak: float = 1.0,
-    profile: str = "exponential",
-    cutoff: float = 7.0,
+    positions: Values, scale: float, key: Array, *, peak: float = 1.0, profile: str = "exponential", cutoff: float = 7.0
 ) -> Graph:
     """Connect near units more often: with `p = peak * exp(-d / scale)`, or `peak * exp(-d^2 / (2 scale^2))`.
 
@@ -189,7 +183,7 @@ def distance_dependent(
     return from_edges(pre, post, shape=(size, size), node_attrs={"position": where}, edge_attrs=attrs)
 
 
-def stochastic_block(sizes: ArrayLike, probability: ArrayLike, key: Array, *, self_loops: bool = False) -> Graph:
+def stochastic_block(sizes: Values, probability: Values, key: Array, *, self_loops: bool = False) -> Graph:
     """Let each pair of units have a synapse with the probability of their blocks.
 
     Args:
