@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 import numpy as np
-from jax.typing import ArrayLike
 
 from .._graph.graph import Graph
+from .._types import Values
 from .origin import Made, at, built, filled, finite, parts_of, squared
 
 WHY = "where a node can have a synapse on itself"
@@ -13,9 +13,9 @@ WHY = "where a node can have a synapse on itself"
 
 def add_self_loops(
     graph: Graph,
-    weight: ArrayLike = 1.0,
+    weight: Values = 1.0,
     *,
-    edge_attrs: Mapping[str, ArrayLike] | None = None,
+    edge_attrs: Mapping[str, Values] | None = None,
     with_origin: bool = False,
 ) -> Made:
     """Give each node a synapse on itself, `A + weight * I`; those that are there stay beside it.
@@ -43,7 +43,7 @@ def add_self_loops(
 
 
 def add_remaining_self_loops(
-    graph: Graph, fill: ArrayLike = 1.0, *, edge_attrs: Mapping[str, ArrayLike] | None = None, with_origin: bool = False
+    graph: Graph, fill: Values = 1.0, *, edge_attrs: Mapping[str, Values] | None = None, with_origin: bool = False
 ) -> Made:
     """Give each node that has none a synapse on itself.
 
@@ -93,7 +93,7 @@ def remove_self_loops(graph: Graph, *, with_origin: bool = False) -> Made:
     return built(at(parts, kept), graph.connectivity.shape, kept, with_origin)
 
 
-def _added(graph: Graph, units: np.ndarray, weight: ArrayLike, attrs: Mapping | None, with_origin: bool) -> Made:
+def _added(graph: Graph, units: np.ndarray, weight: Values, attrs: Mapping | None, with_origin: bool) -> Made:
     parts, size = parts_of(graph), len(graph.nodes)
     every = np.asarray(weight, np.float64)
     if every.shape not in ((), (size,)):

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from .._graph.build import check_weight
 from .._graph.columns import taken
 from .._graph.connectivity import canonical_order, host_array
 from .._graph.graph import Graph, check_graph
+from .._types import Values
 
 Made = Any  # a Graph, or with `with_origin` a pair of it and an Origin
 
@@ -83,7 +83,7 @@ def finite(weight: np.ndarray, like: np.ndarray, pre: np.ndarray, post: np.ndarr
     return check_weight(weight, pre.size, like.dtype, lambda k: f"{what}synapse {pre[k]} -> {post[k]}", *way_out)
 
 
-def filled(attrs: Mapping[str, np.ndarray], given: Mapping[str, ArrayLike] | None, count: int) -> dict[str, np.ndarray]:
+def filled(attrs: Mapping[str, np.ndarray], given: Mapping[str, Values] | None, count: int) -> dict[str, np.ndarray]:
     """Attributes with `count` more rows, each the value that is given."""
     given = dict(given or {})
     if set(given) != set(attrs):
