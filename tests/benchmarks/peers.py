@@ -104,11 +104,11 @@ def start_peer(case, data, layout, backend, batching):
 def start_ours(case, data):
     """The same for this library."""
     learner, model = networks.learner(case), networks.net(case, data)
-    carry = learner.init(model, jnp.copy(data.start), data.xs[0])
+    carry = learner.init(model, data.start, data.xs[0])
 
     def run():
         nonlocal carry
-        losses, grads, carry = se.online_grad(learner, networks.loss_fn, model, carry, data.xs, data.ys, donate=True)
+        losses, grads, carry = se.online_grad(learner, networks.loss_fn, model, carry, data.xs, data.ys)
         return jax.block_until_ready((grads.rec.value["weight"], losses, carry))[:2]
 
     return run
