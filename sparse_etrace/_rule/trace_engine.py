@@ -4,7 +4,7 @@ import abc
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import equinox as eqx
@@ -179,8 +179,7 @@ class TraceEngine(TermEngine):
         run, plain, (old, layout) = self.run, self.reading.plain, jax.tree.flatten(carry.state)
         params, param_layout = jax.tree.flatten(eqx.filter(model, eqx.is_array))
         summed, (m, silence) = widened([params[i] for i in plain]), run.silence(old)
-        floating, pullback = [i for i, leaf in enumerate(old) if is_inexact(leaf)], list[jax.tree_util.PyTreeDef]()
-        count = len(jax.tree.leaves((xs, ys))[0])
+        floating, count = [i for i, leaf in enumerate(old) if is_inexact(leaf)], len(jax.tree.leaves((xs, ys))[0])
 
         def one(state: list[Array], now: tuple) -> tuple[list[Array], tuple]:
             x, y = now
@@ -197,20 +196,19 @@ class TraceEngine(TermEngine):
 
             given = summed, [state[i] for i in floating], silence
             _, pull, (new, loss, aux, said) = jax.vjp(forward, *given, has_aux=True)
-            kept, pullback[:] = jax.tree.flatten(pull)[0], [jax.tree.structure(pull)]
-            return new, (loss, aux, said, kept)
+            return new, (loss, aux, said, pull)
 
-        state, (*heard, said, kept) = listened(one, old, (xs, ys))
+        state, (*heard, said, pulls) = listened(one, old, (xs, ys))
         losses, aux = stacked(heard)
 
-        def back(later: tuple, now: list[Array]) -> tuple[tuple, list[Array]]:
+        def back(later: tuple, pull: Callable[[tuple], tuple]) -> tuple[tuple, list[Array]]:
             by_state, by_plain = later
-            more, by_state, n = jax.tree.unflatten(pullback[0], now)((by_state, jnp.ones_like(losses[0])))
+            more, by_state, n = pull((by_state, jnp.ones_like(losses[0])))
             return (by_state, jax.tree.map(jnp.add, by_plain, more)), [n[k] for k in silence]
 
         none = [jnp.zeros_like(state[i]) for i in floating], jax.tree.map(jnp.zeros_like, summed)
         like = [jax.ShapeDtypeStruct(n.shape, n.dtype) for n in silence.values()]
-        (last, by_plain), n = scan(back, none, kept, count, like, reverse=True)
+        (last, by_plain), n = scan(back, none, pulls, count, like, reverse=True)
         by_state = dict(zip(floating, last, strict=True))
         silent = [jnp.broadcast_to(part, (count, *part.shape)) for part in m]
         terms = self.terms(said, silent, dict(zip(silence, n, strict=True)), carry.traces)
