@@ -290,6 +290,37 @@ def test_chebyshev_supports(graph, order, largest):
         np.testing.assert_allclose(dense(support), right, rtol=1e-5, atol=1e-5 * (1 + np.abs(right).max(initial=0)))
 
 
+def of_pairs(graph, made, turned=False, loops=True):
+    """Which synapse of each pair of nodes, or of the pair turned round, became which, one by one."""
+    where = {pair: k for k, pair in enumerate(zip(*(end.tolist() for end in ends(made))))}
+    pairs = enumerate(zip(*(end.tolist() for end in ends(graph))))
+    found = ((where.get(pair[::-1] if turned else pair), old, pair) for old, pair in pairs)
+    return sorted((new, old) for new, old, (i, j) in found if new is not None and (loops or i != j))
+
+
+def moved(origin):
+    assert (np.diff(origin.new) >= 0).all() and {origin.old.dtype, origin.new.dtype} == {np.dtype(np.int32)}
+    return list(zip(origin.new.tolist(), origin.old.tolist()))
+
+
+@pytest.mark.parametrize("steps, backward", [(1, False), (2, True)])
+def test_which_synapse_is_in_which_support(steps, backward):
+    """With parallel synapses, some on one node, and a pair whose weights cancel."""
+    rng = np.random.default_rng(0)
+    pre, post = rng.integers(0, 6, (2, 24))
+    graph = se.from_edges([*pre, 6, 6], [*post, 0, 0], [*rng.integers(1, 4, 24), 1, -1], (7, 7))
+    found, origins = tf.diffusion_supports(graph, steps, backward, with_origin=True)
+    expected = {
+        1: of_pairs(graph, found[1]),
+        1 + backward * steps: of_pairs(graph, found[1 + backward * steps], backward),
+    }
+    assert [moved(origin) for origin in origins] == [expected.get(k, []) for k in range(len(found))]
+    assert {len(pairs) for pairs in expected.values()} == {24}
+    found, origins = tf.chebyshev_supports(graph, 1 + steps, 1.5, with_origin=True)
+    expected = [of_pairs(graph, made, loops=False) if k == 1 else [] for k, made in enumerate(found)]
+    assert [moved(origin) for origin in origins] == expected and 0 < len(expected[1]) < 24
+
+
 @each(graphs(square=False), st.integers(0, 2**16))
 def test_keep_synapses(graph, seed):
     mask = np.random.default_rng(seed).random(graph.connectivity.num_synapses) < 0.5
@@ -303,7 +334,11 @@ def test_keep_synapses(graph, seed):
 def test_shuffle_weights(graph, seed):
     key = jax.random.key(seed)
     for within, unit in ((None, None), ("pre", graph.connectivity.pre), ("post", graph.connectivity.post)):
-        made = tf.shuffle_weights(graph, key, within=within)
+        made, origin = tf.shuffle_weights(graph, key, within=within, with_origin=True)
+        assert origin.new.tolist() == sorted(origin.old.tolist()) == list(range(graph.connectivity.num_synapses))
+        np.testing.assert_array_equal(made.weight, np.asarray(graph.weight)[origin.old])
+        if unit is not None:
+            np.testing.assert_array_equal(np.asarray(unit)[origin.old], unit)
         assert made.connectivity.pre is graph.connectivity.pre
         for one in [None] if unit is None else set(unit.tolist()):
             mine = slice(None) if one is None else np.asarray(unit) == one
@@ -398,12 +433,18 @@ def test_rewiring_the_worm_mixes():
 
 @each(st.lists(graphs(), min_size=1, max_size=4))
 def test_batch(every):
-    both = tf.batch_graphs(every)
+    both, into = tf.batch_graphs(every, with_origin=True)
     blocks = [dense(graph) for graph in every]
     expected = sp.block_diag(list(map(sp.coo_array, blocks))).toarray() if both.nodes else np.zeros((0, 0))
     np.testing.assert_array_equal(dense(both), expected)
     assert both.edge_attrs["id"].tolist() == [i for graph in every for i in graph.edge_attrs["id"].tolist()]
-    back = tf.unbatch(both, len(every))
+    back, out_of = tf.unbatch(both, len(every), with_origin=True)
+    names = [(k, i) for k, graph in enumerate(every) for i in range(graph.connectivity.num_synapses)]
+    for k, origin in enumerate(into):
+        assert [names[new] for new in origin.new] == [(k, old) for old in origin.old] and moved(origin) == [
+            (old, new) for new, old in moved(out_of[k])
+        ]
+    assert sum(origin.new.size for origin in into) == len(names)
     for one, two in zip(every, back, strict=True):
         assert rows(one, "id", "kind") == rows(two, "id", "kind") and list(one.nodes) == list(two.nodes)
         assert one.node_attrs["place"].tolist() == two.node_attrs["place"].tolist()

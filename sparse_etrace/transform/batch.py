@@ -6,21 +6,22 @@ import numpy as np
 
 from .._graph.graph import Graph
 from .._numbers import whole
-from .origin import Parts, at, built, parts_of, squared
+from .origin import Made, Origin, Parts, at, built, parts_of, squared
 
 OF = "graph"  # the node attribute that says which graph a node is of
 
 
-def batch_graphs(graphs: Sequence[Graph]) -> Graph:
+def batch_graphs(graphs: Sequence[Graph], *, with_origin: bool = False) -> Made:
     """Put graphs beside one another into one: the block-diagonal matrix of theirs.
 
     Args:
         graphs: square graphs with the same attributes; they may be empty, and of any size.
+        with_origin: return which synapse became which, too.
 
     Returns:
         The graph: nodes and synapses follow one another graph by graph, each in its order, and the node attribute
         `graph` (int32) says which one a node is of. Its labels are positions, or, where a graph has labels of its own,
-        pairs of the graph's number and its label.
+        pairs of the graph's number and its label. With `with_origin` a pair of it and a list of an `Origin` for each.
 
     Raises:
         TypeError: one is no graph, or is traced.
@@ -55,18 +56,23 @@ def batch_graphs(graphs: Sequence[Graph]) -> Graph:
         nodes,
         node_attrs | {OF: np.repeat(np.arange(len(graphs), dtype=np.int32), sizes)},
     )
-    return built(together, (sum(sizes), sum(sizes)))
+    made = built(together, (sum(sizes), sum(sizes)))
+    if not with_origin:
+        return made
+    counts = [parts.pre.size for parts in every]
+    return made, [Origin.run(count, new=first) for count, first in zip(counts, np.cumsum([0, *counts[:-1]]))]
 
 
-def unbatch(graph: Graph, number: int | None = None) -> list[Graph]:
+def unbatch(graph: Graph, number: int | None = None, *, with_origin: bool = False) -> Made:
     """Take apart what `batch_graphs` put together.
 
     Args:
         graph: a square graph with the node attribute `graph`, ascending; its weights may be others by now.
         number: how many graphs there were; those up to the last one with nodes unless given.
+        with_origin: return which synapse became which, too.
 
     Returns:
-        The graphs.
+        The graphs, a list; or with `with_origin` a pair of it and a list of an `Origin` for each.
 
     Raises:
         TypeError: `graph` is no graph, or is traced; `number` is no whole number.
@@ -103,7 +109,9 @@ def unbatch(graph: Graph, number: int | None = None) -> list[Graph]:
         columns = {key: column[first:last] for key, column in parts.node_attrs.items()}
         part = part._replace(pre=part.pre - first, post=part.post - first, nodes=nodes, node_attrs=columns)
         found.append(built(part, (int(last - first),) * 2))
-    return found
+    if not with_origin:
+        return found
+    return found, [Origin.run(last - first, old=first) for first, last in zip(ends, ends[1:])]
 
 
 def _joined(what: str, every: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

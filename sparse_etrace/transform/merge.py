@@ -4,14 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._graph import sorting
-from .._graph.build import SMALLER
 from .._graph.columns import taken
 from .._graph.connectivity import expand_ptr, host_array, of_arrays, with_outgoing
 from .._graph.graph import Graph
 from .origin import Made, Origin, Parts, built, finite, parts_of, squared
 
 REDUCE = ("sum", "mean", "max", "first", "error")
-MERGED = "what becomes one ", SMALLER
 
 
 def coalesce(graph: Graph, reduce: str = "sum", *, with_origin: bool = False) -> Made:
@@ -72,7 +70,7 @@ def to_undirected(graph: Graph, reduce: str = "sum", *, with_origin: bool = Fals
         known = (host_array("graph", array) for array in (conn.post_ptr, conn.post_by_pre, conn.pre_ptr, conn.by_pre))
         weight = parts.weight if parts.weight.dtype == np.float32 else parts.weight.astype(np.float64, copy=False)
         *arrays, weight = sorting.pairs((parts.pre, *known), weight, REDUCE.index(reduce))
-        weight = finite(weight, parts.weight, arrays[0], arrays[1], *MERGED)
+        weight = finite(weight, parts.weight, arrays[0], arrays[1], merged=True)
         return Graph(of_arrays(*arrays), jnp.asarray(weight), parts.nodes, parts.node_attrs)
     ends = np.concatenate([parts.post, parts.pre]), np.concatenate([parts.pre, parts.post])
     post, pre, old, _ = sorting.sorted_edges(*ends, conn.shape)
@@ -154,6 +152,5 @@ def _merged(parts: Parts, old: np.ndarray, reduce: str) -> tuple[Parts, np.ndarr
             reduced = reduced / np.bincount(new, minlength=first.size)
     else:
         reduced = reduced[first]
-    return parts._replace(
-        pre=pre, post=post, weight=finite(reduced, parts.weight, pre, post, *MERGED), attrs=attrs
-    ), new
+    weight = finite(reduced, parts.weight, pre, post, merged=True)
+    return parts._replace(pre=pre, post=post, weight=weight, attrs=attrs), new

@@ -7,7 +7,7 @@ from jaxtyping import Array
 from .._graph.graph import Graph
 from .._graph.selection import categories, node_column
 from .._numbers import whole
-from .origin import Made, Parts, built, parts_of
+from .origin import Made, Origin, Parts, built, parts_of
 
 
 def generator(key: object) -> np.random.Generator:
@@ -36,8 +36,14 @@ def _classes(graph: Graph, parts: Parts, types: str | None, signs: bool) -> np.n
 
 
 def shuffle_weights(
-    graph: Graph, key: Array, *, within: str | None = None, types: str | None = None, signs: bool = False
-) -> Graph:
+    graph: Graph,
+    key: Array,
+    *,
+    within: str | None = None,
+    types: str | None = None,
+    signs: bool = False,
+    with_origin: bool = False,
+) -> Made:
     """Deal the weights out anew among the synapses, which stay.
 
     Args:
@@ -47,9 +53,10 @@ def shuffle_weights(
             sum of weights stays, and by "pre" its sign.
         types: node attribute; weights then stay between the types that they were between.
         signs: whether each synapse keeps its sign.
+        with_origin: return whose weight each synapse got, too.
 
     Returns:
-        The graph; attributes stay with the synapses.
+        The graph; attributes stay with the synapses. With `with_origin` a pair of it and an `Origin`.
 
     Raises:
         TypeError: `graph` is no graph, or is traced; `key` is no key.
@@ -67,9 +74,10 @@ def shuffle_weights(
     parts = parts_of(graph)
     unit = {None: np.zeros(parts.pre.size), "pre": parts.pre, "post": parts.post}[within]
     groups = (unit, _classes(graph, parts, types, signs))
-    dealt, draw = np.empty_like(parts.weight), generator(key).random(parts.pre.size)
-    dealt[np.lexsort(groups)] = parts.weight[np.lexsort((draw, *groups))]
-    return graph.with_weight(dealt)
+    origin, draw = Origin.run(parts.pre.size), generator(key).random(parts.pre.size)
+    origin.old[np.lexsort(groups)] = np.lexsort((draw, *groups))
+    made = graph.with_weight(parts.weight[origin.old])
+    return (made, origin) if with_origin else made
 
 
 def rewire_degrees(

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from .._graph.build import check_weight
+from .._graph.build import SMALLER, check_weight
 from .._graph.columns import taken
 from .._graph.connectivity import canonical_order, host_array
 from .._graph.graph import Graph, check_graph
 from .._types import Values
 
-Made = Any  # a Graph, or with `with_origin` a pair of it and an Origin
+Made = Any  # a Graph, or with `with_origin` a pair of it and an Origin; or several of each
 
 
 class Origin(NamedTuple):
@@ -28,6 +28,11 @@ class Origin(NamedTuple):
 
     old: np.ndarray
     new: np.ndarray
+
+    @classmethod
+    def run(cls, count: int, old: int = 0, new: int = 0) -> "Origin":
+        """As many synapses that lie one after the other in both, from these on."""
+        return cls(*(np.arange(first, first + count, dtype=np.int32) for first in (old, new)))
 
 
 class Parts(NamedTuple):
@@ -77,10 +82,10 @@ def at(parts: Parts, chosen: np.ndarray) -> Parts:
     return parts._replace(pre=ends[0], post=ends[1], weight=taken(parts.weight, chosen), attrs=attrs)
 
 
-def finite(weight: np.ndarray, like: np.ndarray, pre: np.ndarray, post: np.ndarray, *of: str) -> np.ndarray:
-    """Weights in the type of others, or an error where one is not finite in it; `of` which sum, and what to do."""
-    what, *way_out = of or ("",)
-    return check_weight(weight, pre.size, like.dtype, lambda k: f"{what}synapse {pre[k]} -> {post[k]}", *way_out)
+def finite(weight: np.ndarray, like: np.ndarray, pre: np.ndarray, post: np.ndarray, merged: bool = False) -> np.ndarray:
+    """Weights in the type of others, or an error where one, or what several were `merged` to, is not finite in it."""
+    what, way_out = ("what becomes one ", {"way_out": SMALLER}) if merged else ("", {})
+    return check_weight(weight, pre.size, like.dtype, lambda k: f"{what}synapse {pre[k]} -> {post[k]}", **way_out)
 
 
 def filled(attrs: Mapping[str, np.ndarray], given: Mapping[str, Values] | None, count: int) -> dict[str, np.ndarray]:
