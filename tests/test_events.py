@@ -232,6 +232,34 @@ def test_time_and_memory_are_those_of_an_event(stream):
     assert se.explain(se.Events(rule, NODES), model, state(), x).rows
 
 
+def test_memory_is_the_same_for_any_number_of_events(stream):
+    model, *events = stream
+
+    def memory(rule, count):
+        learner, (nodes, xs, ys) = se.Events(rule, NODES), (jnp.stack([part[0]] * count) for part in events)
+        carry = learner.init(model, state(), (nodes[0], xs[0]))
+        grad = jax.jit(lambda *given: se.online_grad(learner, oracles.loss_fn, model, *given))
+        return grad.lower(carry, (nodes, xs), ys).compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(se.RTRL(), 64) == memory(se.RTRL(), 1024) < memory(se.BPTT(), 1024) / 5
+
+
+def test_stopped_and_resumed_is_never_stopped(stream, tmp_path):
+    model, *events = stream
+    data = [((who, x), y) for who, x, y in zip(*(part[:18].reshape(3, 6, *part.shape[1:]) for part in events))]
+
+    def train(**options):
+        optimizer = optax.adam(0.01)
+        options = {"state": state(), "update": 4, "carry": True, "progress": False} | options
+        result = se.fit(se.Events(se.RTRL(), NODES), oracles.loss_fn, optimizer, model, data, **options)
+        return eqx.filter((result.model, result.opt_state, result.carry, result.losses), eqx.is_array_like), result
+
+    whole, _ = train()
+    part, stopped = train(checkpoint=tmp_path / "run", callbacks=lambda now: now.sequences == 1)
+    assert stopped.stopped == "callback" and stopped.carry.traces.rows["h"].any()
+    assert not eqx.tree_equal(part, whole) and eqx.tree_equal(train(checkpoint=tmp_path / "run")[0], whole)
+
+
 def test_in_place(stream):
     model, nodes, xs, ys = (part if k == 0 else part[:4] for k, part in enumerate(stream))
     learner = se.Events(se.RTRL(), NODES)
