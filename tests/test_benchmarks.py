@@ -51,6 +51,12 @@ def test_quick_benchmark_of_delays(tmp_path):
 
 
 @ONLY
+def test_quick_benchmark_of_alignment(tmp_path):
+    found, _ = quick("aligned", tmp_path)
+    assert len(found) == 10 and all(-1 <= cosine <= 1.001 for row in found.values() for cosine in row.values())
+
+
+@ONLY
 def test_quick_benchmark_of_a_graph(tmp_path):
     found, _ = quick("graph", tmp_path)
     assert set(found) == {"forward", "forward, plain", "BPTT-16, plain", "D-RTRL", "ES-D-RTRL", "Bridged(16)"}

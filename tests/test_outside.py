@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from test_datasets import reference
+from test_docs import DOCS, run
 
 import sparse_etrace as se
 from sparse_etrace import datasets as ds
@@ -167,6 +168,27 @@ def test_the_real_tournament():
     played = ds.tennis(reference("temporal_graphs/twitter_tennis_rg17.json"))
     assert played.features.shape == (119, 1000, 16) and played.targets.shape == (119, 1000)
     assert len(played.graph) == 119 and max(graph.connectivity.num_synapses for graph in played.graph) == 936
+
+
+def test_the_programs_of_pytorch_geometric_temporal():
+    """As the page has them, on the real files by the lines that it says, with fewer passes."""
+    cases, roads = (str(reference(path)) for path in ("temporal_graphs/chickenpox.json", "traffic_la/metr_la_week.npz"))
+    page = (DOCS / "from-pyg.md").read_text()
+    page = page[: page.index("## Graphs")] + page[page.index("## Two programs") : page.index("## Pitfalls")]
+    made_up = "se.datasets.Traffic(data.graph, 50 + 10 * np.sin(np.arange(300)[:, None] / 8 + np.arange(4)))"
+    for written, tried in (
+        ("se.interchange.from_pyg_temporal(Signal())", f"se.datasets.chickenpox({cases!r})"),
+        (made_up, f"se.datasets.traffic({roads!r})"),
+        ("(12, 4) True", "(104, 20) True"),
+        ("(12,) True", "(12,) ..."),
+        ("train.ys)] * 30", "train.ys)] * 5"),
+        ("sequences(12) * 10", "sequences(12) * 3"),
+    ):
+        assert page.count(written) == 1, written
+        page = page.replace(written, tried)
+    names = run("from-pyg.md", page)
+    speeds = [names["scale"] * np.asarray(part) for part in (names["test"].xs, names["test"].ys)]
+    assert (names["mph"] < 1.05 * np.abs(speeds[0] - speeds[1]).mean((0, 1))).all()
 
 
 def test_as_pytorch_geometric_temporal_reads_them(monkeypatch):
