@@ -17,10 +17,7 @@ from ._graph.connectivity import Connectivity, digest_of, digest_of_digests, exp
 def check_mesh(mesh: object) -> Mesh:
     """A mesh that blocks lie on, its axes followed by XLA and no part of the types of arrays."""
     if not isinstance(mesh, Mesh) or not 0 < len(mesh.axis_names) < 3:
-        raise TypeError(
-            f"mesh: expected a jax.sharding.Mesh of one or two axes, got {mesh!r}. jax.make_mesh((8,), ('units',)) "
-            "makes one."
-        )
+        raise TypeError(f"mesh: expected a jax.sharding.Mesh of one or two axes, got {mesh!r}. jax.make_mesh makes it.")
     some, count = len({device.process_index for device in mesh.devices.flat}), jax.process_count()
     if some not in (1, count):
         raise ValueError(

@@ -170,9 +170,7 @@ def _opened(source: Source, file: pq.ParquetFile, options: Options, nodes: int |
         said = nodes_of(source, mark)
         (units, num_post), labels = said.shape, said.sides and said.sides[1]
         if units != num_post:
-            raise ValueError(
-                f"path: expected a square graph, got one of shape {said.shape}. Read and shard it as a whole."
-            )
+            raise ValueError(f"path: expected a square graph, got one of shape {said.shape}. Shard it as a whole.")
         return opened(units, labels)
     if nodes is None or isinstance(nodes, bool):
         raise ValueError(

@@ -3,12 +3,16 @@
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from ._optional import optional
+
 if TYPE_CHECKING:
     import pandas
+
+DataFrame: TypeAlias = "pandas.DataFrame"
 
 WIDTH = 120
 NARROW = 16
@@ -54,16 +58,10 @@ def in_bytes(count: int) -> str:
     return f"{value:#.3g}".rstrip(".") + f" {units[0]}" if units[0] != "B" else f"{count} B"
 
 
-def data_frame(columns: Mapping[str, Sequence | np.ndarray]) -> "pandas.DataFrame":
+def data_frame(columns: Mapping[str, Sequence | np.ndarray]) -> DataFrame:
     """Return columns of one length as a pandas data frame.
 
     Raises:
         ImportError: pandas, which is in the extra `tables`, is not installed.
     """
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError(
-            "pandas: expected for data frames, got none. Install it: pip install 'sparse-etrace[tables]'."
-        ) from error
-    return pandas.DataFrame(dict(columns))
+    return optional("pandas", "data frames", "tables").DataFrame(dict(columns))

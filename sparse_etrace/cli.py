@@ -148,9 +148,7 @@ def _read(args: argparse.Namespace, dtype: str = "float32") -> Graph:
         for name in ("nodes", "min_weight"):
             if getattr(args, name) is not None:
                 option = name.replace("_", "-")
-                raise ValueError(
-                    f"--{option}: expected a file beside it, got the data set {args.file!r}, read as it is."
-                )
+                raise ValueError(f"--{option}: expected a file beside it, got the data set {args.file!r}.")
         return DATA_SETS[args.file]()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -207,13 +207,8 @@ def run(out: Path, quick: bool = False, seed: int = 0, exact: bool = False) -> J
     model = WormNet(graph, jax.random.key(seed))
     conn = graph.connectivity
     print(f"C. elegans: {conn.num_post} neurons, {conn.num_synapses:,} chemical synapses. MNIST-1D, pixel by pixel.")
-    results: Json = {
-        "updates": updates,
-        "seed": seed,
-        "neurons": conn.num_post,
-        "synapses": conn.num_synapses,
-        "untrained": {"test_accuracy": accuracy(model, data.x_test, data.y_test)},
-    }
+    results: Json = {"updates": updates, "seed": seed, "neurons": conn.num_post, "synapses": conn.num_synapses}
+    results["untrained"] = {"test_accuracy": accuracy(model, data.x_test, data.y_test)}
     trained = {}
     for rule in rules(model, exact):
         trained[rule.name], results[rule.name] = train(rule, model, data, updates, seed)

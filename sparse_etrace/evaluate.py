@@ -1,7 +1,7 @@
 """Learn from a stream while predicting it, and measures of that beside the simplest predictors."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,16 +13,13 @@ from jaxtyping import Array, Float, PyTree
 from ._learner import Carry, Learner
 from ._model.trained import trained_filter
 from ._numbers import positive, whole
-from ._text import as_table, data_frame
+from ._text import DataFrame, as_table, data_frame
 from ._train.batches import Pair
 from ._train.delayed import delayed, delays_of, updates_until
 from ._train.online import read_stream
 from ._train.stream import SnapshotStream
 from ._train.updates import Point, Task, one_update
 from ._types import Loss, Metric, Model
-
-if TYPE_CHECKING:
-    import pandas
 
 __all__ = ["Prequential", "mae", "mse", "prequential"]
 
@@ -89,7 +86,7 @@ class Prequential(NamedTuple):
         head = ("predictor", *self.curves["model"])
         return as_table(head, [(name, *(f"{v:.4g}" for v in row.values())) for name, row in self.table.items()])
 
-    def to_dataframe(self) -> "pandas.DataFrame":
+    def to_dataframe(self) -> DataFrame:
         """The means as a pandas data frame, one row for each predictor."""
         table = self.table
         columns = {name: [row[name] for row in table.values()] for name in self.curves["model"]}

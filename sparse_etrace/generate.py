@@ -159,10 +159,7 @@ def distance_dependent(
     """
     where, rng = np.asarray(host_array("positions", positions), np.float64), generator(key)
     if where.ndim != 2 or not 1 <= where.shape[1] <= 3 or not np.isfinite(where).all():
-        raise ValueError(
-            "positions: expected finite numbers, (num_nodes, dimensions), in up to 3 dimensions, got shape "
-            f"{where.shape}."
-        )
+        raise ValueError(f"positions: expected finite numbers, (nodes, 1 to 3 dimensions), got shape {where.shape}.")
     if profile not in ("exponential", "gaussian"):
         raise ValueError(f"profile: expected 'exponential' or 'gaussian', got {profile!r}.")
     if not (real("scale", scale) > 0 and real("cutoff", cutoff) > 0):
@@ -310,9 +307,7 @@ def _near_pairs(
     steps, cell = int(np.ceil(reach / width)), np.floor((where - where.min(axis=0)) / width)
     extent = cell.max(axis=0) + 2 * steps + 1
     if extent.prod() > 2**62:
-        raise ValueError(
-            f"scale: expected one nearer to the extent of the positions, got cells of {width}. Enlarge it."
-        )
+        raise ValueError(f"scale: expected one nearer the extent of the positions, got cells of {width}. Enlarge it.")
     strides = np.cumprod(np.append(1, extent[:-1])).astype(np.int64)
     code = (cell + steps).astype(np.int64) @ strides
     order = np.argsort(code, kind="stable")

@@ -26,6 +26,7 @@ HOUSE = {
     "_arrays": "",
     "_sums": "",
     "_varying": "",
+    "_optional": "",
     "_text": "",
     "surrogate": "",
     "_graph": "columns sorting connectivity labels table selection graph signs build edges networks matrices "

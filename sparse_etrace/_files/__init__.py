@@ -141,9 +141,7 @@ def read_graph(
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
     except MemoryError as error:
-        raise ValueError(
-            f"{path}: expected a graph that fits the memory, got one that needs more. Read it on a larger machine."
-        ) from error
+        raise ValueError(f"{path}: expected a graph that fits the memory, got one that needs more.") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     say_guesses(f"read_graph: {path}", guesses)
@@ -204,19 +202,12 @@ def _kind(path: Path, format: str | None) -> str:
             f"{path.name!r}. Pass format=, one of {', '.join(FORMATS)}."
         )
     if packed and kind in BINARY:
-        raise ValueError(
-            f"path: expected {kind}, which is packed already, without .gz, got {path.name!r}. Leave .gz out."
-        )
+        raise ValueError(f"path: expected {kind}, which is packed already, without .gz, got {path.name!r}. Drop .gz.")
     return kind
 
 
 def _with_nodes(
-    graph: Graph,
-    nodes: object,
-    limit: int | None,
-    attrs: Iterable[Hashable] | None,
-    node_set: str,
-    notes: list[str],
+    graph: Graph, nodes: object, limit: int | None, attrs: Iterable[Hashable] | None, node_set: str, notes: list[str]
 ) -> Graph:
     """Return the graph with the attributes in a table of nodes."""
     kind, source = None, None

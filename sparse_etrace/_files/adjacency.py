@@ -48,9 +48,7 @@ def read(source: Source, table: Table, options: Options) -> Graph:
     if not inner:
         _refuse_cell(table)
     if not senders:
-        raise ValueError(
-            f"expected rows of weights, got none under the labels {first}. Write a row for each sending unit."
-        )
+        raise ValueError(f"expected rows of weights, got none under the labels {first}. Write a row for each sender.")
     cells = (table.below if top else table.columns)[int(side) :]
     labels = _labels(senders if side else None, first[int(side) :] if top else None, len(senders), len(cells))
     dense = np.stack([numbers("weight", column) for column in cells], axis=1)
@@ -66,14 +64,9 @@ def write(target: BufferedIOBase, graph: Graph, separator: str) -> None:
     if not (num_pre and num_post):
         raise ValueError(f"graph: expected units on both sides of a matrix, got shape {conn.shape}. Write {HOLDERS}.")
     if (weight == 0).any():
-        raise ValueError(
-            f"graph: expected no weights of 0, which are no synapses in a matrix, got one. Write {HOLDERS}, "
-            "or an edge list."
-        )
+        raise ValueError(f"graph: expected no weights of 0, which are no synapses in a matrix, got one. Use {HOLDERS}.")
     if ((pre[1:] == pre[:-1]) & (post[1:] == post[:-1])).any():
-        raise ValueError(
-            f"graph: expected no parallel synapses, which a matrix loses, got some. Write {HOLDERS}, or an edge list."
-        )
+        raise ValueError(f"graph: expected no parallel synapses, which a matrix loses, got some. Write {HOLDERS}.")
     one_kind("a matrix", graph.nodes)
     if numbered(graph.nodes):
         senders, receivers = [str(k) for k in range(num_pre)], [str(k) for k in range(num_post)]
@@ -93,15 +86,10 @@ def write(target: BufferedIOBase, graph: Graph, separator: str) -> None:
     target.write(write_rows([["", *receivers], *rows], separator).encode())
 
 
-def _labels(
-    senders: Sequence[str] | None, receivers: Sequence[str] | None, num_pre: int, num_post: int
-) -> Sequence | None:
+def _labels(senders: list[str] | None, receivers: list[str] | None, num_pre: int, num_post: int) -> Sequence | None:
     if num_pre == num_post:
         if senders is not None and receivers is not None and list(senders) != list(receivers):
-            raise ValueError(
-                "expected the same labels for rows and columns of a square matrix, got different ones. Order "
-                "them alike."
-            )
+            raise ValueError("expected the same labels for rows and columns of a square matrix, got different ones.")
         either = senders if senders is not None else receivers
         return None if either is None else as_nodes(_plain(ids(either)[0]))
     if senders is None and receivers is None:
@@ -130,6 +118,4 @@ def _refuse_cell(table: Table) -> None:
     for i, row in enumerate(zip(*map(words, table.below[1:]), strict=True), 2):
         for j, cell in enumerate(row, 2):
             if not NUMBER(cell):
-                raise ValueError(
-                    f"expected a number in row {i}, column {j} of a matrix, got {cell!r}. Write 0 for no synapse."
-                )
+                raise ValueError(f"expected a number in row {i}, column {j} of a matrix, got {cell!r}. Write 0 there.")

@@ -13,7 +13,7 @@ from .._graph.graph import Graph
 from .._graph.labels import beside, common_ids, distinct, label_index
 from .._graph.sorting import positions
 from .columns import WAY, ends_by_name, the_rest
-from .safe import AGAIN, Options, Source, as_nodes, numbered
+from .safe import Options, Source, as_nodes, damaged, numbered
 
 Encoded = tuple[np.ndarray, np.ndarray | list]
 Placed = tuple[np.ndarray, np.ndarray, Sequence[Hashable]]
@@ -194,10 +194,7 @@ def positions_in(name: str, column: pa.ChunkedArray, labels: Sequence[Hashable],
 def _whole(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column without missing values."""
     if column.null_count:
-        raise ValueError(
-            f"expected a value in each row of column {name!r}, got {column.null_count} rows without one. "
-            "Fill or drop them."
-        )
+        raise ValueError(f"expected a value in each row of column {name!r}, got {column.null_count} rows without one.")
     return column
 
 
@@ -222,10 +219,7 @@ def ids_of(name: str, column: pa.ChunkedArray, plain: bool) -> pa.ChunkedArray:
     if pa.types.is_floating(kind):
         return _whole_ids(name, _plain(name, column))
     if not (_is_text(kind) or pa.types.is_integer(kind)):
-        raise ValueError(
-            f"expected ids that are integers or strings in column {name!r}, got {kind}. Convert them, or "
-            "name another column."
-        )
+        raise ValueError(f"expected ids that are integers or strings in column {name!r}, got {kind}. Convert them.")
     column = _whole(name, column) if _is_text(kind) and not plain else _plain(name, column)
     return column.cast(pa.large_string()) if pa.types.is_string_view(column.type) else column
 
@@ -258,9 +252,7 @@ def _trimmed(notes: list[str], values: np.ndarray | list) -> np.ndarray | list:
 
 def positions_of(name: str, column: pa.ChunkedArray) -> np.ndarray:
     if len(column) and not pa.types.is_integer(column.type):
-        raise ValueError(
-            f"expected positions of nodes in column {name!r}, as these have no such labels, got strings. {AGAIN}"
-        )
+        damaged(f"positions of nodes in column {name!r}, which have no labels", "strings")
     return column.to_numpy() if len(column) else np.zeros(0, np.int64)
 
 
@@ -268,10 +260,7 @@ def numbers_of(name: str, column: pa.ChunkedArray) -> np.ndarray:
     column = _plain(name, column)
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise ValueError(
-            f"expected numbers as weights in column {name!r}, got {kind}. Name another column, or None for "
-            "weights of 1."
-        )
+        raise ValueError(f"expected numbers as weights in column {name!r}, got {kind}. Name another, or None.")
     return column.to_numpy()
 
 
@@ -298,6 +287,4 @@ def attribute(name: str, column: pa.ChunkedArray) -> np.ndarray:
         return column.cast(kind).to_numpy()
     if is_plain_type(kind):
         return _plain(name, column).to_numpy()
-    raise ValueError(
-        f"expected numbers, truth values or text in column {name!r}, got {kind}. Leave it out of `edge_attrs`."
-    )
+    raise ValueError(f"expected numbers, truth values or text in column {name!r}, got {kind}. Leave it out.")

@@ -46,9 +46,7 @@ def usual_ends(names: Sequence[str]) -> tuple[str, str] | None:
 def both_or_none(options: Options) -> None:
     """Refuse one end without the other."""
     if (options.pre is None) != (options.post is None):
-        raise ValueError(
-            f"pre and post: expected both or none, got {options.pre!r} and {options.post!r}. Name both columns."
-        )
+        raise ValueError(f"pre and post: expected both or none, got {options.pre!r} and {options.post!r}. Name both.")
 
 
 def ends_by_name(names: Sequence[str], options: Options) -> tuple[int, int] | None:
@@ -64,9 +62,7 @@ def ends_by_name(names: Sequence[str], options: Options) -> tuple[int, int] | No
         raise ValueError(f"expected columns of different names, got {list(names)}. Rename one.")
     pre, post = (str(options.pre), str(options.post)) if usual is None else usual
     if len({pre, post, options.weight}) < 3:
-        raise ValueError(
-            f"pre, post, weight: expected different columns, got {[pre, post, options.weight]}. Name each once."
-        )
+        raise ValueError(f"pre, post, weight: expected different columns, got {[pre, post, options.weight]}.")
     if usual and usual != ENDS[0]:
         options.guesses.append(
             f"took the columns {pre!r} for pre and {post!r} for post (to say so: pre={pre!r}, post={post!r})"
@@ -76,11 +72,7 @@ def ends_by_name(names: Sequence[str], options: Options) -> tuple[int, int] | No
 
 
 def the_rest(
-    names: Sequence[str],
-    ends: tuple[int, int],
-    weight: Hashable | None,
-    options: Options,
-    is_number: Callable[[int], bool],
+    names: list[str], ends: tuple[int, int], weight: Hashable | None, options: Options, is_number: Callable[[int], bool]
 ) -> tuple[int | None, list[int], Policies]:
     """Return the positions of the weight, if there is one, and of the edge attributes to keep, and what to sum.
 

@@ -18,10 +18,10 @@ from .arrow import encoded, in_sorted_ids, node_positions, positions_in
 from .cells import INTEGER, NUMBER, column_of, ids, integers, numbers, refuse_cell, text_of, typed
 from .columns import WAY, both_or_none, ends_by_name, the_rest, usual_ends
 from .safe import (
-    AGAIN,
     Options,
     Source,
     as_nodes,
+    damaged,
     host_ends,
     host_weight,
     numbered,
@@ -79,10 +79,7 @@ def write(target: BufferedIOBase, graph: Graph, separator: str) -> None:
                 f"{name!r}. Rename it."
             )
         if name.lower() == "type" and _undirected(attrs[name].tolist()):
-            raise ValueError(
-                "graph: expected no edge attribute that reads as undirected edges in an edge list, got "
-                f"{name!r}. Rename it."
-            )
+            raise ValueError(f"graph: expected no edge attribute that reads as undirected edges, got {name!r}. Rename.")
     pre, post = host_ends(graph)
     nodes, shape = graph.nodes, graph.connectivity.shape
     offset = len(nodes) - shape[1]
@@ -145,7 +142,7 @@ def _nodes(
     if labels is None:
         return [_numbers_of_nodes("pre", pre), _numbers_of_nodes("post", post)], shape, None
     if len(labels) != (shape[0] if shape[0] == shape[1] else sum(shape)):
-        raise ValueError(f"expected labels for a graph of shape {shape}, one a node, got {len(labels)}. {AGAIN}")
+        damaged(f"labels for a graph of shape {shape}, one a node", f"{len(labels)}")
     text = [str(label) for label in labels]
     return (
         [positions_in("pre", pre, text[: shape[0]]), positions_in("post", post, text[len(text) - shape[1] :])],
@@ -168,9 +165,7 @@ def _columns(table: Table, options: Options) -> tuple[list[str], list[pa.Chunked
     given = [x for x in (options.pre, options.post, weight) if x not in (None, GUESS)]
     if given and all(type(x) is int for x in given):
         if usual_ends(first) is not None:
-            raise ValueError(
-                f"expected names of columns, as row 1 is a header, {first}, got positions. Give the names."
-            )
+            raise ValueError(f"expected names of columns, as row 1 is a header, {first}, got positions. Give names.")
         pre, post, *place = _positions(table, given)
         names = [f"column {k}" for k in range(len(first))]
         return names, table.columns, pre, post, names[place[0]] if place else weight

@@ -9,7 +9,7 @@ from pyarrow import ipc
 
 from .._graph.graph import Graph
 from .arrow import Wanted, choose, graph_of
-from .safe import AGAIN, UNSOUND, Options, Source, sound
+from .safe import UNSOUND, Options, Source, damaged, sound
 
 MAGIC = b"ARROW1"
 
@@ -25,10 +25,10 @@ def table_of(source: Source, choose: Callable[[pa.Schema], Wanted]) -> tuple[Wan
     with sound("a sound Feather file", *UNSOUND, EOFError):
         with pa.OSFile(str(source.path)) as file:
             if file.read(len(MAGIC)) != MAGIC:
-                raise ValueError(f"expected a Feather file of version 2, got one that begins otherwise. {AGAIN}")
+                damaged("a Feather file of version 2", "one that begins otherwise")
             file.seek(max(0, file.size() - len(MAGIC)))
             if file.read(len(MAGIC)) != MAGIC:
-                raise ValueError(f"expected a whole Feather file, got one that ends otherwise. {AGAIN}")
+                damaged("a whole Feather file", "one that ends otherwise")
             schema = ipc.open_file(file).schema
             chosen = choose(schema)
             file.seek(0)
@@ -54,7 +54,7 @@ def _messages(data: pa.Buffer) -> Iterator[ipc.Message]:
 
 def _part(data: pa.Buffer, start: int, end: int) -> pa.Buffer:
     if not 0 <= start < end <= data.size:
-        raise ValueError(f"expected parts within its {data.size} bytes, got one from {start} to {end}. {AGAIN}")
+        damaged(f"parts within its {data.size} bytes", f"one from {start} to {end}")
     return data.slice(start, end - start)
 
 
@@ -86,5 +86,5 @@ def _field(facts: pa.Buffer, table: int, k: int) -> int:
 
 def _number(kind: str, data: pa.Buffer, at: int) -> int:
     if not 0 <= at <= data.size - struct.calcsize(kind):
-        raise ValueError(f"expected offsets within its {data.size} bytes, got {at}. {AGAIN}")
+        damaged(f"offsets within its {data.size} bytes", f"{at}")
     return struct.unpack_from("<" + kind, data, at)[0]

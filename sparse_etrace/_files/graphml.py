@@ -17,10 +17,10 @@ from .._graph.graph import Graph
 from .cells import INTEGER, NUMBER
 from .graphml_document import KINDS, Document, Key, parse
 from .safe import (
-    AGAIN,
     Options,
     Source,
     as_nodes,
+    damaged,
     from_json,
     host_ends,
     host_weight,
@@ -46,15 +46,13 @@ def read(source: Source, options: Options) -> Graph:
     for source_id, target_id, directed, row in document.edges:
         for end in (source_id, target_id):
             if end not in position:
-                raise ValueError(
-                    f"expected two nodes for {source_id!r} -> {target_id!r}, got no {end!r}. Add the node."
-                )
+                raise ValueError(f"expected two nodes for {source_id!r} -> {target_id!r}, got no {end!r}. Add it.")
         for i, j in ((source_id, target_id), (target_id, source_id))[: 1 if directed or source_id == target_id else 2]:
             pre.append(position[i])
             post.append(position[j] - (size - shape[1]))
             rows.append(row)
     if document.edges and min(post, default=0) < 0:
-        raise ValueError(f"expected edges onto receiving nodes of shape {shape}, got one onto a sending one. {AGAIN}")
+        damaged(f"edges onto receiving nodes of shape {shape}", "one onto a sending one")
     groups = _groups(document, "edge", rows)
     name = weight_name(
         options.weight, groups, lambda name: {key.kind for key in groups[name].values()} <= set(KINDS), options.guesses
@@ -114,11 +112,11 @@ def _nodes(document: Document) -> tuple[Sequence[Hashable] | None, tuple[int, in
         return labels, (size, size)
     shape = mark["shape"][0], mark["shape"][1]
     if size != (shape[0] if shape[0] == shape[1] else sum(shape)):
-        raise ValueError(f"expected the nodes of a graph of shape {shape}, got {size}. {AGAIN}")
+        damaged(f"the nodes of a graph of shape {shape}", f"{size}")
     if mark["labels"] == "int":
         for label in labels:
             if not INTEGER(label):
-                raise ValueError(f"expected integers as labels, as the file says, got the node {label!r}. {AGAIN}")
+                damaged("integers as labels, as the file says", f"the node {label!r}")
         labels = [int(label) for label in labels]
     return as_nodes(labels), shape
 
@@ -128,9 +126,7 @@ def _groups(document: Document, what: str, rows: list[dict[str, str]]) -> dict[s
     used = {id_ for row in rows for id_ in row}
     for id_ in used:
         if id_ not in document.keys or document.keys[id_].owner not in (what, "all"):
-            raise ValueError(
-                f"expected keys that are declared for a {what}, got {id_!r}. Declare it, or drop its data."
-            )
+            raise ValueError(f"expected keys that are declared for a {what}, got {id_!r}. Declare it or drop its data.")
     groups: dict[str, dict[str, Key]] = {}
     for id_, key in document.keys.items():
         if key.owner != what and not (key.owner == "all" and id_ in used):
@@ -163,9 +159,7 @@ def _column(what: str, owner: str, keys: dict[str, Key], rows: list[dict[str, st
     for id_, part in parts.items():
         for number in part.tolist():
             if column.dtype.kind == "f" and isinstance(number, int) and abs(number) > 2**53:
-                raise ValueError(
-                    f"expected one type of {what}, got {number} among floats, which would lose its digits."
-                )
+                raise ValueError(f"expected one type of {what}, got {number} among floats, which would lose digits.")
         column[list(values[id_])] = part
     return column
 

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 from .._graph.build import build_graph
 from .._graph.graph import Graph
-from .safe import AGAIN, CHUNK, Options, Source, as_nodes, host_ends, host_weight, refuse_attributes, sound
+from .safe import CHUNK, Options, Source, as_nodes, damaged, host_ends, host_weight, refuse_attributes, sound
 
 FIELDS = {"real": "[-+0-9.eE]", "integer": "[-0-9]", "unsigned-integer": "[0-9]", "pattern": ""}
 SYMMETRIES = ("general", "symmetric", "skew-symmetric")
@@ -26,14 +26,14 @@ def read(source: Source, options: Options) -> Graph:
     data = source.read()
     # Scipy runs over the end of a line that has a NUL, or no end.
     if b"\0" in data:
-        raise ValueError(f"expected text, got a NUL at byte {data.index(0)}. {AGAIN}")
+        damaged("text", f"a NUL at byte {data.index(0)}")
     if not data.endswith(b"\n"):
         data += b"\n"
     layout, field, symmetry, sizes, start = _header(data)
     num_pre, num_post = sizes[:2]
     source.check_units(num_pre, num_post)
     if symmetry != "general" and num_pre != num_post:
-        raise ValueError(f"expected a square matrix, as it is {symmetry}, got {num_pre} x {num_post}. {AGAIN}")
+        damaged(f"a square matrix, as it is {symmetry}", f"{num_pre} x {num_post}")
     if layout == "coordinate":
         count, columns = sizes[2], 2 + (field != "pattern")
     else:
@@ -41,9 +41,7 @@ def read(source: Source, options: Options) -> Graph:
         if symmetry != "general":
             count = num_pre * (num_pre + (1 if symmetry == "symmetric" else -1)) // 2
     if count * 2 * columns > len(data) - start + 1:
-        raise ValueError(
-            f"expected {count} entries, as its head claims, got {len(data) - start} bytes of them. {AGAIN}"
-        )
+        damaged(f"{count} entries, as its head claims", f"{len(data) - start} bytes of them")
     with ThreadPoolExecutor(1) as beside:
         # scipy passes over whatever follows a value on its line.
         check = beside.submit(_check_body, data, start, layout, field, columns * count)
@@ -52,7 +50,7 @@ def read(source: Source, options: Options) -> Graph:
         with sound("a sound Matrix Market file", ValueError, OverflowError):
             matrix = scipy.io.mmread(io.BytesIO(data), spmatrix=False)
         if matrix.shape != (num_pre, num_post):
-            raise ValueError(f"expected shape {(num_pre, num_post)}, as its head claims, got {matrix.shape}. {AGAIN}")
+            damaged(f"shape {(num_pre, num_post)}, as its head claims", f"{matrix.shape}")
         if sp.issparse(matrix):
             (pre, post), weight = matrix.coords, matrix.data
             _check_triangle(pre[:count], post[:count], weight, symmetry)
@@ -85,16 +83,12 @@ def _header(data: bytes) -> tuple[str, str, str, list[int], int]:
     end = data.find(b"\n") + 1
     words = data[: min(end, 1000)].decode("ascii", "replace").lower().split()
     if len(words) != 5 or words[:2] != ["%%matrixmarket", "matrix"]:
-        raise ValueError(
-            f"expected a first line like '%%MatrixMarket matrix coordinate real general', got another. {AGAIN}"
-        )
+        damaged("a first line like '%%MatrixMarket matrix coordinate real general'", "another")
     layout, field, symmetry = words[2:]
     if layout not in ("coordinate", "array"):
         raise ValueError(f"expected the layout 'coordinate' or 'array', got {layout!r}.")
     if field == "complex" or symmetry == "hermitian":
-        raise ValueError(
-            f"expected real numbers as weights, got {field} {symmetry} ones. Write the real part or the modulus."
-        )
+        raise ValueError(f"expected real numbers as weights, got {field} {symmetry} ones. Write the real part.")
     if field not in FIELDS or (field == "pattern" and layout == "array"):
         raise ValueError(f"expected {layout} entries of a kind among {', '.join(FIELDS)}, got {field!r}.")
     if symmetry not in SYMMETRIES or (field == "pattern" and symmetry == "skew-symmetric"):
@@ -105,13 +99,10 @@ def _header(data: bytes) -> tuple[str, str, str, list[int], int]:
         if line and not line.startswith(b"%"):
             break
         if not end:
-            raise ValueError(f"expected a line of sizes, got the end of the file. {AGAIN}")
+            damaged("a line of sizes", "the end of the file")
     found = line.split()
     if len(found) != (3 if layout == "coordinate" else 2) or not all(re.fullmatch(rb"\d{1,18}", x) for x in found):
-        raise ValueError(
-            f"expected whole numbers as the sizes of a {layout} matrix, got "
-            f"{line[:60].decode('ascii', 'replace')!r}. {AGAIN}"
-        )
+        damaged(f"whole numbers as the sizes of a {layout} matrix", f"{line[:60].decode('ascii', 'replace')!r}")
     return layout, field, symmetry, [int(x) for x in found], end or len(data)
 
 
@@ -122,7 +113,7 @@ def _check_body(data: bytes, start: int, layout: str, field: str, tokens: int) -
     while start < end:
         stop = end if end - start <= CHUNK else data.rfind(b"\n", start, start + CHUNK) + 1
         if not stop:
-            raise ValueError(f"expected lines of at most a million characters, got a longer one. {AGAIN}")
+            damaged("lines of at most a million characters", "a longer one")
         piece = data[start:stop]
         points = piece.translate(lower, b"0123456789+-")
         codes = np.frombuffer(piece, np.uint8)
@@ -138,9 +129,7 @@ def _check_body(data: bytes, start: int, layout: str, field: str, tokens: int) -
             )
         start = stop
     if found != tokens or (layout == "array" and lines != tokens):
-        raise ValueError(
-            f"expected {tokens} words in the entries, as many in each line as their kind says, got {found}. {AGAIN}"
-        )
+        damaged(f"{tokens} words in the entries, as many in each line as their kind says", f"{found}")
 
 
 def _sound_words(piece: bytes, points: bytes, codes: np.ndarray) -> bool:
@@ -165,8 +154,6 @@ def _check_triangle(pre: np.ndarray, post: np.ndarray, weight: np.ndarray, symme
     if symmetry == "general":
         return
     if (pre < post).any() and (pre > post).any():
-        raise ValueError(
-            f"expected entries on one side of the diagonal, as it is {symmetry}, got both sides. Leave out one."
-        )
+        raise ValueError(f"expected entries on one side of the diagonal, as it is {symmetry}, got both sides.")
     if symmetry == "skew-symmetric" and (weight[: pre.size][pre == post] != 0).any():
         raise ValueError("expected zeros on the diagonal, as it is skew-symmetric, got another number. Leave it out.")

@@ -98,14 +98,11 @@ def joined(graph: Graph, neurons: Neurons, node_set: str, notes: list[str]) -> G
     if not known and keys and seen:
         raise ValueError(f"nodes: expected ids of nodes of the graph, as {graph.nodes[0]!r}, got ids as {keys[0]!r}.")
     if node_set == "synapses":
-        notes.extend(
-            [
+        if len(known) < len(rows):
+            notes.append(
                 f"left out {len(rows) - len(known)} of {len(rows)} nodes of the table, which have no synapse"
                 " (to keep them: node_set='both')"
-            ]
-            if len(known) < len(rows)
-            else []
-        )
+            )
     else:
         graph = _on(graph, sorted(rows if node_set == "table" else rows.keys() | seen), notes)
     _refuse_twice(keys, set(graph.nodes))

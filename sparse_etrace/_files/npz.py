@@ -15,10 +15,12 @@ from .._graph.build import build_graph
 from .._graph.columns import strings, text_cells
 from .._graph.graph import Graph
 from .._graph.matrices import from_scipy
-from .safe import AGAIN, Options, Source, as_nodes, from_json, host_ends, host_weight, only_strings, sound, to_json
+from .safe import Options, Source, as_nodes, damaged, from_json, host_ends, host_weight, only_strings, sound, to_json
 
 VERSION = 1
 UNREADABLE = ValueError, TypeError, KeyError, SyntaxError, tokenize.TokenError, RecursionError, OverflowError
+ROWS = ("indices", "indptr")
+PARTS = {"bsr": ROWS, "csc": ROWS, "csr": ROWS, "coo": ("row", "col"), "dia": ("offsets",)}
 SCIPY = {"bsr": 3, "csc": 3, "csr": 3, "coo": 1, "dia": 1}
 
 
@@ -29,10 +31,7 @@ def read(source: Source, options: Options) -> Graph:
     if "sparse_etrace" not in arrays:
         return _of_scipy(source, arrays, options)
     if arrays["sparse_etrace"].shape or arrays["sparse_etrace"] != VERSION:
-        raise ValueError(
-            f"expected version {VERSION} of this format, got {arrays['sparse_etrace']!r}. Write it anew with "
-            "`write_graph`."
-        )
+        damaged(f"version {VERSION} of this format", f"{arrays['sparse_etrace']!r}")
     shape, labels, node_attrs, edge_attrs = unpack(source, arrays)
     pre, post, weight = (_member(arrays, name) for name in ("pre", "post", "weight"))
     kept = {name: edge_attrs[name] for name in options.kept(list(edge_attrs))}
@@ -42,7 +41,7 @@ def read(source: Source, options: Options) -> Graph:
 def arrays_of(source: Source, data: bytes) -> dict[str, np.ndarray]:
     """Return the arrays in the bytes of an archive, whose sizes are checked before anything is unpacked."""
     if not data.startswith(b"PK"):
-        raise ValueError(f"expected an .npz file, got one that begins otherwise. {AGAIN}")
+        damaged("an .npz file", "one that begins otherwise")
     unsound = zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error, OSError
     with sound("a sound .npz file", *unsound), zipfile.ZipFile(io.BytesIO(data)) as archive:
         return _arrays(source, archive)
@@ -52,14 +51,14 @@ def unpack(source: Source, arrays: dict[str, np.ndarray]) -> tuple[tuple[int, in
     """Return shape, labels and attributes."""
     sizes = _member(arrays, "shape")
     if sizes.shape != (2,) or sizes.dtype.kind not in "iu":
-        raise ValueError(f"expected two integers as the shape, got {sizes.tolist()!r}. {AGAIN}")
+        damaged("two integers as the shape", f"{sizes.tolist()!r}")
     shape = int(sizes[0]), int(sizes[1])
     source.check_units(*shape)
     labels: Any = arrays.get("labels")
     if labels is not None and labels.dtype == np.uint8:
         labels = [_hashable(value) for value in from_json(labels.tobytes(), lambda value: isinstance(value, list))]
     elif labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
-        raise ValueError(f"expected one integer a node as labels, got {labels.dtype} of shape {labels.shape}. {AGAIN}")
+        damaged("one integer a node as labels", f"{labels.dtype} of shape {labels.shape}")
     elif labels is not None:
         labels = labels.tolist()
     names = from_json(_member(arrays, "attributes").tobytes(), _are_names)
@@ -115,37 +114,26 @@ def _of_scipy(source: Source, arrays: dict[str, np.ndarray], options: Options) -
     kind = arrays["format"].item() if arrays["format"].shape == () else None
     kind = kind.decode("ascii", "replace") if isinstance(kind, bytes) else kind
     if kind not in SCIPY:
-        raise ValueError(
-            f"expected a scipy matrix of a format among {', '.join(SCIPY)}, got {kind!r}. Save it as one of these."
-        )
+        raise ValueError(f"expected a scipy matrix of a format among {', '.join(SCIPY)}, got {kind!r}. Convert it.")
     sizes, data = arrays["shape"], arrays["data"]
     if sizes.shape != (2,) or sizes.dtype.kind not in "iu":
-        raise ValueError(f"expected two sizes as the shape of a graph, got {sizes.tolist()!r}. {AGAIN}")
+        damaged("two sizes as the shape of a graph", f"{sizes.tolist()!r}")
     shape = int(sizes[0]), int(sizes[1])
     source.check_units(*shape)
     if data.ndim != SCIPY[kind] and not (kind in ("csr", "csc") and data.ndim == 1) and kind != "dia":
-        raise ValueError(f"expected the data of a {kind} matrix, got shape {data.shape}. {AGAIN}")
+        damaged(f"the data of a {kind} matrix", f"shape {data.shape}")
     if data.dtype.kind not in "biuf":
         raise ValueError(f"expected real numbers as weights, got {data.dtype}. Save the real part or the modulus.")
-    parts = [_member(arrays, name) for name in _PARTS[kind]]
-    for name, part in zip(_PARTS[kind], parts, strict=True):
+    parts = [_member(arrays, name) for name in PARTS[kind]]
+    for name, part in zip(PARTS[kind], parts, strict=True):
         if part.dtype.kind not in "iu" or part.ndim != 1:
-            raise ValueError(f"expected a list of integers as {name}, got {part.dtype} of shape {part.shape}. {AGAIN}")
+            damaged(f"a list of integers as {name}", f"{part.dtype} of shape {part.shape}")
     inputs: Any = (data, *parts) if kind != "coo" else (data, tuple(parts))
     matrix = getattr(sp, f"{kind}_array")(inputs, shape=shape)
     if kind == "dia" and data.shape[0]:
         source.check_size(data.nbytes)
     policies = options.policies
     return from_scipy(matrix, duplicates=policies.duplicates, self_loops=policies.self_loops, dtype=policies.dtype)
-
-
-_PARTS = {
-    "bsr": ("indices", "indptr"),
-    "csc": ("indices", "indptr"),
-    "csr": ("indices", "indptr"),
-    "coo": ("row", "col"),
-    "dia": ("offsets",),
-}
 
 
 def _arrays(source: Source, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
@@ -155,10 +143,10 @@ def _arrays(source: Source, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     for member in members:
         name = member.filename
         if "/" in name or "\\" in name or ".." in name:
-            raise ValueError(f"expected plain names in the archive, got {name!r}, a path that leaves it. {AGAIN}")
+            damaged("plain names in the archive", f"{name!r}, a path that leaves it")
         if not name.endswith(".npy") or name[:-4] in arrays:
             what = "twice" if name.endswith(".npy") else "which is no array"
-            raise ValueError(f"expected arrays of different names, got {name!r}, {what}. {AGAIN}")
+            damaged("arrays of different names", f"{name!r}, {what}")
         if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(
                 f"expected {name!r} stored or deflated, got it encrypted or packed in another way. Write it anew "
@@ -179,29 +167,24 @@ def _array(name: str, data: bytes) -> np.ndarray:
         else:
             raise ValueError(f"expected version (1, 0) or (2, 0) of .npy, got {version}. Write it with numpy.savez.")
     if dtype.hasobject or dtype.kind not in "biufcSUmM":
-        raise ValueError(
-            f"expected numbers or text as member {name!r}, got {dtype}. Nothing is unpickled: write plain arrays."
-        )
+        raise ValueError(f"expected numbers or text as member {name!r}, got {dtype}. Nothing is unpickled.")
     size = dtype.itemsize
     for length in shape:
         size *= length
     if size != len(data) - file.tell() or min(shape, default=0) < 0:
-        raise ValueError(
-            f"expected {dtype} of shape {shape} as member {name!r}, as its head claims, got "
-            f"{len(data) - file.tell()} bytes. {AGAIN}"
-        )
+        damaged(f"{dtype} of shape {shape} as member {name!r}, as its head claims", f"{len(data) - file.tell()} bytes")
     file.seek(0)
     with sound(what, ValueError, TypeError, MemoryError, OverflowError):
         array = np.lib.format.read_array(file, allow_pickle=False)
     letters = np.dtype(np.uint32).newbyteorder(dtype.byteorder)
     if dtype.kind == "U" and (np.frombuffer(array.tobytes(), letters) > 0x10FFFF).any():
-        raise ValueError(f"expected characters that exist in member {name!r}, got others. {AGAIN}")
+        damaged(f"characters that exist in member {name!r}", "others")
     return array
 
 
 def _member(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
     if name not in arrays:
-        raise ValueError(f"expected an array {name!r}, got {', '.join(sorted(arrays))}. {AGAIN}")
+        damaged(f"an array {name!r}", f"{', '.join(sorted(arrays))}")
     return arrays[name]
 
 
@@ -253,5 +236,5 @@ def _hashable(value: object) -> object:
     if isinstance(value, list):
         return tuple(_hashable(part) for part in value)
     if isinstance(value, dict):
-        raise ValueError(f"expected labels that are strings, numbers or tuples of these, got {value!r}. {AGAIN}")
+        damaged("labels that are strings, numbers or tuples of these", f"{value!r}")
     return value

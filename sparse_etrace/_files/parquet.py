@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from io import BufferedIOBase
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,36 +16,28 @@ from .._graph.graph import Graph
 from .._graph.labels import plain_ids
 from .arrow import Nodes, Wanted, choose, graph_of, in_turn
 from .npz import arrays_of, bytes_of, unpack
-from .safe import AGAIN, UNSOUND, Options, Source, as_nodes, host_ends, host_weight, is_plain, only_strings, sound
+from .safe import UNSOUND, Options, Source, as_nodes, damaged, host_ends, host_weight, is_plain, only_strings, sound
 
 KEY = b"sparse_etrace"
 BATCH = 1 << 20  # rows
 
 
-class _Facts(NamedTuple):
-    """What a file says: the columns that it has, how many rows, and what `write` said of the nodes."""
-
-    schema: pa.Schema
-    rows: int
-    mark: bytes | None
-
-
 def read(source: Source, options: Options) -> Graph:
     """Read the columns that are wanted; without the metadata of `write`, the nodes are the sorted ids."""
     options.refuse("Parquet has no separator", "separator")
-    chosen, facts = _opened(source, partial(choose, options=options))
-    if facts.mark is None and facts.rows:
-        found = in_turn(chosen, facts.schema, _batches(source, chosen.names, facts.rows), facts.rows)
+    chosen, schema, rows, mark = _opened(source, partial(choose, options=options))
+    if mark is None and rows:
+        found = in_turn(chosen, schema, _batches(source, chosen.names, rows), rows)
         if found is not None:
             return graph_of(source, options, chosen, found[1], found=found[0])
-    nodes = None if facts.mark is None else nodes_of(source, facts.mark)
-    return graph_of(source, options, chosen, _table(source, chosen.names, facts), nodes)
+    nodes = None if mark is None else nodes_of(source, mark)
+    return graph_of(source, options, chosen, _table(source, chosen.names, schema, rows), nodes)
 
 
 def table_of(source: Source, choose: Callable[[pa.Schema], Wanted]) -> tuple[Wanted, pa.Table]:
     """Return what was chosen of the columns, and these."""
-    chosen, facts = _opened(source, choose)
-    return chosen, _table(source, chosen.names, facts)
+    chosen, schema, rows, _ = _opened(source, choose)
+    return chosen, _table(source, chosen.names, schema, rows)
 
 
 @contextmanager
@@ -56,11 +47,11 @@ def sound_file(source: Source) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def _opened(source: Source, choose: Callable[[pa.Schema], Wanted]) -> tuple[Wanted, _Facts]:
+def _opened(source: Source, choose: Callable[[pa.Schema], Wanted]) -> tuple[Wanted, pa.Schema, int, bytes | None]:
     """Return what was chosen, and what the file says, its sizes checked before it is read."""
     with sound_file(source) as file:
         chosen, mark = choose(file.schema_arrow), (file.metadata.metadata or {}).get(KEY)
-        return chosen, _Facts(file.schema_arrow, check_groups(source, file), mark)
+        return chosen, file.schema_arrow, check_groups(source, file), mark
 
 
 def _batches(source: Source, names: list[str], rows: int) -> Iterator[pa.RecordBatch]:
@@ -72,12 +63,12 @@ def _batches(source: Source, names: list[str], rows: int) -> Iterator[pa.RecordB
             seen += batch.num_rows
             yield batch
     if seen != rows:
-        raise ValueError(f"expected {rows} rows, as it claims, got {seen}. {AGAIN}")
+        damaged(f"{rows} rows, as it claims", f"{seen}")
 
 
-def _table(source: Source, names: list[str], facts: _Facts) -> pa.Table:
-    schema = pa.schema([facts.schema.field(name) for name in names])
-    return pa.Table.from_batches(_batches(source, names, facts.rows), schema)
+def _table(source: Source, names: list[str], schema: pa.Schema, rows: int) -> pa.Table:
+    chosen = pa.schema([schema.field(name) for name in names])
+    return pa.Table.from_batches(_batches(source, names, rows), chosen)
 
 
 def write(target: BufferedIOBase, graph: Graph) -> None:
@@ -111,7 +102,7 @@ def check_groups(source: Source, file: pq.ParquetFile) -> int:
     sizes = [group.total_byte_size for group in groups]
     rows = sum(group.num_rows for group in groups)
     if min([rows, facts.num_rows, *sizes]) < 0 or rows != facts.num_rows:
-        raise ValueError(f"expected {rows} rows, as its groups claim, got {facts.num_rows}. {AGAIN}")
+        damaged(f"{rows} rows, as its groups claim", f"{facts.num_rows}")
     source.check_size(max(sum(sizes), 8 * rows * max(facts.num_columns, 1)))
     return rows
 
@@ -123,9 +114,7 @@ def nodes_of(source: Source, mark: bytes) -> Nodes:
     shape, labels, attrs, _ = unpack(source, arrays)
     noted = arrays.get("labelled")
     if noted is None or noted.shape or noted.dtype != bool or (noted and labels is None):
-        raise ValueError(
-            "expected a note whether its columns hold labels or positions, got none. Write it anew with `write_graph`."
-        )
+        damaged("a note whether its columns hold labels or positions", "none")
     sides = (tuple(labels[: shape[0]]), tuple(labels[len(labels) - shape[1] :])) if noted else None
     return Nodes(shape, labels, attrs, sides)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,11 @@ BYTES_PER_UNIT = 24
 CHUNK = 1 << 20
 AGAIN = "Fetch the file again, or write it anew."
 UNSOUND = (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError)
+
+
+def damaged(expected: str, got: str) -> NoReturn:
+    """Refuse what a file says."""
+    raise ValueError(f"expected {expected}, got {got}. {AGAIN}")
 
 
 @contextmanager
@@ -196,7 +201,7 @@ def from_json(text: str | bytes, check: Callable[[Any], bool]) -> Any:
     with sound("a description in JSON", ValueError, RecursionError):
         value = json.loads(text)
     if not check(value):
-        raise ValueError(f"expected a description of the form that `write_graph` gives it, got another. {AGAIN}")
+        damaged("a description of the form that `write_graph` gives it", "another")
     return value
 
 

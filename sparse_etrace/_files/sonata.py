@@ -10,8 +10,9 @@ import numpy as np
 from .._graph.build import build_graph
 from .._graph.columns import strings
 from .._graph.graph import Graph
+from .._optional import optional
 from .columns import the_rest
-from .safe import AGAIN, Options, Source, sound
+from .safe import Options, Source, damaged, sound
 
 if TYPE_CHECKING:
     import h5py
@@ -22,12 +23,7 @@ ENDS = ("source_node_id", "target_node_id")
 def read(source: Source, options: Options) -> Graph:
     """Read one population; nodes are numbered from 0, in one set where both ends name one population of nodes."""
     options.refuse("SONATA has no separator", "separator")
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError(
-            "h5py: expected for files of SONATA, got none. Install it: pip install 'sparse-etrace[sonata]'."
-        ) from error
+    h5py = optional("h5py", "files of SONATA", "sonata")
     unsound = OSError, KeyError, RuntimeError, AttributeError, IndexError
     with sound("a sound file of edges", *unsound), h5py.File(source.path, "r") as file:
         return _read(source, file, options)
@@ -85,7 +81,7 @@ def _population(names: list[str], options: Options) -> str:
 def _values(source: Source, dataset: Any) -> np.ndarray:
     """Return a column that lies in this file, text as strings."""
     if dataset.external or dataset.is_virtual or dataset.file.filename != str(source.path):
-        raise ValueError(f"expected data in the file itself, got the column {dataset.name!r} of another. {AGAIN}")
+        damaged("data in the file itself", f"the column {dataset.name!r} of another")
     source.check_size(dataset.size * dataset.dtype.itemsize)
     return strings(dataset.asstr()[:].tolist()) if dataset.dtype.kind in "OS" else dataset[:]
 

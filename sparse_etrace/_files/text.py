@@ -16,7 +16,7 @@ from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
 
 from .._graph.sorting import thread_count
 from .cells import floats, integers
-from .safe import AGAIN, Pieces, Source, from_json, is_shape, to_json
+from .safe import Pieces, Source, damaged, from_json, is_shape, to_json
 
 SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", " ": "space"}
 PLAIN = re.compile(r"[^\W_#%][\w.+-]*|-?[0-9.][\w.+-]*", re.A).fullmatch
@@ -123,7 +123,7 @@ def read_table(source: Source, separator: str | None, check: Callable[[list[str]
     except UnicodeDecodeError as error:
         raise ValueError(f"expected text in UTF-8, got other bytes ({error}). Save it as UTF-8.") from error
     if b"\0" in data:
-        raise ValueError(f"expected text, got a NUL at byte {data.index(0)}. {AGAIN}")
+        damaged("text", f"a NUL at byte {data.index(0)}")
     return _table(source, data, separator)
 
 

@@ -40,18 +40,14 @@ def weight_name(
         return None
     if weight != GUESS:
         if names.count(weight) != 1:
-            raise ValueError(
-                f"weight: expected a single column {weight!r}, got {names}. Name another, or None for weights of 1."
-            )
+            raise ValueError(f"weight: expected a single column {weight!r}, got {names}. Name another, or None.")
         return weight
     if names.count("weight") == 1:
         return "weight"
     usual = [name for name in names if isinstance(name, str) and name.lower() in USUAL]
     usual = [name for name in usual if name.lower() == SIGNED] or usual
     if len(usual) > 1:
-        raise ValueError(
-            f"weight: expected one column that may be it, got {usual}. Name one, or None for weights of 1."
-        )
+        raise ValueError(f"weight: expected one column that may be it, got {usual}. Name one or None for weights of 1.")
     if usual:
         guesses.append(f"took {usual[0]!r} for the weight (to say so: weight={usual[0]!r})")
         return usual[0]

@@ -245,9 +245,7 @@ def index_array(name: str, value: object) -> np.ndarray:
     if array.size == 0:
         return np.zeros(0, np.int32)
     if array.dtype.kind not in "iu":
-        raise TypeError(
-            f"{name}: expected integers as indices, got {array.dtype}. Pass `labels` for ids of another type."
-        )
+        raise TypeError(f"{name}: expected integers as indices, got {array.dtype}. Pass `labels` for other ids.")
     return array
 
 

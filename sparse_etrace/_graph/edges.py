@@ -12,15 +12,7 @@ from jax.typing import DTypeLike
 
 from .._types import Column
 from .build import Policies, build_graph
-from .columns import (
-    GUESS,
-    first_missing,
-    holds_numbers,
-    kept_names,
-    plain_column,
-    say_guesses,
-    weight_name,
-)
+from .columns import GUESS, first_missing, holds_numbers, kept_names, plain_column, say_guesses, weight_name
 from .connectivity import check_shape, index_array
 from .graph import Graph
 from .labels import as_labels, common_ids, distinct, label_index, look_up, plain_ids
@@ -84,9 +76,7 @@ def from_edges(
         pre, post = index_array("pre", pre), index_array("post", post)
         size = max((int(ends.max()) + 1 for ends in (pre, post) if ends.size), default=0)
         if size >= 2**31:
-            raise ValueError(
-                f"pre and post: expected indices that fit int32, got {size - 1}. Pass these ids with `labels`."
-            )
+            raise ValueError(f"pre and post: expected indices that fit int32, got {size - 1}. Pass ids with `labels`.")
         shape = (max(size, 0), max(size, 0))
     policies = Policies(duplicates, self_loops, dtype)
     return build_graph(pre, post, weight, shape, nodes, node_attrs, edge_attrs, policies=policies)
@@ -168,10 +158,7 @@ def _names_of(df: Any) -> list[Hashable]:
     """Return the names of the columns of a data frame or an Arrow table."""
     if hasattr(df, "columns") and hasattr(df, "shape"):
         return list(getattr(df, "column_names", df.columns))
-    raise TypeError(
-        "df: expected a data frame of pandas or polars, or an Arrow table, got "
-        f"{type(df).__name__}. Collect a lazy one first."
-    )
+    raise TypeError(f"df: expected a data frame of pandas or polars, or an Arrow table, got {type(df).__name__}.")
 
 
 def _column_of(df: Any, name: str, column: Hashable) -> np.ndarray:

@@ -68,9 +68,7 @@ def from_scipy(A: Any, *, duplicates: str = "keep", self_loops: str = "keep", dt
         (2, 3)
     """
     if not sp.issparse(A):
-        raise TypeError(
-            f"A: expected a scipy sparse matrix, got {type(A).__name__}. For a dense one there is `from_dense`."
-        )
+        raise TypeError(f"A: expected a scipy sparse matrix, got {type(A).__name__}. `from_dense` takes a dense one.")
     return _from_matrix(A, Policies(duplicates, self_loops, dtype))
 
 

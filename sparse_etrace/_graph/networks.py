@@ -9,14 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from .build import Policies, build_graph
-from .columns import (
-    GUESS,
-    NO_WEIGHT,
-    is_real,
-    kept_names,
-    say_guesses,
-    weight_name,
-)
+from .columns import GUESS, NO_WEIGHT, is_real, kept_names, say_guesses, weight_name
 from .graph import Graph
 from .labels import attribute_columns
 

@@ -22,9 +22,7 @@ def node_column(graph: Any, name: str, argument: str) -> np.ndarray:
     column = attrs.get(name)
     if column is None or column.ndim != 1:
         single = sorted(key for key, values in attrs.items() if values.ndim == 1)
-        raise ValueError(
-            f"{argument}: expected a node attribute with one value for each node, one of {single}, got {name!r}."
-        )
+        raise ValueError(f"{argument}: expected a node attribute with one value a node, one of {single}, got {name!r}.")
     return column
 
 

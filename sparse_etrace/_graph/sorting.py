@@ -53,9 +53,7 @@ def sorted_edges(
     units, others, taken, ptr = map(on_border, sizes)
     carried = carried if carried is None else np.ascontiguousarray(carried)
     if _call("sort_edges", *ends, carried, units, others, taken, ptr, count, wide, *shape, is_by_minor):
-        raise MemoryError(
-            f"pre and post: expected memory to sort {count} synapses, got none. Free some, or split the layer."
-        )
+        raise MemoryError(f"pre and post: expected memory to sort {count} synapses, got none. Free some, or split it.")
     return units, others, taken if carried is None else taken.view(carried.dtype), ptr
 
 

@@ -2,19 +2,16 @@
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
-from .._text import as_table, data_frame, shown
+from .._text import DataFrame, as_table, data_frame, shown
 from .connectivity import host_array
 from .graph import Graph, check_graph
 from .transforms import spectral_radius as radius_of
-
-if TYPE_CHECKING:
-    import pandas
 
 SMALL = 1000  # units up to which the spectral radius costs next to nothing
 HUBS = 5
@@ -143,7 +140,7 @@ class GraphSummary(NamedTuple):
             rows += [(f"{kind} attribute {shown(name)}", _describe(a)) for name, a in attrs.items()]
         return as_table(("graph", ""), rows)
 
-    def to_dataframe(self) -> "pandas.DataFrame":
+    def to_dataframe(self) -> DataFrame:
         """The numbers as a pandas data frame with the columns `quantity` and `value`, such as `in_degree.mean`."""
         found = dict(_flat(self))
         return data_frame({"quantity": list(found), "value": list(found.values())})

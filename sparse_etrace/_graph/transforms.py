@@ -81,10 +81,7 @@ def scale_spectral_radius(graph: Graph, rho: float) -> Graph:
         raise ValueError(f"rho: expected a positive, finite number, got {rho}.")
     radius = spectral_radius(graph)
     if radius == 0:
-        raise ValueError(
-            "graph: expected a cycle of non-zero weights, got none, so that its spectral "
-            "radius is 0 and stays so. Add one."
-        )
+        raise ValueError("graph: expected a cycle of non-zero weights, got none, its spectral radius is 0. Add one.")
     return graph.with_weight(graph.weight * (rho / radius))
 
 

@@ -21,9 +21,7 @@ from .learner import RuleLearner
 RANDOM = "random"
 
 
-def _read_pattern(
-    pattern: str | Connectivity | Graph | sp.sparray | ArrayLike | None,
-) -> str | Connectivity | None:
+def _read_pattern(pattern: str | Connectivity | Graph | sp.sparray | ArrayLike | None) -> str | Connectivity | None:
     if pattern is None or isinstance(pattern, str | Connectivity):
         return pattern
     if isinstance(pattern, Graph):

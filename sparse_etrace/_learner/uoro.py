@@ -93,9 +93,7 @@ class Estimating(Engine):
         estimate = self._start(split(model, self.task.train)[0], state, self.key)
         for what, tree in ("state", estimate.state), ("model", estimate.params):
             if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(tree)):
-                raise ValueError(
-                    f"{what}: a complex leaf has no random sign. Split it into two, its real and its imaginary part."
-                )
+                raise ValueError(f"{what}: a complex leaf has no random sign. Split it into two real leaves.")
         return Carry(state, estimate, origin=origin_of(model, *axes_of(model, state, x, self.task.train)))
 
     def _start(self, trained: PyTree[Array], state: PyTree[Array], key: Array) -> Estimate:

@@ -16,6 +16,7 @@ from .types import Filter
 
 # A model that fits no other batch would be tried with every choice of leaves.
 TRIES = 64
+Axes = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def batch_of(grouping: Grouping) -> tuple[int, ...]:
@@ -35,7 +36,7 @@ def _has_batch(grouping: Grouping, call: Call, batch: tuple[int, ...]) -> bool:
     return not op.is_diagonal and x.shape[: min(len(batch), x.ndim - op.input_ndim)] == batch
 
 
-def axes_of(model: Model, state: PyTree, x: PyTree, train: Filter) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def axes_of(model: Model, state: PyTree, x: PyTree, train: Filter) -> Axes:
     """As `as_long_as_a_batch`, for rules that take models whose ops say nothing of a batch; by length there."""
     try:
         return as_long_as_a_batch(model, state, x, group(Reading(model, state, x, train)))
@@ -43,9 +44,7 @@ def axes_of(model: Model, state: PyTree, x: PyTree, train: Filter) -> tuple[tupl
         return (), ()
 
 
-def as_long_as_a_batch(
-    model: Model, state: PyTree, x: PyTree, grouping: Grouping
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def as_long_as_a_batch(model: Model, state: PyTree, x: PyTree, grouping: Grouping) -> Axes:
     """Leaves of the state that are as long as the batch and have no batch axes, and those that do not say.
 
     The step is followed with a larger batch: a leaf without batch axes fits as it is, and does not fit if it grows. A

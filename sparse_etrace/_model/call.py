@@ -12,6 +12,9 @@ from .._op.contract import ETraceOp
 from .program import Node, Program
 from .types import Atom, Known, Weights
 
+OpParts = tuple[ETraceOp, PyTree, PyTree]
+"""An op, its weights and its input."""
+
 
 class Call(NamedTuple):
     """One execution of an op (or of a cut, then without weights) inside a step."""
@@ -31,13 +34,11 @@ class Call(NamedTuple):
     def is_op(self) -> bool:
         return isinstance(self.node.eqn.params["call"], OpCall)
 
-    def unflatten(
-        self, op: Iterable[object], weights: Iterable[object], x: Iterable[object]
-    ) -> tuple[ETraceOp, PyTree, PyTree]:
+    def unflatten(self, op: Iterable[object], weights: Iterable[object], x: Iterable[object]) -> OpParts:
         """Op, weights and input, from the arrays of each."""
         return self.call.unflatten([*op, *weights, *x])
 
-    def template(self, program: Program) -> tuple[ETraceOp, PyTree, PyTree]:
+    def template(self, program: Program) -> OpParts:
         """Op, weights and input, with shapes in place of arrays."""
         return self.call.unflatten([program.shapes([a])[0] if isinstance(a, int) else a.val for a in self.node.inputs])
 

@@ -66,9 +66,7 @@ class Variable(NamedTuple):
     new: Atom
 
 
-def make_group(
-    between: Between, members: tuple[int, ...], variables: Sequence[Variable], traced: Sequence[Call]
-) -> Group:
+def make_group(between: Between, members: tuple[int, ...], variables: Sequence[Variable], traced: list[Call]) -> Group:
     """Check that the step between ops acts on each unit by itself, and find how the `traced` calls reach the units.
 
     Raises:

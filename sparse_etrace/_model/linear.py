@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from .._kernels.elementwise import execute
-from .primitives import CALLS, PLACED, aval, branches, called, parameter, scan
+from .primitives import CALLS, PLACED, aval, branches, called, interpreted, parameter, scan
 from .program import is_inexact, is_key, line, vjp_jaxpr
 from .refusals import UntracedError
 
@@ -74,17 +74,13 @@ def check_linear(what: str, closed: jex.ClosedJaxpr, vector: Sequence[int]) -> N
 
 
 def _follow(closed: jex.ClosedJaxpr, kinds: Sequence[str], caller: str) -> list[str]:
-    env = dict(zip(closed.jaxpr.invars, kinds, strict=True))
-    env.update((var, _kind(value)) for var, value in zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    values = dict(zip(closed.jaxpr.invars, kinds, strict=True))
+    values.update((var, _kind(value)) for var, value in zip(closed.jaxpr.constvars, closed.consts, strict=True))
 
-    def get(var: jex.Var | jex.Literal) -> str:
-        return _kind(var.val) if isinstance(var, jex.Literal) else env[var]
+    def through(eqn: jex.JaxprEqn, given: list[str]) -> list[str]:
+        return _through(eqn, given, line(eqn.source_info) or caller)
 
-    for eqn in closed.jaxpr.eqns:
-        given = [get(v) for v in eqn.invars]
-        where = line(eqn.source_info) or caller
-        env.update(zip(eqn.outvars, _through(eqn, given, where), strict=True))
-    return [get(v) for v in closed.jaxpr.outvars]
+    return interpreted(closed.jaxpr, values, _kind, through)
 
 
 def _kind(value: ArrayLike) -> str:

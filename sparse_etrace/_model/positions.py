@@ -327,18 +327,7 @@ def _scan(eqn: jex.JaxprEqn, ids: list[Unmixed], where: str) -> list[Ids]:
     return joined + stacked
 
 
-MOVES = {
-    "reshape",
-    "squeeze",
-    "expand_dims",
-    "transpose",
-    "broadcast_in_dim",
-    "rev",
-    "slice",
-    "unstack",
-    "tile",
-    "split",
-}
+MOVES = _OF_ONE.keys() - {"reduce_sum", "pad"}
 
 
 def moved(eqn: jex.JaxprEqn, arrays: Sequence[ArrayLike]) -> list[np.ndarray] | None:

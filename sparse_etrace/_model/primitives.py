@@ -1,6 +1,7 @@
 """What the equations of a jaxpr hold: the one place that knows how jax 0.8 to 0.12 lay it out."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.extend.core as jex
@@ -14,6 +15,7 @@ PLACED = {"copy", "copy_p", "device_put", "layout_constraint", "mesh_cast", "nam
           "pbroadcast", "pcast", "preduced", "pvary", "reduced_vary_cast_p", "relayout", "reshard",
           "sharding_constraint", "vary_unreduced_cast_p"}  # fmt: skip
 CALLS = INLINED | {"custom_jvp_call", "custom_vjp_call"}
+Value = TypeVar("Value")
 
 
 def aval(var: jex.Var | jex.Literal) -> Aval:
@@ -96,3 +98,19 @@ def sub_jaxprs(eqn: jex.JaxprEqn) -> list[jex.Jaxpr]:
             elif isinstance(item, jex.Jaxpr):
                 found.append(item)
     return found
+
+
+def interpreted(
+    jaxpr: jex.Jaxpr,
+    values: dict[jex.Var, Value],
+    literal: Callable[[Any], Value],
+    through: Callable[[jex.JaxprEqn, list[Value]], Sequence[Value]],
+) -> list[Value]:
+    """What a jaxpr puts out, given what each equation makes of its inputs, and `values` of inputs and constants."""
+
+    def read(var: jex.Var | jex.Literal) -> Value:
+        return literal(var.val) if isinstance(var, jex.Literal) else values[var]
+
+    for eqn in jaxpr.eqns:
+        values.update(zip(eqn.outvars, through(eqn, [read(v) for v in eqn.invars]), strict=True))
+    return [read(v) for v in jaxpr.outvars]

@@ -18,7 +18,7 @@ from jaxtyping import Array, PyTree
 
 from .._kernels.elementwise import execute
 from .._op.boundary import boundary_p
-from .primitives import INLINED, aval, branches, called, scan, sub_jaxprs
+from .primitives import INLINED, aval, branches, called, interpreted, scan, sub_jaxprs
 from .types import Atom, Aval, Known, Labels
 
 for _module in (os.path.dirname(__file__), eqx.__file__, jaxtyping.__file__):
@@ -141,10 +141,7 @@ def flatten(closed: jex.ClosedJaxpr) -> Program:
         return len(avals) - 1
 
     def walk(
-        jaxpr: jex.Jaxpr,
-        inner_consts: Iterable[ArrayLike],
-        args: Sequence[Atom],
-        caller: source_info.SourceInfo | None,
+        jaxpr: jex.Jaxpr, inner_consts: Iterable[ArrayLike], args: Sequence[Atom], caller: source_info.SourceInfo | None
     ) -> list[Atom]:
         env: dict[jex.Var, Atom] = dict(zip(jaxpr.invars, args, strict=True))
         for var, value in zip(jaxpr.constvars, inner_consts, strict=True):
@@ -189,15 +186,8 @@ def holds(jaxpr: jex.Jaxpr, name: str) -> bool:
 
 def propagate(jaxpr: jex.Jaxpr, labels: Sequence[Labels]) -> list[Labels]:
     """Labels of the outputs of a jaxpr, given those of its inputs, through calls and control flow."""
-    env: dict[jex.Var, Labels] = dict(zip(jaxpr.invars, labels, strict=True))
-
-    def get(var: jex.Var | jex.Literal) -> Labels:
-        return Labels() if isinstance(var, jex.Literal) else env.get(var, Labels())
-
-    for eqn in jaxpr.eqns:
-        given = [get(v) for v in eqn.invars]
-        env.update(zip(eqn.outvars, _through(eqn, given), strict=True))
-    return [get(v) for v in jaxpr.outvars]
+    values = dict.fromkeys(jaxpr.constvars, Labels()) | dict(zip(jaxpr.invars, labels, strict=True))
+    return interpreted(jaxpr, values, lambda _: Labels(), _through)
 
 
 def _through(eqn: jex.JaxprEqn, given: list[Labels]) -> list[Labels]:

@@ -35,7 +35,7 @@ from .program import Node, constant, is_inexact
 from .rings import kept, rings_of, x_of
 from .steady import Steps
 from .through import Spread, spread
-from .types import Atom, Input, Known, Labels, Weights
+from .types import Atom, Gradients, Input, Known, Labels, Weights
 
 TAP = -1
 
@@ -154,12 +154,7 @@ class Step:
         self.rings = rings_of(self.reading, self.along.watched)
 
     def forward(
-        self,
-        params: list[Array],
-        state: list[Array],
-        x: list[Array],
-        weights: Weights,
-        deltas: dict[int, Array],
+        self, params: list[Array], state: list[Array], x: list[Array], weights: Weights, deltas: dict[int, Array]
     ) -> tuple[list[Array], tuple[list[Array], dict[int, Input], list[Array]]]:
         """One step in which each op reads the old state of the groups that it feeds as a constant.
 
@@ -253,11 +248,7 @@ class Step:
         return plan[::-1]
 
     def run(
-        self,
-        params: list[Array],
-        state: list[Array],
-        x: list[Array],
-        weights: Weights,
+        self, params: list[Array], state: list[Array], x: list[Array], weights: Weights
     ) -> tuple[list[Array], list[Array], Callable[..., tuple], Callable[[], tuple]]:
         """One step with its derivatives.
 
@@ -329,7 +320,7 @@ class Step:
         shapes = {c.number: c.y(self.program) for c in self.along.watched}
         return m, {number: jnp.zeros(y.shape, y.dtype) for number, y in shapes.items()}
 
-    def by_parameter(self, params: list[Array], dv: dict[int, list[Array]], plain: list[Array]) -> dict[int, Array]:
+    def by_parameter(self, params: list[Array], dv: Gradients, plain: list[Array]) -> dict[int, Array]:
         """Gradients of the trained leaves: those by the weights on synapses pulled back, those outside of ops added."""
         a = self.reading
         wanted, cts = [], []

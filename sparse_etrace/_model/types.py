@@ -31,3 +31,5 @@ class OpWeights(NamedTuple):
 
 Weights = dict[int, OpWeights]
 """Those of every op call, by its number."""
+Gradients = dict[int, list[Array]]
+"""Of the weights of op calls, leaf by leaf, by the number of the call."""

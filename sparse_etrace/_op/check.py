@@ -83,18 +83,9 @@ def check_op(op: ETraceOp, w: PyTree[Array], x: PyTree) -> None:
             raise ValueError(f"{law}, with a relative error of {error:.1e}.")
 
 
-def _laws(
-    op: ETraceOp,
-    has_real_x: bool,
-    uses: Sequence[Uses] | None,
-    v: PyTree,
-    xs: PyTree,
-    ys: PyTree,
-    es: PyTree,
-    coefficients: PyTree,
-) -> Iterator[tuple]:
+def _laws(op: ETraceOp, has_real_x: bool, uses: Sequence[Uses] | None, *given: PyTree) -> Iterator[tuple]:
     """Each law as its name, its two sides, and the keys where it holds (None: everywhere)."""
-    run = partial(_run, op)
+    run, (v, xs, ys, es, coefficients) = partial(_run, op), given
     (x, x2), (y, d), (e, other) = xs, ys, es
     kept = jax.tree.map(jnp.zeros_like, (run("yw_to_w", y, e), e))
     yield "yw_to_w keeps structure, shapes and types", *kept

@@ -228,12 +228,8 @@ class ConvOp(ETraceOp):
 
     @property
     def _geometry(self) -> dict[str, Any]:
-        return {
-            "window_strides": self.window_strides,
-            "padding": self.padding,
-            "lhs_dilation": self.lhs_dilation,
-            "rhs_dilation": self.rhs_dilation,
-        }
+        names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+        return {name: getattr(self, name) for name in names}
 
 
 def _whole(name: str, values: Any) -> Any:

@@ -289,14 +289,8 @@ def delays_of(
     each = values if order is None else values[np.asarray(order)]
     steps = np.clip(np.floor(each), 1, depth - is_trained).astype(np.int32)
     lag = (depth - steps)[:, None] - np.arange(1 + is_trained, dtype=np.int32)
-    return Delays(
-        from_slots(connectivity, lag, depth),
-        jnp.asarray(lag.ravel()),
-        jnp.asarray(steps),
-        order,
-        jnp.asarray(values, float) if is_trained else None,
-        depth,
-    )
+    wires, start = from_slots(connectivity, lag, depth), jnp.asarray(values, float) if is_trained else None
+    return Delays(wires, jnp.asarray(lag.ravel()), jnp.asarray(steps), order, start, depth)
 
 
 def _mapped(fn: Callable[..., Array], pointer: Array) -> Callable[..., Array]:

@@ -84,26 +84,19 @@ class ETraceParam(eqx.Module):
         return self.execute(x)
 
     def __repr__(self) -> str:
-        shapes = jax.tree.map(_Shape, self.value)
+        shapes = jax.tree.map(_shaped, self.value)
+        value = repr(shapes)
         if isinstance(shapes, dict):
-            inner = ",\n".join(f"    {key!r}: {shapes[key]}" for key in sorted(shapes))
-            shapes = "{\n" + inner + "\n  }"
+            inner = ",\n".join(f"    {key!r}: {shapes[key]!r}" for key in sorted(shapes))
+            value = "{\n" + inner + "\n  }"
         return (
-            f"ETraceParam(\n  value={shapes},\n  gradient={self.grad!r},\n  op={self.op},\n"
+            f"ETraceParam(\n  value={value},\n  gradient={self.grad!r},\n  op={self.op},\n"
             f"  is_etrace={self.is_etrace}\n)"
         )
 
 
-class _Shape:
-    """How an array prints inside a parameter, and whatever else may stand in its place (None, True)."""
-
-    def __init__(self, leaf: object):
-        self.text = repr(leaf)
-        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-            self.text = f"ShapedArray({leaf.dtype}[{','.join(map(str, leaf.shape))}])"
-
-    def __repr__(self) -> str:
-        return self.text
+def _shaped(leaf: PyTree) -> PyTree:
+    return jax.core.ShapedArray(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf
 
 
 class Fixed(eqx.Module):

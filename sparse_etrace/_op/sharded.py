@@ -170,10 +170,7 @@ class ShardedOp(ETraceOp):
 
         units, slots = self._spec(y.ndim, self.axis, 0, batch), self._spec(y.ndim + weight.ndim - 1, -1, 0, batch)
         specs = self._sent(x, 0, batch), units, self._spec(weight.ndim, -1)
-        found = {
-            "weight": self._run(local, specs, slots, x, self._filled(y), weight),
-            "bias": self._last(y),
-        }
+        found = {"weight": self._run(local, specs, slots, x, self._filled(y), weight), "bias": self._last(y)}
         return {key: found[key] for key in v}
 
     def synapses(self, v: PyTree, x: PyTree) -> list[Uses]:

@@ -131,9 +131,7 @@ class SpMatMulOp(ETraceOp):
         if delay is not None:
             self.delays = delays_of(connectivity, delay, count, order, max_delay, bool(train_delay))
         elif train_delay or max_delay is not None:
-            raise ValueError(
-                "delay: expected delays with train_delay or max_delay, got none. Give what they start from."
-            )
+            raise ValueError("delay: expected delays with train_delay or max_delay, got none. Give initial ones.")
 
     def param(
         self, key: object = None, *, init: object = "fan_in", dtype: DTypeLike | None = None, **options: Any

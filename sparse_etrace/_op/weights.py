@@ -20,9 +20,7 @@ def read_weights(theta: PyTree, ndim: int, what: str, others: tuple[str, ...] = 
     if not isinstance(theta, dict) or not needed <= set(theta) <= needed | {"bias"}:
         keys = sorted(theta) if isinstance(theta, dict) else type(theta).__name__
         more = "".join(f", {name!r}: ..." for name in others)
-        raise ValueError(
-            f"value: expected {{'weight': {what}{more}, 'bias'?: ...}}, got {keys}. Name the arrays like that."
-        )
+        raise ValueError(f"value: expected {{'weight': {what}{more}, 'bias'?: ...}}, got {keys}. Name the arrays so.")
     if getattr(theta["weight"], "ndim", None) != ndim:
         got = getattr(theta["weight"], "shape", type(theta["weight"]).__name__)
         raise ValueError(f"value['weight']: expected one array of shape {what}, got {got}.")
@@ -56,9 +54,7 @@ def applied(weight_fn: Callable[[Array], Array] | None, weight: Array) -> Array:
 
 def check_bias(theta: dict[str, Array], num_post: int, wanted: bool) -> None:
     if wanted and "bias" not in theta:
-        raise ValueError(
-            f"value: expected a 'bias' too, as the op has bias=True, got {sorted(theta)}. Let op.param(key) make them."
-        )
+        raise ValueError(f"value: expected a 'bias' too, as the op has bias=True, got {sorted(theta)}.")
     if "bias" in theta:
         hint = "One value for each postsynaptic unit (for a convolution, each output channel)."
         check_shape("value['bias']", jnp.shape(theta["bias"]), (num_post,), hint)

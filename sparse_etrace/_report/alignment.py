@@ -1,7 +1,7 @@
 """How far the gradients of a rule point where the exact ones do."""
 
 import operator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,12 +10,9 @@ from jaxtyping import Array, Float, PyTree
 
 from .._learner import BPTT, Carry, Events, Learner
 from .._model.trained import leaf_names
-from .._text import as_table, data_frame
+from .._text import DataFrame, as_table, data_frame
 from .._train.online import online_grad, read_stream
 from .._types import Loss, Model
-
-if TYPE_CHECKING:
-    import pandas
 
 TOGETHER = "all leaves"
 
@@ -59,7 +56,7 @@ class Alignment(NamedTuple):
             ("cosine (norm ratio)", *stretches), [(n, *row) for n, row in zip(self.names, cells, strict=True)]
         )
 
-    def to_dataframe(self) -> "pandas.DataFrame":
+    def to_dataframe(self) -> DataFrame:
         """The numbers as a pandas data frame: a row for each leaf and stretch, which ends before `end_step`.
 
         Raises:
@@ -67,15 +64,8 @@ class Alignment(NamedTuple):
         """
         rows, columns = self.cosine.shape
         first, end = np.repeat(self.steps, columns, axis=0).T
-        return data_frame(
-            {
-                "leaf": list(self.names) * rows,
-                "first_step": first,
-                "end_step": end,
-                "cosine": self.cosine.ravel(),
-                "norm_ratio": self.norm_ratio.ravel(),
-            }
-        )
+        table = {"leaf": list(self.names) * rows, "first_step": first, "end_step": end}
+        return data_frame(table | {"cosine": self.cosine.ravel(), "norm_ratio": self.norm_ratio.ravel()})
 
 
 class _Weighted(eqx.Module):
@@ -90,13 +80,7 @@ class _Weighted(eqx.Module):
 
 
 def gradient_alignment(
-    learner: Learner,
-    loss_fn: Loss,
-    model: Model,
-    state: PyTree,
-    xs: PyTree,
-    ys: PyTree,
-    windows: int = 1,
+    learner: Learner, loss_fn: Loss, model: Model, state: PyTree, xs: PyTree, ys: PyTree, windows: int = 1
 ) -> Alignment:
     """Cosine and norm ratio of a rule's gradient against the exact one, leaf by leaf and over time.
 
@@ -182,9 +166,8 @@ def _real(leaf: Array) -> np.ndarray:
 
 def _products(grads: list[np.ndarray], exact: list[np.ndarray]) -> Float[np.ndarray, "leaves 3"]:
     """For each leaf `g . g*`, `g . g` and `g* . g*`."""
-    return np.array([[np.vdot(a, b), np.vdot(a, a), np.vdot(b, b)] for a, b in zip(grads, exact, strict=True)]).reshape(
-        -1, 3
-    )
+    products = [[np.vdot(a, b), np.vdot(a, a), np.vdot(b, b)] for a, b in zip(grads, exact, strict=True)]
+    return np.array(products).reshape(-1, 3)
 
 
 def _compare(dot: np.ndarray, own: np.ndarray, exact: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """Is it the wiring? A task on a graph, and on random graphs that share something with it."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, SupportsFloat, SupportsIndex
+from typing import NamedTuple, SupportsFloat, SupportsIndex
 
 import jax
 import numpy as np
@@ -9,12 +9,9 @@ from jaxtyping import Array
 
 from .._graph.graph import Graph, check_graph
 from .._numbers import positive, real, whole
-from .._text import as_table, data_frame
+from .._text import DataFrame, as_table, data_frame
 from ..transform.nulls import rewire_degrees
 from ..transform.origin import parts_of
-
-if TYPE_CHECKING:
-    import pandas
 
 Null = Callable[[Graph, Array], Graph]
 
@@ -53,7 +50,7 @@ class Comparison(NamedTuple):
             rows.append((null, str(scores.size), mean, spread, f"{100 * kept.mean():.0f} %", f"{p_value:.3g}"))
         return as_table(("wiring", "graphs", "mean score", "spread", "synapses kept", "p"), rows)
 
-    def to_dataframe(self) -> "pandas.DataFrame":
+    def to_dataframe(self) -> DataFrame:
         """A row for each graph: its wiring, score, synapses kept, and the p-value of its null model."""
         every = [Controls("graph", np.array([self.score]), np.ones(1), np.nan), *self.controls]
         sizes = [c.scores.size for c in every]

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -19,15 +19,12 @@ from .._numbers import positive
 from .._op import SpMatMulOp
 from .._op.param import ETraceParam
 from .._rule.reach import CHUNK, entries, grown
-from .._text import as_table, data_frame, in_bytes
+from .._text import DataFrame, as_table, data_frame, in_bytes
 from .._types import Model
 from ..cells import LeakyRate
 from ..transform.origin import squared
 from .explain import ORDER, explain
 from .memory import memory_plan
-
-if TYPE_CHECKING:
-    import pandas
 
 PLANNED = 20_000_000  # influences up to which their pattern is laid out to be planned
 TRIED = 300_000_000  # ways of a power of the graph up to which it is computed
@@ -79,7 +76,7 @@ class LearnerCosts(NamedTuple):
         rows = [(r.learner, r.gradient, f"{r.steps:,}", *sizes(r), r.note) for r in self.rows]
         return as_table(head, rows)
 
-    def to_dataframe(self) -> "pandas.DataFrame":
+    def to_dataframe(self) -> DataFrame:
         """The rows as a pandas data frame, one column for each field of `Cost`; unknown bytes are missing."""
         names = Cost._fields if self.devices > 1 else Cost._fields[:-1]
         return data_frame({name: [getattr(row, name) for row in self.rows] for name in names})
@@ -155,15 +152,12 @@ def _choice() -> list[Learner]:
 
 
 def _name(learner: Learner) -> str:
-    given = [
-        (field.name, getattr(learner, field.name))
-        for field in dataclasses.fields(learner)
-        if field.name not in ("train", "allow_zero", "max_influences")
-    ]
-    defaults = {field.name: field.default for field in dataclasses.fields(learner)}
-    options = [
-        f"{name}={value}" for name, value in given if isinstance(value, int | float | str) and value != defaults[name]
-    ]
+    options = []
+    for field in dataclasses.fields(learner):
+        value = getattr(learner, field.name)
+        is_shown = isinstance(value, int | float | str) and field.name not in ("train", "allow_zero", "max_influences")
+        if is_shown and value != field.default:
+            options.append(f"{field.name}={value}")
     if isinstance(learner, SnAp) and learner.pattern is None:
         options = [f"n={learner.n}"]
     return type(learner).__name__ + (f"({', '.join(options)})" if options else "")
@@ -192,13 +186,7 @@ def _planned(
 
 
 def _influences(
-    learner: Any,
-    graph: Graph,
-    build: Callable[[Array], PyTree],
-    state: PyTree,
-    batch: int,
-    steps: int,
-    mesh: int | None,
+    learner: Any, graph: Graph, build: Callable[..., PyTree], state: PyTree, batch: int, steps: int, mesh: int | None
 ) -> Cost:
     """As `_planned`, unless there are too many influences; their number is found first."""
     if mesh is not None:

@@ -3,7 +3,7 @@
 import math
 import os.path
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,11 +15,8 @@ from .._model.reading import Reading
 from .._model.refusals import UntracedError
 from .._model.trained import is_array_like, leaf_names, struct, trained_filter
 from .._rule.engine import Use
-from .._text import as_table, data_frame
+from .._text import DataFrame, as_table, data_frame
 from .._types import Model
-
-if TYPE_CHECKING:
-    import pandas
 
 ORDER = (
     "exact", "unbiased", "truncated", "diagonal", "factorised", "feedback", "same-step only", "no gradient"
@@ -82,7 +79,7 @@ class Explanation(NamedTuple):
         ]
         return "\n".join([as_table(head, table), *self.notes])
 
-    def to_dataframe(self) -> "pandas.DataFrame":
+    def to_dataframe(self) -> DataFrame:
         """The rows as a pandas data frame, one column for each field of `Row`."""
         return data_frame({name: [getattr(row, name) for row in self.rows] for name in Row._fields})
 

@@ -1,6 +1,6 @@
 """What a learner needs on a model in bytes, before it runs."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import equinox as eqx
 import jax
@@ -15,13 +15,10 @@ from .._model.trained import is_array_like, nbytes, struct, trained_filter
 from .._numbers import positive
 from .._op.sharded import ShardedOp
 from .._sharding import shard, unshard
-from .._text import as_table, data_frame, in_bytes
+from .._text import DataFrame, as_table, data_frame, in_bytes
 from .._train.online import gradient, window_length
 from .._types import Model
 from .exchange import Exchange, as_mesh, exchanges
-
-if TYPE_CHECKING:
-    import pandas
 
 
 class MemoryPlan(NamedTuple):
@@ -65,7 +62,7 @@ class MemoryPlan(NamedTuple):
             f"{self.exchanged:,.0f} bytes a step\n\n{as_table(('collective', 'result', 'times', 'bytes'), said)}"
         )
 
-    def to_dataframe(self) -> "pandas.DataFrame":
+    def to_dataframe(self) -> DataFrame:
         """The buffers as a pandas data frame with the columns `buffer` and `bytes`."""
         return data_frame({"buffer": list(self.buffers), "bytes": list(self.buffers.values())})
 

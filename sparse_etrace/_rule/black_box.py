@@ -162,13 +162,7 @@ def in_reverse(
 
 
 def by_step(
-    step: Callable[..., tuple[Carry, PyTree]],
-    train: Filter,
-    model: Model,
-    carry: Carry,
-    xs: PyTree,
-    ys: PyTree,
-    loss_fn: Loss,
+    step: Callable[..., tuple], train: Filter, model: Model, carry: Carry, xs: PyTree, ys: PyTree, loss_fn: Loss
 ) -> tuple[Array, PyTree[Array], PyTree[Array], Carry]:
     """Losses, aux, summed gradients and carry of several steps, each with a gradient of its own."""
     trained, fixed = eqx.partition(model, trained_filter(model, train))

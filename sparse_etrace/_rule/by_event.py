@@ -21,7 +21,7 @@ from .._model.types import Like
 from .._sums import narrowed, widened, zeros
 from .._types import Loss, Model
 from . import past
-from .engine import Carry, Engine, Part, Storage, Task, Use, Window
+from .engine import Carry, Engine, Observed, Part, Storage, Task, Use, Window
 from .rows import Rows
 
 
@@ -195,9 +195,7 @@ class Events(Engine):
         xs = type(xs)((here.astype(nodes.dtype), given))
         return Part(inner, rows.gather(carry, known), xs, lambda part: rows.scatter(carry, known, part))
 
-    def observed(
-        self, model: Model, state: PyTree[Array], x: PyTree[Array]
-    ) -> tuple[PyTree[Array], PyTree[Array], PyTree[Array]]:
+    def observed(self, model: Model, state: PyTree[Array], x: PyTree[Array]) -> Observed:
         """One event."""
         nodes, given = parted(x)
         new, out, said = self.inner.observed(model, self._told(self.rows.of_state(state, nodes), nodes), given)

@@ -1,7 +1,7 @@
 """Influences by parameter as an engine: all of them, or those on what is near."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from .._types import Loss, Model
 from . import past
 from .black_box import by_step, check_linear, check_reach, joined
 from .derivative import by_columns, by_rows, find_moving, live_of, pull_apart, pull_together, values_of
-from .engine import WRONG_TRACES, Carry, Engine, Storage, Task, Use, Window, refuse_traces
+from .engine import WRONG_TRACES, Carry, Engine, Observed, Storage, Task, Use, Window, refuse_traces
 from .influence_engine import wired
 from .nodes import Kept
 from .sensitivity import Derivative, Shared
@@ -149,9 +149,7 @@ class ByParameter(Engine):
         )
         return traces
 
-    def observed(
-        self, model: Model, state: PyTree[Array], x: PyTree[Array]
-    ) -> tuple[PyTree[Array], PyTree[Array], PyTree[Array]]:
+    def observed(self, model: Model, state: PyTree[Array], x: PyTree[Array]) -> Observed:
         """The step, whose state and input say all."""
         return *joined(model)(state, x), jax.lax.stop_gradient((state, x))
 
@@ -193,9 +191,7 @@ class ByParameter(Engine):
         return jax.tree.unflatten(layout, leaves)
 
 
-def _zeros(
-    model: Model, state: PyTree, moving: tuple[int, ...] | list[int], shared: Shared | None, reach: object
-) -> Derivative:
+def _zeros(model: Model, state: PyTree, moving: Sequence[int], shared: Shared | None, reach: object) -> Derivative:
     values = values_of(model, moving)[0]
     columns = values.size if shared is None else shared.value.shape[1]
     live = eqx.filter(jax.tree.map(jnp.asarray, state), is_inexact)

@@ -34,6 +34,10 @@ Pull = Callable[[Int[Array, " some"]], tuple[Array, Array]]
 `(batch, some, values)`."""
 
 
+Said = tuple[PyTree[Array], PyTree[Array]]
+"""Old states and inputs of several steps."""
+
+
 def parts_of(z: Array) -> tuple[Array, ...]:
     """The real and the imaginary part of a complex array; another by itself."""
     return (z.real, z.imag) if jnp.iscomplexobj(z) else (z,)
@@ -113,7 +117,7 @@ def by_columns(
     matrix: Inexact[Array, "rows columns"],
     model: Model,
     moving: Sequence[int],
-    said: tuple[PyTree[Array], PyTree[Array]],
+    said: Said,
     workspace: int,
     column: Int[Array, " values"] | None = None,
     keep: Callable[[Array], Array] | None = None,
@@ -167,7 +171,7 @@ def by_rows(
     return _in_blocks(some, matrix, workspace)
 
 
-def pull_together(model: Model, moving: Sequence[int], said: tuple[PyTree[Array], PyTree[Array]]) -> Pull:
+def pull_together(model: Model, moving: Sequence[int], said: Said) -> Pull:
     """Reverse mode of a model through several steps, all batch elements together."""
     values, with_values = values_of(model, moving)
     live, with_live = live_of(jax.tree.map(lambda a: a[0], said[0]))
@@ -189,9 +193,7 @@ def pull_together(model: Model, moving: Sequence[int], said: tuple[PyTree[Array]
     return pull
 
 
-def pull_apart(
-    links: UnitLinks, model: Model, moving: Sequence[int], said: tuple[PyTree[Array], PyTree[Array]]
-) -> Pull:
+def pull_apart(links: UnitLinks, model: Model, moving: Sequence[int], said: Said) -> Pull:
     """Reverse mode of a model through several steps by its ops, one row of all batch elements at once.
 
     Batch elements do not act on one another, so that what comes back to each is its own; the ops say what that is by

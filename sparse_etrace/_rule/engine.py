@@ -95,6 +95,10 @@ NO_PAST = (
 )
 
 
+Observed = tuple[PyTree[Array], PyTree[Array], PyTree[Array]]
+"""New state and output of a step, and what the traces need to follow it."""
+
+
 class Part(NamedTuple):
     """What of a carry some steps read.
 
@@ -155,9 +159,7 @@ class Engine(abc.ABC):
         """
         raise NotImplementedError(NO_PAST)
 
-    def observed(
-        self, model: Model, state: PyTree[Array], x: PyTree[Array]
-    ) -> tuple[PyTree[Array], PyTree[Array], PyTree[Array]]:
+    def observed(self, model: Model, state: PyTree[Array], x: PyTree[Array]) -> Observed:
         """One step as the model is written, without any rule: new state, output, and what it says to the traces."""
         raise NotImplementedError(NO_PAST)
 

@@ -19,7 +19,7 @@ from .._model.refusals import check_names
 from .._model.steady import stacked
 from .._model.step import Step
 from .._model.trained import is_array_like
-from .._model.types import Input, Weights
+from .._model.types import Gradients, Input, Weights
 from .._model.unit_links import UnitLinks
 from .._sums import sum_steps, widened
 from .._types import Model
@@ -173,20 +173,14 @@ class InfluenceEngine(TermEngine):
         return said, xs, heard
 
     def absorb(
-        self,
-        weights: Weights,
-        state: list[Array],
-        traces: Influences,
-        terms: tuple,
-        taught: tuple,
-        only: str | None = None,
-    ) -> tuple[Influences, dict[int, list[Array]]]:
+        self, weights: Weights, state: list[Array], traces: Influences, terms: tuple, taught: tuple, only: str | None
+    ) -> tuple[Influences, Gradients]:
         """The recursion of the influences through a window."""
         said, xs, n = stacked(terms)
         traces, before = influences_after(traces, weights_of(self.links, weights), said)
         return traces, {} if only == "traces" else self._by_weights(weights, before, xs, n)
 
-    def recalled(self, weights: Weights, traces: Influences, m: list[Array]) -> dict[int, list[Array]]:
+    def recalled(self, weights: Weights, traces: Influences, m: list[Array]) -> Gradients:
         """The influences of old weights on old state."""
         links, dtype = self.links, traces.values.dtype
         silence = [jnp.zeros((math.prod(links.batch), len(link.ids)), dtype) for link in links.all]
@@ -199,9 +193,7 @@ class InfluenceEngine(TermEngine):
         _, before = influences_after(traces, weights_of(links, weights), said)
         return self._by_weights(weights, before, xs, n)
 
-    def _by_weights(
-        self, weights: Weights, before: Array, xs: dict[int, Input], n: dict[int, Array]
-    ) -> dict[int, list[Array]]:
+    def _by_weights(self, weights: Weights, before: Array, xs: dict[int, Input], n: dict[int, Array]) -> Gradients:
         """Gradient of the weights of each learning call: what they influenced before, and what acts at once."""
         found, begin, total = {}, {}, 0
         for carrier in self.links.carriers:

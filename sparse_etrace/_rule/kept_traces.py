@@ -10,10 +10,10 @@ from jaxtyping import Array
 from .._model.call import Call
 from .._model.grouping import Grouping
 from .._model.step import Terms
-from .._model.types import Like, Weights
+from .._model.types import Gradients, Like, Weights
 from .engine import Carry
 from .trace_engine import ByCall, diagonal
-from .traces import CallTrace, Factors, can_filter, init_trace, per_unit_leaves, recalled, traces_after
+from .traces import CallTrace, CallTraces, Factors, can_filter, init_trace, per_unit_leaves, recalled, traces_after
 
 
 def every_synapse(grouping: Grouping, call: Call) -> list[bool]:
@@ -54,14 +54,12 @@ class Traces(ByCall):
         return init_trace(grouping, call, self._full(grouping, call), self.dtype, counts, self.only_input)
 
     def advance(
-        self, grouping: Grouping, weights: Weights, traces: dict[int, CallTrace], terms: Terms, only: str | None = None
-    ) -> tuple[dict[int, CallTrace], dict[int, list[Array]]]:
+        self, grouping: Grouping, weights: Weights, traces: CallTraces, terms: Terms, only: str | None
+    ) -> tuple[CallTraces, Gradients]:
         """Each trace is touched once in a window."""
         return traces_after(grouping, weights, traces, terms, self.decay, only)
 
-    def recalled(
-        self, grouping: Grouping, weights: Weights, traces: dict[int, CallTrace], m: list[Array]
-    ) -> dict[int, list[Array]]:
+    def recalled(self, grouping: Grouping, weights: Weights, traces: CallTraces, m: list[Array]) -> Gradients:
         """Traces, and what factors stand for."""
         return recalled(grouping, weights, traces, m, self.decay)
 
@@ -80,7 +78,7 @@ class Traces(ByCall):
         """Of full traces."""
         return sum(leaf.size for leaf in jax.tree.leaves(trace.full[into]))
 
-    def restart(self, carry: Carry, where: Array | None, zero: Callable[..., Array]) -> dict[int, CallTrace]:
+    def restart(self, carry: Carry, where: Array | None, zero: Callable[..., Array]) -> CallTraces:
         """Traces of the batch elements of the groups that they lead into."""
 
         def one(trace: CallTrace, into: Sequence[int | None]) -> CallTrace:

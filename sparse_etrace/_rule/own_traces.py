@@ -16,7 +16,7 @@ from .._model.groups import Route
 from .._model.program import cast
 from .._model.steady import stacked
 from .._model.step import Terms
-from .._model.types import Input, Like, Weights
+from .._model.types import Gradients, Input, Like, Weights
 from .._op.contract import ETraceOp
 from .._op.delays import each, shape_of
 from .._sums import narrowed, sum_steps, widened, zeros
@@ -45,6 +45,10 @@ class TraceTerms(NamedTuple):
     F: Inexact[Array, "vars *y"]
 
 
+Updated = tuple[PyTree[Array], PyTree[Array]]
+"""The next trace, and the gradient that this one gives."""
+
+
 @runtime_checkable
 class OwnRule(Protocol):
     """A rule by what it does with the trace of one op call."""
@@ -52,9 +56,7 @@ class OwnRule(Protocol):
     def trace_like(self, op: ETraceOp, v: PyTree[Array], terms: TraceTerms) -> PyTree[Array]:
         """Anything in the shapes and types of a trace."""
 
-    def update(
-        self, op: ETraceOp, v: PyTree[Array], trace: PyTree[Array], terms: TraceTerms
-    ) -> tuple[PyTree[Array], PyTree[Array]]:
+    def update(self, op: ETraceOp, v: PyTree[Array], trace: PyTree[Array], terms: TraceTerms) -> Updated:
         """The trace after a step, and the step's gradient of `v`."""
 
 
@@ -94,8 +96,8 @@ class OwnTraces(ByCall):
         return jax.tree.map(lambda leaf: blank(leaf.shape, leaf.dtype), found)
 
     def advance(
-        self, grouping: Grouping, weights: Weights, traces: dict[int, tuple], terms: Terms, only: str | None = None
-    ) -> tuple[dict[int, tuple], dict[int, list[Array]]]:
+        self, grouping: Grouping, weights: Weights, traces: dict[int, tuple], terms: Terms, only: str | None
+    ) -> tuple[dict[int, tuple], Gradients]:
         """Step by step."""
         new, gradients = {}, {}
         for call in grouping.reading.learning:
@@ -126,9 +128,7 @@ class OwnTraces(ByCall):
         at_once = jnp.zeros_like(m[:, 0]) if op.is_diagonal else n if is_first else jnp.zeros_like(n)
         return TraceTerms(each(terms.x[call.number]), at_once, m.astype(n.dtype), d.astype(n.dtype), f.astype(n.dtype))
 
-    def _through(
-        self, op: ETraceOp, v: PyTree[Array], trace: PyTree[Array], said: TraceTerms
-    ) -> tuple[PyTree[Array], PyTree[Array]]:
+    def _through(self, op: ETraceOp, v: PyTree[Array], trace: PyTree[Array], said: TraceTerms) -> Updated:
         def one(before: tuple[PyTree, PyTree], now: TraceTerms) -> tuple[tuple[PyTree, PyTree], None]:
             trace, total = before
             later, found = _updated(self.own.update(op, v, trace, now), trace, v)
@@ -153,7 +153,7 @@ class OwnTraces(ByCall):
         return jax.tree.map(zero, carry.traces)
 
 
-def _updated(said: object, trace: PyTree[Array], v: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
+def _updated(said: object, trace: PyTree[Array], v: PyTree[Array]) -> Updated:
     """What `update` returned, if it is a trace and a gradient."""
     if not isinstance(said, tuple | list) or len(said) != 2:
         raise TypeError(f"update: expected the trace and the gradient of v, a tuple of two, got {type(said).__name__}.")
@@ -164,9 +164,7 @@ def _updated(said: object, trace: PyTree[Array], v: PyTree[Array]) -> tuple[PyTr
     ):
         got, expected = (str(jax.tree.map(jnp.shape, tree)) for tree in (given, like))
         if got != expected:
-            raise ValueError(
-                f"update: expected a {name} of shapes {expected}, got {got}. It has the structure and shapes of {hint}."
-            )
+            raise ValueError(f"update: expected a {name} of shapes {expected}, got {got}. Return those of {hint}.")
     return later, found
 
 

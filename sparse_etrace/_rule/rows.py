@@ -93,11 +93,7 @@ class Rows(NamedTuple):
         )
 
     def _each(
-        self,
-        carry: Carry,
-        rows: tuple[int, ...],
-        of: Callable[[Array, int], Array],
-        other: Callable[[Array], Array],
+        self, carry: Carry, rows: tuple[int, ...], of: Callable[[Array, int], Array], other: Callable[[Array], Array]
     ) -> Carry:
         """`of(array, axis)` of all that has rows, along axes from `axis` on, and `other(array)` of what has none."""
 

@@ -19,7 +19,7 @@ from .._kernels.elementwise import execute
 from .._kernels.windows import sum_to
 from .._model.grouping import Grouping
 from .._model.positions import moved
-from .._model.primitives import CALLS, PLACED, aval, branches, called, scan
+from .._model.primitives import CALLS, PLACED, aval, branches, called, interpreted, scan
 from .._model.program import is_inexact, is_key
 from .._model.step import Step
 from .._model.types import Like
@@ -50,16 +50,9 @@ INTEGER: dict[str, Callable[..., np.ndarray]] = {
 
 def support(closed: jex.ClosedJaxpr, given: list[Value]) -> list[Value]:
     """Values of the outputs of a jaxpr, given those of its inputs."""
-    jaxpr = closed.jaxpr
-    env: dict[jex.Var, Value] = dict(zip(jaxpr.invars, given, strict=True))
-    env.update((var, known(value)) for var, value in zip(jaxpr.constvars, closed.consts, strict=True))
-
-    def read(var: jex.Var | jex.Literal) -> Value:
-        return known(var.val) if isinstance(var, jex.Literal) else env[var]
-
-    for eqn in jaxpr.eqns:
-        env.update(zip(eqn.outvars, _through(eqn, [read(v) for v in eqn.invars])))
-    return [read(v) for v in jaxpr.outvars]
+    values: dict[jex.Var, Value] = dict(zip(closed.jaxpr.invars, given, strict=True))
+    values.update((var, known(value)) for var, value in zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    return interpreted(closed.jaxpr, values, known, _through)
 
 
 def known(value: ArrayLike) -> Value:
@@ -133,9 +126,7 @@ def _either(*parts: Value) -> Value:
     return parts[0] if all(np.array_equal(p, parts[0]) for p in parts) else None
 
 
-def _product(
-    a: np.ndarray, b: np.ndarray, contracted: Sequence[Sequence[int]], batch: Sequence[Sequence[int]]
-) -> np.ndarray:
+def _product(a: np.ndarray, b: np.ndarray, contracted: Axes, batch: Axes) -> np.ndarray:
     axes = [[i for i in range(part.ndim) if i not in (*c, *f)] for part, c, f in zip((a, b), contracted, batch)]
     front, free = [a.shape[i] for i in batch[0]], [[p.shape[i] for i in own] for p, own in zip((a, b), axes)]
     count = math.prod(a.shape[i] for i in contracted[0])

@@ -12,13 +12,13 @@ from .._model.program import is_inexact
 from .._model.reading import Reading
 from .._model.steady import Steps, listened, stacked
 from .._model.step import Step
-from .._model.types import Weights
+from .._model.types import Gradients, Weights
 from .._sums import widened, zeros
 from .._types import Loss, Model
-from .engine import Carry, Engine, Window, cut
+from .engine import Carry, Engine, Observed, Window, cut
 from .signal import Memory, Teacher, leaves_of
 
-Absorbed = tuple[PyTree[Array], dict[int, list[Array]]]
+Absorbed = tuple[PyTree[Array], Gradients]
 """Traces after some steps, and for each op call the gradient of its weights."""
 
 
@@ -46,11 +46,11 @@ class TermEngine(Engine):
         self,
         weights: Weights,
         state: list[Array],
-        traces: PyTree[Array],
+        traces: PyTree,
         terms: PyTree[Steps],
         taught: tuple,
-        only: str | None = None,
-    ) -> tuple[PyTree[Array], dict[int, list[Array]]]:
+        only: str | None,
+    ) -> Absorbed:
         """Traces after the steps whose terms these are, and for each op call the gradient of its weights.
 
         `state` is that before the steps. `taught` holds the signals that were put in place, and the memory before and
@@ -58,7 +58,7 @@ class TermEngine(Engine):
         """
 
     @abc.abstractmethod
-    def recalled(self, weights: Weights, traces: PyTree[Array], m: list[Array]) -> dict[int, list[Array]]:
+    def recalled(self, weights: Weights, traces: PyTree[Array], m: list[Array]) -> Gradients:
         """For each op call the gradient of its weights by its traces alone, from the learning signals of old state."""
 
     def recall(self, model: Model, carry: Carry, by_state: list[Array]) -> list[Array | None]:
@@ -70,9 +70,7 @@ class TermEngine(Engine):
         found = self.run.by_parameter(params, dv, [jnp.zeros_like(params[i]) for i in self.reading.plain])
         return [found.get(i) for i in range(len(params))]
 
-    def observed(
-        self, model: Model, state: PyTree[Array], x: PyTree[Array]
-    ) -> tuple[PyTree[Array], PyTree[Array], PyTree[Array]]:
+    def observed(self, model: Model, state: PyTree[Array], x: PyTree[Array]) -> Observed:
         """The program of the step, with D and F where it passes."""
         old, layout = jax.tree.flatten(state)
         new, out, jacobians = self.run.written(leaves_of(model)[0], old, jax.tree.leaves(x))
@@ -171,7 +169,7 @@ class TermEngine(Engine):
         start = (state, zeros([*(params[i] for i in plain_leaves), *moved]), carry.memory)
         (new, added, memory), (*heard, terms) = listened(one, start, (xs, ys))
         losses, aux, signal = stacked(heard)
-        traces, dv = self.absorb(weights, state, carry.traces, terms, (signal, carry.memory, memory))
+        traces, dv = self.absorb(weights, state, carry.traces, terms, (signal, carry.memory, memory), None)
         by_param = run.by_parameter(params, dv, added[: len(plain_leaves)])
         if moved:
             by_param |= teacher.by_learned(model, learned, added[-1].astype(moved[0].dtype))

@@ -23,7 +23,7 @@ from .._model.rings import histories
 from .._model.steady import listened, scan, stacked
 from .._model.step import Step, Terms
 from .._model.trained import nbytes
-from .._model.types import Like, Weights
+from .._model.types import Gradients, Like, Weights
 from .._op.delays import shape_of
 from .._sums import widened
 from .._types import Loss, Model
@@ -58,18 +58,13 @@ class ByCall(Storage):
 
     @abc.abstractmethod
     def advance(
-        self,
-        grouping: Grouping,
-        weights: Weights,
-        traces: dict[int, PyTree[Array]],
-        terms: Terms,
-        only: str | None = None,
-    ) -> tuple[dict[int, PyTree[Array]], dict[int, list[Array]]]:
+        self, grouping: Grouping, weights: Weights, traces: dict[int, PyTree[Array]], terms: Terms, only: str | None
+    ) -> tuple[dict[int, PyTree[Array]], Gradients]:
         """See `TermEngine.absorb`."""
 
     def recalled(
         self, grouping: Grouping, weights: Weights, traces: dict[int, PyTree[Array]], m: list[Array]
-    ) -> dict[int, list[Array]]:
+    ) -> Gradients:
         """See `TermEngine.recalled`."""
         raise NotImplementedError(NO_PAST)
 
@@ -156,14 +151,8 @@ class TraceEngine(TermEngine):
         return Terms(xs, n, m, d, f, spread=spread, halfway=halfway)
 
     def absorb(
-        self,
-        weights: Weights,
-        state: list[Array],
-        traces: PyTree[Array],
-        terms: Terms,
-        taught: tuple,
-        only: str | None = None,
-    ) -> tuple[dict[int, PyTree[Array]], dict[int, list[Array]]]:
+        self, weights: Weights, state: list[Array], traces: PyTree[Array], terms: Terms, taught: tuple, only: str | None
+    ) -> tuple[dict[int, PyTree[Array]], Gradients]:
         """The recursion of the traces through a window."""
         d, f = terms.hidden_jacobian, terms.output_jacobian
         terms = stacked(terms)._replace(hidden_jacobian=d, output_jacobian=f)
@@ -214,12 +203,12 @@ class TraceEngine(TermEngine):
         terms = self.terms(said, silent, dict(zip(silence, n, strict=True)), carry.traces)
         terms = terms._replace(first=run.along.together({i: by_state[i] for i in run.along.leaves}))
         weights = self.reading.weights(params)
-        traces, dv = self.absorb(weights, old, carry.traces, terms, (None, carry.memory, carry.memory))
+        traces, dv = self.absorb(weights, old, carry.traces, terms, (None, carry.memory, carry.memory), None)
         by_param = run.by_parameter(params, dv, by_plain)
         grads = jax.tree.unflatten(param_layout, [by_param.get(i) for i in range(len(params))])
         return Window(losses, aux, grads, Carry(jax.tree.unflatten(layout, state), traces, carry.memory))
 
-    def recalled(self, weights: Weights, traces: dict[int, PyTree[Array]], m: list[Array]) -> dict[int, list[Array]]:
+    def recalled(self, weights: Weights, traces: dict[int, PyTree[Array]], m: list[Array]) -> Gradients:
         """By the storage."""
         return self.storage.recalled(self.grouping, weights, traces, m)
 

@@ -16,7 +16,7 @@ from .._model.groups import Route
 from .._model.program import cast
 from .._model.steady import scan
 from .._model.step import Terms
-from .._model.types import Input, OpWeights, Weights
+from .._model.types import Gradients, Input, OpWeights, Weights
 from .._op.contract import ETraceOp
 from .._op.delays import each, shape_of
 from .._sums import dot, is_narrow, joined, matvec, mixed, rounded, sum_steps, wide, widened, zeros
@@ -49,6 +49,9 @@ class CallTrace(NamedTuple):
     full: tuple[PyTree[Array], ...]
     factors: Factors | None
     windows: Array | None = None
+
+
+CallTraces = dict[int, CallTrace]
 
 
 def routes_of(grouping: Grouping, call: Call) -> list[tuple[int, Route]]:
@@ -89,12 +92,7 @@ def slot_shapes(grouping: Grouping, call: Call, group: int, route: Route) -> lis
 
 
 def init_trace(
-    grouping: Grouping,
-    call: Call,
-    full: Sequence[bool],
-    dtype: DTypeLike | None,
-    counts: Sequence[int],
-    only_input: bool = False,
+    grouping: Grouping, call: Call, full: list[bool], dtype: DTypeLike | None, counts: Sequence[int], only_input: bool
 ) -> CallTrace:
     """Traces of zero.
 
@@ -133,13 +131,8 @@ def _stored(exact: DTypeLike, wanted: DTypeLike | None) -> DTypeLike:
 
 
 def traces_after(
-    grouping: Grouping,
-    weights: Weights,
-    traces: dict[int, CallTrace],
-    terms: Terms,
-    decay: float,
-    only: str | None = None,
-) -> tuple[dict[int, CallTrace], dict[int, list[Array]]]:
+    grouping: Grouping, weights: Weights, traces: CallTraces, terms: Terms, decay: float, only: str | None
+) -> tuple[CallTraces, Gradients]:
     """Take every trace through the steps of a window.
 
     Args:
@@ -213,7 +206,7 @@ def _advance_call(
         if only != "traces":
             parts.append(_leaves(route.total(gradient, v) if op.is_diagonal else gradient))
     if (factors := trace.factors) is not None:
-        factors, filtered, taught = _filter(grouping, call, routes, factors, terms, decay, noise)
+        factors, filtered, taught = _filter(grouping, call, factors, terms, decay, noise)
         sampled(filtered, taught, [keep and not is_full for keep, is_full in zip(trained, in_full, strict=True)])
     for leaf, *found in zip(jax.tree.leaves(given), *parts, strict=True):
         present = [part for part in found if part is not None]
@@ -246,9 +239,7 @@ def _window(
     return new, taught
 
 
-def recalled(
-    grouping: Grouping, weights: Weights, traces: dict[int, CallTrace], m: list[Array], decay: float
-) -> dict[int, list[Array]]:
+def recalled(grouping: Grouping, weights: Weights, traces: CallTraces, m: list[Array], decay: float) -> Gradients:
     """For each op call `dv_s = sum_a m[i,a] eps_s[a]`; a factorised trace is `xhat[j] fhat[i,a] / (1 - decay^t)`."""
     gradients = {}
     for call in grouping.reading.learning:
@@ -285,16 +276,10 @@ def _leaves(tree: PyTree) -> list[Array | None]:
 
 
 def _filter(
-    grouping: Grouping,
-    call: Call,
-    routes: list[tuple[int, Route]],
-    factors: Factors,
-    terms: Terms,
-    decay: float,
-    noise: Array | None,
+    grouping: Grouping, call: Call, factors: Factors, terms: Terms, decay: float, noise: Array | None
 ) -> tuple[Factors, Array, Array]:
     """Factors through a window: the filtered input and the signal that it meets, at each step."""
-    dtype, stored = wide(terms.n[call.number].dtype), factors
+    dtype, stored, routes = wide(terms.n[call.number].dtype), factors, routes_of(grouping, call)
 
     def step(factors: Factors, now: tuple) -> tuple[Factors, list[Array]]:
         x, n, parts = now

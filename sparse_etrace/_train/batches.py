@@ -38,13 +38,7 @@ class Batches(Sequence):
     """
 
     def __init__(
-        self,
-        xs: PyTree,
-        ys: PyTree,
-        size: int,
-        key: Array | None = None,
-        epochs: int = 1,
-        drop_last: bool = False,
+        self, xs: PyTree, ys: PyTree, size: int, key: Array | None = None, epochs: int = 1, drop_last: bool = False
     ):
         self.xs, self.ys = jax.tree.map(np.asarray, (xs, ys))
         shapes = sorted({leaf.shape[:2] for leaf in jax.tree.leaves((self.xs, self.ys))})

@@ -11,7 +11,7 @@ import platform
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 import equinox as eqx
 import jax
@@ -42,6 +42,13 @@ class Identity(TypedDict):
     constants: dict[str, str]
     facts: dict[str, dict[str, str]]
     python: tuple[str, ...]
+
+
+ANEW = "Name another file to start anew."
+
+
+def _refuse(expected: str, got: str, way_out: str = ANEW) -> NoReturn:
+    raise ValueError(f"checkpoint: expected {expected}, got {got}. {way_out}")
 
 
 def identity(learner: Learner, model: Model, **others: object) -> Identity:
@@ -127,9 +134,7 @@ class Saved:
                 f"checkpoint: expected a whole checkpoint, got {path}. Name another file, or remove it."
             ) from error
         if self.format != FORMAT:
-            raise ValueError(
-                f"checkpoint: expected {FORMAT!r}, got {path} of {self.format!r}. Name another file to start anew."
-            )
+            _refuse(repr(FORMAT), f"{path} of {self.format!r}")
         for k in range(self.processes):
             if not part_of(path, self.stamp, k).is_file():
                 raise ValueError(
@@ -153,36 +158,28 @@ class Saved:
         Raises:
             ValueError: learner, connectivity, model or an option differs.
         """
-        there, way_out = self.header["identity"], "Name another file to start anew."
+        there = self.header["identity"]
         if there["x64"] != identity["x64"]:
             was, now = (("without", "with")[on] for on in (there["x64"], identity["x64"]))
-            raise ValueError(
-                f"checkpoint: expected JAX {was} 64 bits, as {self.path} was written, got it {now}. {way_out}"
-            )
+            _refuse(f"JAX {was} 64 bits, as {self.path} was written", f"it {now}")
         if there["learner"] != identity["learner"]:
             was, now = (textwrap.shorten(words, 200) for words in (there["learner"], identity["learner"]))
-            raise ValueError(f"checkpoint: expected the learner of {self.path}, {was}, got {now}. {way_out}")
+            _refuse(f"the learner of {self.path}, {was}", now)
         old, new = there["constants"], identity["constants"]
         changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         # Whatever is derived from a connectivity differs with it.
         changed.sort(key=lambda name: "connectivity" not in name)
         if changed and "connectivity" in changed[0]:
             was, now = (found.get(changed[0], "nothing") for found in (old, new))
-            raise ValueError(
-                f"checkpoint: expected the connectivity of {self.path}, {changed[0]!r} as {was}, got {now}. {way_out}"
-            )
+            _refuse(f"the connectivity of {self.path}, {changed[0]!r} as {was}", now)
         if there["model"] != identity["model"]:
-            raise ValueError(
-                f"checkpoint: expected the model of {self.path}, got one that is built otherwise. {way_out}"
-            )
+            _refuse(f"the model of {self.path}", "one that is built otherwise")
         if changed:
-            raise ValueError(
-                f"checkpoint: expected the model of {self.path}, got another: {changed[0]!r}, which is not trained, "
-                "differs. Make the model with the same key and data as before, or name another file to start anew."
-            )
+            way_out = f"Make the model with the same key and data as before, or {ANEW.lower()}"
+            _refuse(f"the model of {self.path}", f"another: {changed[0]!r}, which is not trained, differs", way_out)
         for name, value in options.items():
             if (was := self.header["options"].get(name)) != value:
-                raise ValueError(f"checkpoint: expected {name}={was}, as in {self.path}, got {value}. {way_out}")
+                _refuse(f"{name}={was}, as in {self.path}", value)
         for name, new in identity["facts"].items():
             old = dict(there["facts"].get(name, {}))
             if there["python"] != list(identity["python"]):  # code looks different there
@@ -192,13 +189,8 @@ class Saved:
             if odd:
                 was, now = (textwrap.shorten(found.get(odd[0], "nothing"), 120) for found in (old, new))
                 if odd[0].endswith(".code"):
-                    raise ValueError(
-                        f"checkpoint: expected the {name} of {self.path}, got another: {odd[0]!r} "
-                        f"does something else. {way_out}"
-                    )
-                raise ValueError(
-                    f"checkpoint: expected the {name} of {self.path}, {odd[0]!r} as {was}, got {now}. {way_out}"
-                )
+                    _refuse(f"the {name} of {self.path}", f"another: {odd[0]!r} does something else")
+                _refuse(f"the {name} of {self.path}, {odd[0]!r} as {was}", now)
 
     def check_data(self, first: dict[str, str] | None, last: dict[str, str] | None) -> dict[str, dict[str, str]]:
         """Digests of the first pair and of the last one that was trained on; refuse those of others than here.
@@ -210,10 +202,12 @@ class Saved:
         for which, old, new in (("first", there["first"], first), ("last", there["last"], last)):
             if old and new and old != new:
                 name = next(k for k in {**new, **old} if old.get(k) != new.get(k))
-                raise ValueError(
-                    f"checkpoint: expected the data of {self.path}, got others: of the {which} sequence that it has "
-                    f"seen, {name!r} was {old.get(name)}, here it is {new.get(name)}. Name another file to start anew. "
-                    "Data that are drawn anew can come from a function data(position), which is not compared."
+                got = f"{name!r} was {old.get(name)}, here it is {new.get(name)}"
+                way_out = "Data that are drawn anew can come from a function data(position), which is not compared."
+                _refuse(
+                    f"the data of {self.path}",
+                    f"others: of the {which} sequence that it has seen, {got}",
+                    f"{ANEW} {way_out}",
                 )
         return there
 

@@ -164,9 +164,7 @@ def _check(learner: object, optimizer: object, data: object, carry: object) -> N
 def _columns(metrics: Iterable[str], is_validated: bool) -> list[str]:
     for name in metrics:
         if name in ("updates", "loss") or name.startswith("validation_"):
-            raise ValueError(
-                f"metrics: expected a name that no other column has, got {name!r}. Call the metric something else."
-            )
+            raise ValueError(f"metrics: expected a name that no other column has, got {name!r}. Call it otherwise.")
     measures = ["loss", *metrics]
     return ["updates", *measures, *(f"validation_{name}" for name in measures if is_validated)]
 
@@ -201,12 +199,8 @@ def _shapes(tree: PyTree) -> dict[str, str]:
 def _identity(loop: Loop, model: Model, carry: bool | Carry) -> Identity:
     """By what its checkpoint tells this run from others, besides the data."""
     task, validation = loop.task, loop.validation
-    others = {
-        "optimizer": task.optimizer,
-        "loss_fn": task.loss_fn,
-        "metrics": dict(task.metrics),
-        "update": loop.update,
-    }
+    others = {"optimizer": task.optimizer, "loss_fn": task.loss_fn}
+    others |= {"metrics": dict(task.metrics), "update": loop.update}
     if len(task.metrics) > 1:  # of which the file keeps the order only
         others["columns"] = loop.columns
     others |= {"validation": validation and dataclasses.replace(validation, data=loop.held_out)}

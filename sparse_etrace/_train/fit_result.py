@@ -1,17 +1,14 @@
 """What `fit` returns, and what its callbacks see."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import optax
 from jaxtyping import PyTree
 
 from .._learner import Carry
-from .._text import data_frame
-
-if TYPE_CHECKING:
-    import pandas
+from .._text import DataFrame, data_frame
 
 
 class FitResult(NamedTuple):
@@ -37,7 +34,7 @@ class FitResult(NamedTuple):
         """Mean loss per step of each sequence."""
         return self.metrics["loss"]
 
-    def to_dataframe(self) -> "pandas.DataFrame":
+    def to_dataframe(self) -> DataFrame:
         """The metrics as a pandas data frame with one row for each sequence."""
         return data_frame(self.metrics)
 

@@ -144,9 +144,7 @@ def gradient(
         loss, aux = result if has_aux else (result, None)
         if isinstance(loss, tuple) or jnp.shape(loss) != ():
             got = "a tuple (has_aux=True takes a pair)" if isinstance(loss, tuple) else f"shape {jnp.shape(loss)}"
-            raise ValueError(
-                f"loss_fn: expected a scalar for each step, got {got}. Sum or average over batch and units."
-            )
+            raise ValueError(f"loss_fn: expected a scalar for each step, got {got}. Sum or average batch and units.")
         dtype = jnp.result_type(loss)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(

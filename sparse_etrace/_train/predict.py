@@ -44,9 +44,7 @@ def predict(
 
 
 @eqx.filter_jit
-def _through(
-    model: Model, state: PyTree[Array], xs: PyTree[Array], learner: Learner | None
-) -> tuple[PyTree[Array], PyTree[Array]]:
+def _through(model: Model, state: PyTree[Array], xs: PyTree[Array], learner: Learner | None) -> tuple:
     def one(state: PyTree[Array], x: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
         return model(state, x) if learner is None else learner.run(model, state, x)
 

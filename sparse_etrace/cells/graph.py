@@ -18,11 +18,12 @@ from .._graph.graph import Graph
 from .._op import GraphConvOp, MatMulOp
 from .._op.initial import size
 from .._op.param import ETraceParam, cut
-from .cell import Constant, constant, on_units
+from .cell import Constant, check_fit, constant, on_units
 from .supports import arrays, chebyshev, convolutions, edges, gcn, num_nodes, walk_series, walks
 
 __all__ = ["GraphAttention", "GraphGRU", "GraphRNN"]
 RESETS = ("after", "before")
+Weights = Mapping[str, ArrayLike]  # the `state_dict` of a module of torch, as arrays
 
 
 class GraphRNN(eqx.Module):
@@ -53,15 +54,11 @@ class GraphRNN(eqx.Module):
     decay: Constant
 
     def __init__(
-        self,
-        nodes: SupportsIndex,
-        hidden: SupportsIndex,
-        inp: ETraceParam,
-        rec: ETraceParam,
-        decay: object = 0.9,
+        self, nodes: SupportsIndex, hidden: SupportsIndex, inp: ETraceParam, rec: ETraceParam, decay: object = 0.9
     ):
         self.shape = (size("nodes", nodes), size("hidden", hidden))
-        self.inp, self.rec, self.decay = inp, rec, constant(decay, "decay", 0, 1, self.shape)
+        self.inp, self.rec, self.decay = inp, rec, constant(decay, "decay", 0, 1)
+        check_fit(self)
 
     @classmethod
     def of(
@@ -183,11 +180,7 @@ class GraphGRU(eqx.Module):
 
     @classmethod
     def from_tgcn(
-        cls,
-        weights: Mapping[str, ArrayLike],
-        edge_index: ArrayLike,
-        edge_weight: ArrayLike | None,
-        nodes: SupportsIndex,
+        cls, weights: Weights, edge_index: ArrayLike, edge_weight: ArrayLike | None, nodes: SupportsIndex
     ) -> "GraphGRU":
         """The `TGCN` of PyTorch Geometric Temporal, with the arrays of its `state_dict`."""
         w, supports = arrays(weights), gcn(edges(edge_index, edge_weight, nodes))
@@ -203,11 +196,7 @@ class GraphGRU(eqx.Module):
 
     @classmethod
     def from_gconv_gru(
-        cls,
-        weights: Mapping[str, ArrayLike],
-        edge_index: ArrayLike,
-        edge_weight: ArrayLike | None,
-        nodes: SupportsIndex,
+        cls, weights: Weights, edge_index: ArrayLike, edge_weight: ArrayLike | None, nodes: SupportsIndex
     ) -> "GraphGRU":
         """The `GConvGRU` of PyTorch Geometric Temporal with symmetric normalisation, by its `state_dict`."""
         w = arrays(weights)
@@ -221,11 +210,7 @@ class GraphGRU(eqx.Module):
 
     @classmethod
     def from_dcrnn(
-        cls,
-        weights: Mapping[str, ArrayLike],
-        edge_index: ArrayLike,
-        edge_weight: ArrayLike | None,
-        nodes: SupportsIndex,
+        cls, weights: Weights, edge_index: ArrayLike, edge_weight: ArrayLike | None, nodes: SupportsIndex
     ) -> "GraphGRU":
         """The `DCRNN` of PyTorch Geometric Temporal, by its `state_dict`, and with the walks as it takes them.
 

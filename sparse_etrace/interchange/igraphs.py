@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from .._graph.build import Policies, build_graph
 from .._graph.columns import GUESS, plain_column, say_guesses, weight_name
 from .._graph.graph import Graph
-from .._graph.matrices import from_edges
+from .._graph.labels import as_labels
 from .others import host, labelled, package, square
 
 
@@ -60,18 +61,9 @@ def from_igraph(
         pre, post = np.concatenate([pre, post[back]]), np.concatenate([post, pre[back]])
         values = None if values is None else values[twice]
         edges = {key: column[twice] for key, column in edges.items()}
-    graph = from_edges(
-        pre if labels is None else labels[pre],
-        post if labels is None else labels[post],
-        values,
-        (G.vcount(),) * 2,
-        labels,
-        node_attrs=nodes,
-        edge_attrs=edges,
-        duplicates=duplicates,
-        self_loops=self_loops,
-        dtype=dtype,
-    )
+    named = None if labels is None else as_labels(labels)
+    policies = Policies(duplicates, self_loops, dtype)
+    graph = build_graph(pre, post, values, (G.vcount(),) * 2, named, nodes, edges, policies=policies)
     say_guesses("from_igraph", guesses)
     return graph
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from .._graph.build import Policies, build_graph
 from .._graph.graph import Graph
-from .._graph.matrices import from_edges
 from ..transform.batch import OF
 from .others import as_weight, host, is_number, package, square
 
@@ -44,17 +44,9 @@ def from_jraph(
     nodes, edges = (_columns(name, getattr(graphs, name)) for name in ("nodes", "edges"))
     if sizes.size > 1:
         nodes[OF] = np.repeat(np.arange(sizes.size, dtype=np.int32), sizes)
-    return from_edges(
-        host("graphs.senders", graphs.senders),
-        host("graphs.receivers", graphs.receivers),
-        as_weight(edges, ("weight", "edges")),
-        (int(sizes.sum()),) * 2,
-        node_attrs=nodes,
-        edge_attrs=edges,
-        duplicates=duplicates,
-        self_loops=self_loops,
-        dtype=dtype,
-    )
+    pre, post = host("graphs.senders", graphs.senders), host("graphs.receivers", graphs.receivers)
+    weight, policies = as_weight(edges, ("weight", "edges")), Policies(duplicates, self_loops, dtype)
+    return build_graph(pre, post, weight, (int(sizes.sum()),) * 2, None, nodes, edges, policies=policies)
 
 
 def to_jraph(graph: Graph) -> Any:

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from .._graph.build import Policies, build_graph
 from .._graph.graph import Graph
-from .._graph.matrices import from_edges
+from .._graph.labels import as_labels
 from .others import LABELS, as_weight, host, is_number, labelled, package, square
 
 
@@ -58,18 +59,9 @@ def from_pyg(data: Any, *, duplicates: str = "keep", self_loops: str = "keep", d
         elif data.is_edge_attr(key) or named:
             edges[key] = host(f"data.{key}", value)
     labels = nodes.pop(LABELS, None)
-    return from_edges(
-        pre if labels is None else labels[pre],
-        post if labels is None else labels[post],
-        as_weight(edges, ("edge_weight", "edge_attr")),
-        (int(data.num_nodes),) * 2,
-        labels,
-        node_attrs=nodes,
-        edge_attrs=edges,
-        duplicates=duplicates,
-        self_loops=self_loops,
-        dtype=dtype,
-    )
+    named = None if labels is None else as_labels(labels)
+    weight, shape = as_weight(edges, ("edge_weight", "edge_attr")), (int(data.num_nodes),) * 2
+    return build_graph(pre, post, weight, shape, named, nodes, edges, policies=Policies(duplicates, self_loops, dtype))
 
 
 def to_pyg(graph: Graph) -> Any:

@@ -1,19 +1,16 @@
 """Data frames with a row for each synapse; `from_dataframe` reads them."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .._graph.columns import plain_column
 from .._graph.graph import Graph, check_graph
-from .._text import data_frame
+from .._text import DataFrame, data_frame
 from .others import host, package
 
-if TYPE_CHECKING:
-    import pandas
 
-
-def to_pandas(graph: Graph) -> "pandas.DataFrame":
+def to_pandas(graph: Graph) -> DataFrame:
     """Return a graph as a data frame of pandas, which `from_dataframe` reads again.
 
     Args:

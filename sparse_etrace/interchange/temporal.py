@@ -138,7 +138,5 @@ def _stacked(name: str, steps: Sequence[Any]) -> np.ndarray:
         arrays.append(host(name, value))
     shapes = {array.shape for array in arrays}
     if len(shapes) > 1:
-        raise ValueError(
-            f"signal: expected {name} of one shape for all steps, got {sorted(shapes)}. Pad the smaller ones."
-        )
+        raise ValueError(f"signal: expected {name} of one shape for all steps, got {sorted(shapes)}. Pad smaller ones.")
     return np.stack(arrays) if arrays else np.zeros(0)

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from .._numbers import positive, real
+from .._optional import optional
 
 Events = tuple[ArrayLike, ArrayLike]
 Rows = list[tuple[np.ndarray, np.ndarray]]
@@ -213,12 +214,7 @@ def read_events(
         >>> events, labels = se.spikes.read_events("shd_test.h5")  # doctest: +SKIP
         >>> x = se.spikes.active(events[:32], size=700, dt=0.01, steps=100, drop=True)  # doctest: +SKIP
     """
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError(
-            "h5py: expected for files of events, got none. Install it: pip install 'sparse-etrace[events]'."
-        ) from error
+    h5py = optional("h5py", "files of events", "events")
     names = [units] if isinstance(units, str) else list(units)
     if (len(names) > 1 or shape is not None) and len(names) != len(shape or ()):
         raise ValueError(f"shape: expected a size for each of {names}, got {shape}.")

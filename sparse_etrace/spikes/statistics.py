@@ -1,20 +1,15 @@
 """Rates, regularity and synchrony of populations."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .._numbers import positive
-from .._text import data_frame
-
-if TYPE_CHECKING:
-    import pandas
+from .._text import DataFrame, data_frame
 
 
 def statistics(
     spikes: ArrayLike, dt: float | None = None, group: ArrayLike | None = None, window: int | None = None
-) -> "pandas.DataFrame":
+) -> DataFrame:
     """Statistics of spike trains, a row for each population.
 
     Args:

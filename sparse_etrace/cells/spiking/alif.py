@@ -64,10 +64,7 @@ class ALIF(eqx.Module):
 
     def derivative(self, y: Variables, current: Number) -> Variables:
         """Per ms, of a current in pA."""
-        return {
-            "b": -y["b"] / self.tau_adaptation,
-            "v": (self.rest - y["v"] + self.resistance * current) / self.tau,
-        }
+        return {"b": -y["b"] / self.tau_adaptation, "v": (self.rest - y["v"] + self.resistance * current) / self.tau}
 
     def margin(self, y: Variables) -> Number:
         """Distance to the threshold, relative to that of rest from the threshold at rest."""

@@ -81,15 +81,6 @@ def whole_fly(
         silent[driven] = dt
         inp = {"drive": ETraceParam({"weight": Fixed(drive * onto.weight)}, SpMatMulOp(onto))}
     op = SpMatMulOp(graph, weight_fn)
-    return Population(
-        units,
-        LIF(**{"tau": 20.0, "rest": -52.0, "reset": -52.0, "threshold": -45.0} | constants),
-        inp,
-        {"g": op.param(init=per_synapse * graph.weight)},
-        {"g": Exponential(tau_synapse), "drive": Delta()},
-        dt,
-        silent,
-        spike,
-        delay=delay,
-        clears=True,
-    )
+    neuron = LIF(**{"tau": 20.0, "rest": -52.0, "reset": -52.0, "threshold": -45.0} | constants)
+    rec, synapses = {"g": op.param(init=per_synapse * graph.weight)}, {"g": Exponential(tau_synapse), "drive": Delta()}
+    return Population(units, neuron, inp, rec, synapses, dt, silent, spike, delay=delay, clears=True)
