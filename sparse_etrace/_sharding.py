@@ -141,11 +141,8 @@ def _parted(param: Any, mesh: Mesh, op: Any, num_post: int, blocks: Blocks) -> E
     is_tied = isinstance(op, SpMatMulOp) and op.slot is not None
 
     def is_laid_out(values: Any) -> bool:
-        return (
-            not is_tied
-            and isinstance(values, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
-            and values.shape[-1:] == (last,)
-        )
+        is_array = isinstance(values, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+        return is_array and not is_tied and values.shape[-1:] == (last,)
 
     def laid_out(values: Any, is_zero: bool = False) -> Any:
         """One for each weight."""

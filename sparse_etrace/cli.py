@@ -181,12 +181,8 @@ def _inspect(args: argparse.Namespace) -> None:
     if args.learner is None:
         _say(str(learner_costs(graph, args.batch, devices=args.devices)))
         return
-    rows = [
-        row
-        for learner, steps in args.learner
-        for row in learner_costs(graph, args.batch, [learner], steps=steps, devices=args.devices).rows
-    ]
-    _say(str(LearnerCosts(tuple(rows), args.batch, args.devices)))
+    found = [learner_costs(graph, args.batch, [one], steps=steps, devices=args.devices) for one, steps in args.learner]
+    _say(str(LearnerCosts(tuple(row for costs in found for row in costs.rows), args.batch, args.devices)))
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -140,9 +140,8 @@ def batches(x: np.ndarray, y: np.ndarray, seed: int) -> Iterator[tuple[np.ndarra
 def train(rule: Rule, model: WormNet, data: MNIST1D, updates: int, seed: int) -> tuple[WormNet, Json]:
     """Train by one rule; the curve is accuracy on the held-out training sequences."""
     every = max(updates // 15, 1)
-    schedule = optax.warmup_cosine_decay_schedule(
-        rule.rate / 10, rule.rate, min(100, updates // 10), updates, rule.rate / 50
-    )
+    first, most, last = rule.rate / 10, rule.rate, rule.rate / 50
+    schedule = optax.warmup_cosine_decay_schedule(first, most, min(100, updates // 10), updates, last)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
     stream = itertools.islice(batches(data.x_train[HELD_OUT:], data.y_train[HELD_OUT:], seed), updates)
     held_out = data.x_train[:HELD_OUT], data.y_train[:HELD_OUT]
@@ -267,9 +266,8 @@ def summary(results: Json) -> str:
     for name in ("D-RTRL", BRIDGED, "SnAp-2", "RTRL"):
         if name in results:
             gap = results["BPTT"]["test_accuracy"] - results[name]["test_accuracy"]
-            lines.append(
-                f"{f'gap of {name} to BPTT':32}{100 * gap:6.1f} points, after {results['updates']} updates each"
-            )
+            of = f"gap of {name} to BPTT"
+            lines.append(f"{of:32}{100 * gap:6.1f} points, after {results['updates']} updates each")
     used = results["memory"]
     for name, size in used["trace_bytes"].items():
         if name == READOUT_ONLY:

@@ -92,9 +92,8 @@ class Net(eqx.Module):
         rec = SpMatMulOp(graph, _per_step).param(keys[2], init=_normal)
         half = np.repeat([0.0, 1.7 / (1 - LEAK)], UNITS // 2)
         spike, reset = triangle(gamma), 0.6 / LEAK
-        self.cell = ALIF(
-            UNITS, inp, rec, LEAK, 0.6, SLOW, half, spike, reset=reset, reset_gradient=False, refractory=SILENT
-        )
+        options: dict[str, Any] = {"reset": reset, "reset_gradient": False, "refractory": SILENT}
+        self.cell = ALIF(UNITS, inp, rec, LEAK, 0.6, SLOW, half, spike, **options)
         self.out, self.is_calm = MatMulOp().param(keys[3], UNITS, 2), is_calm
 
     def init_state(self, batch: int) -> dict[str, Any]:

@@ -174,9 +174,8 @@ def draw(results: Json, modes: list[str]) -> "Figure":
     still, minutes = np.array(results["baselines"]["persistence"]), [5 * h for h in HORIZONS]
     for axes, mode in zip(figure.subplots(1, 2, sharey=True), modes, strict=True):
         errors = {name: 100 * np.array(found) / still for name, found in results[mode].items()}
-        plot.learning_curves(
-            errors, minutes, f"minutes ahead, after {mode}", "error (% of persistence)", "mean", ax=axes
-        )
+        labels = f"minutes ahead, after {mode}", "error (% of persistence)"
+        plot.learning_curves(errors, minutes, *labels, "mean", ax=axes)
         axes.set_xticks(minutes)
     return figure
 

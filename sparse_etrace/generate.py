@@ -217,9 +217,8 @@ def stochastic_block(sizes: Values, probability: Values, key: Array, *, self_loo
     for b in range(sizes.size):
         for a in range(sizes.size):
             skips = a == b and not self_loops and bool(sizes[a])
-            post, pre = np.divmod(
-                _pairs(rng, int((sizes[a] - skips) * sizes[b]), chance[a, b]), max(sizes[a] - skips, 1)
-            )
+            among = sizes[a] - skips
+            post, pre = np.divmod(_pairs(rng, int(among * sizes[b]), chance[a, b]), max(among, 1))
             ends.append(np.stack([pre + (pre >= post) * skips + start[a], post + start[b]]))
     pre, post = np.concatenate(ends, axis=1)
     block = np.repeat(np.arange(sizes.size, dtype=np.int32), sizes)

@@ -66,6 +66,7 @@ HOUSE = {
     "cli": "",
 }
 MAX_LINES, MAX_CODE = 350, 60  # of a file, and of code in a function
+MAX_ANY = 300  # in annotations of the library without figures, which say nothing there
 
 PYTHON_FILES = sorted(PACKAGE.rglob("*.py"))
 PROJECT_FILES = sorted(
@@ -232,6 +233,17 @@ def test_the_check_of_functions_sees(size, is_seen):
     assert bool([*_long_functions(text)]) == is_seen
     inside = "class A:\n" + "".join(f"    {line}\n" for line in text.splitlines())
     assert bool([*_long_functions(inside)]) == is_seen
+
+
+def _anys(texts):
+    nodes = (node for text in texts for node in ast.walk(ast.parse(text)))
+    return sum(isinstance(node, ast.Name) and node.id == "Any" for node in nodes)
+
+
+def test_annotations_say_something():
+    texts = [path.read_text() for path in PYTHON_FILES if "plot" not in path.parts]
+    found = _anys(texts)
+    assert 0 < found < MAX_ANY <= _anys([*texts, *["def f(x: Any) -> Any: ..."] * 150])
 
 
 # Wings whose errors may say what is the matter in other words than what was expected and what came.

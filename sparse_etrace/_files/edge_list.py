@@ -44,9 +44,11 @@ def read(source: Source, table: Table, options: Options) -> Graph:
                 "each such edge as two rows and drop the column, or read it with pandas and pass "
                 "`networkx.from_pandas_edgelist(...)` to `from_networkx`."
             )
-    place, kept, policies = the_rest(
-        names, (pre, post), weight, options, lambda k: typed(columns[k]).dtype.kind in "iuf"
-    )
+
+    def is_number(k: int) -> bool:
+        return typed(columns[k]).dtype.kind in "iuf"
+
+    place, kept, policies = the_rest(names, (pre, post), weight, options, is_number)
     reads: list[Callable[[], Any]] = [
         lambda: None if place is None else numbers("weight", columns[place]),
         partial(_nodes, source, table, columns[pre], columns[post]),
@@ -142,13 +144,10 @@ def _nodes(
     if labels is None:
         return [_numbers_of_nodes("pre", pre), _numbers_of_nodes("post", post)], shape, None
     if len(labels) != (shape[0] if shape[0] == shape[1] else sum(shape)):
-        damaged(f"labels for a graph of shape {shape}, one a node", f"{len(labels)}")
+        damaged(f"labels for a graph of shape {shape}, one a node", str(len(labels)))
     text = [str(label) for label in labels]
-    return (
-        [positions_in("pre", pre, text[: shape[0]]), positions_in("post", post, text[len(text) - shape[1] :])],
-        shape,
-        labels,
-    )
+    pre, post = positions_in("pre", pre, text[: shape[0]]), positions_in("post", post, text[len(text) - shape[1] :])
+    return [pre, post], shape, labels
 
 
 def _numbers_of_nodes(name: str, column: pa.ChunkedArray) -> np.ndarray:

@@ -86,5 +86,5 @@ def _field(facts: pa.Buffer, table: int, k: int) -> int:
 
 def _number(kind: str, data: pa.Buffer, at: int) -> int:
     if not 0 <= at <= data.size - struct.calcsize(kind):
-        damaged(f"offsets within its {data.size} bytes", f"{at}")
+        damaged(f"offsets within its {data.size} bytes", str(at))
     return struct.unpack_from("<" + kind, data, at)[0]

@@ -64,10 +64,8 @@ def read(source: Source, options: Options) -> Graph:
     way = ", or leave it out of `edge_attrs`"
     edge_attrs = {name: _column(f"edge attribute {name!r}", "edge", groups[name], rows, way) for name in kept}
     owners = list(document.nodes.values())
-    node_attrs = {
-        name: _column(f"node attribute {name!r}", "node", keys, owners)
-        for name, keys in _groups(document, "node", owners).items()
-    }
+    of_nodes = _groups(document, "node", owners).items()
+    node_attrs = {name: _column(f"node attribute {name!r}", "node", keys, owners) for name, keys in of_nodes}
     return build_graph(pre, post, weight, shape, labels, node_attrs, edge_attrs, policies=options.policies)
 
 
@@ -112,7 +110,7 @@ def _nodes(document: Document) -> tuple[Sequence[Hashable] | None, tuple[int, in
         return labels, (size, size)
     shape = mark["shape"][0], mark["shape"][1]
     if size != (shape[0] if shape[0] == shape[1] else sum(shape)):
-        damaged(f"the nodes of a graph of shape {shape}", f"{size}")
+        damaged(f"the nodes of a graph of shape {shape}", str(size))
     if mark["labels"] == "int":
         for label in labels:
             if not INTEGER(label):

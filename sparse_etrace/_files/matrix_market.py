@@ -50,16 +50,15 @@ def read(source: Source, options: Options) -> Graph:
         with sound("a sound Matrix Market file", ValueError, OverflowError):
             matrix = scipy.io.mmread(io.BytesIO(data), spmatrix=False)
         if matrix.shape != (num_pre, num_post):
-            damaged(f"shape {(num_pre, num_post)}, as its head claims", f"{matrix.shape}")
+            damaged(f"shape {(num_pre, num_post)}, as its head claims", str(matrix.shape))
         if sp.issparse(matrix):
             (pre, post), weight = matrix.coords, matrix.data
             _check_triangle(pre[:count], post[:count], weight, symmetry)
         else:
             pre, post = np.nonzero(matrix)
             weight = matrix[pre, post]
-        graph = build_graph(
-            pre, post, None if field == "pattern" else weight, (num_pre, num_post), policies=options.policies
-        )
+        weight = None if field == "pattern" else weight
+        graph = build_graph(pre, post, weight, (num_pre, num_post), policies=options.policies)
         check.result()
     return graph
 
@@ -102,7 +101,7 @@ def _header(data: bytes) -> tuple[str, str, str, list[int], int]:
             damaged("a line of sizes", "the end of the file")
     found = line.split()
     if len(found) != (3 if layout == "coordinate" else 2) or not all(re.fullmatch(rb"\d{1,18}", x) for x in found):
-        damaged(f"whole numbers as the sizes of a {layout} matrix", f"{line[:60].decode('ascii', 'replace')!r}")
+        damaged(f"whole numbers as the sizes of a {layout} matrix", repr(line[:60].decode("ascii", "replace")))
     return layout, field, symmetry, [int(x) for x in found], end or len(data)
 
 
@@ -129,7 +128,7 @@ def _check_body(data: bytes, start: int, layout: str, field: str, tokens: int) -
             )
         start = stop
     if found != tokens or (layout == "array" and lines != tokens):
-        damaged(f"{tokens} words in the entries, as many in each line as their kind says", f"{found}")
+        damaged(f"{tokens} words in the entries, as many in each line as their kind says", str(found))
 
 
 def _sound_words(piece: bytes, points: bytes, codes: np.ndarray) -> bool:

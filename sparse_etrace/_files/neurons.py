@@ -70,10 +70,8 @@ def read(
         else:
             chosen, found = (parquet if kind == "parquet" else feather).table_of(source, choose)
         # Arrow cannot choose rows of text of this type.
-        plain = [
-            field.with_type(pa.large_string()) if field.type == pa.string_view() else field for field in found.schema
-        ]
-        found = found.cast(pa.schema(plain))
+        kinds = [pa.large_string() if kind == pa.string_view() else kind for kind in found.schema.types]
+        found = found.cast(pa.schema(zip(found.schema.names, kinds)))
         is_text, has_id = False, found[chosen.id].is_valid()
     rows = found.num_rows
     found = found.filter(has_id)

@@ -31,7 +31,7 @@ def read(source: Source, options: Options) -> Graph:
     if "sparse_etrace" not in arrays:
         return _of_scipy(source, arrays, options)
     if arrays["sparse_etrace"].shape or arrays["sparse_etrace"] != VERSION:
-        damaged(f"version {VERSION} of this format", f"{arrays['sparse_etrace']!r}")
+        damaged(f"version {VERSION} of this format", repr(arrays["sparse_etrace"]))
     shape, labels, node_attrs, edge_attrs = unpack(source, arrays)
     pre, post, weight = (_member(arrays, name) for name in ("pre", "post", "weight"))
     kept = {name: edge_attrs[name] for name in options.kept(list(edge_attrs))}
@@ -51,7 +51,7 @@ def unpack(source: Source, arrays: dict[str, np.ndarray]) -> tuple[tuple[int, in
     """Return shape, labels and attributes."""
     sizes = _member(arrays, "shape")
     if sizes.shape != (2,) or sizes.dtype.kind not in "iu":
-        damaged("two integers as the shape", f"{sizes.tolist()!r}")
+        damaged("two integers as the shape", repr(sizes.tolist()))
     shape = int(sizes[0]), int(sizes[1])
     source.check_units(*shape)
     labels: Any = arrays.get("labels")
@@ -117,7 +117,7 @@ def _of_scipy(source: Source, arrays: dict[str, np.ndarray], options: Options) -
         raise ValueError(f"expected a scipy matrix of a format among {', '.join(SCIPY)}, got {kind!r}. Convert it.")
     sizes, data = arrays["shape"], arrays["data"]
     if sizes.shape != (2,) or sizes.dtype.kind not in "iu":
-        damaged("two sizes as the shape of a graph", f"{sizes.tolist()!r}")
+        damaged("two sizes as the shape of a graph", repr(sizes.tolist()))
     shape = int(sizes[0]), int(sizes[1])
     source.check_units(*shape)
     if data.ndim != SCIPY[kind] and not (kind in ("csr", "csc") and data.ndim == 1) and kind != "dia":
@@ -184,7 +184,7 @@ def _array(name: str, data: bytes) -> np.ndarray:
 
 def _member(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
     if name not in arrays:
-        damaged(f"an array {name!r}", f"{', '.join(sorted(arrays))}")
+        damaged(f"an array {name!r}", ", ".join(sorted(arrays)))
     return arrays[name]
 
 
@@ -236,5 +236,5 @@ def _hashable(value: object) -> object:
     if isinstance(value, list):
         return tuple(_hashable(part) for part in value)
     if isinstance(value, dict):
-        damaged("labels that are strings, numbers or tuples of these", f"{value!r}")
+        damaged("labels that are strings, numbers or tuples of these", repr(value))
     return value

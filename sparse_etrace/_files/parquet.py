@@ -63,7 +63,7 @@ def _batches(source: Source, names: list[str], rows: int) -> Iterator[pa.RecordB
             seen += batch.num_rows
             yield batch
     if seen != rows:
-        damaged(f"{rows} rows, as it claims", f"{seen}")
+        damaged(f"{rows} rows, as it claims", str(seen))
 
 
 def _table(source: Source, names: list[str], schema: pa.Schema, rows: int) -> pa.Table:
@@ -102,7 +102,7 @@ def check_groups(source: Source, file: pq.ParquetFile) -> int:
     sizes = [group.total_byte_size for group in groups]
     rows = sum(group.num_rows for group in groups)
     if min([rows, facts.num_rows, *sizes]) < 0 or rows != facts.num_rows:
-        damaged(f"{rows} rows, as its groups claim", f"{facts.num_rows}")
+        damaged(f"{rows} rows, as its groups claim", str(facts.num_rows))
     source.check_size(max(sum(sizes), 8 * rows * max(facts.num_columns, 1)))
     return rows
 

@@ -140,16 +140,10 @@ def from_dataframe(
             raise TypeError(
                 f"pre and post: expected ids that can be sorted, got those in {pre!r} and {post!r}. Pass `labels`."
             ) from error
-    graph = from_edges(
-        ends[0],
-        ends[1],
-        None if weight is None else _column_of(df, "weight", weight),
-        labels=labels,
-        edge_attrs={key: _column_of(df, "edge_attrs", key) for key in kept_names(edge_attrs, names)},
-        duplicates=duplicates,
-        self_loops=self_loops,
-        dtype=dtype,
-    )
+    values = None if weight is None else _column_of(df, "weight", weight)
+    attrs = {key: _column_of(df, "edge_attrs", key) for key in kept_names(edge_attrs, names)}
+    policies: dict[str, Any] = {"duplicates": duplicates, "self_loops": self_loops, "dtype": dtype}
+    graph = from_edges(ends[0], ends[1], values, labels=labels, edge_attrs=attrs, **policies)
     say_guesses("from_dataframe", guesses)
     return graph
 

@@ -70,12 +70,9 @@ class Graph(eqx.Module):
             )
         self.connectivity = connectivity
         self.weight = _fit(weight, connectivity.num_synapses)
-        self._table = Table(
-            labels,
-            None if isinstance(labels, range) else label_index(labels),
-            aligned("node_attrs", node_attrs, num_nodes),
-            aligned("edge_attrs", edge_attrs, connectivity.num_synapses),
-        )
+        index = None if isinstance(labels, range) else label_index(labels)
+        of_nodes = aligned("node_attrs", node_attrs, num_nodes)
+        self._table = Table(labels, index, of_nodes, aligned("edge_attrs", edge_attrs, connectivity.num_synapses))
 
     @property
     def nodes(self) -> Sequence[Hashable]:

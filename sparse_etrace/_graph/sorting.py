@@ -132,10 +132,8 @@ def _call(name: str, *given: np.ndarray | int | None) -> int:
     """Call a function with where arrays lie, with numbers, and with how many threads it may use."""
     function = LIBRARY[f"sparse_etrace_{name}"]
     function.restype = ctypes.c_int64
-    return function(
-        *(ctypes.c_int64(a.ctypes.data if isinstance(a, np.ndarray) else a or 0) for a in given),
-        ctypes.c_int64(thread_count()),
-    )
+    plain = (a.ctypes.data if isinstance(a, np.ndarray) else a or 0 for a in given)
+    return function(*map(ctypes.c_int64, plain), ctypes.c_int64(thread_count()))
 
 
 def thread_count() -> int:

@@ -286,11 +286,8 @@ def _flat(summary: GraphSummary) -> list[tuple[str, object]]:
         if isinstance(value, Degrees | Components | Weights | Signs):
             rows += [(f"{name}.{k}", v) for k, v in value._asdict().items() if k != "hubs"]
         elif isinstance(value, dict):
-            rows += [
-                (f"{name}.{key}.{what}", count)
-                for key, attribute in value.items()
-                for what, count in (attribute.counts or {}).items()
-            ]
+            for key, attribute in value.items():
+                rows += [(f"{name}.{key}.{what}", count) for what, count in (attribute.counts or {}).items()]
         else:
             rows.append((name, value))
     return rows

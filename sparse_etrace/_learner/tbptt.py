@@ -131,9 +131,11 @@ class Sliding(Engine):
             return Window(*by_step(self.step, self.task.train, model, carry, xs, ys, loss_fn))
         first = jax.tree.map(lambda leaf: leaf[0], xs)
         start = partial(self._remembered, carry=carry, x=first)
-        losses, aux, grads, state, before = in_reverse(
-            lambda model, state, x: (*joined(model)(state, x), state), model, self.task.train, start, xs, ys, loss_fn
-        )
+
+        def step(model: Model, state: PyTree[Array], x: PyTree[Array]) -> tuple[PyTree, PyTree, PyTree]:
+            return *joined(model)(state, x), state
+
+        losses, aux, grads, state, before = in_reverse(step, model, self.task.train, start, xs, ys, loss_fn)
         return Window(losses, aux, grads, Carry(state, self._after(carry.traces, len(losses), before, xs)))
 
     def _remembered(self, model: Model, carry: Carry, x: PyTree[Array]) -> PyTree[Array]:
@@ -142,16 +144,12 @@ class Sliding(Engine):
         trained, fixed = split(model, self.task.train)
         summed = widened(trained)
         past, count = carry.traces, carry.traces.count
-        path, inputs = (
-            jax.tree.map(lambda old, now: jnp.concatenate([old, now[None]]), *pair)
-            for pair in ((past.states, carry.state), (past.inputs, x))
-        )
+        old, now = (past.states, past.inputs), (carry.state, x)
+        path, inputs = jax.tree.map(lambda old, now: jnp.concatenate([old, now[None]]), old, now)
         # Slots that were never filled stand for steps like this one, so that no model meets an input that never was.
         ages = jnp.arange(self.steps - 1, -1, -1)
         filled = jnp.max(jnp.stack([jnp.max(c, initial=0) for c in jax.tree.leaves(count)] or [jnp.zeros((), int)]))
-        path, inputs = (
-            jax.tree.map(lambda leaf: _where(ages > filled, leaf[-1], leaf), part) for part in (path, inputs)
-        )
+        path, inputs = jax.tree.map(lambda leaf: _where(ages > filled, leaf[-1], leaf), (path, inputs))
 
         def again(state: PyTree[Array], now: tuple) -> tuple[PyTree[Array], None]:
             x, then, age = now

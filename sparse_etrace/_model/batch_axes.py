@@ -59,12 +59,9 @@ def as_long_as_a_batch(model: Model, state: PyTree, x: PyTree, grouping: Groupin
 
     def works(*kept: int) -> bool:
         more = tuple(size + 1 for size in batch)
-        sizes = [
-            jax.ShapeDtypeStruct((*more, *leaf.shape[len(batch) :]), leaf.dtype)
-            if k in fits and k not in kept
-            else leaf
-            for k, leaf in enumerate(given)
-        ]
+        sizes = list(given)
+        for k in set(fits).difference(kept):
+            sizes[k] = jax.ShapeDtypeStruct((*more, *given[k].shape[len(batch) :]), given[k].dtype)
         old, larger = jax.tree.unflatten(layout, sizes)
         try:
             new, _ = jax.eval_shape(lambda a, h, x: eqx.combine(a, static)(h, x), struct(arrays), old, larger)
@@ -72,12 +69,10 @@ def as_long_as_a_batch(model: Model, state: PyTree, x: PyTree, grouping: Groupin
             return False
         return [leaf.shape for leaf in jax.tree.leaves(new)] == [leaf.shape for leaf in sizes[:count]]
 
-    driven = {
-        k
-        for g in grouping.groups
-        if any(_has_batch(grouping, grouping.reading.calls[r.call], batch) for r in g.routes)
-        for k in g.variables
-    }
+    calls, driven = grouping.reading.calls, set[int]()
+    for g in grouping.groups:
+        if any(_has_batch(grouping, calls[r.call], batch) for r in g.routes):
+            driven.update(g.variables)
     asked = [k for k in fits if k < count and k not in driven]
     chosen = (alone for count in range(len(asked) + 1) for alone in itertools.combinations(asked, count))
     alone = next((kept for kept in itertools.islice(chosen, TRIES) if works(*kept)), None)

@@ -1,6 +1,5 @@
 """One execution of an op, or of a cut, inside a step."""
 
-import itertools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -61,12 +60,9 @@ class Call(NamedTuple):
 
 def own_arrays(calls: Iterable[Call], weights: Weights) -> Known:
     """What ops and weights hold, once known, so that whatever is made of them in a step is made once."""
-    return {
-        atom: value
-        for c in calls
-        for atom, value in zip([*c.op_atoms, *c.weight_atoms], itertools.chain(*weights[c.number]), strict=True)
-        if isinstance(atom, int)
-    }
+    atoms = [atom for c in calls for atom in (*c.op_atoms, *c.weight_atoms)]
+    values = [value for c in calls for part in weights[c.number] for value in part]
+    return {atom: value for atom, value in zip(atoms, values, strict=True) if isinstance(atom, int)}
 
 
 def halfway(calls: Iterable[Call], program: Program, known: Known) -> dict[int, Array]:

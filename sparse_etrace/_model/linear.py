@@ -163,9 +163,8 @@ def _is_linear(eqn: jex.JaxprEqn, given: list[str]) -> bool:
 
 def _has_transpose(eqn: jex.JaxprEqn, given: list[str]) -> bool:
     """Ask jax, without running anything."""
-    avals, outs = (
-        [jax.ShapeDtypeStruct(aval(v).shape, aval(v).dtype) for v in part] for part in (eqn.invars, eqn.outvars)
-    )
+    parts = [[aval(v) for v in part] for part in (eqn.invars, eqn.outvars)]
+    avals, outs = ([jax.ShapeDtypeStruct(a.shape, a.dtype) for a in part] for part in parts)
 
     def transposed(values: list[Array], out: list[Array]) -> tuple[Array, ...]:
         def forward(*moved: Array) -> list[Array]:

@@ -122,9 +122,7 @@ def _fold(eqn: jex.JaxprEqn, args: Values, values: dict[jex.Var, ArrayLike]) -> 
         return
     out = eqn.outvars[0]
     dtype = getattr(out.aval, "dtype", None)
-    discrete = dtype is not None and (
-        jax.dtypes.issubdtype(dtype, np.integer) or jax.dtypes.issubdtype(dtype, np.bool_)
-    )
+    discrete = dtype is not None and any(jax.dtypes.issubdtype(dtype, kind) for kind in (np.integer, np.bool_))
     known = [a for a in args if a is not None]
     if discrete and aval(out).size <= 1 << 20 and not sub_jaxprs(eqn) and len(known) == len(args):
         with jax.ensure_compile_time_eval():
@@ -214,12 +212,8 @@ def _by_binding(eqn: jex.JaxprEqn, ids: list[Unmixed], values: Values) -> list[n
     name = eqn.primitive.name
     with jax.ensure_compile_time_eval():
         if name in _SCATTERS:
-            moved = _SCATTERS[name](
-                *map(jnp.asarray, args),
-                parameter(eqn, "dimension_numbers"),
-                unique_indices=parameter(eqn, "unique_indices"),
-                mode=parameter(eqn, "mode"),
-            )
+            options = {key: parameter(eqn, key) for key in ("unique_indices", "mode")}
+            moved = _SCATTERS[name](*map(jnp.asarray, args), parameter(eqn, "dimension_numbers"), **options)
         else:
             (moved,) = execute(eqn, [jnp.asarray(a) for a in args])
         return [np.maximum(np.asarray(moved).astype(int), 0) - 1]

@@ -138,6 +138,11 @@ class Reading:
                         todo.append(("y", sink[1]))
         return found
 
+    def leaves_of(self, param: int) -> list[tuple[Call, int]]:
+        """Op calls that learn, and the leaf of their weights that a parameter is part of."""
+        sinks = self.within_step(("p", param))
+        return [(c, k) for c in self.learning for k in range(len(c.weight_atoms)) if ("w", c.number, k) in sinks]
+
     def op_free(self, i: int) -> set[int]:
         """State leaves whose new value the old value of leaf `i` influences without passing an op.
 
@@ -163,9 +168,8 @@ class Reading:
     @cached_property
     def learning(self) -> list[Call]:
         """Op calls with a trained weight, apart from those whose output only makes the weights of another op."""
-        return [
-            c for c in self.calls if c.is_op and any(self.weight_is_trained(c)) and not self._makes_weights(c.number)
-        ]
+        trained = [c for c in self.calls if c.is_op and any(self.weight_is_trained(c))]
+        return [c for c in trained if not self._makes_weights(c.number)]
 
     def _makes_weights(self, call: int) -> bool:
         sinks = self.direct.get(("y", call), set())

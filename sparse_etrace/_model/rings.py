@@ -93,6 +93,5 @@ def _is_like(program: Program, atom: Atom, pattern: Program, other: Atom, found:
         return False
     (one,), (like,) = makers
     is_same = one.eqn.primitive is like.eqn.primitive and str(one.eqn.params) == str(like.eqn.params)
-    return is_same and all(
-        _is_like(program, i, pattern, j, found) for i, j in zip(one.inputs, like.inputs, strict=True)
-    )
+    pairs = zip(one.inputs, like.inputs, strict=True)
+    return is_same and all(_is_like(program, i, pattern, j, found) for i, j in pairs)

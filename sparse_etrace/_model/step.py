@@ -162,10 +162,8 @@ class Step:
             The outputs, with a tap also its value; and the new state, the input of each learning call and the outputs
             of all calls.
         """
-        inputs = [*params, *state, *x]
-        values: dict[tuple[int, Labels], Array] = {
-            (i, Labels()): v for i, v in [*self.program.consts.items(), *zip(self.program.inputs, inputs, strict=True)]
-        }
+        known = self.program.consts | dict(zip(self.program.inputs, [*params, *state, *x], strict=True))
+        values: dict[tuple[int, Labels], Array] = {(i, Labels()): v for i, v in known.items()}
         found: dict[int, Input] = {}
         tapped: list[Array] = []
 
@@ -199,10 +197,8 @@ class Step:
                     v = jax.lax.stop_gradient(v) if self.tap.is_cut else v + deltas[TAP]
                 values[(o, variant)] = v
         everything = [variant_of(a, Labels()) for c in self.reading.calls for a in c.node.outputs]
-        new, out = (
-            [variant_of(a, Labels()) if isinstance(a, int) else constant(a) for a in atoms]
-            for atoms in (self.reading.new, self.reading.out)
-        )
+        ends = self.reading.new, self.reading.out
+        new, out = ([variant_of(a, Labels()) if isinstance(a, int) else constant(a) for a in end] for end in ends)
         xs = {c.number: found[c.number] for c in self.along.watched}
         xs |= {number: variant_of(ring.sent, Labels()) for number, ring in self.rings.items()}
         return out + tapped, (new, xs, everything)
@@ -216,10 +212,8 @@ class Step:
 
     def _inside(self, node: Node, stop: Labels) -> Labels:
         """What the inputs of an equation take as constant, given what its outputs do."""
-        updated = [
-            k for k, values in (self.grouping.updates or {}).items() if k in stop and values.intersection(node.outputs)
-        ]
-        return stop.union(~k for k in updated)
+        updates = (self.grouping.updates or {}).items()
+        return stop.union(~k for k, values in updates if k in stop and values.intersection(node.outputs))
 
     @cached_property
     def _plan(self) -> list[tuple[Node, Labels]]:

@@ -107,9 +107,8 @@ class UnitLinks:
 
     def _value(self, node: Node) -> int:
         kind, number = node
-        return (
-            self.grouping.reading.state[number] if kind == "h" else self.grouping.reading.calls[number].node.outputs[0]
-        )
+        a = self.grouping.reading
+        return a.state[number] if kind == "h" else a.calls[number].node.outputs[0]
 
     def _is_diagonal(self, node: Node) -> bool:
         return node[0] == "y" and self.grouping.reading.calls[node[1]].template(self.program)[0].is_diagonal

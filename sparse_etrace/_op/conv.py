@@ -172,13 +172,9 @@ class ConvOp(ETraceOp):
     @in_full()
     def xw_to_y(self, x: Shaped[Array, "*batch_space c_in"], w: Weights) -> Inexact[Array, "*batch_position c_out"]:
         batch, dtype = self._batch(x), jnp.result_type(x, w["weight"])
-        y = jax.lax.conv_general_dilated(
-            x.reshape(math.prod(batch), *self.xinfo.shape).astype(dtype),
-            w["weight"].astype(dtype),
-            dimension_numbers=self._axes,
-            feature_group_count=self.feature_group_count,
-            **self._geometry,
-        )
+        flat = x.reshape(math.prod(batch), *self.xinfo.shape).astype(dtype)
+        options = {"dimension_numbers": self._axes, "feature_group_count": self.feature_group_count, **self._geometry}
+        y = jax.lax.conv_general_dilated(flat, w["weight"].astype(dtype), **options)
         return with_bias(y.reshape(*batch, *y.shape[1:]), w)
 
     def yw_to_w(self, y: Inexact[Array, "*batch_position c_out"], e: Weights) -> Weights:
@@ -190,12 +186,9 @@ class ConvOp(ETraceOp):
     def xy_to_dw(self, x: Array, y: Array, v: Weights) -> Weights:
         *window, c_in, c_out = v["weight"].shape
         batch, groups = self._batch(x), self.feature_group_count
-        patches = jax.lax.conv_general_dilated_patches(
-            x.reshape(math.prod(batch), *self.xinfo.shape).astype(jnp.result_type(x, y)),
-            window,
-            dimension_numbers=self._axes,
-            **self._geometry,
-        )
+        flat = x.reshape(math.prod(batch), *self.xinfo.shape).astype(jnp.result_type(x, y))
+        options = {"dimension_numbers": self._axes, **self._geometry}
+        patches = jax.lax.conv_general_dilated_patches(flat, window, **options)
         patches = patches.reshape(*batch, *patches.shape[1:-1], groups, c_in, math.prod(window))
         grouped = y.reshape(*y.shape[:-1], groups, c_out // groups)
         weight = jnp.einsum("...gcw,...go->...wcgo", patches, grouped).reshape(*y.shape[:-1], *v["weight"].shape)

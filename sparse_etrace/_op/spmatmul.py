@@ -228,9 +228,8 @@ class SpMatMulOp(ETraceOp):
         if self.delays is not None:
             units, depth = self.connectivity.num_pre, self.delays.depth
             if not isinstance(x, Ring) or (x.axis, x.values.shape[-1]) != (self.axis, units) or x.slots < depth:
-                got = (
-                    f"{x.slots} steps of {x.values.shape[-1]}, axis={x.axis}" if isinstance(x, Ring) else repr(type(x))
-                )
+                is_ring = isinstance(x, Ring)
+                got = f"{x.slots} steps of {x.values.shape[-1]}, axis={x.axis}" if is_ring else repr(type(x))
                 raise ValueError(
                     f"x: expected a Ring of {depth} steps or more of {units} units, axis={self.axis}, got {got}. The "
                     "op has delays: keep op.ring(*batch) in the state and push what is sent, or give delay=False."

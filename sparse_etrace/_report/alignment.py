@@ -48,13 +48,10 @@ class Alignment(NamedTuple):
 
     def __str__(self) -> str:
         stretches = [f"steps {first}-{end - 1}" for first, end in self.steps]
-        cells = [
-            [f"{c:6.3f} ({r:.3g})" for c, r in zip(*pair, strict=True)]
-            for pair in zip(self.cosine.T, self.norm_ratio.T, strict=True)
-        ]
-        return as_table(
-            ("cosine (norm ratio)", *stretches), [(n, *row) for n, row in zip(self.names, cells, strict=True)]
-        )
+        leaves = zip(self.cosine.T, self.norm_ratio.T, strict=True)
+        cells = [[f"{c:6.3f} ({r:.3g})" for c, r in zip(*leaf, strict=True)] for leaf in leaves]
+        rows = [(name, *row) for name, row in zip(self.names, cells, strict=True)]
+        return as_table(("cosine (norm ratio)", *stretches), rows)
 
     def to_dataframe(self) -> DataFrame:
         """The numbers as a pandas data frame: a row for each leaf and stretch, which ends before `end_step`.

@@ -54,14 +54,9 @@ class Comparison(NamedTuple):
         """A row for each graph: its wiring, score, synapses kept, and the p-value of its null model."""
         every = [Controls("graph", np.array([self.score]), np.ones(1), np.nan), *self.controls]
         sizes = [c.scores.size for c in every]
-        return data_frame(
-            {
-                "wiring": np.repeat([c.null for c in every], sizes),
-                "score": np.concatenate([c.scores for c in every]),
-                "kept": np.concatenate([c.kept for c in every]),
-                "p_value": np.repeat([c.p_value for c in every], sizes),
-            }
-        )
+        scores, kept = (np.concatenate([getattr(c, name) for c in every]) for name in ("scores", "kept"))
+        nulls, p_values = (np.repeat([getattr(c, name) for c in every], sizes) for name in ("null", "p_value"))
+        return data_frame({"wiring": nulls, "score": scores, "kept": kept, "p_value": p_values})
 
 
 def compare(
@@ -139,10 +134,12 @@ def compare(
 
 def _shared(graph: Graph, made: Graph) -> float:
     """The share of synapses of a graph that another has."""
-    (one, weight), (two, other) = (
-        (parts.post.astype(np.int64) * g.connectivity.num_pre + parts.pre, parts.weight)
-        for g, parts in ((graph, parts_of(graph)), (made, parts_of(made)))
-    )
+
+    def coded(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
+        parts = parts_of(graph)
+        return parts.post.astype(np.int64) * graph.connectivity.num_pre + parts.pre, parts.weight
+
+    (one, weight), (two, other) = coded(graph), coded(made)
     if not two.size or not one.size:
         return float(one.size == two.size)
     place = np.minimum(np.searchsorted(one, two), one.size - 1)

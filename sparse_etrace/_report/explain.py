@@ -120,12 +120,7 @@ def explain(learner: Learner, model: Model, state: PyTree, x: PyTree) -> Explana
     shapes = reading.program.shapes(reading.params)
     rows, notes = [], engine.notes()
     for i in reading.trained:
-        calls = [
-            (call, leaf)
-            for call in reading.learning
-            for leaf in range(len(call.weight_atoms))
-            if ("w", call.number, leaf) in reading.within_step(("p", i))
-        ]
+        calls = reading.leaves_of(i)
         uses = [engine.use(carry, *call) or Use(learner.gradient) for call in calls]
         rules, kept = [use.rule for use in uses], [shape for use in uses for shape in use.traces]
         notes += [note for use in uses for note in use.notes]

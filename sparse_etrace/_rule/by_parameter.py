@@ -76,9 +76,7 @@ class ByParameter(Engine):
             ValueError: there are too many.
         """
         moving, shared, *_ = self.find(model, state, x)
-        shapes = eqx.filter_eval_shape(
-            lambda model, state: _zeros(model, state, moving, shared, self.reach), model, state
-        )
+        shapes = eqx.filter_eval_shape(_zeros, model, state, moving, shared, self.reach)
         size = sum(leaf.size for leaf in jax.tree.leaves(shapes.rows))
         if size > self.limit:
             raise ValueError(
@@ -87,9 +85,8 @@ class ByParameter(Engine):
             )
         rows = jax.tree.map(lambda leaf: blank(leaf.shape, leaf.dtype), shapes.rows)
         origin = origin_of(model, *axes_of(model, state, x, self.task.train))
-        return Carry(
-            jax.tree.map(jnp.asarray, state), Derivative(rows, shared, tuple(moving), self.reach), origin=origin
-        )
+        traces = Derivative(rows, shared, tuple(moving), self.reach)
+        return Carry(jax.tree.map(jnp.asarray, state), traces, origin=origin)
 
     def carry_shapes(self, model: Model, state: PyTree, x: PyTree) -> Carry:
         """Shapes and types of what `init` returns; where only what is near is kept, the model needs its arrays."""
@@ -133,9 +130,8 @@ class ByParameter(Engine):
         params, traces = leaves_of(model)[0], self._checked(model, carry)
         values, pull = jax.vjp(lambda params: values_of(model, traces.moving, params)[0], params)
         live, to_live = live_of(jax.tree.leaves(carry.state))
-        (signal,) = jax.vjp(lambda live: [a for a in to_live(live) if is_inexact(a)], live)[1](
-            [part for part in by_state if is_inexact(part)]
-        )
+        _, by_live = jax.vjp(lambda live: [a for a in to_live(live) if is_inexact(a)], live)
+        (signal,) = by_live([part for part in by_state if is_inexact(part)])
         taught = traces.taught(signal, len(values))
         return pull(taught.astype(values.dtype))[0]
 
@@ -144,9 +140,8 @@ class ByParameter(Engine):
         traces = carry.traces
         if not isinstance(traces, Derivative) or traces.reach != self.reach:
             raise ValueError(WRONG_TRACES)
-        refuse_traces(
-            jax.eval_shape(lambda: _zeros(model, carry.state, traces.moving, traces.shared, self.reach)), traces
-        )
+        given = model, carry.state, traces.moving, traces.shared, self.reach
+        refuse_traces(jax.eval_shape(lambda: _zeros(*given)), traces)
         return traces
 
     def observed(self, model: Model, state: PyTree[Array], x: PyTree[Array]) -> Observed:

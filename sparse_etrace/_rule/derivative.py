@@ -283,7 +283,5 @@ def _in_blocks(some: Callable[[Array, int], Array], matrix: Array, workspace: in
 def _nbytes(jaxpr: jex.Jaxpr) -> int:
     """Bytes of all that a jaxpr makes, of a loop once."""
     made = (aval(v) for eqn in jaxpr.eqns for v in eqn.outvars)
-    inner = (max(map(_nbytes, sub_jaxprs(eqn)), default=0) for eqn in jaxpr.eqns)
-    return sum(math.prod(a.shape) * a.dtype.itemsize for a in made if hasattr(a, "dtype") and not is_key(a)) + sum(
-        inner
-    )
+    inner = sum(max(map(_nbytes, sub_jaxprs(eqn)), default=0) for eqn in jaxpr.eqns)
+    return inner + sum(math.prod(a.shape) * a.dtype.itemsize for a in made if hasattr(a, "dtype") and not is_key(a))

@@ -137,11 +137,9 @@ class InfluenceEngine(TermEngine):
         wiring = wired(links, model, self.storage.traces_all)
         reach = self.storage.reach(wiring)
         reached = reach.sum(axis=1)
-        first = {c.number: wiring.offset[("y", c.number)] - wiring.num_hidden for c in links.carriers}
-        traced = {
-            c.number for c in links.carriers
-            if reached[first[c.number] : first[c.number] + links.size(("y", c.number))].any()
-        }  # fmt: skip
+        nodes = {c.number: ("y", c.number) for c in links.carriers}
+        first = {number: wiring.offset[node] - wiring.num_hidden for number, node in nodes.items()}
+        traced = {k for k, node in nodes.items() if reached[first[k] : first[k] + links.size(node)].any()}
         if self.task.is_all:
             self.grouping.check_reach(self.task.allow_zero, traced)
         return zero_influences(wiring, reach, self.storage.max_influences, self._name)

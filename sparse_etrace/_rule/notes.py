@@ -10,13 +10,11 @@ from .._model.through import find_ways
 def untraced_recurrence(grouping: Grouping) -> list[Call]:
     """Trained op calls that pass hidden state on to hidden state, where none of them has a trace."""
     a, traced = grouping.reading, {r.call for g in grouping.groups for r in g.routes}
-    found = [
-        c
-        for c in a.learning
-        if c.call.traced
-        and grouping.stops[c.number]
-        and any(("x", c.number) in a.within_step(("h", i)) for i in grouping.cluster)
-    ]
+
+    def reads_state(c: Call) -> bool:
+        return any(("x", c.number) in a.within_step(("h", i)) for i in grouping.cluster)
+
+    found = [c for c in a.learning if c.call.traced and grouping.stops[c.number] and reads_state(c)]
     return [] if any(c.number in traced for c in found) else found
 
 
@@ -43,10 +41,8 @@ def one_step_only(grouping: Grouping, calls: list[Call]) -> str:
 
 def memory_elsewhere(grouping: Grouping) -> list[str]:
     """Hidden variables after an op whose own memory no trace follows, and which leads nowhere back."""
-    a, found = grouping.reading, []
-    later = {
-        i: {s[1] for s in a.within_step(("h", i)) if s[0] == "n"} & set(grouping.cluster) for i in grouping.cluster
-    }
+    a, cluster, found = grouping.reading, set(grouping.cluster), []
+    later = {i: {s[1] for s in a.within_step(("h", i)) if s[0] == "n"} & cluster for i in cluster}
     for j in sorted(grouping.cluster):
         back = closure({j}, later)
         keeps = ("n", j) in a.direct.get(("h", j), ())

@@ -85,9 +85,8 @@ class OwnTraces(ByCall):
         op, _, x = call.template(grouping.program)
         y = call.y(grouping.program)
         shape = grouping.groups[g].shape if op.is_diagonal else y.shape
-        parts: PyTree = [
-            jax.ShapeDtypeStruct((*front, *shape), y.dtype) for front in ((), (count,), (count, count), (count,))
-        ]
+        fronts = (), (count,), (count, count), (count,)
+        parts: PyTree = [jax.ShapeDtypeStruct((*front, *shape), y.dtype) for front in fronts]
 
         def like(op: ETraceOp, v: PyTree[Array], terms: TraceTerms) -> PyTree[Array]:
             return self.own.trace_like(op, widened(_at_units(op, route, v)), widened(terms))

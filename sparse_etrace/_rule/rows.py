@@ -88,9 +88,11 @@ class Rows(NamedTuple):
 
         self._each(part, nodes.shape, keep, keep)
         new = iter(parts)
-        return self._each(
-            carry, (self.num_nodes,), lambda now, axis: _put(now, nodes, next(new), axis), lambda now: next(new)
-        )
+
+        def put(now: Array, axis: int) -> Array:
+            return _put(now, nodes, next(new), axis)
+
+        return self._each(carry, (self.num_nodes,), put, lambda now: next(new))
 
     def _each(
         self, carry: Carry, rows: tuple[int, ...], of: Callable[[Array, int], Array], other: Callable[[Array], Array]

@@ -155,11 +155,8 @@ class Teacher:
             return None
         a = self.reading
         out, leaf = a.program.shapes(atom for atom in (a.out[0], self.new) if isinstance(atom, int))
-        shapes = {
-            k: out.shape[k:] + leaf.shape[k:]
-            for k in range(min(out.ndim, leaf.ndim) + 1)
-            if out.shape[:k] == leaf.shape[:k]
-        }
+        fronts = [k for k in range(min(out.ndim, leaf.ndim) + 1) if out.shape[:k] == leaf.shape[:k]]
+        shapes = {k: out.shape[k:] + leaf.shape[k:] for k in fronts}
         if given.key is not None:
             batch = self._num_batch()
             if batch not in shapes:

@@ -183,10 +183,8 @@ def reached(grouping: Grouping, params: list[Array], state: list[Like], x: list[
                     y = y + (route.total(landed, y) if op.is_diagonal else landed)
                 else:
                     carried.append((spread[call.number, route.via][0], landed))
-            parts = [
-                sum_to(op.xy_to_dw(None if op.is_diagonal else jnp.ones_like(x), y, v), v)
-                for x, y in [(given, y), *carried]
-            ]
+            pairs = [(None if op.is_diagonal else jnp.ones_like(x), y) for x, y in [(given, y), *carried]]
+            parts = [sum_to(op.xy_to_dw(x, y, v), v) for x, y in pairs]
             taught[call.number] = jax.tree.leaves(jax.tree.map(lambda *leaves: sum(leaves), *parts))
         grads = step.by_parameter(params, taught, plain)
         return [grads[i] for i in grouping.reading.trained]

@@ -141,12 +141,10 @@ def traces_after(
     Returns:
         The new traces, and for each op call the gradient of its weights (a list of leaves).
     """
-    new, gradients = {}, {}
-    landings = {
-        (call.number, number): landing
-        for call in grouping.reading.learning
-        for number, landing in enumerate(_landings(grouping, call, traces[call.number], terms))
-    }
+    new, gradients, landings = {}, {}, dict[tuple[int, int], Landing]()
+    for call in grouping.reading.learning:
+        landed = _landings(grouping, call, traces[call.number], terms)
+        landings |= {(call.number, number): landing for number, landing in enumerate(landed)}
     found = dict(zip(landings, adjoints(grouping, terms, list(landings.values()), only), strict=True))
     for call in grouping.reading.learning:
         new[call.number], gradients[call.number] = _advance_call(
@@ -303,8 +301,6 @@ def _filter(
     like = [jax.ShapeDtypeStruct(part.shape[1:], dtype) for part in (x, n)]
     new, (filtered, taught) = scan(step, start, (x, n, parts), len(x), like)
     leaves, layout = jax.tree.flatten(stored)
-    found = [
-        rounded(a, b.dtype, mixed(noise, len(routes) + i))
-        for i, (a, b) in enumerate(zip(jax.tree.leaves(new), leaves, strict=True))
-    ]
+    pairs = enumerate(zip(jax.tree.leaves(new), leaves, strict=True), len(routes))
+    found = [rounded(a, b.dtype, mixed(noise, i)) for i, (a, b) in pairs]
     return jax.tree.unflatten(layout, found), filtered, taught

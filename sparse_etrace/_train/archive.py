@@ -21,11 +21,8 @@ def part_of(path: Path, stamp: str, process: int) -> Path:
 
 def parts_beside(path: Path) -> list[Path]:
     whole = beside(path, "")
-    return [
-        file
-        for file in whole.parent.iterdir()
-        if re.fullmatch(re.escape(whole.name) + r"\.[0-9a-f]{8}\.\d+", file.name)
-    ]
+    pattern = re.compile(re.escape(whole.name) + r"\.[0-9a-f]{8}\.\d+")
+    return [file for file in whole.parent.iterdir() if pattern.fullmatch(file.name)]
 
 
 def write(path: Path, arrays: Mapping[str, Any]) -> None:

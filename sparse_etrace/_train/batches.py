@@ -78,10 +78,8 @@ class Batches(Sequence):
         if self.key is None:
             return np.arange(self.num_sequences)
         if self._order is None or self._order[0] != epoch:
-            self._order = (
-                epoch,
-                np.asarray(jax.random.permutation(jax.random.fold_in(self.key, epoch), self.num_sequences)),
-            )
+            order = jax.random.permutation(jax.random.fold_in(self.key, epoch), self.num_sequences)
+            self._order = epoch, np.asarray(order)
         return self._order[1]
 
     def __repr__(self) -> str:

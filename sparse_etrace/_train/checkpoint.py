@@ -45,6 +45,7 @@ class Identity(TypedDict):
 
 
 ANEW = "Name another file to start anew."
+DRAWN_ANEW = "Data that are drawn anew can come from a function data(position), which is not compared."
 
 
 def _refuse(expected: str, got: str, way_out: str = ANEW) -> NoReturn:
@@ -202,13 +203,8 @@ class Saved:
         for which, old, new in (("first", there["first"], first), ("last", there["last"], last)):
             if old and new and old != new:
                 name = next(k for k in {**new, **old} if old.get(k) != new.get(k))
-                got = f"{name!r} was {old.get(name)}, here it is {new.get(name)}"
-                way_out = "Data that are drawn anew can come from a function data(position), which is not compared."
-                _refuse(
-                    f"the data of {self.path}",
-                    f"others: of the {which} sequence that it has seen, {got}",
-                    f"{ANEW} {way_out}",
-                )
+                got = f"others: of the {which} sequence that it has seen, {name!r} was {old.get(name)}, here it is"
+                _refuse(f"the data of {self.path}", f"{got} {new.get(name)}", f"{ANEW} {DRAWN_ANEW}")
         return there
 
     def restore(self, template: PyTree, layouts: Sequence[Blocks | None], mesh: Mesh | None) -> PyTree:
@@ -248,9 +244,8 @@ class Saved:
         if moved:
             return self._laid_anew(k, leaf, *moved)
         if is_key(leaf):
-            return jax.random.wrap_key_data(
-                jnp.asarray(self._region(k, whole_of(here))), impl=jax.random.key_impl(leaf)
-            )
+            data = jnp.asarray(self._region(k, whole_of(here)))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         place: Any = None if mesh is None or self.specs[k] is None else placed(mesh, self.specs[k])
         if mesh is None and leaf.sharding.num_devices > 1:
             place = leaf.sharding

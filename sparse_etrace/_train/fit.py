@@ -134,9 +134,8 @@ def fit(
             columns=columns, callbacks=calls, file=file, ending=ending, run=run, rows=[],
         )  # fmt: skip
         if checkpoint is not None:
-            file.belongs_to(
-                _identity(loop, model, carry), {"data": repr(data)} if isinstance(data, Batches) else {}, given
-            )
+            options = {"data": repr(data)} if isinstance(data, Batches) else {}
+            file.belongs_to(_identity(loop, model, carry), options, given)
             loop.run, loop.rows = file.restored(run)
         if file.stopped == "patience":
             return loop.result("patience")

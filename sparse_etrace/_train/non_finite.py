@@ -108,22 +108,19 @@ def _synapse(learner: Learner, model: Model, state: PyTree, x: PyTree, name: str
     number = reading.param_names.index(name)
     params = jax.tree.leaves(eqx.filter(model, eqx.is_array))
     weights = reading.weights(params)
-    for call in reading.learning:
-        for leaf in range(len(call.weight_atoms)):
-            if ("w", call.number, leaf) not in reading.within_step(("p", number)):
-                continue
-            op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
-            given = call.template(reading.program)[2]
-            if (shape := jax.tree.leaves(v)[leaf].shape) != params[number].shape:
-                return ""
-            if given is not None:
-                given = jax.ShapeDtypeStruct(given.shape[given.ndim - op.input_ndim :], given.dtype)
-            try:
-                uses = op.synapses(v, given)[leaf]
-            except NotImplementedError:
-                return ""
-            found = np.flatnonzero(uses.slot == np.ravel_multi_index(index, shape))
-            if found.size:
-                post = uses.post[found[0]]
-                return f", unit {post}" if uses.pre is None else f", the synapse {uses.pre[found[0]]} -> unit {post}"
+    for call, leaf in reading.leaves_of(number):
+        op, v, _ = call.unflatten(*weights[call.number], call.x_atoms)
+        given = call.template(reading.program)[2]
+        if (shape := jax.tree.leaves(v)[leaf].shape) != params[number].shape:
+            return ""
+        if given is not None:
+            given = jax.ShapeDtypeStruct(given.shape[given.ndim - op.input_ndim :], given.dtype)
+        try:
+            uses = op.synapses(v, given)[leaf]
+        except NotImplementedError:
+            return ""
+        found = np.flatnonzero(uses.slot == np.ravel_multi_index(index, shape))
+        if found.size:
+            post = uses.post[found[0]]
+            return f", unit {post}" if uses.pre is None else f", the synapse {uses.pre[found[0]]} -> unit {post}"
     return ""

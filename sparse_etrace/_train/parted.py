@@ -91,10 +91,8 @@ def blocks_of(model: PyTree) -> dict[str, Blocks]:
 def layouts(run: PyTree, carry: PyTree, blocks: Mapping[str, Blocks]) -> list[Blocks | None]:
     """How each array of a run lies in blocks; None where it does not."""
     arrays, owners = eqx.filter(run, eqx.is_array), owners_of(carry)
-    return [
-        layout(name, leaf.shape, blocks, owners)
-        for name, leaf in zip(leaf_names(arrays), jax.tree.leaves(arrays), strict=True)
-    ]
+    named = zip(leaf_names(arrays), jax.tree.leaves(arrays), strict=True)
+    return [layout(name, leaf.shape, blocks, owners) for name, leaf in named]
 
 
 def layout(name: str, shape: tuple[int, ...], blocks: Mapping[str, Blocks], owners: Mapping[int, str]) -> Blocks | None:
@@ -129,10 +127,8 @@ def relaid(read: Any, base: np.ndarray, at: tuple[slice, ...], old: Blocks, new:
             first = max(low + shift, new.starts[j], old.starts[i])
             last = min(high + shift, new.starts[j + 1], old.starts[i + 1])
             if first < last:
-                there = i * old.size - old.starts[i]
-                base[..., first - shift - low : last - shift - low] = read(
-                    (*at[:-1], slice(first + there, last + there))
-                )
+                there, here = i * old.size - old.starts[i], -shift - low
+                base[..., first + here : last + here] = read((*at[:-1], slice(first + there, last + there)))
 
 
 def whole_of(shape: Sequence[int], at: Sequence[slice] = ()) -> tuple[slice, ...]:

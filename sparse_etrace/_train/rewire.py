@@ -116,9 +116,8 @@ def rewire(
     name, path = _names(model, param)
     paths = [at for at, _ in jax.tree_util.tree_flatten_with_path(model)[0] if at[-1:] == path[-1:]]
     value = {**param.value, "weight": moved(param.value["weight"], starts)}
-    made = eqx.tree_at(
-        where, model, eqx.tree_at(lambda p: (p.value, p.op), param, (value, _on(param.op, connectivity)))
-    )
+    new = eqx.tree_at(lambda p: (p.value, p.op), param, (value, _on(param.op, connectivity)))
+    made = eqx.tree_at(where, model, new)
 
     def by_path(tree: PyTree) -> PyTree:
         """Leaves that stand where the weights stand in a model, and not where others do whose path ends alike."""

@@ -75,9 +75,8 @@ def _objective(task: Task, carry: Carry, xs: PyTree, ys: PyTree) -> Callable[[Py
     """The sum of the losses of these steps as a function of what is trained, with the rule's gradient as its own."""
 
     def run(trained: PyTree) -> tuple[Array, PyTree]:
-        losses, grads, *_ = gradient(
-            task.learner, task.loss_fn, eqx.combine(trained, task.fixed), carry, xs, ys, task.chunk, False
-        )
+        model = eqx.combine(trained, task.fixed)
+        losses, grads, *_ = gradient(task.learner, task.loss_fn, model, carry, xs, ys, task.chunk, False)
         return jnp.sum(losses), grads
 
     @jax.custom_vjp

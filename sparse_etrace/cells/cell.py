@@ -110,15 +110,12 @@ def cell_from_time_constants(
         >>> round(float(cell.decay()), 4), round(float(cell.adaptation_decay()), 4)
         (0.9512, 0.995)
     """
-    times = {"decay": ("tau", tau), "adaptation_decay": ("tau_adaptation", tau_adaptation)}
+    given = {"decay": ("tau", tau), "adaptation_decay": ("tau_adaptation", tau_adaptation)}
+    times = {decay: named for decay, named in given.items() if named[1] is not None}
     for name, time in (("dt", dt), *times.values()):
-        if time is not None and not np.all(np.asarray(time, float) > 0):
+        if not np.all(np.asarray(time, float) > 0):
             raise ValueError(f"{name}: expected positive times, got {time}. To train a decay, give a parameter.")
-    decays = {
-        name: np.exp(-np.asarray(dt, float) / np.asarray(time, float))
-        for name, (_, time) in times.items()
-        if time is not None
-    }
+    decays = {name: np.exp(-np.asarray(dt, float) / np.asarray(time, float)) for name, (_, time) in times.items()}
     return (cls.of if "key" in constants else cls)(*args, **decays, **constants)
 
 

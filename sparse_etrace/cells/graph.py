@@ -222,10 +222,8 @@ class GraphGRU(eqx.Module):
         turned = a.T.tocsr().sorted_indices().tocoo()
         with np.errstate(divide="ignore"):
             out, into = 1 / a.sum(1), 1 / a.sum(0)
-        along, against = (
-            sp.coo_array((out[pre], (pre, post)), a.shape),
-            sp.coo_array((into[pre], turned.coords), a.shape),
-        )
+        along = sp.coo_array((out[pre], (pre, post)), a.shape)
+        against = sp.coo_array((into[pre], turned.coords), a.shape)
         count, hidden = w["conv_x_r.weight"].shape[1], w["conv_x_r.weight"].shape[3]
         forth, back = (walk_series(walk.tocsr(), count - 1) for walk in (along, against))
         op = GraphConvOp([*forth, *back[1:]])

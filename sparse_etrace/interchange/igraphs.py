@@ -46,10 +46,7 @@ def from_igraph(
     """
     if not all(hasattr(G, name) for name in ("vcount", "get_edgelist", "is_directed", "vs", "es")):
         raise TypeError(f"G: expected a graph of igraph, got {type(G).__name__}.")
-    nodes, edges = (
-        {name: plain_column(side[name], f"{what} attribute {name!r}") for name in side.attributes()}
-        for what, side in (("vertex", G.vs), ("edge", G.es))
-    )
+    nodes, edges = _columns("vertex", G.vs), _columns("edge", G.es)
     labels = nodes.pop("name", None)
     guesses: list[str] = []
     name = weight_name(weight, edges, lambda key: edges[key].ndim == 1 and edges[key].dtype.kind in "iuf", guesses)
@@ -91,14 +88,13 @@ def to_igraph(graph: Graph) -> Any:
     pre, post = (host("graph", end).tolist() for end in (graph.connectivity.pre, graph.connectivity.post))
     if "weight" in graph.edge_attrs or "name" in graph.node_attrs:
         raise ValueError("graph: expected no edge attribute 'weight' and no node attribute 'name', got one. Rename it.")
-    nodes, edges = (
-        {key: column.tolist() for key, column in attrs.items()} for attrs in (graph.node_attrs, graph.edge_attrs)
-    )
+    both = graph.node_attrs, graph.edge_attrs
+    nodes, edges = ({key: column.tolist() for key, column in attrs.items()} for attrs in both)
     nodes |= {"name": list(graph.nodes)} if labelled(graph) else {}
-    return package("igraph").Graph(
-        n=len(graph.nodes),
-        edges=list(zip(pre, post)),
-        directed=True,
-        vertex_attrs=nodes,
-        edge_attrs={"weight": host("graph", graph.weight).tolist()} | edges,
-    )
+    edges = {"weight": host("graph", graph.weight).tolist()} | edges
+    attrs = {"vertex_attrs": nodes, "edge_attrs": edges}
+    return package("igraph").Graph(n=len(graph.nodes), edges=list(zip(pre, post)), directed=True, **attrs)
+
+
+def _columns(what: str, side: Any) -> dict[str, np.ndarray]:
+    return {name: plain_column(side[name], f"{what} attribute {name!r}") for name in side.attributes()}

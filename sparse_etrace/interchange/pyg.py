@@ -84,14 +84,10 @@ def to_pyg(graph: Graph) -> Any:
         >>> data = se.interchange.to_pyg(se.datasets.worm())  # doctest: +SKIP
     """
     graph, torch = square(graph), package("torch")
-    pre, post, weight = (
-        host("graph", array) for array in (graph.connectivity.pre, graph.connectivity.post, graph.weight)
-    )
-    own = {
-        "edge_index": torch.from_numpy(np.stack([pre, post]).astype(np.int64)),
-        "edge_weight": tensor(torch, weight),
-        "num_nodes": len(graph.nodes),
-    }
+    conn = graph.connectivity
+    pre, post, weight = (host("graph", array) for array in (conn.pre, conn.post, graph.weight))
+    own = {"edge_index": torch.from_numpy(np.stack([pre, post]).astype(np.int64)), "num_nodes": len(graph.nodes)}
+    own["edge_weight"] = tensor(torch, weight)
     own |= {LABELS: list(graph.nodes)} if labelled(graph) else {}
     for attrs in (graph.node_attrs, graph.edge_attrs):
         for key, column in attrs.items():
