@@ -247,9 +247,10 @@ def test_a_constant_that_does_not_fit_the_units(cell, name):
         return np.ones(shape, int if name == "refractory" else float)
 
     cell(3, None, **{name: value(3)}), cell((2, 3), None, **{name: value((2, 1))})
-    for shape in [(2,), (2, 3), (1, 3)]:
+    given = [value(shape) for shape in [(2,), (2, 3), (1, 3)]]
+    for wrong in [*given, *([0 * given[0]] if name == "refractory" else [])]:
         with pytest.raises(ValueError, match=re.escape(f"{name}: expected an array that fits the units, (3,), got")):
-            cell(3, None, **{name: value(shape)})
+            cell(3, None, **{name: wrong})
     if name != "refractory":
         with pytest.raises(ValueError, match=re.escape(f"{name}: expected an array that fits the units, (3,), got")):
             cell(3, None, **{name: se.ElemWiseParam(jnp.ones(2))})

@@ -200,8 +200,9 @@ def spike_or_triangle(spike: Callable[[Array], Array] | None) -> Callable[[Array
     return surrogate.triangle() if spike is None else spike
 
 
-def silent_steps(value: object) -> Fixed | None:
+def silent_steps(value: object, units: tuple[int, ...]) -> Fixed | None:
     """Whole steps, a number or an array, in which a unit that has spiked stays silent; None for none."""
+    fits("refractory", value, units)
     steps = np.asarray(value)
     if steps.dtype.kind not in "iu" or np.any(steps < 0):
         raise ValueError(f"refractory: expected whole steps, 0 or more, got {value!r}. Divide a time by that of one.")

@@ -61,11 +61,12 @@ class LIF(eqx.Module):
     spike: Callable[[Array], Array] = eqx.field(default=None, converter=cell.spike_or_triangle)
     reset: cell.Value = cell.field("reset", None, 0)
     reset_gradient: bool = eqx.field(static=True, default=True, converter=bool)
-    refractory: cell.Value = eqx.field(default=0, converter=cell.silent_steps)
+    refractory: cell.Value = 0
     shape: tuple[int, ...] = eqx.field(static=True, init=False)
 
     def __post_init__(self, units: cell.Units) -> None:
         self.shape = cell.unit_shape(units)
+        self.refractory = cell.silent_steps(self.refractory, self.shape)
 
     __check_init__ = cell.check_fit
     of = classmethod(cell.cell_of)

@@ -122,8 +122,7 @@ class Population(eqx.Module):
         self.dt = real("dt", dt)
         if not 0 < self.dt < np.inf:
             raise ValueError(f"dt: expected a positive, finite number of ms, got {self.dt}.")
-        fits("refractory", refractory, self.shape)
-        self.refractory = silent_steps(_steps("refractory", refractory, self.dt))
+        self.refractory = silent_steps(_steps("refractory", refractory, self.dt), self.shape)
         self.delay, self.clears = int(_steps("delay", real("delay", delay), self.dt)), bool(clears)
         self.spike = surrogate.triangle() if spike is None else spike
         self.reset_gradient, self.substeps = bool(reset_gradient), positive("substeps", substeps)
