@@ -322,9 +322,9 @@ def test_tables_of_nodes_that_are_refused(tmp_path, edges):
         ),
         (
             META.assign(root_id=["a", "b", "c", "d"]),
-            f"nodes: expected ids of nodes of.*, as {BIG}, got ids as 'a'",
+            f"nodes: expected ids of nodes of.*, as {BIG}, got ids as 'a'. Give the table of the same version",
         ),
-        (written(EDGES, tmp_path / "a.csv").with_suffix(".npz"), "expected a file, got none"),
+        (written(EDGES, tmp_path / "a.csv").with_suffix(".npz"), "nodes: expected a file, got none"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=said):
             read(edges, nodes=nodes)

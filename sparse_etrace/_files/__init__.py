@@ -212,7 +212,7 @@ def _with_nodes(
     """Return the graph with the attributes in a table of nodes."""
     kind, source = None, None
     if isinstance(nodes, str | os.PathLike):
-        source, kind = Source.of(Path(nodes), limit), _kind(Path(nodes), None)
+        source, kind = Source.of(Path(nodes), limit, "nodes"), _kind(Path(nodes), None)
         if kind not in ("table", "parquet", "feather"):
             raise ValueError(f"nodes: expected a table, .csv, .parquet or .feather, got {Path(nodes).name!r}.")
     try:

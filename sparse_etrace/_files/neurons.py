@@ -94,7 +94,10 @@ def joined(graph: Graph, neurons: Neurons, node_set: str, notes: list[str]) -> G
     rows, seen = {key: row for row, key in enumerate(keys)}, set(graph.nodes)
     known = [key for key in rows if key in seen]
     if not known and keys and seen:
-        raise ValueError(f"nodes: expected ids of nodes of the graph, as {graph.nodes[0]!r}, got ids as {keys[0]!r}.")
+        raise ValueError(
+            f"nodes: expected ids of nodes of the graph, as {graph.nodes[0]!r}, got ids as {keys[0]!r}. "
+            "Give the table of the same version of the data."
+        )
     if node_set == "synapses":
         if len(known) < len(rows):
             notes.append(

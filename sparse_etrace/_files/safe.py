@@ -46,12 +46,12 @@ class Source:
     limit: int
 
     @classmethod
-    def of(cls, path: Path, max_bytes: int | None) -> "Source":
-        """Return the file; unless given, the limit is 50 times its size on disk, and at least 64 MiB."""
+    def of(cls, path: Path, max_bytes: int | None, what: str = "path") -> "Source":
+        """Return the file that argument `what` names; by itself the limit is 50 times its size, at least 64 MiB."""
         if not path.exists():
-            raise FileNotFoundError(f"path: expected a file, got none at {path}. Check its name.")
+            raise FileNotFoundError(f"{what}: expected a file, got none at {path}. Check its name.")
         if not path.is_file():
-            raise ValueError(f"path: expected a file, got {path}, which is none. Name the file of one graph.")
+            raise ValueError(f"{what}: expected a file, got {path}, which is none. Name the file of one graph.")
         return cls(path, max(50 * path.stat().st_size, 2**26) if max_bytes is None else max_bytes)
 
     def read(self) -> bytes:
