@@ -98,6 +98,10 @@ def test_attributes_of_summed_rows(tmp_path):
         graph, _ = read(written(frame, tmp_path / f"edges{suffix}"))
         found = as_frame(graph)
         assert found["nt_type"].tolist() == [["ACH", "GABA", ""][k % 3] for k in found["pre"]]
+    with pytest.raises(ValueError, match="expected .* each 'nt_type' of synapses, got none for ''.*pass default=1"):
+        se.transform.with_signs(graph, "nt_type", se.transform.FLY_SIGNS)
+    signed = as_frame(se.transform.with_signs(graph, "nt_type", se.transform.FLY_SIGNS, default=1))
+    assert (signed["weight"] < 0).tolist() == [k % 3 == 1 for k in signed["pre"]]
     twice = pd.concat([frame.assign(score=np.nan)] * 2)
     assert np.isnan(read(written(twice, tmp_path / "edges.parquet"))[0].edge_attrs["score"]).all()
     frame.loc[0, "nt_type"] = "SER"
