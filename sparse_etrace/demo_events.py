@@ -14,9 +14,9 @@ import optax
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from ._learner import BPTT, D_RTRL, RTRL, Bridged, Events, RuleLearner
+from ._learner import BPTT, D_RTRL, RTRL, Bridged, Events, RuleLearner, SnAp
 from ._op import MatMulOp
-from ._op.param import ETraceParam
+from ._op.param import ETraceParam, cut
 from ._train.batches import Pair
 from ._train.fit import fit
 from ._train.fit_options import Update
@@ -29,10 +29,12 @@ NODES, STEPS, HIDDEN, RATE = 100, 1000, 16, 0.01
 LENGTHS, SEEDS, UPDATES = (1, 2, 3, 4, 5), 3, 300
 QUICK_LENGTHS, QUICK_SEEDS, QUICK_UPDATES = (1, 2), 1, 60
 TRUNCATED = "truncated (1 event)"
+SNAP = "SnAp(1), pair cut"
 # The learner, and the steps of a window; None: as the learner has it.
 RULES: dict[str, tuple[RuleLearner, int | None]] = {
     TRUNCATED: (BPTT(), 1),
     "D-RTRL": (D_RTRL(), None),
+    SNAP: (SnAp(1), None),
     "Bridged(16)": (Bridged(16), None),
     "RTRL": (RTRL(), None),
     "BPTT": (BPTT(), None),
@@ -45,23 +47,30 @@ class Meeting(eqx.Module):
     Args:
         size: hidden units of a node.
         key: random key.
+        is_cut: what the two say to each other is a boundary, as `SnAp` wants it.
     """
 
     gates: ETraceParam
     new: ETraceParam
     out: ETraceParam
+    is_cut: bool
 
-    def __init__(self, size: int, key: Array):
+    def __init__(self, size: int, key: Array, is_cut: bool = False):
         keys = jax.random.split(key, 3)
         self.gates = MatMulOp(bias=True).param(keys[0], 2 * size + 1, 2 * size)
         self.new = MatMulOp(bias=True).param(keys[1], 2 * size + 1, size)
         self.out = MatMulOp(bias=True).param(keys[2], size, 1)
+        self.is_cut = is_cut
 
     def __call__(self, h: Float[Array, "2 size"], x: Float[Array, "2 1"]) -> tuple[Array, Array]:
-        other = jnp.flip(h, axis=-2)
+        other = cut(_other)(h) if self.is_cut else _other(h)
         gate, kept = jnp.split(jax.nn.sigmoid(self.gates(jnp.concatenate([h, other, x], -1))), 2, -1)
         new = jnp.tanh(self.new(jnp.concatenate([kept * h, other, x], -1)))
         return gate * h + (1 - gate) * new, jnp.sum(self.out(h))
+
+
+def _other(h: Array) -> Array:
+    return jnp.flip(h, axis=-2)
 
 
 def loss_fn(out: Array, y: Array) -> Array:
@@ -95,7 +104,7 @@ def train(name: str, length: int, seed: int, updates: int) -> Json:
     """Errors while a rule learns one length, an update after each sequence."""
     rule, chunk = RULES[name]
     learner = Events(rule, NODES)
-    model = Meeting(HIDDEN, jax.random.key(seed))
+    model = Meeting(HIDDEN, jax.random.key(seed), is_cut=name == SNAP)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(RATE, updates)))
     data, start = _sequences(length, seed, updates), time.perf_counter()
     options: dict[str, Any] = {"state": jnp.zeros((NODES, HIDDEN)), "update": Update(chunk=chunk), "progress": False}

@@ -20,7 +20,7 @@ def small(monkeypatch):
     monkeypatch.setattr(demo_events, "STEPS", 12)
     monkeypatch.setattr(demo_events, "QUICK_UPDATES", 2)
     monkeypatch.setattr(demo_events, "QUICK_LENGTHS", (1,))
-    rules = {name: demo_events.RULES[name] for name in (demo_events.TRUNCATED, "RTRL", "BPTT")}
+    rules = {name: demo_events.RULES[name] for name in (demo_events.TRUNCATED, demo_events.SNAP, "RTRL", "BPTT")}
     monkeypatch.setattr(demo_events, "RULES", rules)
     monkeypatch.setattr(demo_traffic, "DAY", 24)
     monkeypatch.setattr(demo_traffic, "QUICK_PASSES", 1)
@@ -50,9 +50,7 @@ def test_queues():
     assert np.std(targets) > 0.1
 
 
-def test_events(tmp_path, capsys, monkeypatch):
-    few = {name: demo_events.RULES[name] for name in (demo_events.TRUNCATED, "RTRL", "BPTT")}
-    monkeypatch.setattr(demo_events, "RULES", few)
+def test_events(tmp_path, capsys):
     assert cli.main(["demo", "events", "--quick", "--out", str(tmp_path)]) == 0
     saved = json.loads((tmp_path / "events.json").read_text())
     assert saved["updates"] == 2 and set(saved["runs"]) == set(demo_events.RULES)
