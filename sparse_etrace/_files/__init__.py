@@ -141,7 +141,9 @@ def read_graph(
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
     except MemoryError as error:
-        raise ValueError(f"{path}: expected a graph that fits the memory, got one that needs more.") from error
+        raise ValueError(
+            f"{path}: expected a graph that fits the memory, got one that needs more. Read it on a larger machine."
+        ) from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     say_guesses(f"read_graph: {path}", guesses)

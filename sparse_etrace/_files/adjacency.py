@@ -89,7 +89,10 @@ def write(target: BufferedIOBase, graph: Graph, separator: str) -> None:
 def _labels(senders: list[str] | None, receivers: list[str] | None, num_pre: int, num_post: int) -> Sequence | None:
     if num_pre == num_post:
         if senders is not None and receivers is not None and list(senders) != list(receivers):
-            raise ValueError("expected the same labels for rows and columns of a square matrix, got different ones.")
+            raise ValueError(
+                "expected the same labels for rows and columns of a square matrix, got different ones. "
+                "Order them alike."
+            )
         either = senders if senders is not None else receivers
         return None if either is None else as_nodes(_plain(ids(either)[0]))
     if senders is None and receivers is None:

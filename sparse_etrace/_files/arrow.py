@@ -194,7 +194,10 @@ def positions_in(name: str, column: pa.ChunkedArray, labels: Sequence[Hashable],
 def _whole(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column without missing values."""
     if column.null_count:
-        raise ValueError(f"expected a value in each row of column {name!r}, got {column.null_count} rows without one.")
+        raise ValueError(
+            f"expected a value in each row of column {name!r}, got {column.null_count} rows without one. "
+            "Fill or drop them."
+        )
     return column
 
 

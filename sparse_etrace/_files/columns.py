@@ -62,7 +62,9 @@ def ends_by_name(names: Sequence[str], options: Options) -> tuple[int, int] | No
         raise ValueError(f"expected columns of different names, got {list(names)}. Rename one.")
     pre, post = (str(options.pre), str(options.post)) if usual is None else usual
     if len({pre, post, options.weight}) < 3:
-        raise ValueError(f"pre, post, weight: expected different columns, got {[pre, post, options.weight]}.")
+        raise ValueError(
+            f"pre, post, weight: expected different columns, got {[pre, post, options.weight]}. Name each once."
+        )
     if usual and usual != ENDS[0]:
         options.guesses.append(
             f"took the columns {pre!r} for pre and {post!r} for post (to say so: pre={pre!r}, post={post!r})"

@@ -157,7 +157,10 @@ def _column(what: str, owner: str, keys: dict[str, Key], rows: list[dict[str, st
     for id_, part in parts.items():
         for number in part.tolist():
             if column.dtype.kind == "f" and isinstance(number, int) and abs(number) > 2**53:
-                raise ValueError(f"expected one type of {what}, got {number} among floats, which would lose digits.")
+                raise ValueError(
+                    f"expected one type of {what}, got {number} among floats, which would lose digits. "
+                    "Write all of one type."
+                )
         column[list(values[id_])] = part
     return column
 

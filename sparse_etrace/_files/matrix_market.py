@@ -153,6 +153,8 @@ def _check_triangle(pre: np.ndarray, post: np.ndarray, weight: np.ndarray, symme
     if symmetry == "general":
         return
     if (pre < post).any() and (pre > post).any():
-        raise ValueError(f"expected entries on one side of the diagonal, as it is {symmetry}, got both sides.")
+        raise ValueError(
+            f"expected entries on one side of the diagonal, as it is {symmetry}, got both sides. Leave out one."
+        )
     if symmetry == "skew-symmetric" and (weight[: pre.size][pre == post] != 0).any():
         raise ValueError("expected zeros on the diagonal, as it is skew-symmetric, got another number. Leave it out.")

@@ -152,7 +152,10 @@ def _names_of(df: Any) -> list[Hashable]:
     """Return the names of the columns of a data frame or an Arrow table."""
     if hasattr(df, "columns") and hasattr(df, "shape"):
         return list(getattr(df, "column_names", df.columns))
-    raise TypeError(f"df: expected a data frame of pandas or polars, or an Arrow table, got {type(df).__name__}.")
+    raise TypeError(
+        f"df: expected a data frame of pandas or polars, or an Arrow table, got {type(df).__name__}. "
+        "Collect a lazy one first."
+    )
 
 
 def _column_of(df: Any, name: str, column: Hashable) -> np.ndarray:

@@ -119,7 +119,9 @@ class Graph(eqx.Module):
         try:
             return self.nodes.index(label) if self._table.index is None else self._table.index[label]
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"label: expected one of the {len(self.nodes)} labels in it, got {label!r}.") from error
+            raise ValueError(
+                f"label: expected one of the {len(self.nodes)} labels in it, got {label!r}. `graph.nodes` has them."
+            ) from error
 
     def where(self, **labels: object) -> np.ndarray:
         """Positions in `nodes` of those whose attributes have these values, all of them.
@@ -251,7 +253,9 @@ class Graph(eqx.Module):
         """
         conn, values = self.connectivity, self._values(weight)
         if weight_name in self._table.edge_attrs:
-            raise ValueError(f"weight_name: expected a name that no edge attribute has, got {weight_name!r}.")
+            raise ValueError(
+                f"weight_name: expected a name that no edge attribute has, got {weight_name!r}. Choose another."
+            )
         pre, post = np.asarray(conn.pre), np.asarray(conn.post)
         parallel = np.any((pre[1:] == pre[:-1]) & (post[1:] == post[:-1]))
         result = nx.MultiDiGraph() if parallel else nx.DiGraph()

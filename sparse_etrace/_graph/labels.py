@@ -35,7 +35,9 @@ def label_index(labels: Sequence) -> dict[Hashable, int]:
         except TypeError as error:
             raise TypeError(f"labels: expected hashable ones, got {label!r} at entry {k}. Use strings.") from error
         if first != k:
-            raise ValueError(f"labels: expected distinct ones, got {label!r} at the entries {first} and {k}.")
+            raise ValueError(
+                f"labels: expected distinct ones, got {label!r} at the entries {first} and {k}. Rename one."
+            )
     return index
 
 
@@ -83,7 +85,10 @@ def look_up(name: str, ids: Column, labels: Sequence[Hashable]) -> np.ndarray:
         found, index = np.zeros(len(ids), np.int64), label_index(labels)
         for k, label in enumerate(ids.tolist() if isinstance(ids, np.ndarray) else ids):
             if isinstance(label, float) and isinstance(keys, np.ndarray):
-                raise TypeError(f"{name}: expected integers, as the labels are, got the float {label!r} at entry {k}.")
+                raise TypeError(
+                    f"{name}: expected integers, as the labels are, got the float {label!r} at entry {k}. "
+                    "Pass integer ids."
+                )
             try:
                 found[k] = index[label]
             except (KeyError, TypeError) as error:

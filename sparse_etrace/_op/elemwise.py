@@ -71,7 +71,9 @@ class ElemWiseOp(ETraceOp):
     def phi(self, theta: PyTree[Array]) -> Array:
         value = theta if self.fn is None else self.fn(theta)
         if not jax.tree_util.treedef_is_leaf(jax.tree.structure(value)):
-            raise ValueError(f"fn: expected one array of the hidden shape, got {jax.tree.structure(value)}.")
+            raise ValueError(
+                f"fn: expected one array of the hidden shape, got {jax.tree.structure(value)}. Make one of it."
+            )
         return jnp.asarray(value)
 
     def xw_to_y(self, x: PyTree, w: Array) -> Array:

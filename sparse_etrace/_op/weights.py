@@ -54,7 +54,9 @@ def applied(weight_fn: Callable[[Array], Array] | None, weight: Array) -> Array:
 
 def check_bias(theta: dict[str, Array], num_post: int, wanted: bool) -> None:
     if wanted and "bias" not in theta:
-        raise ValueError(f"value: expected a 'bias' too, as the op has bias=True, got {sorted(theta)}.")
+        raise ValueError(
+            f"value: expected a 'bias' too, as the op has bias=True, got {sorted(theta)}. Let op.param(key) make them."
+        )
     if "bias" in theta:
         hint = "One value for each postsynaptic unit (for a convolution, each output channel)."
         check_shape("value['bias']", jnp.shape(theta["bias"]), (num_post,), hint)

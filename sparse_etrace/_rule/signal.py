@@ -57,7 +57,9 @@ class Signal(eqx.Module):
                 f"model to one, got {self.source!r}."
             )
         if (word == RANDOM) != (self.key is not None):
-            raise ValueError(f"key: expected one for feedback='random' and none else, got {self.key!r}.")
+            raise ValueError(
+                f"key: expected one for feedback='random' and none else, got {self.key!r}. Make it with jax.random.key."
+            )
         if self.kappa is not None and not 0 <= self.kappa < 1:
             raise ValueError(f"kappa: expected 0 <= kappa < 1, got {self.kappa}. It is the share of the old value.")
         for name in ("rate_strength", "rate_target"):

@@ -40,7 +40,9 @@ def alone(path: Path | None) -> Iterator[None]:
             lock.parent.mkdir(parents=True, exist_ok=True)
             file = open(lock, "a+b")
         except (OSError, ValueError) as error:
-            raise ValueError(f"checkpoint: expected a file that can be written, got {str(path)!r}: {error}.") from error
+            raise ValueError(
+                f"checkpoint: expected a file that can be written, got {str(path)!r}: {error}. Name another file."
+            ) from error
         with file:
             try:
                 if sys.platform == "win32":
