@@ -442,26 +442,31 @@ ffi::Error InfluenceOf(ffi::ThreadPool pool, ffi::AnyBuffer hidden, ffi::AnyBuff
 
 int64_t kind_of(ffi::DataType type) { return type == ffi::PRED ? 2 : type == ffi::S32 ? 1 : 0; }
 
-// `code` has five numbers for each instruction, `made` says which values are the outputs.
+// `code` has five numbers for each instruction, `made` says which values are the outputs. `operands` and `outputs` say of
+// each in which buffer it lies, from which number on, and how many numbers on in the next step.
 ffi::Error ElementwiseOf(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets results,
-                         ffi::Span<const int64_t> code, ffi::Span<const int64_t> made, int64_t num_values) {
-  std::vector<Chain::Operand> operands, outputs;
-  int64_t units = 0;
+                         ffi::Span<const int64_t> code, ffi::Span<const int64_t> made,
+                         ffi::Span<const int64_t> operands, ffi::Span<const int64_t> outputs, int64_t num_values,
+                         int64_t units, int64_t steps, int64_t num_carried, bool is_backward) {
   ffi::DataType type = ffi::F32;
-  for (size_t i = 0; i < results.size(); ++i) {
-    ffi::AnyBuffer buffer = **results.get<ffi::AnyBuffer>(i);
-    units = int64_t(buffer.element_count());
-    if (kind_of(buffer.element_type()) == 0) type = buffer.element_type();
-    outputs.push_back({buffer.untyped_data(), kind_of(buffer.element_type()), false});
-  }
-  for (size_t i = 0; i < args.size(); ++i) {
-    ffi::AnyBuffer buffer = *args.get<ffi::AnyBuffer>(i);
-    operands.push_back({buffer.untyped_data(), kind_of(buffer.element_type()), int64_t(buffer.element_count()) != units});
-  }
+  auto parts = [&](ffi::Span<const int64_t> places, auto&& buffer_of) {
+    std::vector<Chain::Operand> found;
+    for (const int64_t* place = places.begin(); place != places.end(); place += 3) {
+      ffi::AnyBuffer buffer = buffer_of(place[0]);
+      const int64_t kind = kind_of(buffer.element_type());
+      if (kind == 0) type = buffer.element_type();
+      char* const data = static_cast<char*>(buffer.untyped_data()) + place[1] * ffi::ByteWidth(buffer.element_type());
+      found.push_back({data, kind, buffer.element_count() == 1 && units != 1, place[2]});
+    }
+    return found;
+  };
+  const auto in = parts(operands, [&](int64_t i) { return *args.get<ffi::AnyBuffer>(i); });
+  const auto out = parts(outputs, [&](int64_t i) { return **results.get<ffi::AnyBuffer>(i); });
   const Chain chain{reinterpret_cast<const Chain::Instruction*>(code.begin()), int64_t(code.size() / 5), num_values,
-                    int64_t(operands.size()), int64_t(outputs.size()), operands.data(), outputs.data(), made.begin()};
+                    int64_t(in.size()), int64_t(out.size()), in.data(), out.data(), made.begin(), steps, num_carried,
+                    is_backward};
   return by_type(type, [&](auto zero) {
-    constexpr int64_t block = 1 << 14;
+    const int64_t block = steps > 1 ? 1 << 10 : 1 << 14;
     parallel_for(pool, (units + block - 1) / block, [&](int64_t i) {
       table->of<decltype(zero)>().elementwise(chain, i * block, std::min((i + 1) * block, units));
     });
@@ -491,7 +496,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_elementwise, ElementwiseOf,
                                   .RemainingRets()
                                   .Attr<ffi::Span<const int64_t>>("code")
                                   .Attr<ffi::Span<const int64_t>>("made")
-                                  .Attr<int64_t>("num_values"));
+                                  .Attr<ffi::Span<const int64_t>>("operands")
+                                  .Attr<ffi::Span<const int64_t>>("outputs")
+                                  .Attr<int64_t>("num_values")
+                                  .Attr<int64_t>("units")
+                                  .Attr<int64_t>("steps")
+                                  .Attr<int64_t>("num_carried")
+                                  .Attr<bool>("is_backward"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_influence, InfluenceOf, (buffers<18, 3>()).Attr<int64_t>("num_cut"));
 
@@ -516,7 +527,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_features, FeaturesOf, (buffers<10, 3
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_room, Room, (buffers<1, 2>()).Attr<int64_t>("number"));
 
 // The same number in sparse_etrace/_kernels/native.py.
-extern "C" int sparse_etrace_interface() { return 10; }
+extern "C" int sparse_etrace_interface() { return 11; }
 
 extern "C" const char* sparse_etrace_kernels() {
   return table ? table->name : nullptr;

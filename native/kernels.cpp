@@ -1293,21 +1293,33 @@ void elementwise(const Chain& chain, int64_t begin, int64_t end) {
   char* const given = new char[chain.num_values * bytes + 64]();
   char* const room = given + 64 - reinterpret_cast<uintptr_t>(given) % 64;
   auto** const at = new T*[chain.num_values];
+  auto own = [&](int64_t i) { return reinterpret_cast<T*>(room + i * bytes); };
   for (int64_t i = 0; i < chain.num_values; ++i) {
-    at[i] = reinterpret_cast<T*>(room + i * bytes);
+    at[i] = own(i);
     if (i < chain.num_operands && chain.operands[i].is_one) Work::read(at[i], chain.operands[i], 0, at_once);
   }
+  const int64_t carried = chain.steps > 1 ? chain.num_carried : 0;
   for (int64_t first = begin; first < end; first += at_once) {
     const int64_t count = min(at_once, end - first);
-    for (int64_t i = 0; i < chain.num_operands; ++i) {
+    auto look = [&](int64_t i, int64_t place) {
       const Chain::Operand& operand = chain.operands[i];
-      if (operand.is_one) continue;
-      const bool is_there = count == at_once && Work::is_wide(operand);
-      at[i] = is_there ? static_cast<T*>(operand.data) + first : reinterpret_cast<T*>(room + i * bytes);
-      if (!is_there) Work::read(at[i], operand, first, count);
+      const bool is_there = count == at_once && Work::is_wide(operand) && i >= carried;
+      at[i] = is_there ? static_cast<T*>(operand.data) + place : own(i);
+      if (!is_there) Work::read(at[i], operand, place, count);
+    };
+    for (int64_t i = 0; i < chain.num_operands; ++i)
+      if (!chain.operands[i].is_one && !chain.operands[i].stride) look(i, first);
+    for (int64_t s = 0; s < chain.steps; ++s) {
+      const int64_t step = chain.is_backward ? chain.steps - 1 - s : s;
+      for (int64_t i = 0; i < chain.num_operands; ++i)
+        if (chain.operands[i].stride) look(i, step * chain.operands[i].stride + first);
+      for (int64_t i = 0; i < chain.length; ++i) Work::run(chain.code[i], at);
+      for (int64_t i = 0; i < chain.num_outputs; ++i) {
+        const Chain::Operand& output = chain.outputs[i];
+        if (i < carried && s + 1 < chain.steps) Work::copy(at[i], at[chain.made[i]], at_once);
+        else Work::write(at[chain.made[i]], output, step * output.stride + first, count);
+      }
     }
-    for (int64_t i = 0; i < chain.length; ++i) Work::run(chain.code[i], at);
-    for (int64_t i = 0; i < chain.num_outputs; ++i) Work::write(at[chain.made[i]], chain.outputs[i], first, count);
   }
   delete[] given;
   delete[] at;

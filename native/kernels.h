@@ -86,12 +86,14 @@ struct Influence {
 };
 
 // A chain of elementwise operations on numbers of type T, integers and truth values, by the instructions `code`: what is
-// done, the value that it makes, and the three that it may read. The first values are the operands.
+// done, the value that it makes, and the three that it may read. The first values are the operands. It runs in so many
+// steps; the first operands are carried from step to step, and the first outputs are what they are after the last.
 struct Chain {
   struct Operand {
     void* data;
-    int64_t kind;  // 0: T, 1: int32, 2: truth values, a byte for each
-    bool is_one;   // for all units
+    int64_t kind;    // 0: T, 1: int32, 2: truth values, a byte for each
+    bool is_one;     // for all units
+    int64_t stride;  // from step to step; 0: the same in all
   };
   struct Instruction {
     int64_t what, to, a, b, c;
@@ -100,6 +102,8 @@ struct Chain {
   int64_t length, num_values, num_operands, num_outputs;
   const Operand *operands, *outputs;
   const int64_t* made;  // the values that are put out
+  int64_t steps, num_carried;
+  bool is_backward;
 };
 
 template <class T>

@@ -29,7 +29,8 @@ def matvec(
     """`sum_b matrix[a, b] vector[b]` for each unit."""
     if not 0 < len(vector) <= FEW:
         return jnp.sum(matrix * vector[None], axis=1)
-    return jnp.stack([dot(row, vector) for row in matrix])
+    made = [dot(row, vector) for row in matrix]
+    return made if isinstance(vector, list) else jnp.stack(made)
 
 
 def matmul(
@@ -38,7 +39,13 @@ def matmul(
     """`sum_b a[a, b] b[b, c]` for each unit."""
     if not 0 < len(b) <= FEW:
         return jnp.sum(a[:, :, None] * b[None], axis=1)
-    return jnp.stack([matvec(jnp.swapaxes(b, 0, 1), row) for row in a])
+    made = [matvec(swapped(b), row) for row in a]
+    return made if isinstance(b, list) else jnp.stack(made)
+
+
+def swapped(a: Inexact[Array, "rows vars *units"]) -> Inexact[Array, "vars rows *units"]:
+    """The transposed matrix of each unit."""
+    return [list(row) for row in zip(*a, strict=True)] if isinstance(a, list) else jnp.swapaxes(a, 0, 1)
 
 
 def sum_steps(a: Inexact[Array, "steps *shape"]) -> Inexact[Array, "*shape"]:

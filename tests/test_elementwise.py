@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sparse_etrace as se
-from sparse_etrace._kernels import elementwise, native
+from sparse_etrace._kernels import elementwise, native, recursion
 from sparse_etrace.cells import spiking
 
 UNITS = elementwise.LEAST + 77  # the last block is not whole
@@ -85,6 +85,66 @@ def test_derivatives_and_batches_are_those_of_the_function():
     )
     for a, b in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def swept(xs, carried, steps, units):
+    """Backward through some steps: two variables with their matrix, which may be steady, and a sum over the steps."""
+
+    def step(later, now):
+        (lam, total), (d, m, y) = later, now
+        said = lam[0] * y + m[1]
+        lam = [m[a] + sum(d[b][a] * lam[b] for b in range(2)) for a in range(2)]
+        return (lam, total + said), [lam, None, said]
+
+    return recursion.backward(step, carried, xs, steps, units)
+
+
+def sweep(rng, steps, shape, dtype, is_steady):
+    def of(*front):
+        return jnp.asarray(rng.normal(size=(*front, *shape)), dtype)
+
+    return (of(1 if is_steady else steps, 2, 2), of(steps, 2), of(steps)), (of(2), of())
+
+
+@COMPILED
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("is_steady", [False, True])
+@pytest.mark.parametrize("shape", [(3, 171), (2049,), (2,)])
+def test_chain_backward_through_steps(on_cpu, dtype, is_steady, shape):
+    with jax.enable_x64(True):
+        xs, carried = sweep(np.random.default_rng(0), 7, shape, dtype, is_steady)
+        run = jax.jit(lambda xs, carried: swept(xs, carried, 7, len(shape)))
+        assert calls(run, xs, carried) == 1
+        (lam, total), (lams, said) = run(xs, carried)
+        close = {"rtol": 2e-4, "atol": 2e-4} if dtype == "float32" else {"rtol": 1e-12, "atol": 1e-12}
+        (d, m, y), (last, expected) = jax.tree.map(np.asarray, (xs, carried))
+        for t in reversed(range(7)):
+            heard = last[0] * y[t] + m[t, 1]
+            last = m[t] + np.einsum("ba...,b...->a...", d[0 if is_steady else t], last)
+            expected = expected + heard
+            np.testing.assert_allclose(said[t], heard, **close)
+            np.testing.assert_allclose(lams[t], last, **close)
+        np.testing.assert_allclose(lam, last, **close)
+        np.testing.assert_allclose(total, expected, **close)
+
+
+def test_derivatives_and_batches_of_steps_are_those_of_a_scan():
+    xs, carried = sweep(np.random.default_rng(1), 5, (4, 3), "float32", False)
+
+    def loss(xs, carried):
+        (lam, total), (_, said) = swept(xs, carried, 5, 2)
+        return jnp.sum(lam**2) + jnp.sum(jnp.sin(total)) + jnp.sum(said**2)
+
+    got = jax.grad(loss, (0, 1))(xs, carried)
+    with se.kernels("xla"):
+        expected = jax.grad(lambda *args: loss(*args), (0, 1))(xs, carried)
+    for a, b in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)
+    twice = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), (xs, carried))
+    got = jax.vmap(lambda xs, carried: swept(xs, carried, 5, 2))(*twice)
+    expected = [swept(*jax.tree.map(lambda a, k=k: a[k], twice), 5, 2) for k in range(2)]
+    for a, *b in zip(*map(jax.tree.leaves, (got, *expected)), strict=True):
+        np.testing.assert_allclose(a, jnp.stack(b), rtol=2e-5, atol=1e-5)
 
 
 @COMPILED

@@ -84,6 +84,14 @@ class Made(NamedTuple):
     dtype: np.dtype
 
 
+class Row(NamedTuple):
+    """A part of an operand, in the step that is at work."""
+
+    place: tuple[int, int, int]  # the operand, the first number, and how many numbers on it is in the next step
+    size: int
+    dtype: np.dtype
+
+
 class Chain:
     """What the kernel does: its operands, and numbers for each value that it makes of them.
 
@@ -92,7 +100,7 @@ class Chain:
 
     def __init__(self, size: int):
         self.size = size
-        self.operands: list[Array] = []
+        self.operands: list[Array | Row] = []
         self.code: dict[tuple[int, ...], int] = {}  # what is done with three numbers, and that of the result
         self.literals: dict[tuple[str, bytes], Array] = {}
         self.float: np.dtype | None = None
@@ -115,21 +123,21 @@ class Chain:
         if name in CALLS:
             inner = eqn.params["call_jaxpr" if "call_jaxpr" in eqn.params else "jaxpr"]
             return self.run(inner.jaxpr, inner.consts, given)
-        if name in SAME and out.size == self.size and (isinstance(given[0], Made) or given[0].size == 1):
+        if name in SAME and out.size == self.size and (isinstance(given[0], Made | Row) or given[0].size == 1):
             return given
         if name == "convert_element_type":
             name = f"to {_kind(out.dtype)}"
         code = CODES.get((name, "".join(_kind(v.dtype) for v in given)))
         if out.size == self.size and code is not None:
-            numbers = [self._number(v) for v in given]
+            numbers = [self.number(v) for v in given]
             line = (code, *numbers, *numbers[:1] * (3 - len(numbers)))
             return [Made(self.code.setdefault(line, len(self.code)), out.dtype)]
-        if any(isinstance(v, Made) for v in given):
+        if any(isinstance(v, Made | Row) for v in given):
             raise UnknownOperationError
         shapes = [cast(jax.core.ShapedArray, var.aval).shape for var in eqn.invars]
         return execute(eqn, [jnp.broadcast_to(v, shape) for v, shape in zip(given, shapes, strict=True)])
 
-    def _number(self, value: Any) -> int:
+    def number(self, value: Any) -> int:
         """That of an operand, or of a value made, which is below 0 until all operands are known."""
         if _kind(value.dtype) == "f":
             self.float = value.dtype if self.float is None else self.float
@@ -168,19 +176,47 @@ def _chain(operands: Sequence[Array], jaxpr: jex.ClosedJaxpr) -> tuple[Chain, li
 
 def _native(*operands: Array, jaxpr: jex.ClosedJaxpr, first: int, carried: int) -> list[Array]:
     chain, made = _chain(operands, jaxpr)
-    code, made_at, count = _in_room(chain, made)
     results = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in jaxpr.out_avals]
     # In place, so that a loop that carries them makes no copies.
-    aliases = {}
-    for k, value in enumerate(operands[first : first + carried]):
-        place = [i for i, other in enumerate(chain.operands) if other is value]
-        if place and (value.shape, value.dtype) == (results[k].shape, results[k].dtype):
-            aliases[place[0]] = k
+    given = operands[first : first + carried]
+    aliases = {
+        i: k
+        for k, value in enumerate(given)
+        for i, other in enumerate(chain.operands)
+        if other is value and (value.shape, value.dtype) == (results[k].shape, results[k].dtype)
+    }
+    return run_compiled(chain, made, results, [(k, 0, 0) for k in range(len(results))], chain.operands, aliases)
+
+
+def run_compiled(
+    chain: Chain,
+    made: Sequence[Made],
+    results: Sequence[jax.ShapeDtypeStruct],
+    places: Sequence[tuple[int, int, int]],
+    operands: Sequence[Any],
+    aliases: dict[int, int] | None = None,
+    steps: int = 1,
+    carried: int = 0,
+    is_backward: bool = False,
+) -> list[Array]:
+    """Results of the compiled kernel; `places` are those of what is made, and `operands` what rows are parts of."""
+    code, made_at, count = _in_room(chain, made)
+    known = {id(value): k for k, value in enumerate(operands)}
+    args, read = list(operands), list[tuple[int, int, int]]()
+    for value in chain.operands:
+        if not isinstance(value, Row) and id(value) not in known:
+            known[id(value)] = len(args)
+            args.append(value)
+        read.append(value.place if isinstance(value, Row) else (known[id(value)], 0, 0))
     run = jax.ffi.ffi_call("sparse_etrace_elementwise", results, input_output_aliases=aliases)
-    return list(run(*chain.operands, code=np.array(code), made=np.array(made_at), num_values=np.int64(count)))
+    numbers = {"num_values": count, "units": chain.size, "steps": steps, "num_carried": carried}
+    attributes = {name: np.int64(number) for name, number in numbers.items()}
+    spans = {"code": code, "made": made_at, "operands": np.ravel(read), "outputs": np.ravel(places)}
+    spans = {name: np.array(span, np.int64) for name, span in spans.items()}
+    return list(run(*args, **spans, **attributes, is_backward=is_backward))
 
 
-def _in_room(chain: Chain, made: list[Made]) -> tuple[list[int], list[int], int]:
+def _in_room(chain: Chain, made: Sequence[Made]) -> tuple[list[int], list[int], int]:
     """The code with a place for each value, in which another one lies once nothing reads it any more."""
     ends = {~number: k for k, (_, *read) in enumerate(chain.code) for number in read}
     ends |= {value.number: len(chain.code) for value in made}

@@ -21,7 +21,7 @@ TARGETS = ("spmv", "spmv_t", "window", "features", "influence", "elementwise", "
 VARIABLE = "SPARSE_ETRACE_KERNELS"
 CHOICES = ("avx512", "avx2", "plain", "xla")
 # The same number in native/ffi.cpp: what the kernels take and give.
-INTERFACE = 10
+INTERFACE = 11
 
 Product = Callable[..., list[jax.Array]]  # of the operands of a primitive
 

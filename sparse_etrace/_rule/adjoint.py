@@ -6,13 +6,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
+from .._kernels.recursion import backward
 from .._model.grouping import Grouping
 from .._model.groups import Route
-from .._model.steady import Steps, at_first, scan
+from .._model.steady import Steps, at_first, each, scan
 from .._model.step import Terms
-from .._sums import dot, matmul, matvec, widened
+from .._sums import FEW, dot, matmul, matvec, swapped, widened
 
 Adjoint = tuple[Array | None, Array | None, Array | None, Array | None]
 """On the output of an op: P_0 and what enters, lam_0 and what meets the input at once."""
@@ -48,45 +49,54 @@ def adjoints(grouping: Grouping, terms: Terms, landings: Sequence[Landing], only
     What enters is `P_k F_k`, what meets the input at once `lam_k F_k + n_k`. P is not wanted for `"gradients"` only,
     lam not for `"traces"` only; where terms know the first one, `n` holds all that comes later.
     """
-    m = {g: widened(terms.m[g]) for g in dict.fromkeys(landing.group for landing in landings)}
-    if not m:
-        return []
-    count, has_p, has_lam = len(next(iter(m.values()))), only != "gradients", only != "traces" and terms.first is None
+    found: dict[int, Adjoint] = {}
+    for g in dict.fromkeys(landing.group for landing in landings):
+        of = {k: landing for k, landing in enumerate(landings) if landing.group == g}
+        found |= zip(of, _in_group(len(grouping.groups[g].shape), terms, g, list(of.values()), only), strict=True)
+    return [found[k] for k in range(len(landings))]
+
+
+def _in_group(ndim: int, terms: Terms, g: int, landings: list[Landing], only: str | None) -> list[Adjoint]:
+    m, d = widened(terms.m[g]), widened(terms.hidden_jacobian[g])
+    count, has_p, has_lam = len(m), only != "gradients", only != "traces" and terms.first is None
     makers = {a.into: a for a in landings if has_p or has_lam}
     meetings = {a.meeting: a for a in landings if has_lam}
 
-    def on_output(landing: Landing, parts: dict[int, Array]) -> Array:
-        ndim = len(grouping.groups[landing.group].shape)
-        return landing.route.spread(parts[landing.group], ndim).astype(landing.dtype)
+    def in_type(landing: Landing, parts: PyTree[Array]) -> PyTree[Array]:
+        return jax.tree.map(lambda part: part.astype(landing.dtype), parts)
 
-    def start(part: Array) -> Array:
-        eye = jnp.eye(size := part.shape[1], dtype=part.dtype).reshape(size, size, *[1] * (part.ndim - 2))
-        return jnp.broadcast_to(eye, (size, *part.shape[1:]))
+    def on_output(landing: Landing, parts: PyTree[Array]) -> PyTree[Array]:
+        return in_type(landing, jax.tree.map(lambda part: landing.route.spread(part, ndim), parts))
 
-    def back(later: tuple[dict, dict, list], now: tuple) -> tuple[tuple, list]:
+    def back(later: tuple, now: tuple) -> tuple[tuple, list]:
         (lam, p, sums), (d, m, f, n) = later, now
-        f = {into: part.astype(a.dtype) for (into, a), part in zip(makers.items(), f, strict=True)}
+        f = {into: in_type(a, of) for (into, a), of in zip(makers.items(), f, strict=True)}
         entering = [matvec(on_output(a, p), f[into]) for into, a in makers.items() if has_p]
         direct = [dot(on_output(a, lam), f[a.into]) for a in meetings.values()]
         direct = [a if b is None else a + b.astype(a.dtype) for a, b in zip(direct, n, strict=True)]
         said = [*entering, *direct]
-        sums = [None if a is None else a + b for a, b in zip(sums, said, strict=True)]
-        lam = {g: m[g] + matvec(jnp.swapaxes(d[g], 0, 1), lam[g]) for g in lam}
-        p = {g: matmul(p[g], d[g]) for g in p}
+        sums = [None if a is None else jax.tree.map(jnp.add, a, b) for a, b in zip(sums, said, strict=True)]
+        lam = lam if lam is None else jax.tree.map(jnp.add, m, matvec(swapped(d), lam))
+        p = p if p is None else matmul(p, d)
         return (lam, p, sums), [a if b is None else None for a, b in zip(said, sums, strict=True)]
 
-    last = {g: None if terms.last is None else terms.last[g] for g in m}
-    lam = {g: jnp.zeros_like(m[g][0]) if last[g] is None else widened(last[g]) for g in m if has_lam}
-    d, f = widened({g: terms.hidden_jacobian[g] for g in m}), [a.f for a in makers.values()]
-    steps = d, m if has_lam else {}, f, [a.n for a in meetings.values()]
+    last = jnp.zeros_like(m[0]) if terms.last is None or terms.last[g] is None else widened(terms.last[g])
+    eye = jnp.eye(size := m.shape[1], dtype=m.dtype).reshape(size, size, *[1] * (m.ndim - 2))
+    steps = d, m if has_lam else None, [a.f for a in makers.values()], [a.n for a in meetings.values()]
     like = [(a, at_first(a.f)) for a in makers.values() if has_p] + [(a, at_first(a.f)[0]) for a in meetings.values()]
     sums = [jnp.zeros(part.shape, a.dtype) if a.has_no_input else None for a, part in like]
-    first = lam, {g: start(part) for g, part in m.items() if has_p}, sums
+    first = last if has_lam else None, jnp.broadcast_to(eye, (size, *m.shape[1:])) if has_p else None, sums
     shapes = [None if a.has_no_input else jax.ShapeDtypeStruct(part.shape, a.dtype) for a, part in like]
-    (lam, p, sums), said = scan(back, first, steps, count, shapes, reverse=True)
+    is_one_to_one = all(a.route.repeats is not None and max(a.route.repeats, default=1) == 1 for a in landings)
+    if is_one_to_one and 0 < size <= FEW and jax.sharding.get_abstract_mesh().empty:
+        (lam, p, sums), heard = backward(back, first, each(steps), count, ndim)
+        left = iter(heard)
+        said = [next(left) if b is None else None for b in sums]
+    else:
+        (lam, p, sums), said = scan(back, first, steps, count, shapes, reverse=True)
     said = [a if b is None else b[None] for a, b in zip(said, sums, strict=True)]
     entering, direct = dict(zip(makers, said)) if has_p else {}, dict(zip(meetings, said[-len(meetings) :]))
-    lam = lam if terms.first is None else widened(dict(enumerate(terms.first)))
+    lam = lam if terms.first is None else widened(terms.first[g])
 
     def at(landing: Landing) -> Adjoint:
         later = (on_output(landing, p), entering[landing.into]) if has_p else (None, None)
