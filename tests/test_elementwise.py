@@ -96,7 +96,7 @@ def swept(xs, carried, steps, units):
         lam = [m[a] + sum(d[b][a] * lam[b] for b in range(2)) for a in range(2)]
         return (lam, total + said), [lam, None, said]
 
-    return recursion.backward(step, carried, xs, steps, units)
+    return recursion.recursion(step, carried, xs, steps, units, reverse=True)
 
 
 def sweep(rng, steps, shape, dtype, is_steady):
@@ -115,7 +115,7 @@ def test_chain_backward_through_steps(on_cpu, dtype, is_steady, shape):
         xs, carried = sweep(np.random.default_rng(0), 7, shape, dtype, is_steady)
         run = jax.jit(lambda xs, carried: swept(xs, carried, 7, len(shape)))
         assert calls(run, xs, carried) == 1
-        (lam, total), (lams, said) = run(xs, carried)
+        (lam, total), (lams, _, said) = run(xs, carried)
         close = {"rtol": 2e-4, "atol": 2e-4} if dtype == "float32" else {"rtol": 1e-12, "atol": 1e-12}
         (d, m, y), (last, expected) = jax.tree.map(np.asarray, (xs, carried))
         for t in reversed(range(7)):
@@ -132,7 +132,7 @@ def test_derivatives_and_batches_of_steps_are_those_of_a_scan():
     xs, carried = sweep(np.random.default_rng(1), 5, (4, 3), "float32", False)
 
     def loss(xs, carried):
-        (lam, total), (_, said) = swept(xs, carried, 5, 2)
+        (lam, total), (_, _, said) = swept(xs, carried, 5, 2)
         return jnp.sum(lam**2) + jnp.sum(jnp.sin(total)) + jnp.sum(said**2)
 
     got = jax.grad(loss, (0, 1))(xs, carried)

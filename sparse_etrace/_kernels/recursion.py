@@ -1,4 +1,4 @@
-"""Backward through the steps of a window, unit by unit: on a CPU in one pass, what is carried staying in a cache."""
+"""Recursions through the steps of a window, unit by unit: on a CPU in one pass, what is carried staying in a cache."""
 
 import functools
 import math
@@ -18,14 +18,15 @@ from .elementwise import Chain, Made, Row, UnknownOperationError, run_compiled
 from .products import Axes
 
 
-def backward(
+def recursion(
     step: Callable[[PyTree, PyTree], tuple[PyTree, list]],
     carried: PyTree[Array],
     xs: PyTree[Array],
     steps: int,
     units: int,
-) -> tuple[PyTree[Array], list[Array]]:
-    """`jax.lax.scan`, from the last step to the first, of one that does the same in each unit.
+    reverse: bool = False,
+) -> tuple[PyTree[Array], list[Array | None]]:
+    """`jax.lax.scan` of a step that does the same in each unit.
 
     Args:
         step: gets and gives arrays of units alone; those that had other axes before these come as lists of lists.
@@ -33,9 +34,10 @@ def backward(
         xs: of all steps, time first; or with a leading axis of 1 what is the same in all of them.
         steps: how many.
         units: how many axes, the last ones, are those of units.
+        reverse: from the last step to the first.
 
     Returns:
-        What is carried after them, and a stack of each array or list that a step says; None is left out.
+        What is carried after them, and a stack of each array or list that a step says.
     """
     firsts, rest = jax.tree.leaves(carried), jax.tree.leaves(xs)
     structs = [_nested(a.shape[: a.ndim - units], a, units) for a in firsts]
@@ -47,18 +49,20 @@ def backward(
         parts = jax.tree.unflatten(layout, given)
         ends = jax.tree.unflatten(jax.tree.structure(carried), parts[: len(firsts)])
         later, said = step(ends, jax.tree.unflatten(jax.tree.structure(xs), parts[len(firsts) :]))
-        like[:] = [part for part in said if part is not None]
+        like[:] = said
         return jax.tree.leaves((later, said))
 
     jaxpr = jax.make_jaxpr(flat)(*rows)
-    counts = tuple(len(jax.tree.leaves(part)) for part in like)
+    counts = tuple(len(jax.tree.leaves(part)) for part in like if part is not None)
     begin = [row for a in firsts for row in a.reshape(-1, *a.shape[a.ndim - units :])]
     stacks = [a.reshape(len(a), -1, *a.shape[a.ndim - units :]) for a in rest]
-    out = bind(recursion_p, *begin, *stacks, jaxpr=jaxpr, num=len(begin), counts=counts, steps=steps)
+    static = {"counts": counts, "steps": steps, "reverse": reverse}
+    out = bind(recursion_p, *begin, *stacks, jaxpr=jaxpr, num=len(begin), **static)
     ends, later = np.cumsum([0, *(math.prod(a.shape[: a.ndim - units]) for a in firsts)]), list[Array]()
     for a, i, k in zip(firsts, ends, ends[1:], strict=False):
         later.append(jnp.stack(out[i:k]).reshape(a.shape))
-    said = [s if isinstance(part, list) else s[:, 0] for part, s in zip(like, out[len(begin) :], strict=True)]
+    made = iter(out[len(begin) :])
+    said = [None if part is None else next(made) if isinstance(part, list) else next(made)[:, 0] for part in like]
     return jax.tree.unflatten(jax.tree.structure(carried), later), said
 
 
@@ -68,7 +72,9 @@ def _nested(front: tuple[int, ...], a: Array, units: int) -> PyTree[jax.ShapeDty
     return jax.ShapeDtypeStruct(a.shape[a.ndim - units :], a.dtype)
 
 
-def _xla(*operands: Array, jaxpr: jex.ClosedJaxpr, num: int, counts: tuple[int, ...], steps: int) -> list[Array]:
+def _xla(
+    *operands: Array, jaxpr: jex.ClosedJaxpr, num: int, counts: tuple[int, ...], steps: int, reverse: bool
+) -> list[Array]:
     stacks, ends = operands[num:], np.cumsum([num, *counts])
 
     def one(carried: list[Array], now: list[Array | None]) -> tuple[list[Array], list[Array]]:
@@ -77,7 +83,7 @@ def _xla(*operands: Array, jaxpr: jex.ClosedJaxpr, num: int, counts: tuple[int, 
         return out[:num], [jnp.stack(out[a:z]) for a, z in zip(ends, ends[1:], strict=False)]
 
     moving = [s if len(s) == steps else None for s in stacks]
-    later, said = jax.lax.scan(one, list(operands[:num]), moving, steps, reverse=True)
+    later, said = jax.lax.scan(one, list(operands[:num]), moving, steps, reverse)
     return [*later, *said]
 
 
@@ -97,7 +103,9 @@ def _chain(operands: Sequence[Any], jaxpr: jex.ClosedJaxpr, num: int) -> tuple[C
     return chain, made
 
 
-def _native(*operands: Array, jaxpr: jex.ClosedJaxpr, num: int, counts: tuple[int, ...], steps: int) -> list[Array]:
+def _native(
+    *operands: Array, jaxpr: jex.ClosedJaxpr, num: int, counts: tuple[int, ...], steps: int, reverse: bool
+) -> list[Array]:
     chain, made = _chain(operands, jaxpr, num)
     units = jaxpr.in_avals[0].shape
     results = [jax.ShapeDtypeStruct(o.shape, o.dtype) for o in operands[:num]]
@@ -105,7 +113,7 @@ def _native(*operands: Array, jaxpr: jex.ClosedJaxpr, num: int, counts: tuple[in
     places = [(k, 0, 0) for k in range(num)]
     for i, count in enumerate(counts):
         places += [(num + i, r * chain.size, count * chain.size) for r in range(count)]
-    return run_compiled(chain, made, results, places, operands, steps=steps, carried=num, is_backward=True)
+    return run_compiled(chain, made, results, places, operands, steps=steps, carried=num, is_backward=reverse)
 
 
 def _types(*avals: jax.core.ShapedArray, jaxpr: jex.ClosedJaxpr, num: int, **_: Hashable) -> bool:

@@ -1,6 +1,6 @@
 """Backward over a window, unit by unit: what enters the traces of an op call, and what meets its input at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
-from .._kernels.recursion import backward
+from .._kernels.recursion import recursion
 from .._model.grouping import Grouping
 from .._model.groups import Route
 from .._model.steady import Steps, at_first, each, scan
@@ -43,6 +43,30 @@ class Landing(NamedTuple):
         return *self.into, id(self.n)
 
 
+def scan_units(
+    step: Callable[..., tuple],
+    first: PyTree[Array],
+    xs: PyTree[Steps],
+    ndim: int,
+    like: Sequence[jax.ShapeDtypeStruct | None],
+    routes: Sequence[Route],
+    counts: Sequence[int],
+    reverse: bool = False,
+) -> tuple:
+    """`scan` of a step that does the same in each unit: in one pass where outputs of ops are the units of groups.
+
+    Units are the last `ndim` axes; groups have so many variables.
+    """
+    steps = len(jax.tree.leaves(xs)[0])
+    is_same = all(route.repeats is not None and max(route.repeats, default=1) == 1 for route in routes)
+    is_plain = (
+        jax.sharding.get_abstract_mesh().empty and steps > 1
+    )  # XLA joins one step with what comes before and after
+    if is_plain and is_same and all(0 < count <= FEW for count in counts):
+        return recursion(step, first, each(xs), steps, ndim, reverse)
+    return scan(step, first, xs, steps, like, reverse)
+
+
 def adjoints(grouping: Grouping, terms: Terms, landings: Sequence[Landing], only: str | None = None) -> list[Adjoint]:
     """`lam_{k-1} = m_k + D_k^T lam_k` and `P_{k-1} = P_k D_k` from the last step of a window to the first.
 
@@ -69,7 +93,7 @@ def _in_group(ndim: int, terms: Terms, g: int, landings: list[Landing], only: st
         return in_type(landing, jax.tree.map(lambda part: landing.route.spread(part, ndim), parts))
 
     def back(later: tuple, now: tuple) -> tuple[tuple, list]:
-        (lam, p, sums), (d, m, f, n) = later, now
+        (lam, p, sums), (m, d, f, n) = later, now
         f = {into: in_type(a, of) for (into, a), of in zip(makers.items(), f, strict=True)}
         entering = [matvec(on_output(a, p), f[into]) for into, a in makers.items() if has_p]
         direct = [dot(on_output(a, lam), f[a.into]) for a in meetings.values()]
@@ -82,18 +106,13 @@ def _in_group(ndim: int, terms: Terms, g: int, landings: list[Landing], only: st
 
     last = jnp.zeros_like(m[0]) if terms.last is None or terms.last[g] is None else widened(terms.last[g])
     eye = jnp.eye(size := m.shape[1], dtype=m.dtype).reshape(size, size, *[1] * (m.ndim - 2))
-    steps = d, m if has_lam else None, [a.f for a in makers.values()], [a.n for a in meetings.values()]
+    steps = m if has_lam else None, d, [a.f for a in makers.values()], [a.n for a in meetings.values()]
     like = [(a, at_first(a.f)) for a in makers.values() if has_p] + [(a, at_first(a.f)[0]) for a in meetings.values()]
     sums = [jnp.zeros(part.shape, a.dtype) if a.has_no_input else None for a, part in like]
     first = last if has_lam else None, jnp.broadcast_to(eye, (size, *m.shape[1:])) if has_p else None, sums
     shapes = [None if a.has_no_input else jax.ShapeDtypeStruct(part.shape, a.dtype) for a, part in like]
-    is_one_to_one = all(a.route.repeats is not None and max(a.route.repeats, default=1) == 1 for a in landings)
-    if is_one_to_one and 0 < size <= FEW and jax.sharding.get_abstract_mesh().empty:
-        (lam, p, sums), heard = backward(back, first, each(steps), count, ndim)
-        left = iter(heard)
-        said = [next(left) if b is None else None for b in sums]
-    else:
-        (lam, p, sums), said = scan(back, first, steps, count, shapes, reverse=True)
+    routes = [a.route for a in landings]
+    (lam, p, sums), said = scan_units(back, first, steps, ndim, shapes, routes, [size], reverse=True)
     said = [a if b is None else b[None] for a, b in zip(said, sums, strict=True)]
     entering, direct = dict(zip(makers, said)) if has_p else {}, dict(zip(meetings, said[-len(meetings) :]))
     lam = lam if terms.first is None else widened(terms.first[g])

@@ -14,13 +14,12 @@ from .._model.call import Call
 from .._model.grouping import Grouping
 from .._model.groups import Route
 from .._model.program import cast
-from .._model.steady import scan
 from .._model.step import Terms
 from .._model.types import Gradients, Input, OpWeights, Weights
 from .._op.contract import ETraceOp
 from .._op.delays import each, shape_of
 from .._sums import dot, is_narrow, joined, matvec, mixed, rounded, sum_steps, wide, widened, zeros
-from .adjoint import Adjoint, Landing, adjoints
+from .adjoint import Adjoint, Landing, adjoints, scan_units
 
 
 class Factors(eqx.Module):
@@ -277,30 +276,37 @@ def _filter(
     grouping: Grouping, call: Call, factors: Factors, terms: Terms, decay: float, noise: Array | None
 ) -> tuple[Factors, Array, Array]:
     """Factors through a window: the filtered input and the signal that it meets, at each step."""
-    dtype, stored, routes = wide(terms.n[call.number].dtype), factors, routes_of(grouping, call)
-
-    def step(factors: Factors, now: tuple) -> tuple[Factors, list[Array]]:
-        x, n, parts = now
-        filtered = decay * factors.x + x
-        if not stored.f:
-            return Factors(filtered, (), factors.steps + 1), [filtered, n]
-        taught = (1 - decay) * n
-        f = []
-        for (g, route), old, (d, m, f_now) in zip(routes, factors.f, parts, strict=True):
-            ndim = len(grouping.groups[g].shape)
-            d, m, f_now = (part.astype(dtype) for part in (route.spread(d, ndim), route.spread(m, ndim), f_now))
-            taught = taught + decay * dot(m, old)
-            f.append(decay * matvec(d, old) + (1 - decay) * f_now)
-        correction = 1 - jnp.power(jnp.asarray(decay, dtype), (factors.steps + 1).astype(dtype))
-        return Factors(filtered, tuple(f), factors.steps + 1), [filtered, taught / correction]
-
-    kept = routes if stored.f else []
-    parts = [(terms.hidden_jacobian[g], terms.m[g], terms.output_jacobian[(g, call.number)]) for g, _ in kept]
-    start = Factors(stored.x.astype(dtype), tuple(f.astype(dtype) for f in stored.f), stored.steps)
+    dtype, routes = wide(terms.n[call.number].dtype), routes_of(grouping, call)
     x, n = each(terms.x[call.number]).astype(dtype), widened(terms.n[call.number])
+
+    def on_output(g: int, route: Route, parts: PyTree[Array]) -> PyTree[Array]:
+        ndim = len(grouping.groups[g].shape)
+        return jax.tree.map(lambda part: route.spread(part, ndim).astype(dtype), parts)
+
+    def filtered(old: Array, x: Array) -> tuple[Array, list[Array]]:
+        new = decay * old + x
+        return new, [new]
+
+    def sensitivities(before: list[Array], now: tuple) -> tuple[list[Array], list[Array]]:
+        n, parts = now
+        taught, f = (1 - decay) * n, []
+        for (g, route), old, (d, m, f_now) in zip(routes, before, parts, strict=True):
+            d, m, f_now = on_output(g, route, d), on_output(g, route, m), jax.tree.map(lambda a: a.astype(dtype), f_now)
+            taught = taught + decay * dot(m, old)
+            f.append(jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, matvec(d, old), f_now))
+        return f, [taught]
+
     like = [jax.ShapeDtypeStruct(part.shape[1:], dtype) for part in (x, n)]
-    new, (filtered, taught) = scan(step, start, (x, n, parts), len(x), like)
-    leaves, layout = jax.tree.flatten(stored)
+    new_x, (read,) = scan_units(filtered, factors.x.astype(dtype), x, x.ndim - 1, like[:1], [], [])
+    new_f, grown = [], factors.steps + 1 + jnp.arange(len(x)).reshape(-1, *[1] * factors.steps.ndim)
+    if factors.f:
+        parts = [(terms.hidden_jacobian[g], terms.m[g], terms.output_jacobian[(g, call.number)]) for g, _ in routes]
+        start, (_, through) = [f.astype(dtype) for f in factors.f], zip(*routes, strict=True)
+        counts = list(map(len, start))
+        new_f, (taught,) = scan_units(sensitivities, start, (n, parts), n.ndim - 1, like[1:], through, counts)
+        n = taught / (1 - jnp.power(jnp.asarray(decay, dtype), grown.astype(dtype)))
+    new = Factors(new_x, tuple(new_f), grown[-1])
+    leaves, layout = jax.tree.flatten(factors)
     pairs = enumerate(zip(jax.tree.leaves(new), leaves, strict=True), len(routes))
     found = [rounded(a, b.dtype, mixed(noise, i)) for i, (a, b) in pairs]
-    return jax.tree.unflatten(layout, found), filtered, taught
+    return jax.tree.unflatten(layout, found), read, n
