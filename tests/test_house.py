@@ -37,7 +37,7 @@ HOUSE = {
     "_files": "safe columns cells text arrow npz graphml_document feather parquet neurons *",
     "_outside": "",
     "datasets": "",
-    "_kernels": "native windows dense products trace *",
+    "_kernels": "native windows dense products trace elementwise *",
     "_blocks": "",
     "_op": "contract weights boundary param initial delays spmatmul matmul weight_fn *",
     "rewiring": "",

@@ -47,6 +47,7 @@ def scan_units(
     step: Callable[..., tuple],
     first: PyTree[Array],
     xs: PyTree[Steps],
+    steps: int,
     ndim: int,
     like: Sequence[jax.ShapeDtypeStruct | None],
     routes: Sequence[Route],
@@ -57,7 +58,6 @@ def scan_units(
 
     Units are the last `ndim` axes; groups have so many variables.
     """
-    steps = len(jax.tree.leaves(xs)[0])
     is_same = all(route.repeats is not None and max(route.repeats, default=1) == 1 for route in routes)
     is_plain = (
         jax.sharding.get_abstract_mesh().empty and steps > 1
@@ -112,7 +112,7 @@ def _in_group(ndim: int, terms: Terms, g: int, landings: list[Landing], only: st
     first = last if has_lam else None, jnp.broadcast_to(eye, (size, *m.shape[1:])) if has_p else None, sums
     shapes = [None if a.has_no_input else jax.ShapeDtypeStruct(part.shape, a.dtype) for a, part in like]
     routes = [a.route for a in landings]
-    (lam, p, sums), said = scan_units(back, first, steps, ndim, shapes, routes, [size], reverse=True)
+    (lam, p, sums), said = scan_units(back, first, steps, count, ndim, shapes, routes, [size], reverse=True)
     said = [a if b is None else b[None] for a, b in zip(said, sums, strict=True)]
     entering, direct = dict(zip(makers, said)) if has_p else {}, dict(zip(meetings, said[-len(meetings) :]))
     lam = lam if terms.first is None else widened(terms.first[g])

@@ -297,13 +297,13 @@ def _filter(
         return f, [taught]
 
     like = [jax.ShapeDtypeStruct(part.shape[1:], dtype) for part in (x, n)]
-    new_x, (read,) = scan_units(filtered, factors.x.astype(dtype), x, x.ndim - 1, like[:1], [], [])
+    new_x, (read,) = scan_units(filtered, factors.x.astype(dtype), x, len(x), x.ndim - 1, like[:1], [], [])
     new_f, grown = [], factors.steps + 1 + jnp.arange(len(x)).reshape(-1, *[1] * factors.steps.ndim)
     if factors.f:
         parts = [(terms.hidden_jacobian[g], terms.m[g], terms.output_jacobian[(g, call.number)]) for g, _ in routes]
         start, (_, through) = [f.astype(dtype) for f in factors.f], zip(*routes, strict=True)
         counts = list(map(len, start))
-        new_f, (taught,) = scan_units(sensitivities, start, (n, parts), n.ndim - 1, like[1:], through, counts)
+        new_f, (taught,) = scan_units(sensitivities, start, (n, parts), len(n), n.ndim - 1, like[1:], through, counts)
         n = taught / (1 - jnp.power(jnp.asarray(decay, dtype), grown.astype(dtype)))
     new = Factors(new_x, tuple(new_f), grown[-1])
     leaves, layout = jax.tree.flatten(factors)
