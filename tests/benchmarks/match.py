@@ -21,7 +21,7 @@ import sparse_etrace as se
 from sparse_etrace.cells import spiking
 
 GROUP, NOISE, UNITS, BATCH, EVERY, WRONG, RATE, USUAL = 40, 20, 200, 16, 10, 0.05, 0.003, 0.02
-RATES = {"BPTT": 0.002}  # chosen with a seed that is not reported
+RATES = {"BPTT": 0.002, "e-prop, random": 0.008}  # chosen with a seed that is not reported
 FULL = {"shown": 500, "delay": 1000, "asked": 250}, 40, 256
 QUICK = {"shown": 20, "delay": 20, "asked": 10}, 2, 16
 FIRES, LEAK, FILTER = 0.1, float(np.exp(-1 / 20)), float(np.exp(-1 / 50))
