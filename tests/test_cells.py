@@ -519,3 +519,15 @@ def test_linear_units_make_their_input_and_eigenvalues():
 def test_of_refuses_in_words(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_cell_of_a_cell_has_parameters_of_its_own():
+    class Gained(se.cells.LIF):
+        gain: se.ETraceParam
+
+        def __init__(self, units, inp):
+            super().__init__(units, inp, decay=0.8)
+            self.gain = se.MatMulOp().param(jax.random.key(1), 7, 9)
+
+    cell = Gained(4, se.MatMulOp().param(jax.random.key(0), 2, 4))
+    assert cell.decay() == pytest.approx(0.8) and cell.gain.value["weight"].shape == (7, 9)

@@ -59,9 +59,8 @@ def scan_units(
     Units are the last `ndim` axes; groups have so many variables.
     """
     is_same = all(route.repeats is not None and max(route.repeats, default=1) == 1 for route in routes)
-    is_plain = (
-        jax.sharding.get_abstract_mesh().empty and steps > 1
-    )  # XLA joins one step with what comes before and after
+    # XLA joins a single step with what comes before and after.
+    is_plain = steps > 1 and jax.sharding.get_abstract_mesh().empty
     if is_plain and is_same and all(0 < count <= FEW for count in counts):
         return recursion(step, first, each(xs), steps, ndim, reverse)
     return scan(step, first, xs, steps, like, reverse)

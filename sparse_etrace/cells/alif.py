@@ -1,16 +1,30 @@
 """Adaptive leaky integrate-and-fire neurons."""
 
 from collections.abc import Callable
-from dataclasses import InitVar
 from typing import NamedTuple, SupportsIndex
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from .. import surrogate
 from .._arrays import blank
 from .._op.delays import Ring, sends, sent
-from .._op.param import ETraceParam
-from . import cell
+from .._op.param import ETraceParam, Fixed
+from .cell import (
+    Constant,
+    Units,
+    after_reset,
+    awake,
+    cell_from_time_constants,
+    cell_of,
+    constant,
+    current,
+    on_units,
+    silenced,
+    silent_steps,
+    unit_shape,
+)
 
 
 class ALIFState(NamedTuple):
@@ -56,38 +70,55 @@ class ALIF(eqx.Module):
         Bellec et al. 2018, Advances in Neural Information Processing Systems 31 (arXiv 1803.09574).
     """
 
-    units: InitVar[cell.Units]
+    shape: tuple[int, ...] = eqx.field(static=True)
     inp: ETraceParam | None
-    rec: ETraceParam | None = None
-    decay: cell.Value = cell.field("decay", 0.9, 0, 1)
-    threshold: cell.Value = cell.field("threshold", 1.0, 1e-12)
-    adaptation_decay: cell.Value = cell.field("adaptation_decay", 0.98, 0, 1)
-    adaptation: cell.Value = cell.field("adaptation", 1.0, 0)
-    spike: Callable[[Array], Array] = eqx.field(default=None, converter=cell.spike_or_triangle)
-    reset: cell.Value = cell.field("reset", None, 0)
-    reset_gradient: bool = eqx.field(static=True, default=True, converter=bool)
-    refractory: cell.Value = 0
-    shape: tuple[int, ...] = eqx.field(static=True, init=False)
+    rec: ETraceParam | None
+    decay: Constant
+    threshold: Constant
+    adaptation_decay: Constant
+    adaptation: Constant
+    spike: Callable[[Array], Array]
+    reset: Constant | None
+    reset_gradient: bool = eqx.field(static=True)
+    refractory: Fixed | None
 
-    def __post_init__(self, units: cell.Units) -> None:
-        self.shape = cell.unit_shape(units)
-        self.refractory = cell.silent_steps(self.refractory, self.shape)
+    def __init__(
+        self,
+        units: Units,
+        inp: ETraceParam | None,
+        rec: ETraceParam | None = None,
+        decay: object = 0.9,
+        threshold: object = 1.0,
+        adaptation_decay: object = 0.98,
+        adaptation: object = 1.0,
+        spike: Callable[[Array], Array] | None = None,
+        reset: object = None,
+        reset_gradient: object = True,
+        refractory: object = 0,
+    ):
+        self.shape, self.inp, self.rec = unit_shape(units), inp, rec
+        self.decay = constant(decay, "decay", 0, 1, self.shape)
+        self.threshold = constant(threshold, "threshold", 1e-12, jnp.inf, self.shape)
+        self.adaptation_decay = constant(adaptation_decay, "adaptation_decay", 0, 1, self.shape)
+        self.adaptation = constant(adaptation, "adaptation", 0, jnp.inf, self.shape)
+        self.spike = surrogate.triangle() if spike is None else spike
+        self.reset = None if reset is None else constant(reset, "reset", 0, jnp.inf, self.shape)
+        self.reset_gradient, self.refractory = bool(reset_gradient), silent_steps(refractory, self.shape)
 
-    __check_init__ = cell.check_fit
-    of = classmethod(cell.cell_of)
-    from_time_constants = classmethod(cell.cell_from_time_constants)
+    of = classmethod(cell_of)
+    from_time_constants = classmethod(cell_from_time_constants)
 
     def init_state(self, *batch: SupportsIndex) -> ALIFState:
         """Rest, no adaptation, no spikes; `batch` are the sizes of the leading batch axes."""
         v, b, z = (blank((*batch, *self.shape)) for _ in range(3))
-        return ALIFState(v, b, sends(z, self.rec), cell.awake(v.shape, self.refractory))
+        return ALIFState(v, b, sends(z, self.rec), awake(v.shape, self.refractory))
 
     def __call__(self, state: ALIFState, x: PyTree) -> tuple[ALIFState, Array]:
         constants = self.decay, self.threshold, self.adaptation_decay, self.adaptation
-        decay, threshold, rho, adaptation = cell.on_units(state.v, *constants)
-        (reset,) = [threshold] if self.reset is None else cell.on_units(state.v, self.reset)
-        u = decay * state.v + (1 - decay) * cell.current(self.inp, x, self.rec, state.z)
+        decay, threshold, rho, adaptation = on_units(state.v, *constants)
+        (reset,) = [threshold] if self.reset is None else on_units(state.v, self.reset)
+        u = decay * state.v + (1 - decay) * current(self.inp, x, self.rec, state.z)
         z = self.spike((u - threshold - adaptation * state.b) / threshold)
-        z, wait = cell.silenced(z, state.wait, self.refractory)
+        z, wait = silenced(z, state.wait, self.refractory)
         b = rho * state.b + (1 - rho) * z
-        return ALIFState(cell.after_reset(u, z, reset, self.reset_gradient), b, sent(state.z, z), wait), z
+        return ALIFState(after_reset(u, z, reset, self.reset_gradient), b, sent(state.z, z), wait), z

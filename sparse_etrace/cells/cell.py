@@ -5,14 +5,12 @@ import operator
 from collections.abc import Callable
 from typing import Any, SupportsIndex
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, PyTree
 
-from .. import surrogate
 from .._arrays import blank
 from .._graph.connectivity import Connectivity
 from .._graph.graph import Graph
@@ -24,7 +22,6 @@ from .._op.weights import in_front
 
 Constant = ETraceParam | Fixed
 Units = SupportsIndex | tuple[SupportsIndex, ...]
-Value = Any  # a constant, `ETraceParam` or `Fixed`; its number or array in models that are `evaluated`
 
 
 def unit_shape(units: Units) -> tuple[int, ...]:
@@ -110,12 +107,17 @@ def cell_from_time_constants(
         >>> round(float(cell.decay()), 4), round(float(cell.adaptation_decay()), 4)
         (0.9512, 0.995)
     """
-    given = {"decay": ("tau", tau), "adaptation_decay": ("tau_adaptation", tau_adaptation)}
-    times = {decay: named for decay, named in given.items() if named[1] is not None}
+    times = {"decay": ("tau", tau), "adaptation_decay": ("tau_adaptation", tau_adaptation)}
     for name, time in (("dt", dt), *times.values()):
-        if not np.all(np.asarray(time, float) > 0):
-            raise ValueError(f"{name}: expected positive times, got {time}. To train a decay, give a parameter.")
-    decays = {name: np.exp(-np.asarray(dt, float) / np.asarray(time, float)) for name, (_, time) in times.items()}
+        if time is not None and not np.all(np.asarray(time, float) > 0):
+            raise ValueError(
+                f"{name}: expected positive times, got {time}. To train a decay, give the cell a parameter."
+            )
+    decays = {
+        name: np.exp(-np.asarray(dt, float) / np.asarray(time, float))
+        for name, (_, time) in times.items()
+        if time is not None
+    }
     return (cls.of if "key" in constants else cls)(*args, **decays, **constants)
 
 
@@ -162,42 +164,25 @@ def fits(name: str, value: Any, units: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: expected an array that fits the units, {units}, got shape {shape}.")
 
 
-def constant(value: Any, name: str, low: float | int, high: float | int) -> Constant:
-    """A constant of the units: an `ElemWiseParam` is trained, a number or array not."""
-    if isinstance(value, ETraceParam | Fixed):
-        return value
-    if not isinstance(value, jax.core.Tracer):
+def constant(
+    value: Any, name: str, low: float | int, high: float | int, units: tuple[int, ...] | None = None
+) -> Constant:
+    """A constant of a cell: a parameter as it is, a number or array as `Fixed`, checked against bounds and units."""
+    is_given = isinstance(value, ETraceParam | Fixed)
+    if not is_given and not isinstance(value, jax.core.Tracer):
         numbers = np.asarray(value, float)
         if not np.all((low <= numbers) & (numbers <= high)):
             raise ValueError(
                 f"{name}: expected values from {low} to {high}, got {value}. To train it, give an ElemWiseParam."
             )
-    return Fixed(jnp.asarray(value, float))
-
-
-def field(name: str, default: object, low: float | int = -np.inf, high: float | int = np.inf) -> Any:
-    """A constant as a field: a number, an array of the shape of the units, or an `ElemWiseParam`, which is trained."""
-
-    def convert(value: object) -> Constant | None:
-        return None if value is None and default is None else constant(value, name, low, high)
-
-    return eqx.field(default=default, converter=convert)
-
-
-def check_fit(cell: Any) -> None:
-    """Refuse constants that do not fit the units."""
-    for name, value in vars(cell).items():
-        if isinstance(value, ETraceParam | Fixed) and not name.startswith(("inp", "rec")):
-            fits(name, value(), cell.shape)
+    if units is not None:
+        fits(name, value() if is_given else value, units)
+    return value if is_given else Fixed(jnp.asarray(value, float))
 
 
 def on_units(h: Array, *constants: Constant) -> list[Array]:
     """The values of constants, with axes of one for the batch axes of a state."""
     return [in_front(param(), h.ndim) for param in constants]
-
-
-def spike_or_triangle(spike: Callable[[Array], Array] | None) -> Callable[[Array], Array]:
-    return surrogate.triangle() if spike is None else spike
 
 
 def silent_steps(value: object, units: tuple[int, ...]) -> Fixed | None:

@@ -18,12 +18,11 @@ from .._graph.graph import Graph
 from .._op import GraphConvOp, MatMulOp
 from .._op.initial import size
 from .._op.param import ETraceParam, cut
-from .cell import Constant, check_fit, constant, on_units
+from .cell import Constant, constant, on_units
 from .supports import arrays, chebyshev, convolutions, edges, gcn, num_nodes, walk_series, walks
 
 __all__ = ["GraphAttention", "GraphGRU", "GraphRNN"]
 RESETS = ("after", "before")
-Weights = Mapping[str, ArrayLike]  # the `state_dict` of a module of torch, as arrays
 
 
 class GraphRNN(eqx.Module):
@@ -54,11 +53,15 @@ class GraphRNN(eqx.Module):
     decay: Constant
 
     def __init__(
-        self, nodes: SupportsIndex, hidden: SupportsIndex, inp: ETraceParam, rec: ETraceParam, decay: object = 0.9
+        self,
+        nodes: SupportsIndex,
+        hidden: SupportsIndex,
+        inp: ETraceParam,
+        rec: ETraceParam,
+        decay: object = 0.9,
     ):
         self.shape = (size("nodes", nodes), size("hidden", hidden))
-        self.inp, self.rec, self.decay = inp, rec, constant(decay, "decay", 0, 1)
-        check_fit(self)
+        self.inp, self.rec, self.decay = inp, rec, constant(decay, "decay", 0, 1, self.shape)
 
     @classmethod
     def of(
@@ -180,7 +183,11 @@ class GraphGRU(eqx.Module):
 
     @classmethod
     def from_tgcn(
-        cls, weights: Weights, edge_index: ArrayLike, edge_weight: ArrayLike | None, nodes: SupportsIndex
+        cls,
+        weights: Mapping[str, ArrayLike],
+        edge_index: ArrayLike,
+        edge_weight: ArrayLike | None,
+        nodes: SupportsIndex,
     ) -> "GraphGRU":
         """The `TGCN` of PyTorch Geometric Temporal, with the arrays of its `state_dict`."""
         w, supports = arrays(weights), gcn(edges(edge_index, edge_weight, nodes))
@@ -196,7 +203,11 @@ class GraphGRU(eqx.Module):
 
     @classmethod
     def from_gconv_gru(
-        cls, weights: Weights, edge_index: ArrayLike, edge_weight: ArrayLike | None, nodes: SupportsIndex
+        cls,
+        weights: Mapping[str, ArrayLike],
+        edge_index: ArrayLike,
+        edge_weight: ArrayLike | None,
+        nodes: SupportsIndex,
     ) -> "GraphGRU":
         """The `GConvGRU` of PyTorch Geometric Temporal with symmetric normalisation, by its `state_dict`."""
         w = arrays(weights)
@@ -210,7 +221,11 @@ class GraphGRU(eqx.Module):
 
     @classmethod
     def from_dcrnn(
-        cls, weights: Weights, edge_index: ArrayLike, edge_weight: ArrayLike | None, nodes: SupportsIndex
+        cls,
+        weights: Mapping[str, ArrayLike],
+        edge_index: ArrayLike,
+        edge_weight: ArrayLike | None,
+        nodes: SupportsIndex,
     ) -> "GraphGRU":
         """The `DCRNN` of PyTorch Geometric Temporal, by its `state_dict`, and with the walks as it takes them.
 
@@ -222,8 +237,10 @@ class GraphGRU(eqx.Module):
         turned = a.T.tocsr().sorted_indices().tocoo()
         with np.errstate(divide="ignore"):
             out, into = 1 / a.sum(1), 1 / a.sum(0)
-        along = sp.coo_array((out[pre], (pre, post)), a.shape)
-        against = sp.coo_array((into[pre], turned.coords), a.shape)
+        along, against = (
+            sp.coo_array((out[pre], (pre, post)), a.shape),
+            sp.coo_array((into[pre], turned.coords), a.shape),
+        )
         count, hidden = w["conv_x_r.weight"].shape[1], w["conv_x_r.weight"].shape[3]
         forth, back = (walk_series(walk.tocsr(), count - 1) for walk in (along, against))
         op = GraphConvOp([*forth, *back[1:]])

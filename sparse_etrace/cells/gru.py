@@ -1,6 +1,5 @@
 """Gated recurrent unit."""
 
-from dataclasses import InitVar
 from typing import SupportsIndex
 
 import equinox as eqx
@@ -34,17 +33,27 @@ class GRU(eqx.Module):
         Cho et al. 2014, Empirical Methods in Natural Language Processing (arXiv 1406.1078).
     """
 
-    units: InitVar[Units]
+    shape: tuple[int, ...] = eqx.field(static=True)
     inp_r: ETraceParam
     inp_u: ETraceParam
     inp_c: ETraceParam
     rec_r: ETraceParam
     rec_u: ETraceParam
     rec_c: ETraceParam
-    shape: tuple[int, ...] = eqx.field(static=True, init=False)
 
-    def __post_init__(self, units: Units) -> None:
+    def __init__(
+        self,
+        units: Units,
+        inp_r: ETraceParam,
+        inp_u: ETraceParam,
+        inp_c: ETraceParam,
+        rec_r: ETraceParam,
+        rec_u: ETraceParam,
+        rec_c: ETraceParam,
+    ):
         self.shape = unit_shape(units)
+        self.inp_r, self.inp_u, self.inp_c = inp_r, inp_u, inp_c
+        self.rec_r, self.rec_u, self.rec_c = rec_r, rec_u, rec_c
 
     of = classmethod(cell_of)
 

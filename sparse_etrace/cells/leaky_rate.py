@@ -1,7 +1,6 @@
 """Leaky rate units."""
 
 from collections.abc import Callable
-from dataclasses import InitVar
 from typing import SupportsIndex
 
 import equinox as eqx
@@ -10,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._arrays import blank
 from .._op.param import ETraceParam
-from .cell import Units, Value, cell_from_time_constants, cell_of, check_fit, current, field, on_units, unit_shape
+from .cell import Constant, Units, cell_from_time_constants, cell_of, constant, current, on_units, unit_shape
 
 
 class LeakyRate(eqx.Module):
@@ -38,17 +37,23 @@ class LeakyRate(eqx.Module):
         Sompolinsky, Crisanti and Sommers 1988, Physical Review Letters 61:259.
     """
 
-    units: InitVar[Units]
+    shape: tuple[int, ...] = eqx.field(static=True)
     inp: ETraceParam | None
-    rec: ETraceParam | None = None
-    decay: Value = field("decay", 0.9, 0, 1)
-    activation: Callable[[Array], Array] = jnp.tanh
-    shape: tuple[int, ...] = eqx.field(static=True, init=False)
+    rec: ETraceParam | None
+    decay: Constant
+    activation: Callable[[Array], Array]
 
-    def __post_init__(self, units: Units) -> None:
-        self.shape = unit_shape(units)
+    def __init__(
+        self,
+        units: Units,
+        inp: ETraceParam | None,
+        rec: ETraceParam | None = None,
+        decay: object = 0.9,
+        activation: Callable[[Array], Array] = jnp.tanh,
+    ):
+        self.shape, self.inp, self.rec, self.activation = unit_shape(units), inp, rec, activation
+        self.decay = constant(decay, "decay", 0, 1, self.shape)
 
-    __check_init__ = check_fit
     of = classmethod(cell_of)
     from_time_constants = classmethod(cell_from_time_constants)
 

@@ -15,7 +15,7 @@ from .._numbers import real
 from .._op import ElemWiseParam
 from .._op.initial import check_key, size
 from .._op.param import ETraceParam, Fixed
-from .cell import Constant, Units, check_fit, constant, current, fits, on_units, onto, unit_shape
+from .cell import Constant, Units, constant, current, fits, on_units, onto, unit_shape
 
 
 class LRUState(NamedTuple):
@@ -60,8 +60,7 @@ class LRU(eqx.Module):
     def __init__(self, units: Units, inp: ETraceParam, eigenvalue: object, scale: object = None):
         self.shape, self.inp = unit_shape(units), inp
         self.eigenvalue = _eigenvalue(eigenvalue, self.shape)
-        self.scale = None if scale is None else constant(scale, "scale", -math.inf, math.inf)
-        check_fit(self)
+        self.scale = None if scale is None else constant(scale, "scale", -math.inf, math.inf, self.shape)
 
     @classmethod
     def of(

@@ -1,6 +1,5 @@
 """Minimal gated unit."""
 
-from dataclasses import InitVar
 from typing import SupportsIndex
 
 import equinox as eqx
@@ -33,15 +32,22 @@ class MGU(eqx.Module):
         Zhou et al. 2016, International Journal of Automation and Computing 13:226.
     """
 
-    units: InitVar[Units]
+    shape: tuple[int, ...] = eqx.field(static=True)
     inp_f: ETraceParam
     inp_c: ETraceParam
     rec_f: ETraceParam
     rec_c: ETraceParam
-    shape: tuple[int, ...] = eqx.field(static=True, init=False)
 
-    def __post_init__(self, units: Units) -> None:
+    def __init__(
+        self,
+        units: Units,
+        inp_f: ETraceParam,
+        inp_c: ETraceParam,
+        rec_f: ETraceParam,
+        rec_c: ETraceParam,
+    ):
         self.shape = unit_shape(units)
+        self.inp_f, self.inp_c, self.rec_f, self.rec_c = inp_f, inp_c, rec_f, rec_c
 
     of = classmethod(cell_of)
 

@@ -10,11 +10,17 @@ from jaxtyping import Array, PyTree
 
 from ..._op.param import ETraceParam, Fixed
 from ..._op.weights import in_front
-from ..cell import Constant, Value, constant, field as field
+from ..cell import Constant, constant
 
 TINY = 1e-12
+Value = Any  # a constant, `ETraceParam` or `Fixed`; its number or array in models that are `evaluated`
 Number = Array | np.ndarray | float | int
 Variables = dict[str, Number]
+
+
+def field(name: str, default: float, low: float | int = -np.inf, high: float | int = np.inf) -> Any:
+    """A constant as a field: a number, an array of the shape of the units, or an `ElemWiseParam`, which is trained."""
+    return eqx.field(default=default, converter=lambda value: constant(value, name, low, high))
 
 
 class Subtract(eqx.Module):
