@@ -54,8 +54,12 @@ def recursion(
 
     jaxpr = jax.make_jaxpr(flat)(*rows)
     counts = tuple(len(jax.tree.leaves(part)) for part in like if part is not None)
-    begin = [row for a in firsts for row in a.reshape(-1, *a.shape[a.ndim - units :])]
-    stacks = [a.reshape(len(a), -1, *a.shape[a.ndim - units :]) for a in rest]
+
+    def by_row(a: Array, front: int) -> Array:
+        last = a.ndim - units
+        return a.reshape(*a.shape[:front], math.prod(a.shape[front:last]), *a.shape[last:])
+
+    begin, stacks = [row for a in firsts for row in by_row(a, 0)], [by_row(a, 1) for a in rest]
     static = {"counts": counts, "steps": steps, "reverse": reverse}
     out = bind(recursion_p, *begin, *stacks, jaxpr=jaxpr, num=len(begin), **static)
     ends, later = np.cumsum([0, *(math.prod(a.shape[: a.ndim - units]) for a in firsts)]), list[Array]()

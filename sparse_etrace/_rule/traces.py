@@ -298,7 +298,8 @@ def _filter(
 
     like = [jax.ShapeDtypeStruct(part.shape[1:], dtype) for part in (x, n)]
     new_x, (read,) = scan_units(filtered, factors.x.astype(dtype), x, len(x), x.ndim - 1, like[:1], [], [])
-    new_f, grown = [], factors.steps + 1 + jnp.arange(len(x)).reshape(-1, *[1] * factors.steps.ndim)
+    later = jnp.arange(1, len(x) + 1, dtype=factors.steps.dtype).reshape(-1, *[1] * factors.steps.ndim)
+    new_f, grown = [], factors.steps[None] + later
     if factors.f:
         parts = [(terms.hidden_jacobian[g], terms.m[g], terms.output_jacobian[(g, call.number)]) for g, _ in routes]
         start, (_, through) = [f.astype(dtype) for f in factors.f], zip(*routes, strict=True)
