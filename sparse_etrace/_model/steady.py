@@ -38,7 +38,7 @@ def stacked(tree: PyTree[Steps]) -> PyTree[Array]:
     return jax.tree.map(one, tree, is_leaf=_is_steady)
 
 
-def each(tree: PyTree[Steps]) -> PyTree[Array]:
+def with_time(tree: PyTree[Steps]) -> PyTree[Array]:
     """A pytree in which all has a leading axis: time, or one of 1 for what is steady."""
     return jax.tree.map(lambda leaf: leaf.value[None] if isinstance(leaf, Steady) else leaf, tree, is_leaf=_is_steady)
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from .._kernels.recursion import recursion
 from .._model.grouping import Grouping
 from .._model.groups import Route
-from .._model.steady import Steps, at_first, each, scan
+from .._model.steady import Steps, at_first, scan, with_time
 from .._model.step import Terms
 from .._sums import FEW, dot, matmul, matvec, swapped, widened
 
@@ -43,6 +43,16 @@ class Landing(NamedTuple):
         return *self.into, id(self.n)
 
 
+def in_type(dtype: DTypeLike, parts: PyTree[Array]) -> PyTree[Array]:
+    """Arrays of another type."""
+    return jax.tree.map(lambda part: part.astype(dtype), parts)
+
+
+def on_output(route: Route, ndim: int, dtype: DTypeLike, parts: PyTree[Array]) -> PyTree[Array]:
+    """Values on the units of a group, the last `ndim` axes, as values of a type on the output of an op."""
+    return in_type(dtype, jax.tree.map(lambda part: route.spread(part, ndim), parts))
+
+
 def scan_units(
     step: Callable[..., tuple],
     first: PyTree[Array],
@@ -62,7 +72,7 @@ def scan_units(
     # XLA joins a single step with what comes before and after.
     is_plain = steps > 1 and jax.sharding.get_abstract_mesh().empty
     if is_plain and is_same and all(0 < count <= FEW for count in counts):
-        return recursion(step, first, each(xs), steps, ndim, reverse)
+        return recursion(step, first, with_time(xs), steps, ndim, reverse)
     return scan(step, first, xs, steps, like, reverse)
 
 
@@ -85,17 +95,14 @@ def _in_group(ndim: int, terms: Terms, g: int, landings: list[Landing], only: st
     makers = {a.into: a for a in landings if has_p or has_lam}
     meetings = {a.meeting: a for a in landings if has_lam}
 
-    def in_type(landing: Landing, parts: PyTree[Array]) -> PyTree[Array]:
-        return jax.tree.map(lambda part: part.astype(landing.dtype), parts)
-
-    def on_output(landing: Landing, parts: PyTree[Array]) -> PyTree[Array]:
-        return in_type(landing, jax.tree.map(lambda part: landing.route.spread(part, ndim), parts))
+    def on(landing: Landing, parts: PyTree[Array]) -> PyTree[Array]:
+        return on_output(landing.route, ndim, landing.dtype, parts)
 
     def back(later: tuple, now: tuple) -> tuple[tuple, list]:
         (lam, p, sums), (m, d, f, n) = later, now
-        f = {into: in_type(a, of) for (into, a), of in zip(makers.items(), f, strict=True)}
-        entering = [matvec(on_output(a, p), f[into]) for into, a in makers.items() if has_p]
-        direct = [dot(on_output(a, lam), f[a.into]) for a in meetings.values()]
+        f = {into: in_type(a.dtype, of) for (into, a), of in zip(makers.items(), f, strict=True)}
+        entering = [matvec(on(a, p), f[into]) for into, a in makers.items() if has_p]
+        direct = [dot(on(a, lam), f[a.into]) for a in meetings.values()]
         direct = [a if b is None else a + b.astype(a.dtype) for a, b in zip(direct, n, strict=True)]
         said = [*entering, *direct]
         sums = [None if a is None else jax.tree.map(jnp.add, a, b) for a, b in zip(sums, said, strict=True)]
@@ -117,10 +124,10 @@ def _in_group(ndim: int, terms: Terms, g: int, landings: list[Landing], only: st
     lam = lam if terms.first is None else widened(terms.first[g])
 
     def at(landing: Landing) -> Adjoint:
-        later = (on_output(landing, p), entering[landing.into]) if has_p else (None, None)
+        later = (on(landing, p), entering[landing.into]) if has_p else (None, None)
         if only == "traces":
             return *later, None, None
-        lam_0 = on_output(landing, lam)
+        lam_0 = on(landing, lam)
         silent = jnp.broadcast_to(jnp.zeros_like(lam_0[0]), (1 if landing.has_no_input else count, *lam_0.shape[1:]))
         met = direct[landing.meeting] if has_lam else silent if landing.n is None else landing.n.astype(landing.dtype)
         return *later, lam_0, met

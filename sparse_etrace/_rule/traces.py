@@ -19,7 +19,7 @@ from .._model.types import Gradients, Input, OpWeights, Weights
 from .._op.contract import ETraceOp
 from .._op.delays import each, shape_of
 from .._sums import dot, is_narrow, joined, matvec, mixed, rounded, sum_steps, wide, widened, zeros
-from .adjoint import Adjoint, Landing, adjoints, scan_units
+from .adjoint import Adjoint, Landing, adjoints, in_type, on_output, scan_units
 
 
 class Factors(eqx.Module):
@@ -279,10 +279,6 @@ def _filter(
     dtype, routes = wide(terms.n[call.number].dtype), routes_of(grouping, call)
     x, n = each(terms.x[call.number]).astype(dtype), widened(terms.n[call.number])
 
-    def on_output(g: int, route: Route, parts: PyTree[Array]) -> PyTree[Array]:
-        ndim = len(grouping.groups[g].shape)
-        return jax.tree.map(lambda part: route.spread(part, ndim).astype(dtype), parts)
-
     def filtered(old: Array, x: Array) -> tuple[Array, list[Array]]:
         new = decay * old + x
         return new, [new]
@@ -291,9 +287,10 @@ def _filter(
         n, parts = now
         taught, f = (1 - decay) * n, []
         for (g, route), old, (d, m, f_now) in zip(routes, before, parts, strict=True):
-            d, m, f_now = on_output(g, route, d), on_output(g, route, m), jax.tree.map(lambda a: a.astype(dtype), f_now)
+            ndim = len(grouping.groups[g].shape)
+            d, m = on_output(route, ndim, dtype, [d, m])
             taught = taught + decay * dot(m, old)
-            f.append(jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, matvec(d, old), f_now))
+            f.append(jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, matvec(d, old), in_type(dtype, f_now)))
         return f, [taught]
 
     like = [jax.ShapeDtypeStruct(part.shape[1:], dtype) for part in (x, n)]
