@@ -53,6 +53,14 @@ def test_constants_for_each_unit_are_those_of_single_neurons():
     np.testing.assert_array_equal(jax.vmap(one, (0, 1), 1)(made, jnp.asarray(xs)), expected)
 
 
+def test_substeps_are_a_loop():
+    """Compiled in a row, two of them and their derivatives took minutes; state and input may have other digits."""
+    cells = [spiking.Population(N, spiking.AdEx(), synapses=spiking.Exponential(), substeps=k) for k in (2, 20)]
+    state = jax.tree.map(lambda a: a.astype(jnp.float32), cells[0].init_state()._replace(wait=None))
+    programs = [str(jax.make_jaxpr(lambda s, x, cell=cell: cell(s, x)[0])(state, XS[0, 0])) for cell in cells]
+    assert programs[0].count("\n") == programs[1].count("\n")
+
+
 def test_a_number_arrives_at_all_neurons():
     for batch in (), (2,):
         cell = spiking.Population(N, spiking.LIF(), synapses={"drive": spiking.Current()})

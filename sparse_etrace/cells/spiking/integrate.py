@@ -18,17 +18,25 @@ LARGE = 2.0**30  # beside which a constant of the equations is nothing
 Slopes = Callable[[PyTree, PyTree, PyTree], PyTree]  # of constants, variables, and what is held over a step
 
 
-def runge_kutta(rhs: Callable[[PyTree], PyTree], y: PyTree, dt: float) -> PyTree:
-    """`y` after `dt`, with four slopes."""
+def runge_kutta(rhs: Callable[[PyTree], PyTree], y: PyTree, dt: float, count: int = 1) -> PyTree:
+    """`y` after `dt`, in `count` steps of four slopes."""
+    h = dt / count
 
-    def along(slope: PyTree, step: float) -> PyTree:
+    def along(y: PyTree, slope: PyTree, step: float) -> PyTree:
         return jax.tree.map(lambda a, b: a + step * b, y, slope)
 
-    first = rhs(y)
-    second = rhs(along(first, dt / 2))
-    third = rhs(along(second, dt / 2))
-    fourth = rhs(along(third, dt))
-    return along(jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, first, second, third, fourth), dt)
+    def step(y: PyTree) -> PyTree:
+        first = rhs(y)
+        second = rhs(along(y, first, h / 2))
+        third = rhs(along(y, second, h / 2))
+        fourth = rhs(along(y, third, h))
+        return along(y, jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, first, second, third, fourth), h)
+
+    if count == 1:
+        return step(y)
+    # A loop: of steps in a row, XLA computes the early ones once for each of their readers.
+    y = jax.tree.map(lambda a, s: jnp.broadcast_to(a, s.shape).astype(s.dtype), y, jax.eval_shape(step, y))
+    return jax.lax.fori_loop(0, count, lambda _, y: step(y), y)
 
 
 def propagator(rhs: Slopes, parts: PyTree, layout: PyTree, dt: float) -> Any:

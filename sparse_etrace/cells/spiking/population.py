@@ -244,9 +244,7 @@ class Population(eqx.Module):
         """The variables after `dt`."""
         if not self._is_linear():
             free = 1.0 if is_held is None else jnp.where(is_held, 0.0, 1.0)
-            for _ in range(self.substeps):
-                y = runge_kutta(lambda y: slopes(parts, y, held, free), y, self.dt / self.substeps)
-            return y
+            return runge_kutta(lambda y: slopes(parts, y, held, free), y, self.dt, self.substeps)
         rest = parts[0].start(), jax.tree.map(lambda _: 0.0, y[1])
         links = links_of(slopes, parts, self._layout())
         new = advance(by["free"], links, y, rest, held)
