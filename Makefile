@@ -36,6 +36,7 @@ bench: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/graph.py --out results
 	$(BIN)/python tests/benchmarks/files.py --out results
 	$(BIN)/python tests/benchmarks/whole_fly.py --out results
+	$(BIN)/python tests/benchmarks/events.py --out results
 
 # With the Python of a machine with a GPU, which may be offline: it says which wheels are missing.
 bench-gpu:
@@ -45,6 +46,7 @@ study: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/learners.py --out results
 	$(BIN)/python tests/benchmarks/teacher.py --out results
 	$(BIN)/python tests/benchmarks/match.py --out results
+	$(BIN)/python tests/benchmarks/hour.py --out results
 
 # The predecessor in an environment of its own; nothing else here depends on it.
 bench-peers:

@@ -128,6 +128,22 @@ def test_quick_benchmark_of_the_whole_fly(tmp_path):
 
 
 @ONLY
+def test_quick_hour_of_a_stranger(tmp_path):
+    found, printed = quick("hour", tmp_path)
+    assert (tmp_path / "hour.png").read_bytes().startswith(b"\x89PNG")
+    assert found["rows"] > found["connections"] > 10_000 and 60 < found["driven_hz"] < 140
+    assert list(found["seconds"]) == ["import", "read", "simulate", "figure"] and "by the clock" in printed
+    assert all(0 < cpu for _, cpu in found["seconds"].values())
+
+
+@ONLY
+def test_quick_benchmark_of_events(tmp_path):
+    found, printed = quick("events", tmp_path)
+    assert len(found) == 6 and all(us > 0 for row in found.values() for us in row.values())
+    assert list(found["D-RTRL"]) == ["4, 100", "4, 300"] and list(found["RTRL"]) == ["4, 100"] and "-" in printed
+
+
+@ONLY
 def test_quick_study_of_students(tmp_path):
     """More recorded neurons leave less error on the others, and RTRL does what BPTT does."""
     found, _ = quick("teacher", tmp_path)

@@ -73,6 +73,17 @@ def test_page(path, tmp_path, monkeypatch):
     run(_name(path), path.read_text())
 
 
+def test_programs_of_connectomes_are_short():
+    """From each kind of file to a trained network: imports, the network, and what is below the made file."""
+    before = (DOCS / "connectomes.md").read_text().partition("## Choose by label")[0]
+    _, network, *kinds = (source for _, source, _ in pieces(before))
+    assert len(kinds) == 8
+    for source in kinds:
+        reads = source.rpartition("\n\n")[2]
+        signs = "signed(" in reads and "signed =" not in reads
+        assert 2 + 2 + network.count("\n") + 2 + signs + reads.count("\n") < 40, reads
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -1,4 +1,7 @@
-"""Cells on nodes x features: against dense matrices, against PyTorch Geometric Temporal, and their gradients."""
+"""Cells on nodes x features: against dense matrices, and their gradients.
+
+And against PyTorch Geometric Temporal: tests/benchmarks/pyg_temporal.py made its numbers.
+"""
 
 from pathlib import Path
 

@@ -15,9 +15,7 @@ Needs `braintrace brainevent numba` beside this package, and a machine that does
 """
 
 import argparse
-import concurrent.futures
 import json
-import multiprocessing
 import os
 import statistics
 import time
@@ -31,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import networks
 import numpy as np
-from peak import peak_mb
+from peak import in_process, peak_mb
 
 import sparse_etrace as se
 
@@ -157,13 +155,6 @@ def together(case, peer, repeats):
         "ratio": statistics.median(ratios) if repeats else None,
         "ratio_range": [min(ratios), max(ratios)] if repeats else None,
     }
-
-
-def in_process(function, *args):
-    """Run in a process of its own, which gives its memory back and whose peak is its own."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *args).result()
 
 
 def compare(case, repeats):
