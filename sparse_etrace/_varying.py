@@ -1,5 +1,6 @@
-"""Arrays that differ from device to device, inside a `jax.shard_map` that follows which do."""
+"""Arrays that differ from device to device, where JAX follows which do: in a `jax.shard_map`, on explicit meshes."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec as P
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
@@ -50,6 +52,52 @@ def types(
         return [jax.core.ShapedArray(o.shape, o.dtype) for o in results]
     made = jax.make_jaxpr(lambda: [cast(jnp.zeros(o.shape, o.dtype), axes) for o in results])()
     return list(made.out_avals)
+
+
+def freely(fn: Callable[..., PyTree], *args: PyTree, like: Sequence[PyTree] = ()) -> PyTree:
+    """`fn(*args)` where XLA places all arrays, though some lie on a mesh with explicit axes, or one is set.
+
+    Results lie there too: as XLA placed them, and where they are traced, those of a tuple as what `like` has in their
+    places, all others whole on each device.
+    """
+    there, is_set = list(filter(_is_explicit, jax.tree.leaves(args))), _has_explicit(jax.sharding.get_abstract_mesh())
+    if not there and not is_set:
+        return fn(*args)
+    given, rest = eqx.partition(args, eqx.is_array)
+    is_traced = any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(given))
+    within: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if not is_set:
+        mesh = (jax.typeof(there[0]) if is_traced else there[0]).sharding.mesh
+        within = (jax.sharding.use_abstract_mesh if is_traced else jax.set_mesh)(mesh)
+    with within:
+        mesh = jax.sharding.get_abstract_mesh()
+        kinds = tuple(AxisType.Auto if kind == AxisType.Explicit else kind for kind in mesh.axis_types)
+        with jax.sharding.use_abstract_mesh(AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)):
+            given = jax.tree.map(lambda a: jax.sharding.reshard(a, P()) if _is_explicit(a) else a, given)
+            found, static = eqx.partition(fn(*eqx.combine(given, rest)), eqx.is_array)
+        pairs = zip(found, like, strict=True) if like else ()
+        places = tuple(jax.tree.map(_place, one, *[] if other is None else [other]) for one, other in pairs)
+        return eqx.combine(jax.tree.map(jax.sharding.reshard, found, places or jax.tree.map(_place, found)), static)
+
+
+def _has_explicit(mesh: Any) -> bool:
+    return AxisType.Explicit in mesh.axis_types
+
+
+def _is_explicit(leaf: object) -> bool:
+    """Whether it is an array on a mesh with explicit axes."""
+    if isinstance(leaf, jax.core.Tracer):
+        return _has_explicit(jax.typeof(leaf).sharding.mesh)
+    return (
+        isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and _has_explicit(leaf.sharding.mesh)
+    )
+
+
+def _place(array: Array, like: Array | None = None) -> P:
+    """Where a result is to lie."""
+    if not isinstance(array, jax.core.Tracer):
+        return getattr(array.sharding, "spec", P())
+    return P() if like is None else jax.typeof(like).sharding.spec
 
 
 def apart(fn: Callable[..., PyTree], *args: PyTree) -> PyTree:

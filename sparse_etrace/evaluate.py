@@ -20,6 +20,7 @@ from ._train.online import read_stream
 from ._train.stream import SnapshotStream
 from ._train.updates import Point, Task, one_update
 from ._types import Loss, Metric, Model
+from ._varying import freely
 
 __all__ = ["Prequential", "mae", "mse", "prequential"]
 
@@ -63,7 +64,7 @@ class Prequential(NamedTuple):
         curves: for each predictor (`"model"` and the baselines), each measure at each step, `(steps,)`.
         outs: predictions of the model, stacked.
         model, opt_state, carry: as they are at the end.
-        counted: of each step whether the table takes it, `(steps,)`: it is behind those that are skipped, and has a
+        counted: of each step whether the table takes it, `(steps,)`: it is after those that are skipped, and has a
             label.
     """
 
@@ -157,7 +158,7 @@ def prequential(
     measures = {"loss": loss_fn, **(metrics or {})}
     first = learner.init(model, state, jax.tree.map(lambda leaf: leaf[0], xs))
     task = Task(learner, loss_fn, tuple(measures.items()), waiting, fixed, None)
-    point, outs, found = _learned(task, Point(trained, waiting.init(trained), first), xs, ys)
+    point, outs, found = freely(_learned, task, Point(trained, waiting.init(trained), first), xs, ys)
     curves = {"model": found}
     target, known = ys if isinstance(ys, tuple) else (ys, None)
     counted = np.arange(steps) >= skip

@@ -1,16 +1,17 @@
-"""Learners inside what maps over devices: a batch that lies on several gives the gradient of one."""
+"""Learners where a batch lies on several devices, mapped over them or on an explicit mesh: the gradient of one."""
 
 import os
 import subprocess
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import models
 import numpy as np
 import oracles
 import pytest
-from jax.sharding import Mesh, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from soak import ONLY, few
 
 import sparse_etrace as se
@@ -18,9 +19,9 @@ import sparse_etrace as se
 KEY = jax.random.key(0)
 LEARNERS = [
     se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid(), se.OSTL(), se.OTTT(decay=0.7), se.EProp("['h']"), se.TBPTT(3), se.SnAp(2),
-    se.RTRL(), se.BPTT(),
+    se.RTRL(), se.BPTT(), se.Bridged(2), se.RFLO("['h']", key=KEY), se.ThreeFactor("['h']"),
 ]  # fmt: skip
-WAYS = ("pmap", "shard_map", "shard_map without jit", "followed", "followed without jit")
+WAYS = ("pmap", "shard_map", "shard_map without jit", "followed", "followed without jit", "explicit", "explicit in jit")
 
 
 def gradient(learner, model, carry, xs, ys):
@@ -29,6 +30,8 @@ def gradient(learner, model, carry, xs, ys):
 
 def on_devices(learner, case, way, **options):
     """The gradient of a batch that is split over all devices."""
+    if way.startswith("explicit"):
+        return on_explicit_mesh(learner, case, eqx.filter_jit if way.endswith("jit") else lambda fn: fn)
     count = len(jax.devices())
     state = jax.tree.map(lambda a: a[: len(a) // count], case.twin.state)
     carry = learner.init(case.model, state, case.xs[0, : case.xs.shape[1] // count])
@@ -48,6 +51,23 @@ def on_devices(learner, case, way, **options):
     return (mapped if way.endswith("without jit") else jax.jit(mapped))(carry, case.xs, case.ys)
 
 
+def on_explicit_mesh(learner, case, jit):
+    """After all have started again, and none."""
+    mesh = jax.make_mesh((len(jax.devices()),), ("d",), axis_types=(AxisType.Explicit,))
+
+    def place(tree, *axes):
+        return jax.tree.map(lambda a: jax.device_put(a, NamedSharding(mesh, P(*axes, "d"))), tree)
+
+    with jax.set_mesh(mesh):
+        state, (xs, ys) = place(case.twin.state), place((case.xs, case.ys), None)
+        carry = learner.init(case.model, state, xs[0])
+        none = jnp.zeros(xs.shape[1], bool)
+        carry = jit(learner.reset)(learner.reset(carry, ~none, state), none, state)
+        found = jit(gradient)(learner, case.model, carry, xs, ys)
+        assert all(AxisType.Explicit in jax.typeof(g).sharding.mesh.axis_types for g in jax.tree.leaves(found))
+    return found
+
+
 def _rest(carry):
     return carry.traces, carry.memory
 
@@ -56,14 +76,14 @@ def check(learner, way):
     case = models.build("decay")
     carry = learner.init(case.model, case.twin.state, case.xs[0])
     expected = gradient(learner, case.model, carry, case.xs, case.ys)
-    options = {} if way == "pmap" else {"check_vma": way.startswith("followed")}
+    options = {} if way == "pmap" or way.startswith("explicit") else {"check_vma": way.startswith("followed")}
     assert oracles.relative_error(on_devices(learner, case, way, **options), expected) < 1e-10
 
 
 GRID = [(learner, way) for learner in LEARNERS for way in WAYS]
 
 
-@pytest.mark.parametrize("learner, way", few(GRID, [GRID[3]]), ids=str)
+@pytest.mark.parametrize("learner, way", few(GRID, [GRID[3], GRID[5]]), ids=str)
 @pytest.mark.usefixtures("x64")
 def test_on_one_device(learner, way):
     check(learner, way)

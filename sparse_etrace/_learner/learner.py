@@ -17,7 +17,7 @@ from .._op.delays import aligned
 from .._rule.black_box import by_step
 from .._rule.engine import Carry, Engine, Rule, Task, Window
 from .._types import Loss, Model
-from .._varying import apart
+from .._varying import apart, freely
 
 
 class Learner(eqx.Module):
@@ -87,7 +87,10 @@ class Learner(eqx.Module):
             ValueError: `state` has another structure or shape, batch axes that are not in front, or a leaf of which
                 nothing says whether it has them; or `where` has the shape of no batch axes.
         """
-        where = jnp.asarray(where, bool)
+        (new,) = freely(self._reset, carry, jnp.asarray(where, bool), state, like=(carry,))
+        return new
+
+    def _reset(self, carry: Carry, where: Array, state: PyTree[Array]) -> tuple[Carry]:
         expected, got = structure(carry.state), structure(state)
         if got != expected:
             raise ValueError(f"state: expected the structure of carry.state, {expected}, got {got}.")
@@ -127,7 +130,8 @@ class Learner(eqx.Module):
                 "where: expected a value for each batch element, as in front of a leaf of the state, "
                 f"got shape {where.shape} and leaves of {', '.join(map(str, shapes))}."
             )
-        return Carry(state, self.restart(carry, where, zero), jax.tree.map(zero, carry.memory), carry.origin)
+        traces = self.restart(carry, where, zero)
+        return (Carry(state, traces, jax.tree.map(zero, carry.memory), carry.origin),)
 
 
 class Stepwise(Engine):
@@ -211,7 +215,7 @@ class RuleLearner(Learner):
         def begun(model: Model, state: PyTree, x: PyTree) -> Carry:
             return self.prepare(model, state, x).init(model, state, x)
 
-        return apart(begun, model, state, x)
+        return freely(apart, begun, model, state, x)
 
     @compiled
     def step(self, model: Model, carry: Carry, x: PyTree[Array]) -> tuple[Carry, PyTree[Array]]:

@@ -16,6 +16,7 @@ from .._arrays import on_device
 from .._graph.connectivity import Connectivity, digest_of, digest_of_blocks
 from .._op.contract import ETraceOp
 from .._types import Model
+from .._varying import freely
 from .program import is_inexact, is_key
 
 UNKNOWN = np.zeros(2, np.uint32)
@@ -98,13 +99,16 @@ def compiled(step: Callable[..., tuple[PyTree, PyTree]]) -> Callable[..., tuple[
     """A `step` that is compiled, and refuses a carry of another connectivity."""
     run = eqx.filter_jit(step)
 
-    @functools.wraps(step)
     def checked(self: PyTree, model: Model, carry: PyTree, x: PyTree[Array]) -> tuple[PyTree, PyTree]:
         factor = check_origin(carry.origin, model)
         new, out = run(self, model, carry, x)
         return dataclasses.replace(new, origin=carry.origin), scaled(out, factor)
 
-    return checked
+    @functools.wraps(step)
+    def placed(self: PyTree, model: Model, carry: PyTree, x: PyTree[Array]) -> tuple[PyTree, PyTree]:
+        return freely(checked, self, model, carry, x, like=(carry, None))
+
+    return placed
 
 
 def _refusal(how: str) -> str:

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from .._model.constant import is_traced
+from .._varying import freely
 from .batches import Pair, as_pair
 from .fit_file import Run, RunFile
 from .fit_options import Update, Validation
@@ -105,10 +106,10 @@ class Loop:
                 f"label_delay: expected updates of {self.size} steps each, as they wait for labels, got a sequence of "
                 f"{steps} steps and updates of {size}. Cut sequences to one length, of which update=k is a divisor."
             )
-        point, means, finite = one_sequence(task, run.point, start, xs, ys, size)
+        point, means, finite = freely(one_sequence, task, run.point, start, xs, ys, size)
         refuse_traced(means)
         if not finite:
-            why = explain_non_finite(task, run.point, start, xs, ys, size)
+            why = freely(explain_non_finite, task, run.point, start, xs, ys, size)
             raise NonFiniteError(f"sequence {run.position}: {why}")
         found = self._validate(point)
         row = [run.updates + -(-steps // size), *(float(mean) for mean in means), *found]

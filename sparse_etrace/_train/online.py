@@ -17,7 +17,7 @@ from .._numbers import positive
 from .._rule.engine import Engine
 from .._sums import narrowed, widened, zeros
 from .._types import Loss, Model
-from .._varying import apart
+from .._varying import apart, freely
 
 NO_DERIVATIVE = (
     "online_grad: something differentiates its results, which have no derivative. That of the summed losses is its "
@@ -78,6 +78,12 @@ def online_grad(
     xs, ys = read_stream(xs, ys)
     learner.refuse_inputs(xs)
     chunk = None if chunk is None else positive("chunk", chunk)
+    like = (None, eqx.filter(model, trained_filter(model, learner.train)), carry, None)[: 3 + has_aux]
+    return freely(_online_grad, (learner, loss_fn, chunk, has_aux, donate), model, carry, xs, ys, like=like)
+
+
+def _online_grad(options: tuple, model: Model, carry: Carry, xs: PyTree[Array], ys: PyTree[Array]) -> tuple:
+    learner, loss_fn, chunk, has_aux, donate = options
     factor, origin = check_origin(carry.origin, model), carry.origin
     is_constant = is_traced(inputs := (model, carry, xs, ys)) and not learner.is_differentiable
     model, carry, xs, ys = held(inputs) if is_constant else inputs

@@ -7,6 +7,7 @@ from jaxtyping import Array, PyTree
 
 from .._learner import Carry, Learner
 from .._types import Model
+from .._varying import freely
 
 
 def predict(
@@ -40,7 +41,7 @@ def predict(
     if learner is not None:
         learner.refuse_inputs(xs)
     state = carry.state if isinstance(carry, Carry) else jax.tree.map(jnp.asarray, carry)
-    return _through(model, state, xs, learner)
+    return freely(_through, model, state, xs, learner, like=(None, state))
 
 
 @eqx.filter_jit

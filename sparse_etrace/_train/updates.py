@@ -14,6 +14,7 @@ from .._learner import Carry, Learner
 from .._model.program import holds, is_inexact
 from .._sums import widened
 from .._types import Loss, Metric
+from .._varying import freely
 from .batches import Pair
 from .online import gradient
 
@@ -152,7 +153,7 @@ def one_sequence(
 
 def validate(task: Task, trained: PyTree, state: PyTree, pairs: Iterable[Pair]) -> list[float]:
     """Loss and metrics without learning: means over steps, then over pairs."""
-    found = [_run_through(task, trained, state, *pair) for pair in pairs]
+    found = [freely(_run_through, task, trained, state, *pair) for pair in pairs]
     return np.mean(np.array(found, float), axis=0).tolist()
 
 
