@@ -1,7 +1,6 @@
 VENV := .venv
 PYTHON := python3
 BIN := $(VENV)/bin
-PYTHON := python3
 SOURCES := Makefile pyproject.toml README.md $(shell find sparse_etrace native datasets -name __pycache__ -prune -o -print)
 
 .PHONY: demo test short soak docs figures bench bench-gpu study bench-peers bench-nest lint format clean
@@ -48,10 +47,10 @@ study: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/match.py --out results
 	$(BIN)/python tests/benchmarks/hour.py --out results
 
-# The predecessor in an environment of its own; nothing else here depends on it.
+# The predecessor in an environment of its own, of Python 3.12 or later; nothing else here depends on it.
 bench-peers:
-	python3 -m venv $(VENV)-peers
-	$(VENV)-peers/bin/python -m pip install . braintrace==0.2.6 brainevent==0.2.1 numba jax==0.10.2
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install . braintrace==0.2.8 brainevent==0.3.0 numba jax==0.12.0
 	$(VENV)-peers/bin/python tests/benchmarks/peers.py --out results/peers.json
 
 # The NEST simulator, likewise.

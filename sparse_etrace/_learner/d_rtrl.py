@@ -19,12 +19,12 @@ class D_RTRL(RuleLearner):
         train: an equinox filter specification of what is trained; None for all of `trainable(model)`.
         trace_dtype: type in which traces are stored; None for that of the weights.
         allow_zero: names of leaves that may stay without gradient.
-        through_ops: whether the trace of an op is carried through ops of fixed weights behind it (`Fixed`, or left out
+        through_ops: whether the trace of an op is carried through ops of fixed weights after it (`Fixed`, or left out
             by `train`), which needs that these act on other axes: with `u = A (x W)`, `W` on features and `A` on nodes,
             the trace of `W` reads `A x`. Otherwise what such an op sends has the gradient of its own step only.
 
     Raises:
-        NotImplementedError: at `init`, an op behind another acts on the same axes, so that its trace would need more
+        NotImplementedError: at `init`, an op after another acts on the same axes, so that its trace would need more
             than one entry for each weight and unit.
 
     Example:

@@ -1,6 +1,6 @@
 """Whether a GPU gives the gradients of the CPU, and how fast it is: a table and a JSON file.
 
-Each rule is asked for its gradients on three small networks, with a batch and without, step by step and in windows
+Each rule is asked for its gradients on four small networks, with a batch and without, step by step and in windows
 that are shorter than a call, on both devices. More than rounding between them ends the program with 1. The times are
 medians, beside a copy within the memory of the device and beside `BCOO`.
 """
