@@ -59,6 +59,7 @@ bench-nest:
 	$(VENV)-nest/bin/python -m pip install . nest-simulator==3.10.0 pytest
 	mkdir -p results
 	$(VENV)-nest/bin/python tests/benchmarks/beside_nest.py --out results
+	$(VENV)-nest/bin/python tests/benchmarks/nest_traces.py --out results
 
 # Strict: a broken link, a page outside of the navigation or an unknown name in the reference fails.
 docs: $(VENV)/installed-test

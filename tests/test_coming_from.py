@@ -372,6 +372,9 @@ def test_neurons_and_synapses_beside_brian2(spiking):
     assert abs(len(other) - 250) < 80 and abs(np.std(np.asarray(other.w)) - 0.1) < 0.03
 
 
+GENERATORS = {"spike": "'spike_times': times", "poisson": "'rate': 100.0"}
+
+
 def eprop_neurons(w, xs, beta):
     """Spikes by the published equations: the reset at the next step, after the leak; adaptation counts spikes."""
     a, rho, theta = np.exp(-1 / 20), np.exp(-1 / 200), 0.6
@@ -403,15 +406,6 @@ def test_neurons_of_nest_in_numbers(spiking):
     # What the conversion is not: the numbers of NEST as they are.
     wrong = se.cells.ALIF(50, names["inp"], decay=a, threshold=0.6, adaptation=0.17, adaptation_decay=names["rho"])
     assert (run(wrong, xs) != adapted).mean() > 0.02
-    # iaf_psc_delta: a hard reset, so equal until a unit's first spike.
-    v, z, alive = np.zeros(50), np.zeros(50), np.ones(50, bool)
-    ours = run(found["`nest.Create('iaf_psc_delta', n, {'tau_m': 20.0, 't_ref': 0.0})`"][0], 3 * xs)
-    for x, spikes in zip(3 * xs, ours):
-        v = a * v + w.T @ x
-        z = v >= 1
-        np.testing.assert_array_equal(spikes[alive], z[alive])
-        v, alive = np.where(z, 0, v), alive & ~z
-    assert 10 < (~alive).sum()
 
 
 def test_synapses_of_nest_in_numbers(spiking):
@@ -428,6 +422,9 @@ def test_synapses_of_nest_in_numbers(spiking):
     signed = np.where(np.arange(50) < 40, 1, -1) * np.abs(W)
     param = se.ETraceParam({"weight": exported.weight}, op)
     close(param(jnp.asarray(x, jnp.float32)), signed @ x)
+    train, drawn = (found[f"`nest.Create('{name}_generator', {{{rest}}})`"][0] for name, rest in GENERATORS.items())
+    np.testing.assert_array_equal(np.nonzero(train)[0], [2, 6, 19])
+    assert drawn.shape == (1000, 50) and abs(drawn.mean() - 0.1) < 5 * (0.1 * 0.9 / 50_000) ** 0.5
 
 
 def test_eprop_of_nest_in_numbers(spiking):
@@ -472,8 +469,8 @@ def test_eprop_of_nest_in_numbers(spiking):
     assert (window(jnp.array([2.0]), (0.5, 0.0)), window(jnp.array([2.0]), (0.5, 1.0))) == (0.0, 2.25)
     # The rest names functions, and no numbers.
     rest = {"`optimizer: {'type': 'adam', 'eta': 1e-4}`", "other rules: none"}
-    # Those of the models are in test_brian2.
-    assert len(found) == len(BRIAN2) + 15 + 9 + 6 + len(slopes) + len(rest)
+    # Those of the models are in test_brian2 and test_nest.
+    assert len(found) == len(BRIAN2) + 15 + 17 + 12 + 6 + len(slopes) + len(rest)
 
 
 # ----------------------------------------------------------------------------------------------- brainscale, braintrace
