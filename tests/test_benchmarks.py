@@ -33,7 +33,8 @@ def test_quick_benchmark(tmp_path):
 @ONLY
 def test_quick_benchmark_of_units(tmp_path):
     found, _ = quick("units", tmp_path)
-    assert {"graph GRU", "ALIF", "adLIF"} < set(found)
+    assert set(found.pop("worm by RTRL")) == {"forward", "RTRL", "BPTT"}
+    assert {"graph GRU", "ALIF", "adLIF", "small GRU", "dense ALIF, 100"} < set(found)
     assert all(set(row) == {"forward", "D-RTRL", "ES-D-RTRL", "BPTT"} for row in found.values())
 
 

@@ -1,4 +1,4 @@
-"""Milliseconds a step of units with one, two and three hidden variables: forward, two rules, and BPTT."""
+"""Milliseconds a step of units with one to three variables, of small and dense networks, and by RTRL on the worm."""
 
 import functools
 import json
@@ -31,6 +31,13 @@ class AdLIF(eqx.Module):
         z = spike(potential - 1)
         adaptation = 0.98 * state["adaptation"] + 0.02 * (0.5 * potential + z)
         return {"current": current, "potential": potential - z, "adaptation": adaptation, "spikes": z}, z
+
+
+class Given(eqx.Module):
+    """Inputs of units, as they are."""
+
+    def __call__(self, x):
+        return x
 
 
 class GraphGRU(eqx.Module):
@@ -84,6 +91,17 @@ def networks(part):
     yield "worm of ALIF", se.cells.ALIF(279, layer(279, 10, 1)[0], rec), 64, (10,)
 
 
+def small():
+    """The same of 100 units with ten synapses each, and of dense layers."""
+    graph, key = se.generate.fixed_in_degree(100, 10, jax.random.key(0)), jax.random.key(1)
+    yield "small leaky tanh", se.cells.LeakyRate(100, Given(), se.SpMatMulOp(graph).param(key)), 32, (100,)
+    yield "small GRU", se.cells.GRU.of(graph, inputs=40, key=key), 32, (40,)
+    yield "small ALIF", se.cells.ALIF.of(graph, inputs=40, key=key), 32, (40,)
+    for units in (100, 200):
+        layers = (se.MatMulOp().param(jax.random.fold_in(key, pre), pre, units) for pre in (40, units))
+        yield f"dense ALIF, {units}", se.cells.ALIF(units, *layers), 64, (40,)
+
+
 def times(model, batch, shape, steps, repeats, learners=LEARNERS):
     front = () if batch == 1 else (batch,)
     xs = jnp.asarray(np.random.default_rng(1).standard_normal((steps, *front, *shape), np.float32))
@@ -91,7 +109,7 @@ def times(model, batch, shape, steps, repeats, learners=LEARNERS):
     out = jax.eval_shape(model, start, xs[0])[1]
     ys = jnp.zeros((steps, *out.shape))
 
-    @jax.jit
+    @eqx.filter_jit
     def forward(model, start, xs):
         return jax.lax.scan(lambda state, x: model(state, x), start, xs)
 
@@ -105,8 +123,13 @@ def times(model, batch, shape, steps, repeats, learners=LEARNERS):
 def main():
     args = arguments(__doc__)
     found = {}
-    for name, model, batch, shape in networks(20 if args.quick else 1):
-        found[name] = times(model, batch, shape, *((16, 2) if args.quick else (64, 7)))
+    length, repeats = (4, 1) if args.quick else (500, 7)
+    runs = [(*case, length if "small" in case[0] else min(length, 64), LEARNERS) for case in small()]
+    runs += [(*case, 16 if args.quick else 64, LEARNERS) for case in networks(20 if args.quick else 1)]
+    worm = se.cells.LeakyRate(279, Given(), se.SpMatMulOp(se.datasets.worm()).param(jax.random.key(0)))
+    runs.append(("worm by RTRL", worm, 50, (279,), min(length, 40), {"RTRL": se.RTRL(), "BPTT": se.BPTT()}))
+    for name, model, batch, shape, steps, learners in runs:
+        found[name] = times(model, batch, shape, steps, repeats, learners)
         row = "   ".join(f"{rule} {ms:.3f}" for rule, ms in found[name].items())
         print(f"{name:<16} batch {batch:<4} {row} ms a step")
     (args.out / "units.json").write_text(json.dumps(found, indent=1) + "\n")
