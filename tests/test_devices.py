@@ -19,7 +19,7 @@ import sparse_etrace as se
 KEY = jax.random.key(0)
 LEARNERS = [
     se.D_RTRL(), se.ES_D_RTRL(), se.Hybrid(), se.OSTL(), se.OTTT(decay=0.7), se.EProp("['h']"), se.TBPTT(3), se.SnAp(2),
-    se.RTRL(), se.BPTT(), se.Bridged(2), se.RFLO("['h']", key=KEY), se.ThreeFactor("['h']"),
+    se.RTRL(), se.BPTT(), se.Bridged(2), se.RFLO("['h']", key=KEY),
 ]  # fmt: skip
 WAYS = ("pmap", "shard_map", "shard_map without jit", "followed", "followed without jit", "explicit", "explicit in jit")
 
@@ -81,6 +81,8 @@ def check(learner, way):
 
 
 GRID = [(learner, way) for learner in LEARNERS for way in WAYS]
+# What these make of the whole batch, a reward or signs that are drawn, is another of each part.
+GRID += [(learner, way) for learner in (se.ThreeFactor("['h']"), se.UORO(KEY)) for way in WAYS[-2:]]
 
 
 @pytest.mark.parametrize("learner, way", few(GRID, [GRID[3], GRID[5]]), ids=str)
