@@ -52,6 +52,7 @@ bench-peers:
 	$(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install . braintrace==0.2.8 brainevent==0.3.0 numba jax==0.12.0
 	$(VENV)-peers/bin/python tests/benchmarks/peers.py --out results/peers.json
+	$(VENV)-peers/bin/python tests/benchmarks/match_peer.py --out results
 
 # The NEST simulator, likewise.
 bench-nest:
