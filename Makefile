@@ -36,6 +36,9 @@ bench: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/files.py --out results
 	$(BIN)/python tests/benchmarks/whole_fly.py --out results
 	$(BIN)/python tests/benchmarks/events.py --out results
+	$(BIN)/python tests/benchmarks/first_call.py --out results
+	$(BIN)/python tests/benchmarks/updates.py --out results
+	$(BIN)/python tests/benchmarks/scale.py
 
 # With the Python of a machine with a GPU, which may be offline: it says which wheels are missing.
 bench-gpu:

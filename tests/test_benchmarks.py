@@ -145,6 +145,19 @@ def test_quick_benchmark_of_events(tmp_path):
 
 
 @ONLY
+def test_quick_benchmark_of_a_first_call(tmp_path):
+    found, _ = quick("first_call", tmp_path)
+    assert len(found) == 4 and all(0 < cpu for row in found.values() for cpu, _ in row.values())
+
+
+@ONLY
+def test_quick_benchmark_of_updates(tmp_path):
+    found, _ = quick("updates", tmp_path)
+    assert {"fit, SGD", "fit, Adam"} == set(found["1"]) - set(found["16"])
+    assert all(0 < row["forward"] < row["D-RTRL, donate=True"] for row in found.values())
+
+
+@ONLY
 def test_quick_study_of_students(tmp_path):
     """More recorded neurons leave less error on the others, and RTRL does what BPTT does."""
     found, _ = quick("teacher", tmp_path)
@@ -158,10 +171,11 @@ def test_quick_study_of_students(tmp_path):
 
 @ONLY
 def test_quick_scaling():
-    """Half of the memory on each of two devices, and only what units send between them."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    """Half of the memory on each of two devices, planned and counted, and only what units send between them."""
     command = [sys.executable, str(FOLDER / "scale.py"), "--quick"]
-    printed = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **flags}, check=True).stdout
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines()[1:]]
-    assert len(rows) == 16 and [row[4] for row in rows[:4]] == ["0", "3,204", "3,204", "3,204"]
-    assert 0.5 <= float(rows[1][3]) / float(rows[0][3]) < 0.6
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines()]
+    plans, rows = rows[1:9], rows[10:]
+    assert [row[2] for row in plans] == 2 * ["1", "2", "4", "8"] and 0.5 <= float(plans[1][5]) < 0.65
+    assert len(rows) == 16 and [row[4] for row in rows[:4]] == ["0", "6,404", "6,404", "6,404"]
+    assert 0.49 <= float(rows[1][3]) / float(rows[0][3]) < 0.6

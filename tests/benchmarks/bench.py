@@ -36,16 +36,16 @@ LOOPS = 10
 WINDOW = 16
 
 
-def seconds(*runs, repeats=7):
+def seconds(*runs, repeats=7, clock=time.perf_counter):
     """Median time of each of several functions that are called in turns."""
     for run in runs:
         jax.block_until_ready(run())
     times = [[] for _ in runs]
     for _ in range(repeats):
         for run, found in zip(runs, times, strict=True):
-            begin = time.perf_counter()
+            begin = clock()
             jax.block_until_ready(run())
-            found.append(time.perf_counter() - begin)
+            found.append(clock() - begin)
     return [statistics.median(found) for found in times]
 
 
@@ -121,19 +121,19 @@ def activities(units, in_degree, shares):
     return [t / LOOPS * 1e3 for t in seconds(*runs)]
 
 
+@jax.jit
+def forward(model, h, xs, ys):
+    def one(h, xy):
+        h, out = model(h, xy[0])
+        return h, networks.loss_fn(out, xy[1])
+
+    return jax.lax.scan(one, h, (xs, ys))
+
+
 def steps(case, rules=("D-RTRL", "ES-D-RTRL"), chunk=None, repeats=5):
     """Milliseconds of a forward step and, by rule, of a step of training."""
     data = networks.make(case)
     model = networks.net(case, data)
-
-    @jax.jit
-    def forward(model, h, xs, ys):
-        def one(h, xy):
-            h, out = model(h, xy[0])
-            return h, networks.loss_fn(out, xy[1])
-
-        return jax.lax.scan(one, h, (xs, ys))
-
     runs = [lambda: forward(model, data.start, data.xs, data.ys)]
     for rule in rules:
         learner = networks.learner(case._replace(rule=rule))
