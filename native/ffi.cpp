@@ -269,6 +269,48 @@ ffi::Error Spmv(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post, f
   });
 }
 
+// The product of zeros and, for each id, one more; of ids out of range nothing. Of many synapses, that of a frame.
+ffi::Error SpmvIds(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post, ffi::AnyBuffer post_ptr,
+                   ffi::AnyBuffer pre_ptr, ffi::AnyBuffer by_pre, ffi::AnyBuffer post_by_pre, ffi::AnyBuffer weight,
+                   ffi::AnyBuffer ids, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> rows) {
+  Synapses synapses = Ids{pre, post, post_ptr}.synapses(int64_t(pre_ptr.element_count()) - 1);
+  Outgoing outgoing{data<int32_t>(pre_ptr), data<int32_t>(by_pre), data<int32_t>(post_by_pre), synapses.count};
+  const int64_t columns = ids.dimensions()[0], capacity = ids.dimensions()[1], units = synapses.num_post;
+  std::vector<int32_t> senders(columns * capacity), count(columns);
+  int64_t sent = 0;
+  for (int64_t i = 0; i < columns * capacity; ++i) {
+    const int32_t sender = data<int32_t>(ids)[i];
+    if (sender < 0 || sender >= synapses.num_pre) continue;
+    senders[i / capacity * capacity + count[i / capacity]++] = sender;
+    sent += outgoing.pre_ptr[sender + 1] - outgoing.pre_ptr[sender];
+  }
+  // Columns of a frame share what they read.
+  const bool is_few = sent <= synapses.count / 16 * std::min<int64_t>(columns, 4);
+  const int64_t ranges = columns > 1 || sent < 4096 ? 1 : std::clamp<int64_t>(pool.num_threads(), 1, 64);
+  return by_type(weight.element_type(), [&](auto zero) {
+    typedef decltype(zero) T;
+    T* const to = data<T>(*y);
+    if (!is_few) {
+      std::vector<T> x(columns * synapses.num_pre);
+      for (int64_t c = 0; c < columns; ++c)
+        for (int64_t i = 0; i < count[c]; ++i) x[c * synapses.num_pre + senders[c * capacity + i]] += 1;
+      Sent<T> frame{x.data(), x.data(), synapses.num_pre, synapses.num_pre};
+      product(pool, synapses, outgoing, data<T>(weight), frame, columns, rows->dimensions()[1], data<T>(*rows), to);
+      return;
+    }
+    const std::vector<T> ones(capacity, T(1));
+    std::fill_n(to, columns * units, T(0));
+    parallel_for(pool, columns * ranges, [&](int64_t part) {
+      const int64_t c = part / ranges, range = part % ranges;
+      auto start = [&](int64_t r) {
+        return int64_t(*std::lower_bound(synapses.post_ptr, synapses.post_ptr + units, synapses.count * r / ranges));
+      };
+      table->of<T>().scatter(outgoing, data<T>(weight), ones.data(), &senders[c * capacity], count[c], to + c * units,
+                             start(range), range + 1 < ranges ? start(range + 1) : synapses.count);
+    });
+  });
+}
+
 // Writes what is sent to a slot of a ring, in place.
 ffi::Error Push(ffi::AnyBuffer ring, ffi::AnyBuffer sent, ffi::AnyBuffer pointer, ffi::Result<ffi::AnyBuffer> result) {
   const auto size = ring.dimensions();
@@ -515,6 +557,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_push, Push,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_spmv, Spmv, (buffers<9, 2>()).Attr<int64_t>("units"));
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_spmv_ids, SpmvIds, (buffers<8, 2>()));
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_spmv_t, SpmvT, (buffers<5, 2>()));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_window, WindowOf,
@@ -527,7 +571,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_features, FeaturesOf, (buffers<10, 3
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_etrace_room, Room, (buffers<1, 2>()).Attr<int64_t>("number"));
 
 // The same number in sparse_etrace/_kernels/native.py.
-extern "C" int sparse_etrace_interface() { return 11; }
+extern "C" int sparse_etrace_interface() { return 12; }
 
 extern "C" const char* sparse_etrace_kernels() {
   return table ? table->name : nullptr;

@@ -39,7 +39,7 @@ HOUSE = {
     "datasets": "",
     "_kernels": "native windows dense products trace elementwise *",
     "_blocks": "",
-    "_op": "contract weights boundary param initial delays spmatmul matmul weight_fn *",
+    "_op": "active contract weights boundary param initial delays spmatmul matmul weight_fn *",
     "rewiring": "",
     "_sharding": "",
     "_read_sharded": "",

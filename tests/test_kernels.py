@@ -480,6 +480,30 @@ def test_many_senders_are_looked_through_in_parts(x64, units, slots):
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("few, columns", [(0, 1), (100, 1), (2, 3), (100, 3)])
+def test_ids_are_a_frame(x64, few, columns):
+    # Of few synapses and of many, some ids named twice and some out of range; derivatives and other mapped axes too.
+    rng = np.random.default_rng(0)
+    pre, post = rng.integers(0, 500, 200_000), rng.integers(0, 600, 200_000)
+    conn = se.Connectivity.from_edges(np.where(rng.random(200_000) < 0.05, 3, pre), post, shape=(500, 600))
+    weight, y = jnp.asarray(rng.normal(size=conn.num_synapses)), jnp.asarray(rng.normal(size=(columns, 600)))
+    ids = np.concatenate([rng.integers(0, 500, (columns, few)), [[7, 500, -1, 7]] * columns], axis=1)
+    x = np.zeros((columns, 501))
+    np.add.at(x, (np.arange(columns)[:, None], np.where(ids < 0, 500, ids)), 1)
+    x, expected = jnp.asarray(x[:, :500]), np.zeros((columns, 600))
+    np.add.at(expected, (slice(None), np.asarray(conn.post)), np.asarray(weight) * x[:, np.asarray(conn.pre)])
+    ids = jnp.asarray(ids)
+    assert np.array_equal(_kernels.frame(ids, 500), x)
+    found, pull = jax.vjp(lambda w: _kernels.spmv_ids(conn, w, ids), weight)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(pull(y)[0], _kernels.sampled_sum(conn, x, y), atol=1e-12)
+    np.testing.assert_allclose(jax.vmap(lambda i: _kernels.spmv_ids(conn, weight, i))(ids), expected, atol=1e-12)
+    pair = jax.vmap(lambda w: _kernels.spmv_ids(conn, w, ids[0]))(jnp.stack([weight, 2 * weight]))
+    np.testing.assert_allclose(pair, np.stack([expected[0], 2 * expected[0]]), atol=1e-12)
+    with se.kernels("xla"):
+        np.testing.assert_allclose(jax.jit(lambda i: _kernels.spmv_ids(conn, weight, i))(ids), expected, atol=1e-12)
+
+
 def test_hubs_are_shared_among_blocks(x64):
     # Large enough for many blocks of work, of which some lie within one unit.
     rng = np.random.default_rng(1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from soak import ONLY, few
+from soak import few
 
 import sparse_etrace as se
 from sparse_etrace import spikes
@@ -148,21 +148,36 @@ def gradients(learner, model, state, xs, ys, loss):
     return total, carry
 
 
-SETS = [(kind, learner) for kind in ("graph", "all to all") for learner in (se.D_RTRL(), se.ES_D_RTRL(0.8), se.BPTT())]
+class Own(se.ETraceOp):
+    def xw_to_y(self, x, w):
+        return x @ w["weight"]
+
+    def yw_to_w(self, y, e):
+        return {"weight": y[..., None, :] * e["weight"]}
 
 
-@ONLY
-@pytest.mark.parametrize("kind, learner", SETS, ids=_name)
+INPUTS = {
+    "all to all": (se.MatMulOp(bias=True), {"weight": (60, 4), "bias": (4,)}),
+    "graph": (se.SpMatMulOp(se.from_edges(range(60), [0, 1, 2, 3, 0, 2] * 10, shape=(60, 4))), {"weight": (60,)}),
+    "low rank": (se.LoraOp(), {"B": (60, 2), "A": (2, 4)}),
+    "one's own": (Own(), {"weight": (60, 4)}),
+}
+RULES_OF_SETS = se.D_RTRL(), se.ES_D_RTRL(0.8), se.SnAp(2), se.RTRL(), se.BPTT(), se.Bridged(3, se.D_RTRL())
+SETS = [(kind, rule) for kind in INPUTS for rule in RULES_OF_SETS if (kind, rule) != ("one's own", se.SnAp(2))]
+
+
+@pytest.mark.parametrize("kind, learner", few(SETS, [SETS[0], SETS[7]]), ids=_name)
 def test_gradients_of_sets_are_those_of_frames(x64, kind, learner):
-    inputs = 6 if kind == "all to all" else se.from_edges(range(6), [0, 1, 2, 3, 0, 2], shape=(6, 4))
-    cell = se.cells.LeakyRate.of(GRAPH, inputs=inputs, key=KEY)
-    rng = np.random.default_rng(0)
-    events = [(np.sort(rng.random(20)) * 8, rng.integers(0, 6, 20)) for _ in range(2)]
+    """As rows of weights, as outgoing synapses and, of all other ops, as a frame; an event of a unit comes twice."""
+    rng, (op, shapes) = np.random.default_rng(0), INPUTS[kind]
+    given = se.ETraceParam({name: rng.normal(size=shape) for name, shape in shapes.items()}, op)
+    cell = se.cells.LeakyRate(4, given, se.SpMatMulOp(GRAPH).param(KEY))
+    events = [(np.sort([*rng.random(30) * 8, 0.5, 0.5]), [*rng.integers(0, 60, 30), 7, 7]) for _ in range(2)]
     results = [
         gradients(learner, cell, cell.init_state(2), xs, jnp.ones((8, 2, 4)), lambda z, y: jnp.sum((z - y) ** 2))[0]
-        for xs in (spikes.active(events, 6, 1.0, 8), jnp.asarray(spikes.frames(events, 6, 1.0, 8), float))
+        for xs in (spikes.active(events, 60, 1.0, 8), jnp.asarray(spikes.frames(events, 60, 1.0, 8), float))
     ]
-    assert relative(*results) < 1e-12 and np.any(results[1].inp.value["weight"])
+    assert relative(*results) < 1e-12 and all(np.any(leaf) for leaf in jax.tree.leaves(results[1].inp))
 
 
 def test_event_files(tmp_path):

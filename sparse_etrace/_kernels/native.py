@@ -17,11 +17,11 @@ from .._library import load
 from .._varying import bind, types as varying_types
 
 LIBRARY = "_kernels/libsparse_etrace.so.1"
-TARGETS = ("spmv", "spmv_t", "window", "features", "influence", "elementwise", "push", "room")
+TARGETS = ("spmv", "spmv_ids", "spmv_t", "window", "features", "influence", "elementwise", "push", "room")
 VARIABLE = "SPARSE_ETRACE_KERNELS"
 CHOICES = ("avx512", "avx2", "plain", "xla")
 # The same number in native/ffi.cpp: what the kernels take and give.
-INTERFACE = 11
+INTERFACE = 12
 
 Product = Callable[..., list[jax.Array]]  # of the operands of a primitive
 

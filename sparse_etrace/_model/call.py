@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, PyTree
 
+from .._op.active import as_frame
 from .._op.boundary import OpCall
 from .._op.contract import ETraceOp
 from .program import Node, Program
@@ -39,7 +40,9 @@ class Call(NamedTuple):
 
     def template(self, program: Program) -> OpParts:
         """Op, weights and input, with shapes in place of arrays."""
-        return self.call.unflatten([program.shapes([a])[0] if isinstance(a, int) else a.val for a in self.node.inputs])
+        flat = [program.shapes([a])[0] if isinstance(a, int) else a.val for a in self.node.inputs]
+        op, v, x = self.call.unflatten(flat)
+        return op, v, as_frame(x)
 
     def shapes_of(self, program: Program, fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
         """Shapes of `fn(op, v, *args)`; what the op's own arrays hold is as unknown as in a step under `jit`."""

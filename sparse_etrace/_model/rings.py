@@ -9,6 +9,7 @@ import jax.extend.core as jex
 import numpy as np
 from jaxtyping import Array
 
+from .._op.active import as_frame
 from .._op.delays import Ring, history
 from .call import Call
 from .program import Program, flatten
@@ -50,7 +51,7 @@ def histories(rings: dict[int, Pushed], state: list[Array], xs: dict[int, Input]
 
 def kept(x: Input) -> Input:
     """What is kept of what an op reads in a step: of a ring that is no `Pushed` one, all that the op could read."""
-    return x.recent if isinstance(x, Ring) else x
+    return x.recent if isinstance(x, Ring) else as_frame(x)
 
 
 def x_of(call: Call, rings: dict[int, Pushed], values: list[Array]) -> Input:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Inexact, PyTree, UInt32
 
 from .._kernels.windows import window_by_blocks
+from .active import Active
 
 
 class Uses(NamedTuple):
@@ -42,6 +43,7 @@ class ETraceOp(eqx.Module):
     Attributes:
         per_unit: keys of `v` whose slot is the target unit itself (a bias). Every learner keeps their exact trace.
         is_diagonal: True for an op without input, one weight per unit.
+        takes_active: True if `xw_to_y` takes `Active` units too; else it gets their frame, as all other methods do.
         input_ndim: rank of `x` without batch axes.
         carried_ndim: how many of its last axes `xw_to_y` carries along, each entry of them by the same weights.
 
@@ -55,6 +57,7 @@ class ETraceOp(eqx.Module):
 
     per_unit: ClassVar[tuple[str, ...]] = ()
     is_diagonal: ClassVar[bool] = False
+    takes_active: ClassVar[bool] = False
 
     @property
     def input_ndim(self) -> int:
@@ -68,7 +71,9 @@ class ETraceOp(eqx.Module):
 
     def read(self, x: Any) -> Any:
         """What `xw_to_y` gets of what a call is given: `x` itself, unless an op does something to it first."""
-        return None if x is None else jnp.asarray(x)
+        if x is None or (self.takes_active and isinstance(x, Active)):
+            return x
+        return jnp.asarray(x)
 
     def place(self, ndim: int) -> jax.sharding.Sharding | None:
         """Where an array of so many axes lies whose last are those of the weights; None: on one device."""

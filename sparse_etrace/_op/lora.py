@@ -10,6 +10,7 @@ from jaxtyping import Array, Inexact, PyTree, Shaped
 from .. import _kernels
 from .._numbers import plain
 from .._sums import in_full
+from .active import Active, times
 from .contract import ETraceOp, Uses
 from .initial import size, weights
 from .param import ETraceParam
@@ -45,6 +46,7 @@ class LoraOp(ETraceOp):
     alpha: Any
     bias: bool = eqx.field(static=True)
     per_unit: ClassVar[tuple[str, ...]] = ("bias",)
+    takes_active: ClassVar[bool] = True
 
     def __init__(self, alpha: object = None, *, bias: object = False):
         self.alpha = 1.0 if alpha is None else plain(alpha)
@@ -99,9 +101,9 @@ class LoraOp(ETraceOp):
         return {"weight": (self.alpha * (b @ a)).astype(b.dtype), **rest}
 
     @in_full()
-    def xw_to_y(self, x: Shaped[Array, "*batch pre"], w: Weights) -> Inexact[Array, "*batch post"]:
+    def xw_to_y(self, x: Shaped[Array, "*batch pre"] | Active, w: Weights) -> Inexact[Array, "*batch post"]:
         check_input(x, -1, w["weight"].shape[0])
-        return with_bias(x @ w["weight"], w)
+        return with_bias(times(x, w["weight"]), w)
 
     def yw_to_w(self, y: Inexact[Array, "*batch post"], e: Weights) -> Weights:
         return _kernels.dense.spread(y, e)

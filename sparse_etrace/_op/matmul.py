@@ -11,6 +11,7 @@ from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from .. import _kernels
 from .._sums import in_full
+from .active import Active, times
 from .contract import ETraceOp, Uses
 from .initial import masked_fan_in, parameter, size
 from .param import ETraceParam
@@ -45,6 +46,7 @@ class MatMulOp(ETraceOp):
     apply_weight_fn_before_mask: bool = eqx.field(static=True)
     bias: bool = eqx.field(static=True)
     per_unit: ClassVar[tuple[str, ...]] = ("bias",)
+    takes_active: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -98,9 +100,9 @@ class MatMulOp(ETraceOp):
         return {**theta, "weight": weight}
 
     @in_full()
-    def xw_to_y(self, x: Shaped[Array, "*batch pre"], w: Weights) -> Inexact[Array, "*batch post"]:
+    def xw_to_y(self, x: Shaped[Array, "*batch pre"] | Active, w: Weights) -> Inexact[Array, "*batch post"]:
         check_input(x, -1, w["weight"].shape[0])
-        return with_bias(x @ w["weight"], w)
+        return with_bias(times(x, w["weight"]), w)
 
     def yw_to_w(self, y: Inexact[Array, "*batch post"], e: Weights) -> Weights:
         return _kernels.dense.spread(y, e)

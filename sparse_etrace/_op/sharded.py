@@ -14,6 +14,7 @@ from jaxtyping import Array, Inexact, Int, PyTree, UInt32
 from .._blocks import Blocks
 from .._graph.connectivity import Connectivity, host_array, onto_synapses
 from .._kernels.windows import window_per_unit
+from .active import as_frame
 from .boundary import call_op
 from .contract import ETraceOp, PartedError, Uses
 from .delays import Delays, History, Ring, each, pushed_on
@@ -99,7 +100,7 @@ class ShardedOp(ETraceOp):
     def read(self, x: Any) -> Any:
         """What the layer reads on one device, all of a ring on each; with gates in blocks, as the weights are."""
         if not self.gated:
-            return self.op.read(x)
+            return as_frame(self.op.read(x))
         x, gate = with_gate(x, self.length)
         slots = np.arange(cast(SpMatMulOp, self.op).connectivity.num_synapses)
         size = len(slots) // self.count

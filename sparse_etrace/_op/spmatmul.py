@@ -17,6 +17,7 @@ from .._graph.graph import Graph
 from .._graph.matrices import matrix_connectivity
 from .._numbers import whole
 from .._sums import sum_steps, widened
+from .active import Active, as_frame
 from .boundary import call_op
 from .contract import ETraceOp, Uses
 from .delays import Delays, History, Ring, delays_of, given_delays
@@ -35,7 +36,7 @@ from .weights import (
 
 Weights = dict[str, Array]
 Traces = dict[str, Array | None]
-Sent = Shaped[Array, "*batch_x"] | Ring | History
+Sent = Shaped[Array, "*batch_x"] | Active | Ring | History
 
 
 class SpMatMulOp(ETraceOp):
@@ -223,7 +224,7 @@ class SpMatMulOp(ETraceOp):
             return self.delays.wires
         return from_synapses(self.connectivity) if self.gated else self.connectivity
 
-    def read(self, x: Any) -> Array | Ring:
+    def read(self, x: Any) -> Array | Active | Ring:
         """`x`; the ring of an op with delays; or what each synapse sends of `(x, gate)`."""
         if self.delays is not None:
             units, depth = self.connectivity.num_pre, self.delays.depth
@@ -236,7 +237,8 @@ class SpMatMulOp(ETraceOp):
                 )
             return Ring(x.values, x.pointer, x.axis, depth)
         if not self.gated:
-            return x.before(1) if isinstance(x, Ring) else jnp.asarray(x)
+            is_active = isinstance(x, Active) and self.axis == -1
+            return x.before(1) if isinstance(x, Ring) else x if is_active else jnp.asarray(x)
         count = self.connectivity.num_synapses
         x, gate = with_gate(x, count)
         gather = SpMatMulOp(onto_synapses(self.connectivity), axis=self.axis)
@@ -259,6 +261,9 @@ class SpMatMulOp(ETraceOp):
     def xw_to_y(self, x: Sent, w: Weights) -> Inexact[Array, "*batch_y"]:
         if isinstance(x, Ring) and x.pointer.ndim == 0:
             y = _kernels.spmv_ring(self.wires, w["weight"], x.values, x.first)
+        elif isinstance(x, Active):
+            check_input(x, -1, self.wires.num_pre)
+            y = _kernels.spmv_ids(self.wires, w["weight"], x.ids)
         else:
             y = _kernels.spmv(self.wires, w["weight"], self._sent(x))
         return self._last(with_bias(y, w))
@@ -328,7 +333,7 @@ class SpMatMulOp(ETraceOp):
 
     def _sent(self, x: Sent) -> Array:
         """What senders send, on the last axis; of a window with the time in front."""
-        x = x.recent if isinstance(x, Ring) else x.each if isinstance(x, History) else x
+        x = x.recent if isinstance(x, Ring) else x.each if isinstance(x, History) else as_frame(x)
         check_input(x, self.axis, self.wires.num_pre)
         return self._last(x)
 

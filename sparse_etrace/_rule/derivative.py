@@ -24,6 +24,7 @@ from .._model.step import Step
 from .._model.trained import is_array_like, struct
 from .._model.types import Labels
 from .._model.unit_links import UnitLinks
+from .._op.active import as_frame
 from .._sums import in_full, widened
 from .._types import Model
 from .black_box import joined
@@ -229,9 +230,9 @@ def pull_apart(links: UnitLinks, model: Model, moving: Sequence[int], said: Said
         """Of one row of one batch element, from what comes back to each op, time first."""
         dv = {c.number: [jnp.zeros(w.shape, w.dtype) for w in weights[c.number].v] for c in reading.learning}
         for call, signal, x in zip(calls, signals, given, strict=True):
-            op, v, x = call.unflatten(*weights[call.number], x)
+            op, v, read = call.unflatten(*weights[call.number], x)
             signal = widened(signal)
-            now = [jnp.sum(signal, 0)] if op.is_diagonal else op.total_dw(widened(x), signal, widened(v))
+            now = [jnp.sum(signal, 0)] if op.is_diagonal else op.total_dw(widened(as_frame(read)), signal, widened(v))
             leaves = zip(jax.tree.leaves(now), weights[call.number].v, strict=True)
             dv[call.number] = [cast(part, w.dtype) for part, w in leaves]
         found = shared.by_parameter(params, dv, [jnp.zeros_like(params[i]) for i in reading.plain])

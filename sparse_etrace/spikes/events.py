@@ -1,62 +1,20 @@
 """Lists of events, of times and addresses, as frames or as sets of active units."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from os import PathLike
 from typing import NamedTuple
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float
 
 from .._numbers import positive, real
+from .._op.active import Active
 from .._optional import optional
 
 Events = tuple[ArrayLike, ArrayLike]
 Rows = list[tuple[np.ndarray, np.ndarray]]
-
-
-class Active(eqx.Module):
-    """Which units are active: what an op takes in the place of a frame of ones and zeros.
-
-    An op makes the frame of the step that it is at; those of a whole sequence never exist. A unit that is named twice
-    counts twice.
-
-    Args:
-        ids: numbers of the active units, `(..., capacity)`; `size` where there are no more.
-        size: how many units there are.
-
-    Raises:
-        TypeError: ids are no whole numbers, or have no axis.
-        ValueError: an id is below 0 or above `size`.
-
-    Example:
-        >>> import jax.numpy as jnp, sparse_etrace as se
-        >>> x = se.spikes.Active(jnp.array([2, 0, 4]), size=4)                     # two of four, of at most three
-        >>> se.ETraceParam({'weight': jnp.arange(8.0).reshape(4, 2)}, se.MatMulOp())(x).tolist()
-        [4.0, 6.0]
-    """
-
-    ids: Int[Array, "*front capacity"]
-    size: int = eqx.field(static=True)
-
-    def __init__(self, ids: ArrayLike, size: int):
-        self.size, self.ids = positive("size", size), jnp.asarray(ids)
-        if self.ids.dtype.kind not in "iu" or not self.ids.ndim:
-            got = f"{self.ids.dtype}{list(self.ids.shape)}"
-            raise TypeError(f"ids: expected whole numbers, (..., capacity), got {got}. Name the active units.")
-        if not isinstance(ids, jax.core.Tracer) and np.any((found := np.asarray(ids)) < 0) | np.any(found > size):
-            raise ValueError(f"ids: expected from 0 to {size}, got {found.min()} to {found.max()}.")
-
-    def __jax_array__(self) -> Float[Array, "*front size"]:
-        *front, capacity = self.ids.shape
-        rows = self.ids.reshape(math.prod(front), capacity)
-        frames = jnp.zeros((len(rows), self.size)).at[jnp.arange(len(rows))[:, None], rows].add(1, mode="drop")
-        return frames.reshape(*front, self.size)
 
 
 def frames(
