@@ -3,7 +3,7 @@ PYTHON := python3
 BIN := $(VENV)/bin
 SOURCES := Makefile pyproject.toml README.md $(shell find sparse_etrace native datasets -name __pycache__ -prune -o -print)
 
-.PHONY: demo test short soak docs figures bench bench-gpu study bench-peers bench-nest lint format clean
+.PHONY: demo test short soak docs figures bench bench-gpu study bench-peers bench-nest bench-brian lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sparse-etrace demo worm --out results
@@ -39,6 +39,7 @@ bench: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/first_call.py --out results
 	$(BIN)/python tests/benchmarks/updates.py --out results
 	$(BIN)/python tests/benchmarks/scale.py
+	$(BIN)/python tests/benchmarks/balanced.py --out results
 
 # With the Python of a machine with a GPU, which may be offline: it says which wheels are missing.
 bench-gpu:
@@ -65,6 +66,13 @@ bench-nest:
 	$(VENV)-nest/bin/python tests/benchmarks/beside_nest.py --out results
 	$(VENV)-nest/bin/python tests/benchmarks/nest_traces.py --out results
 
+# Brian2, in an environment that has nothing of this library.
+bench-brian: $(VENV)/installed-test
+	python3 -m venv $(VENV)-brian
+	$(VENV)-brian/bin/python -m pip install brian2==2.9.0 'numpy<2'
+	$(BIN)/python tests/benchmarks/balanced.py --brian $(VENV)-brian/bin/python --out results
+	$(BIN)/python tests/benchmarks/whole_fly.py --brian $(VENV)-brian/bin/python --out results
+
 # Strict: a broken link, a page outside of the navigation or an unknown name in the reference fails.
 docs: $(VENV)/installed-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -79,7 +87,7 @@ format: $(VENV)/installed-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers $(VENV)-nest $(VENV)-newest build results dist site
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-nest $(VENV)-brian $(VENV)-newest build results dist site
 
 $(VENV)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
