@@ -69,7 +69,7 @@ bench-nest:
 # Brian2, in an environment that has nothing of this library.
 bench-brian: $(VENV)/installed-test
 	python3 -m venv $(VENV)-brian
-	$(VENV)-brian/bin/python -m pip install brian2==2.9.0 'numpy<2'
+	$(VENV)-brian/bin/python -m pip install brian2==2.9.0
 	$(BIN)/python tests/benchmarks/balanced.py --brian $(VENV)-brian/bin/python --out results
 	$(BIN)/python tests/benchmarks/whole_fly.py --brian $(VENV)-brian/bin/python --out results
 
