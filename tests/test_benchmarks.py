@@ -144,6 +144,7 @@ def test_quick_benchmark_of_events(tmp_path):
     assert list(found["D-RTRL"]) == ["4, 100", "4, 300"] and list(found["RTRL"]) == ["4, 100"] and "-" in printed
 
 
+@ONLY
 def test_quick_benchmark_of_a_balanced_network(tmp_path):
     found, _ = quick("balanced", tmp_path)
     assert set(found) == {"here"} and all(value > 0 for value in found["here"].values())
