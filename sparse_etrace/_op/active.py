@@ -77,4 +77,4 @@ def as_frame(x: Any) -> Any:
     """Active units as a frame, or as the shape of one; anything else as it is."""
     if not isinstance(x, Active):
         return x
-    return jnp.asarray(x) if isinstance(x.ids, jax.Array) else jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x.ids, jax.ShapeDtypeStruct) else jnp.asarray(x)
