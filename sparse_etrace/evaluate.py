@@ -165,7 +165,7 @@ def prequential(
     if isinstance(known, jax.Array) and known.dtype == bool:
         counted &= np.asarray(known).reshape(steps, -1).any(1)
     if skip < 0 or not counted.any():
-        raise ValueError(f"skip: expected 0 or more, with labels behind, got {skip} of {steps} steps.")
+        raise ValueError(f"skip: expected 0 or more, with labels after, got {skip} of {steps} steps.")
     if isinstance(outs, jax.Array) and isinstance(target, jax.Array) and outs.shape == target.shape:
         if len(delays) > 1 and target.shape[-1:] != (len(delays),):
             raise ValueError(

@@ -185,7 +185,7 @@ def test_prequential(model, stream):
     assert not curve[8:12].any() and curve[11] == 0
     np.testing.assert_allclose(result.table["model"]["mae"], np.mean([*curve[6:8], *curve[12:]]), rtol=1e-6)
     for skip in -1, STEPS:
-        with pytest.raises(ValueError, match=f"skip: expected 0 or more, with labels behind, got {skip} of"):
+        with pytest.raises(ValueError, match=f"skip: expected 0 or more, with labels after, got {skip} of"):
             se.evaluate.prequential(
                 se.D_RTRL(), se.evaluate.mse, optax.sgd(0.1), model, silent, **{**options, "skip": skip}
             )

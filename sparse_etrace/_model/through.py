@@ -4,7 +4,7 @@ Nodes x features, features through a trained matrix W, and then nodes through a 
 
     u = A (x W)        u[i, g] = sum_j A[j, i] sum_f x[j, f] W[f, g]        du[i, g] / dW[f, g] = (A x)[i, f]
 
-A trace of W is kept as if it read A x and came last, which is as large as one behind W itself. Two ops change places
+A trace of W is kept as if it read A x and came last, which is as large as one after W itself. Two ops change places
 like that if the axes that they act on are others. What lies between them has to be a factor on each unit that is the
 same along the axes of W: the derivative of a sum is one of ones.
 """

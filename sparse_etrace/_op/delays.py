@@ -7,7 +7,7 @@ D = 3 slots were sent a, b, c, d in turns; d is read with delay 1, b with delay 
     values     d  b  c
     pointer       ^        next is written to slot 1
 
-A synapse reads unit `pre` of the slot `D - delay` behind the pointer: a sender among `D * num_pre`.
+A synapse reads unit `pre` of the slot `D - delay` after the pointer: a sender among `D * num_pre`.
 """
 
 import math
@@ -104,7 +104,7 @@ class Ring(eqx.Module):
 
     @property
     def newest(self) -> Inexact[Array, "..."]:
-        """What was sent last, `(*batch, num_pre)`, with features behind."""
+        """What was sent last, `(*batch, num_pre)`, with features after."""
         return _flat(self.last(1), self.axis)
 
     def before(self, steps: int) -> "Ring":
@@ -113,7 +113,7 @@ class Ring(eqx.Module):
 
     @property
     def recent(self) -> Inexact[Array, "..."]:
-        """The last that were sent as the senders of an op, `(*batch, depth * num_pre)`, with features behind."""
+        """The last that were sent as the senders of an op, `(*batch, depth * num_pre)`, with features after."""
         return _flat(self.last(self.depth), self.axis)
 
     def push(self, sent: Inexact[Array, "..."]) -> "Ring":
@@ -223,7 +223,7 @@ class Delays(eqx.Module):
 
     Attributes:
         wires: from senders in the slots of a ring to the receivers, once for each slot that a synapse reads.
-        lag: which slot that is, behind the pointer.
+        lag: which slot that is, after the pointer.
         steps: whole steps of each synapse in canonical order; where delays are trained, those below.
         order: which entry of the delays of a parameter is that of each synapse; None: they are in canonical order.
         start: what trained delays start from, in that order.
@@ -301,6 +301,6 @@ def _mapped(fn: Callable[..., Array], pointer: Array) -> Callable[..., Array]:
 
 
 def _flat(slots: Array, axis: int) -> Array:
-    """Slots and units as one axis of senders, with features behind."""
+    """Slots and units as one axis of senders, with features after."""
     sent = slots.reshape(*slots.shape[:-2], slots.shape[-2] * slots.shape[-1])
     return sent if axis == -1 else jnp.swapaxes(sent, -1, -2)

@@ -1,4 +1,4 @@
-"""Graph convolution: one matrix on the features of each node, behind fixed, given or trained sums over neighbours."""
+"""Graph convolution: one matrix on the features of each node, after fixed, given or trained sums over neighbours."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, SupportsIndex

@@ -72,7 +72,7 @@ class ShardedOp(ETraceOp):
 
     @property
     def carried_ndim(self) -> int:
-        """The features behind the presynaptic units."""
+        """The features after the presynaptic units."""
         return self.op.carried_ndim
 
     @property

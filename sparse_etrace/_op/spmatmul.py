@@ -185,7 +185,7 @@ class SpMatMulOp(ETraceOp):
 
         Args:
             *batch: sizes of leading batch axes.
-            features: how many there are behind the units, with `axis=-2`.
+            features: how many there are after the units, with `axis=-2`.
             dtype: type of what is sent.
 
         Raises:
@@ -214,7 +214,7 @@ class SpMatMulOp(ETraceOp):
 
     @property
     def carried_ndim(self) -> int:
-        """The features behind the presynaptic units."""
+        """The features after the presynaptic units."""
         return -1 - self.axis
 
     @property
