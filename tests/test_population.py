@@ -61,6 +61,17 @@ def test_substeps_are_a_loop():
     assert programs[0].count("\n") == programs[1].count("\n")
 
 
+def test_influences_pass_through_substeps(x64):
+    """Without longer ways influences on the own unit are the traces; the loop's backward pass divides zeros."""
+    cell = spiking.AdEx.of(se.from_edges([0, 1, 2], [1, 2, 0]), 2, key=jax.random.key(0), substeps=2)
+    xs, ys, found = 2000 * jnp.ones((6, 2)), jnp.ones((6, 3)), []
+    for learner in (se.SnAp(1), se.D_RTRL()):
+        carry = learner.init(cell, cell.init_state(), xs[0])
+        found.append(se.online_grad(learner, lambda v, y: jnp.sum((v - y) ** 2), cell, carry, xs, ys, chunk=3)[1])
+    assert all(map(np.any, jax.tree.leaves(found[1])))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), *found)
+
+
 def test_a_number_arrives_at_all_neurons():
     for batch in (), (2,):
         cell = spiking.Population(N, spiking.LIF(), synapses={"drive": spiking.Current()})

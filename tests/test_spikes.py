@@ -180,6 +180,19 @@ def test_gradients_of_sets_are_those_of_frames(x64, kind, learner):
     assert relative(*results) < 1e-12 and all(np.any(leaf) for leaf in jax.tree.leaves(results[1].inp))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_types_of_sets_are_those_of_frames(dtype):
+    for op, value in (
+        (se.MatMulOp(), {"weight": jnp.ones((60, 4), dtype)}),
+        (se.SpMatMulOp(se.from_edges(range(60), [0, 1, 2, 3] * 15, shape=(60, 4))), {"weight": jnp.ones(60, dtype)}),
+    ):
+        for room in (5, 100):
+            sets, param = spikes.Active(jnp.arange(room) % 60, 60), se.ETraceParam(value, op)
+            for ids in (sets.ids, np.asarray(sets.ids)):
+                found, expected = param(eqx.tree_at(lambda s: s.ids, sets, ids)), param(jnp.asarray(sets))
+                assert found.dtype == expected.dtype and np.array_equal(found, expected)
+
+
 def test_event_files(tmp_path):
     h5py = pytest.importorskip("h5py", reason="pip install h5py")
     with h5py.File(tmp_path / "digits.h5", "w") as file:

@@ -8,7 +8,7 @@ from jax.interpreters import ad, batching
 from jaxtyping import Array, Float, Inexact, Int
 
 from .._graph.connectivity import Connectivity
-from .._sums import wide
+from .._sums import joined, wide
 from .._varying import bind
 from . import native
 from .products import Axes, Tangent, as_steps, connectivity_of, spmv
@@ -25,8 +25,9 @@ def spmv_ids(
     connectivity: Connectivity, weight: Inexact[Array, " synapses"], ids: Int[Array, "*batch capacity"]
 ) -> Inexact[Array, "*batch post"]:
     """`spmv` of `frame(ids)`."""
-    given = weight.astype(wide(weight.dtype)), as_steps(ids.astype(jnp.int32))
-    y = bind(ids_p, *connectivity.arrays, *given, sizes=connectivity.shape)[0].astype(weight.dtype)
+    dtype = joined(weight.dtype, jnp.result_type(float))
+    given = weight.astype(wide(dtype)), as_steps(ids.astype(jnp.int32))
+    y = bind(ids_p, *connectivity.arrays, *given, sizes=connectivity.shape)[0].astype(dtype)
     return y.reshape(*ids.shape[:-1], connectivity.num_post)
 
 

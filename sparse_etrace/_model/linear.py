@@ -91,6 +91,8 @@ def _kind(value: ArrayLike) -> str:
 
 def _stays_zero(eqn: jex.JaxprEqn, given: list[str]) -> bool:
     name, floating = eqn.primitive.name, _floating(eqn, given) or given
+    if name == "div":
+        return floating[0] == ZERO
     return name in JOINT | SINGLE and (ZERO in floating if name == "mul" else set(floating) == {ZERO})
 
 

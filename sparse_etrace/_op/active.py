@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Inexact, Int
 
 from .. import _kernels
 from .._numbers import positive
+from .._sums import joined
 
 
 class Active(eqx.Module):
@@ -70,7 +71,7 @@ def times(x: Any, weight: Inexact[Array, "pre post"]) -> Inexact[Array, "*batch 
     if not isinstance(x, Active) or x.ids.size > len(weight):
         return as_frame(x) @ weight
     rows = weight.at[x.ids].get(mode="fill", fill_value=0, wrap_negative_indices=False)
-    return jnp.sum(rows, axis=-2)
+    return jnp.sum(rows.astype(joined(weight.dtype, x.dtype)), axis=-2)
 
 
 def as_frame(x: Any) -> Any:
