@@ -1,6 +1,6 @@
 """A stranger's first hour with a whole fly: from FlyWire's two files to a figure of rates by type, in seconds by phase.
 
-The files are made, with rows by neuropil, ids of 64 bits and empty transmitters. The program is that of
+The files are made, with rows by neuropil, ids of 64 bits and empty transmitters. The program is as that of
 `docs/connectomes.md`: read, give signs, drive the neurons of one type for 0.2 s, average by type, draw.
 """
 
