@@ -123,7 +123,7 @@ def times(model, batch, shape, steps, repeats, learners=LEARNERS):
 def main():
     args = arguments(__doc__)
     found = {}
-    length, repeats = (4, 1) if args.quick else (500, 7)
+    length, repeats = (4, 1) if args.quick else (2000, 7)
     runs = [(*case, length if "small" in case[0] else min(length, 64), LEARNERS) for case in small()]
     runs += [(*case, 16 if args.quick else 64, LEARNERS) for case in networks(20 if args.quick else 1)]
     worm = se.cells.LeakyRate(279, Given(), se.SpMatMulOp(se.datasets.worm()).param(jax.random.key(0)))
