@@ -95,6 +95,17 @@ struct Active {
   }
 };
 
+// Parts of what few senders send, one for each thread at most: a unit's sum has the order of its senders in any number.
+int64_t ranges_of(ffi::ThreadPool& pool, int64_t sent) {
+  return sent < 4096 ? 1 : std::clamp<int64_t>(pool.num_threads(), 1, 64);
+}
+
+// The first synapse of such a part, where a unit's begin.
+int64_t range_start(const Synapses& synapses, int64_t range, int64_t ranges) {
+  const int32_t *ptr = synapses.post_ptr, *end = ptr + synapses.num_post;
+  return *std::lower_bound(ptr, end, synapses.count * range / ranges);
+}
+
 template <class T>
 bool scatter_few(ffi::ThreadPool& pool, const Synapses& synapses, const Outgoing& outgoing, const T* weight,
                  const Sent<T>& sent_by, T* y) {
@@ -124,14 +135,9 @@ bool scatter_few(ffi::ThreadPool& pool, const Synapses& synapses, const Outgoing
     return true;
   }
   std::fill_n(y, units, T(0));
-  // A unit's sum has the order of its senders however many ranges there are, so there may be one for each thread.
-  const int64_t ranges = sent < 4096 ? 1 : std::clamp<int64_t>(pool.num_threads(), 1, 64);
+  const int64_t ranges = ranges_of(pool, sent);
   parallel_for(pool, ranges, [&](int64_t range) {
-    auto start = [&](int64_t r) {
-      int64_t target = synapses.count * r / ranges;
-      return int64_t(*std::lower_bound(synapses.post_ptr, synapses.post_ptr + units, target));
-    };
-    scatter(found[0], y, start(range), start(range + 1));
+    scatter(found[0], y, range_start(synapses, range, ranges), range_start(synapses, range + 1, ranges));
   });
   return true;
 }
@@ -286,7 +292,7 @@ ffi::Error SpmvIds(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post
   }
   // Columns of a frame share what they read.
   const bool is_few = sent <= synapses.count / 16 * std::min<int64_t>(columns, 4);
-  const int64_t ranges = columns > 1 || sent < 4096 ? 1 : std::clamp<int64_t>(pool.num_threads(), 1, 64);
+  const int64_t ranges = columns > 1 ? 1 : ranges_of(pool, sent);
   return by_type(weight.element_type(), [&](auto zero) {
     typedef decltype(zero) T;
     T* const to = data<T>(*y);
@@ -302,11 +308,8 @@ ffi::Error SpmvIds(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer post
     std::fill_n(to, columns * units, T(0));
     parallel_for(pool, columns * ranges, [&](int64_t part) {
       const int64_t c = part / ranges, range = part % ranges;
-      auto start = [&](int64_t r) {
-        return int64_t(*std::lower_bound(synapses.post_ptr, synapses.post_ptr + units, synapses.count * r / ranges));
-      };
       table->of<T>().scatter(outgoing, data<T>(weight), ones.data(), &senders[c * capacity], count[c], to + c * units,
-                             start(range), range + 1 < ranges ? start(range + 1) : synapses.count);
+                             range_start(synapses, range, ranges), range_start(synapses, range + 1, ranges));
     });
   });
 }

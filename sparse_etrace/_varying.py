@@ -54,11 +54,11 @@ def types(
     return list(made.out_avals)
 
 
-def freely(fn: Callable[..., PyTree], *args: PyTree, like: Sequence[PyTree] = ()) -> PyTree:
+def freely(fn: Callable[..., PyTree], *args: PyTree, like: Callable[[], Sequence[PyTree]] | None = None) -> PyTree:
     """`fn(*args)` where XLA places all arrays, though some lie on a mesh with explicit axes, or one is set.
 
-    Results lie there too: as XLA placed them, and where they are traced, those of a tuple as what `like` has in their
-    places, all others whole on each device.
+    Results lie there too: as XLA placed them, and where they are traced, those of a tuple as what `like()` has in
+    their places, all others whole on each device.
     """
     there, is_set = list(filter(_is_explicit, jax.tree.leaves(args))), _has_explicit(jax.sharding.get_abstract_mesh())
     if not there and not is_set:
@@ -75,7 +75,7 @@ def freely(fn: Callable[..., PyTree], *args: PyTree, like: Sequence[PyTree] = ()
         with jax.sharding.use_abstract_mesh(AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)):
             given = jax.tree.map(lambda a: jax.sharding.reshard(a, P()) if _is_explicit(a) else a, given)
             found, static = eqx.partition(fn(*eqx.combine(given, rest)), eqx.is_array)
-        pairs = zip(found, like, strict=True) if like else ()
+        pairs = zip(found, like(), strict=True) if like else ()
         places = tuple(jax.tree.map(_place, one, *[] if other is None else [other]) for one, other in pairs)
         return eqx.combine(jax.tree.map(jax.sharding.reshard, found, places or jax.tree.map(_place, found)), static)
 

@@ -87,7 +87,7 @@ class Learner(eqx.Module):
             ValueError: `state` has another structure or shape, batch axes that are not in front, or a leaf of which
                 nothing says whether it has them; or `where` has the shape of no batch axes.
         """
-        (new,) = freely(self._reset, carry, jnp.asarray(where, bool), state, like=(carry,))
+        (new,) = freely(self._reset, carry, jnp.asarray(where, bool), state, like=lambda: (carry,))
         return new
 
     def _reset(self, carry: Carry, where: Array, state: PyTree[Array]) -> tuple[Carry]:

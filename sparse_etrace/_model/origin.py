@@ -106,7 +106,7 @@ def compiled(step: Callable[..., tuple[PyTree, PyTree]]) -> Callable[..., tuple[
 
     @functools.wraps(step)
     def placed(self: PyTree, model: Model, carry: PyTree, x: PyTree[Array]) -> tuple[PyTree, PyTree]:
-        return freely(checked, self, model, carry, x, like=(carry, None))
+        return freely(checked, self, model, carry, x, like=lambda: (carry, None))
 
     return placed
 

@@ -78,7 +78,10 @@ def online_grad(
     xs, ys = read_stream(xs, ys)
     learner.refuse_inputs(xs)
     chunk = None if chunk is None else positive("chunk", chunk)
-    like = (None, eqx.filter(model, trained_filter(model, learner.train)), carry, None)[: 3 + has_aux]
+
+    def like() -> tuple:
+        return (None, eqx.filter(model, trained_filter(model, learner.train)), carry, None)[: 3 + has_aux]
+
     return freely(_online_grad, (learner, loss_fn, chunk, has_aux, donate), model, carry, xs, ys, like=like)
 
 

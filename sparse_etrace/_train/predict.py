@@ -41,7 +41,7 @@ def predict(
     if learner is not None:
         learner.refuse_inputs(xs)
     state = carry.state if isinstance(carry, Carry) else jax.tree.map(jnp.asarray, carry)
-    return freely(_through, model, state, xs, learner, like=(None, state))
+    return freely(_through, model, state, xs, learner, like=lambda: (None, state))
 
 
 @eqx.filter_jit
