@@ -219,16 +219,22 @@ void window(ffi::ThreadPool& pool, Window<T> work, int64_t times, T* rows, int64
     });
     if (is_spikes) work.bits = bits;
   }
+  // Two elements of a batch at once where units have enough synapses to fill vectors.
+  work.in_pairs = !is_spikes && !work.lag && work.batch > 1 && work.steps > 1 && work.steps <= 16 &&
+                  variables <= MOST_IN_PAIRS && (!variables || synapses.count >= 64 * synapses.num_post);
+  auto in_pair = [&](int64_t b) { return work.in_pairs && b + 1 < work.batch; };
   if (work.steps > 1 && !is_spikes)
     for_units(pool, units, [&](int64_t begin, int64_t end) {
-      for (int64_t b = 0; b < work.batch; ++b)
-        kernels.to_rows(work.x + b * units, times, work.batch * units, rows + b * units * work.pitch, work.pitch,
-                        begin, end);
+      for (int64_t b = 0; b < work.batch; b += 1 + in_pair(b))
+        if (in_pair(b)) kernels.to_pairs(work, b, rows, begin, end);
+        else
+          kernels.to_rows(work.x + b * units, times, work.batch * units, rows + b * units * work.pitch, work.pitch,
+                          begin, end);
     });
   auto kernel = (is_bf16 ? kernels.window_bf16 : kernels.window)[variables];
   int64_t blocks = blocks_of(synapses.count * work.steps, 1 << 18, synapses.count);
-  // One batch element after the other, because what the synapses gather of one may fit into a cache.
-  for (int64_t b = 0; b < work.batch; ++b)
+  // One batch element after the other, or two, because what the synapses gather of one may fit into a cache.
+  for (int64_t b = 0; b < work.batch; b += 1 + in_pair(b))
     parallel_for(pool, blocks, [&](int64_t block) {
       kernel(work, b, synapses.count * block / blocks, synapses.count * (block + 1) / blocks);
     });
@@ -370,7 +376,7 @@ ffi::Error WindowOf(ffi::ThreadPool pool, ffi::AnyBuffer pre, ffi::AnyBuffer pos
       Window<T> work{synapses,        steps, batch, rows->dimensions()[1], part(carried, i), part(entering, i),
                      part(signal, i), part(direct, i), part(x, i), nullptr, trace_part(trace, i),
                      trace_part(*next, i), part(*gradient, i), bits ? bits + i : nullptr, data<int32_t>(lag),
-                     size[3],         nullptr, 0};
+                     size[3],         nullptr, 0, false};
       const bool is_bf16 = trace.element_type() == ffi::BF16;
       if (is_dense) dense(pool, work, variables, is_bf16);
       else window(pool, work, size[1], data<T>(*rows), variables, is_bf16);

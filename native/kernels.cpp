@@ -312,23 +312,51 @@ INLINE V interleaved(V a, V b, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(a, b, ((I & H) ? I + n - move : I + move)...);
 }
 
+// The first halves of two vectors, or the second ones.
+template <class V, int... I>
+INLINE V first_half(V a, V b, std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I);
+  return __builtin_shufflevector(a, b, (I < n / 2 ? I : I + n / 2)...);
+}
+template <class V, int... I>
+INLINE V second_half(V a, V b, std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I);
+  return __builtin_shufflevector(a, b, (I < n / 2 ? I + n / 2 : I + n)...);
+}
+
 template <class V, int Count>
 struct Vectors {
   V of[Count];
 };
 
 // In lane l of each vector the sum over all lanes of that of leaf(l). One half after the other, so that few are alive.
-template <class V, int Count, int H = 1, class F>
+// With fewer lanes to sum over, the same in each part of so many lanes.
+template <class V, int Count, int Over = sizeof(V) / sizeof(V{}[0]), int H = 1, class F>
 INLINE Vectors<V, Count> lane_sums(F&& leaf, int l = 0) {
-  constexpr int n = sizeof(V) / sizeof(V{}[0]);
-  if constexpr (H >= n) return leaf(l);
+  if constexpr (H >= Over) return leaf(l);
   else {
-    std::make_integer_sequence<int, n> all;
-    Vectors<V, Count> a = lane_sums<V, Count, 2 * H>(leaf, l), b = lane_sums<V, Count, 2 * H>(leaf, l + H);
+    std::make_integer_sequence<int, sizeof(V) / sizeof(V{}[0])> all;
+    Vectors<V, Count> a = lane_sums<V, Count, Over, 2 * H>(leaf, l), b = lane_sums<V, Count, Over, 2 * H>(leaf, l + H);
 #pragma GCC unroll 4
     for (int i = 0; i < Count; ++i)
       a.of[i] = interleaved<H, false>(a.of[i], b.of[i], all) + interleaved<H, true>(a.of[i], b.of[i], all);
     return a;
+  }
+}
+
+// Swaps the lanes whose number has the bit H, and those of later bits, between vectors.
+template <int H = 1, class V, int... I>
+INLINE void transpose(V* rows, std::integer_sequence<int, I...> all) {
+  constexpr int n = sizeof...(I);
+  if constexpr (H < n) {
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i)
+      if (!(i & H)) {
+        const V a = rows[i], b = rows[i + H];
+        rows[i] = __builtin_shufflevector(a, b, ((I & H) ? I + n - H : I)...);
+        rows[i + H] = __builtin_shufflevector(a, b, ((I & H) ? I + n : I + H)...);
+      }
+    transpose<2 * H>(rows, all);
   }
 }
 
@@ -354,6 +382,30 @@ INLINE void put(E* to, P value, int64_t count) {
 #endif
   else
     for (int64_t l = 0; l < count; ++l) to[l] = value[l];
+}
+
+// For each of some units its steps side by side, `width` numbers after those of the unit before, with zeros up to
+// `padded`; of B elements of a batch each vector has the same steps, one element after the other. `row(k, j)` are all
+// units in step k of element j, or null. Units that are so many `ahead` are fetched early.
+template <class T, int B, class F>
+INLINE void lay_out(F&& row, int64_t units, int64_t steps, int64_t padded, T* to, int64_t width, int64_t ahead) {
+  constexpr int n = lanes<T>, of_each = n / B;
+  for (int64_t u = 0; u < units; u += n) {
+    const int64_t count = min(n, units - u);
+    for (int64_t k = 0; k < padded; k += of_each) {
+      pack<T, n> rows[n] = {};
+#pragma GCC unroll 16
+      for (int l = 0; l < n; ++l) {
+        const T* from = k + l % of_each < steps ? row(k + l % of_each, l / of_each) : nullptr;
+        if (!from) continue;
+        rows[l] = get<AsIs<T>, n>(from + u, count);
+        __builtin_prefetch(from + u + ahead);
+        __builtin_prefetch(from + u + ahead + n - 1);
+      }
+      transpose(rows, std::make_integer_sequence<int, n>());
+      for (int64_t l = 0; l < count; ++l) put(to + (u + l) * width + k * B, rows[l], n);
+    }
+  }
 }
 
 template <class T>
@@ -408,6 +460,24 @@ bool one_bit(const T* x, int64_t n, uint32_t* words, int64_t first) {
   return !is_other;
 }
 #endif
+
+template <class T>
+void to_pairs(const Window<T>& work, int64_t b, T* rows, int64_t begin, int64_t end) {
+  auto row = [&](int64_t k, int64_t j) __attribute__((always_inline)) -> const T* {
+    return work.x + (k * work.batch + b + j) * work.units + begin;
+  };
+  lay_out<T, 2>(row, end - begin, work.steps, 16, rows + (b * work.units + 2 * begin) * 16, 32, lanes<T>);
+}
+
+// Rows of what enters variable `a` of A, or with a = A of what teaches, from an element of the batch and a unit on.
+template <int A, class T>
+INLINE auto coefficients(const Window<T>& work, int64_t a, int64_t b, int64_t unit) {
+  const T* const from = a < A ? work.entering : work.direct;
+  const int64_t first = a < A ? a : 0, stride = a < A ? A : 1, batch = work.batch, num_post = work.synapses.num_post;
+  return [=](int64_t k, int64_t j) __attribute__((always_inline)) -> const T* {
+    return from ? from + ((first + k * stride) * batch + b + j) * num_post + unit : nullptr;
+  };
+}
 
 // The lanes of a vector are steps, then synapses. The coefficients of a unit lie as carried (A x A), signal (A), and for
 // each variable the steps of entering, and the steps of direct, padded with zeros to a multiple of 16. Fixed: that
@@ -515,9 +585,8 @@ INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int6
     int64_t to = 0;
     for (int64_t i = 0; i < A * A; ++i) fill(to++, work.carried, i);
     for (int64_t i = 0; i < A; ++i) fill(to++, work.signal, i);
-    for (int64_t a = 0; a < A; ++a, to += padded)
-      for (int64_t k = 0; k < work.steps; ++k) fill(to + k, work.entering, k * A + a);
-    for (int64_t k = 0; k < work.steps; ++k) fill(to + k, work.direct, k);
+    for (int64_t a = 0; a <= A; ++a, to += padded)
+      lay_out<T, 1>(coefficients<A>(work, a, b, unit), units, work.steps, padded, room + to, width, units);
     int64_t own = 0;
     for (int64_t count = n; s < last; s += count) {
       while (!Across && synapses.post_ptr[unit + own + 1] <= s) ++own;
@@ -537,6 +606,89 @@ INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int6
     }
   }
   delete[] room;
+}
+
+// The same for two elements of a batch at once, without a lag and in at most 16 steps: half of a vector are steps of the
+// one, half those of the other, so that lanes are summed for both together.
+template <class T, class Store, int A>
+void window_of_pairs(const Window<T>& work, int64_t b, int64_t begin, int64_t end) {
+  constexpr int n = lanes<T>, half = n / 2, vectors = 32 / n, width = (A + 1) * (32 + 2 * A);
+  constexpr int64_t group = 16, ahead = 2, far = 16 * n;
+  typedef pack<T, n> V;
+  typedef typename Store::type Stored;
+  const Synapses synapses = work.synapses;
+  const int64_t num_post = synapses.num_post, count = synapses.count;
+  const T* const rows = work.rows + b * work.units * 16;
+  alignas(64) T room[group * width];
+  std::make_integer_sequence<int, n> all;
+
+  auto run = [&](const T* unit, int64_t s, int64_t some) __attribute__((always_inline)) {
+    int32_t rest[n];
+    const int32_t* pre = synapses.pre + s;
+    if (some < n) {
+      for (int64_t l = 0; l < n; ++l) rest[l] = pre[l < some ? l : 0];
+      pre = rest;
+    }
+    const int32_t* soon = s + (ahead + 1) * n > count ? pre : synapses.pre + s + ahead * n;
+    __builtin_prefetch(synapses.pre + s + far);
+    if (b) __builtin_prefetch(work.gradient + s + far);
+    for (int i = 0; i < 2 * A; ++i)
+      __builtin_prefetch(static_cast<const Stored*>(work.trace) + (i / 2 * work.batch + b + i % 2) * count + s + far);
+    auto leaf = [&](int l) __attribute__((always_inline)) {
+      const T* row = rows + int64_t(pre[l]) * 32;
+      for (int i = 0; i < 32; i += 64 / int(sizeof(T))) __builtin_prefetch(rows + int64_t(soon[l]) * 32 + i);
+      Vectors<V, A + 1> total = {};
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) {
+        const V now = load<V>(row + v * n);
+#pragma GCC unroll 4
+        for (int a = 0; a <= A; ++a) total.of[a] += load<V>(unit + a * 32 + v * n) * now;
+      }
+      return total;
+    };
+    const Vectors<V, A + 1> low = lane_sums<V, A + 1, half>(leaf), high = lane_sums<V, A + 1, half>(leaf, half);
+    V taught =
+        interleaved<half, false>(low.of[A], high.of[A], all) + interleaved<half, true>(low.of[A], high.of[A], all);
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const T* by = unit + (A + 1) * 32 + j;  // carried (A x A) and signal (A), two of each
+      const int64_t of_b = b + j;
+      const uint32_t noise = work.noise ? *work.noise + uint32_t(of_b) * 0x27d4eb2fu : 0;
+      V old[A + 1];
+      for (int a = 0; a < A; ++a)
+        old[a] = get<Store, n>(static_cast<const Stored*>(work.trace) + (a * work.batch + of_b) * count + s, some);
+      for (int a = 0; a < A; ++a) {
+        V sum = j ? second_half(low.of[a], high.of[a], all) : first_half(low.of[a], high.of[a], all);
+        for (int c = 0; c < A; ++c) sum += by[2 * (a * A + c)] * old[c];
+        taught += by[2 * (A * A + a)] * old[a];
+        if (work.next)
+          put(static_cast<Stored*>(work.next) + (a * work.batch + of_b) * count + s,
+              Store::put(sum, uint32_t(a * count + s), work.noise ? &noise : nullptr), some);
+      }
+    }
+    if (work.gradient) {
+      if (b) taught += get<AsIs<T>, n>(work.gradient + s, some);
+      put(work.gradient + s, taught, some);
+    }
+  };
+
+  for (int64_t s = begin; s < end;) {
+    const int64_t first = synapses.post[s], units = min(group, num_post - first);
+    for (int a = 0; a <= A; ++a)
+      lay_out<T, 2>(coefficients<A>(work, a, b, first), units, work.steps, 16, room + a * 32, width, units);
+    for (int i = 0; i < A * (A + 1); ++i) {
+      const T* from = i < A * A ? work.carried : work.signal;
+      for (int j = 0; j < 2; ++j)
+        for (int64_t u = 0; u < units; ++u)
+          room[u * width + (A + 1) * 32 + 2 * i + j] =
+              from ? from[((i < A * A ? i : i - A * A) * work.batch + b + j) * num_post + first + u] : T(0);
+    }
+    for (const T* unit = room; unit < room + units * width && s < end; unit += width) {
+      const int64_t last = min(synapses.post_ptr[first + (unit - room) / width + 1], end);
+      for (; s < last; s += n) run(unit, s, min(n, last - s));
+      s = min(s, last);
+    }
+  }
 }
 
 // Whether vectors find their entries in a table of 16 numbers faster than they multiply 16 steps.
@@ -607,13 +759,14 @@ void window_of_bits(const Window<T>& work, int64_t b, int64_t begin, int64_t end
   for (int i = 0; i < 64; ++i) in[i] = i % 16 >> i / 16 & 1;  // whether a spike in a step is in an entry
 
   auto fill = [&](int64_t first, int64_t units) __attribute__((always_inline)) {
-    for (int to = 0; to < width; ++to) {
-      const int a = to / (A + 16), i = to % (A + 16), k = i - A;
-      const T* from = k < 0 ? (a < A ? work.carried : work.signal) : a < A ? work.entering : work.direct;
-      const int64_t row = k < 0 ? a * A * (a < A) + i : a < A ? k * A + a : k;
-      const bool is_there = from && k < work.steps;
-      for (int64_t u = 0; u < units; ++u)
-        room[u * width + to] = is_there ? from[(row * work.batch + b) * num_post + first + u] : T(0);
+    for (int a = 0; a <= A; ++a) {
+      T* const to = room + a * (A + 16);
+      for (int i = 0; i < A; ++i) {
+        const T* from = a < A ? work.carried : work.signal;
+        from = from ? from + ((a * A * (a < A) + i) * work.batch + b) * num_post + first : nullptr;
+        for (int64_t u = 0; u < units; ++u) to[u * width + i] = from ? from[u] : T(0);
+      }
+      lay_out<T, 1>(coefficients<A>(work, a, b, first), units, work.steps, 16, to + A, width, units);
     }
   };
   auto run = [&](const T* unit, int64_t s, int64_t count) __attribute__((always_inline)) {
@@ -667,6 +820,8 @@ template <class T, class Store, int A>
 void window(const Window<T>& work, int64_t b, int64_t begin, int64_t end) {
   if constexpr (has_tables<T>)
     if (work.bits) return window_of_bits<T, Store, A>(work, b, begin, end);
+  if constexpr (A <= MOST_IN_PAIRS)
+    if (work.in_pairs && b + 1 < work.batch) return window_of_pairs<T, Store, A>(work, b, begin, end);
   if (work.steps > 16) return window_of_steps<T, Store, A, 0, 0, A, false, true>(work, b, begin, end);
   if constexpr (A > 0 && std::is_same_v<T, typename Store::type>)
     if (work.synapses.count < 4 * lanes<T> * work.synapses.num_post) {
@@ -1329,6 +1484,7 @@ template <class T>
 constexpr Kernels<T> kernels() {
   return {to_rows<T>,
           has_tables<T> ? to_bits<T> : nullptr,
+          to_pairs<T>,
 #if VECTOR_BYTES == 64
           one_bit<T>,
 #else

@@ -56,7 +56,9 @@ struct Window {
   int64_t units;          // without lag the senders
   const uint8_t* bits;    // at most 16 steps of spikes: (batch, units, stride) in the place of rows, or null
   int64_t stride;
+  bool in_pairs;  // rows hold two elements of the batch together, and the last one alone if their number is odd
 };
+constexpr int MOST_IN_PAIRS = 2;  // hidden variables
 
 // A window of steps where each synapse has a trace for every feature of a unit and one weight for all, features last:
 // next[a] = carried[a, b] trace[b] + sum over k of entering[k, a] x[k], and the gradient summed over features.
@@ -112,6 +114,8 @@ struct Kernels {
   void (*to_rows)(const T* x, int64_t columns, int64_t stride, T* rows, int64_t pitch, int64_t begin, int64_t end);
   // The same in bits, so many bytes for each unit; false where anything is neither 0 nor 1. Null: no windows of bits.
   bool (*to_bits)(const T* x, int64_t times, int64_t stride, uint8_t* bits, int64_t bytes, int64_t begin, int64_t end);
+  // Rows of the elements b and b + 1 of a window's inputs, in which vectors are parted between them.
+  void (*to_pairs)(const Window<T>& work, int64_t b, T* rows, int64_t begin, int64_t end);
   // One bit for each of n numbers, from the bit `first` on, where all are 0 yet; false where anything is neither 0 nor
   // 1. Writes up to four bytes behind. Null: no products of bits.
   bool (*one_bit)(const T* x, int64_t n, uint32_t* words, int64_t first);
@@ -126,14 +130,14 @@ struct Kernels {
   // into[pre, c] += weight * y[c, post].
   void (*transposed)(const Synapses& synapses, const T* weight, const T* y, int64_t columns, int64_t pitch, T* into,
                      int64_t begin, int64_t end);
-  // For one batch element, by number of hidden variables; those after the first add to the gradient.
+  // For one batch element, or two in pairs, by number of hidden variables; those after the first add to the gradient.
   void (*window[5])(const Window<T>& work, int64_t b, int64_t begin, int64_t end);
   // The same where the trace is stored in bfloat16.
   void (*window_bf16[4])(const Window<T>& work, int64_t b, int64_t begin, int64_t end);
   // Where everything is connected, for all synapses of the senders of a range.
   void (*dense[5])(const Window<T>& work, int64_t begin, int64_t end);
   void (*dense_bf16[4])(const Window<T>& work, int64_t begin, int64_t end);
-  // For one batch element, by number of hidden variables; those after the first add to the gradient.
+  // For one batch element, or two in pairs, by number of hidden variables; those after the first add to the gradient.
   void (*features[4])(const FeatureWindow<T>& work, int64_t b, int64_t begin, int64_t end);
   void (*features_bf16[4])(const FeatureWindow<T>& work, int64_t b, int64_t begin, int64_t end);
   // For the units of a range; an output may be an operand of the same kind.

@@ -120,6 +120,13 @@ def window_of(conn, batch, variables, steps, new):
     seed=2,
 )
 @hypothesis.example(
+    conn=se.Connectivity.from_edges(np.arange(427) % 19, np.arange(427) ** 2 % 5, shape=(19, 5)),
+    batch=(3,),
+    variables=1,
+    dtype=np.float64,
+    seed=2,
+)
+@hypothesis.example(
     conn=se.Connectivity.from_edges(np.arange(150) % 7, np.arange(150) ** 2 % 71, shape=(7, 71)),
     batch=(2,),
     variables=2,
