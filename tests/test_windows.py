@@ -167,6 +167,17 @@ def test_what_no_step_changes_is_made_once(cell, is_stacked):
     assert ((steps, 1, 1, units) in shapes) == is_stacked
 
 
+@pytest.mark.parametrize("learner", [D_RTRL, se.SnAp(2)], ids=str)
+def test_a_window_reads_its_inputs_where_they_lie(learner):
+    """What a window would copy of them has the shape of its steps."""
+    cell = se.cells.LeakyRate(2, se.ETraceParam({"weight": jnp.ones((7, 2))}, se.MatMulOp()), decay=0.9)
+    xs, ys = jnp.ones((15, 7)), jnp.zeros((15, 2))
+    carry = learner.init(cell, cell.init_state(), xs[0])
+    grad = jax.make_jaxpr(lambda *data: se.online_grad(learner, oracles.loss_fn, cell, carry, *data, chunk=5))(xs, ys)
+    shapes = [v.aval.shape for eqn in scans(grad.jaxpr) for v in eqn.params["jaxpr"].jaxpr.invars]
+    assert (15, 7) in shapes and (5, 7) not in shapes
+
+
 def test_what_the_host_says_is_new_in_each_step():
     numbers = iter(range(9))
 

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from .._kernels.elementwise import execute
 from .._kernels.room import is_large, room
@@ -21,12 +21,34 @@ class Steady(eqx.Module):
     steps: int = eqx.field(static=True)
 
 
+class Part(eqx.Module):
+    """So many steps of an array from one on, for a loop to read where they lie."""
+
+    whole: Array
+    first: Int[Array, ""]
+    steps: int = eqx.field(static=True)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, k: int) -> Array:
+        return self.at(self.first + k)
+
+    def at(self, place: Int[Array, ""]) -> Array:
+        """The value at a place of the whole."""
+        return jax.lax.dynamic_index_in_dim(self.whole, place, keepdims=False)
+
+
 Steps = Array | Steady
 """A value of each step of a window: a leading axis, time, or none."""
 
 
 def _is_steady(leaf: object) -> bool:
     return isinstance(leaf, Steady)
+
+
+def _is_part(leaf: object) -> bool:
+    return isinstance(leaf, Part)
 
 
 def stacked(tree: PyTree[Steps]) -> PyTree[Array]:
@@ -61,12 +83,15 @@ def scan(
     `like` is the list that a step says, where nobody differentiates this: what takes much room is written where
     nothing lay before, as XLA would fill it with zeros first.
     """
-    leaves, layout = jax.tree.flatten(xs, is_leaf=_is_steady)
-    moving = [None if isinstance(leaf, Steady) else leaf for leaf in leaves]
+    leaves, layout = jax.tree.flatten(xs, is_leaf=lambda leaf: isinstance(leaf, Steady | Part))
+    places = jnp.arange(length)
+    moving = [None if _is_steady(a) else a.first + places if isinstance(a, Part) else a for a in leaves]
+
+    def given(leaf: Steps | Part, now: Array | None) -> Array | None:
+        return leaf.value if isinstance(leaf, Steady) else leaf.at(cast(Array, now)) if isinstance(leaf, Part) else now
 
     def one(before: PyTree, now: list[Array | None]) -> tuple:
-        given = [leaf.value if isinstance(leaf, Steady) else part for leaf, part in zip(leaves, now, strict=True)]
-        return step(before, jax.tree.unflatten(layout, given))
+        return step(before, jax.tree.unflatten(layout, map(given, leaves, now)))
 
     far = {k: a for k, a in enumerate(like) if a is not None and is_large((length, *a.shape), a.dtype)}
     if length == 1 or not far or not jax.sharding.get_abstract_mesh().empty:
@@ -85,9 +110,10 @@ def scan(
     return last, [rooms.get(k, part) for k, part in enumerate(near)]
 
 
-def listened(step: Callable[..., tuple], start: PyTree, xs: PyTree[Array]) -> tuple:
+def listened(step: Callable[..., tuple], start: PyTree, xs: PyTree[Array | Part]) -> tuple:
     """`jax.lax.scan` that keeps once what a step puts out in several places, and makes once what no step changes."""
-    steps, first = len(jax.tree.leaves(xs)[0]), jax.tree.map(lambda part: part[0], xs)
+    steps = len(jax.tree.leaves(xs, is_leaf=_is_part)[0])
+    first = jax.tree.map(lambda part: part[0], xs, is_leaf=_is_part)
     closed, like = jax.make_jaxpr(step, return_shape=True)(start, first)
     jaxpr, layout, count = closed.jaxpr, jax.tree.structure(start), len(jax.tree.leaves(start))
     given, told = _moving(jaxpr), [v for v in jaxpr.outvars[count:] if isinstance(v, jex.Var)]

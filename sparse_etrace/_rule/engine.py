@@ -114,7 +114,13 @@ class Part(NamedTuple):
 
 
 class Engine(abc.ABC):
-    """What a learner makes of a model by reading it once; every step and window of one gradient asks it."""
+    """What a learner makes of a model by reading it once; every step and window of one gradient asks it.
+
+    Attributes:
+        reads_in_place: whether a window takes inputs and targets as each a `Part` of the whole.
+    """
+
+    reads_in_place: bool = False
 
     @abc.abstractmethod
     def init(self, model: Model, state: PyTree, x: PyTree) -> Carry:

@@ -32,6 +32,7 @@ class TermEngine(Engine):
 
     run: Step
     teacher: Teacher
+    reads_in_place = True
 
     @abc.abstractmethod
     def check(self, carry: Carry) -> None:

@@ -12,6 +12,7 @@ from .._arrays import on_device
 from .._learner import Carry, Learner
 from .._model.constant import constant, held, is_traced
 from .._model.origin import check_origin, scaled
+from .._model.steady import Part
 from .._model.trained import trained_filter
 from .._numbers import positive
 from .._rule.engine import Engine
@@ -170,14 +171,17 @@ def gradient(
     parts = []
     cut = jax.tree.map(lambda a: a[: count * size].reshape(count, size, *a.shape[1:]), (xs, ys))
     if count > 1:
+        places = jnp.arange(count) * size if engine.reads_in_place else cut
 
-        def add(before: tuple[Carry, PyTree], part: tuple) -> tuple[tuple[Carry, PyTree], tuple[Array, PyTree]]:
+        def add(before: tuple[Carry, PyTree], part: PyTree[Array]) -> tuple[tuple[Carry, PyTree], tuple[Array, PyTree]]:
             carry, total = before
+            if engine.reads_in_place:
+                part = jax.tree.map(lambda a: Part(a, part, size), (xs, ys))
             carry, (losses, aux, grads) = run(carry, part)
             return (carry, jax.tree.map(jnp.add, total, widened(grads))), (losses, aux)
 
         like = eqx.filter(model, trained_filter(model, learner.train))
-        (carry, grads), stacked = jax.lax.scan(add, (carry, zeros(like)), cut)
+        (carry, grads), stacked = jax.lax.scan(add, (carry, zeros(like)), places)
         parts.append((*jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:]), stacked), grads))
     else:
         carry, out = run(carry, jax.tree.map(lambda a: a[0], cut))
