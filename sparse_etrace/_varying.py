@@ -10,7 +10,7 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
@@ -54,50 +54,61 @@ def types(
     return list(made.out_avals)
 
 
-def freely(fn: Callable[..., PyTree], *args: PyTree, like: Callable[[], Sequence[PyTree]] | None = None) -> PyTree:
+def freely(fn: Callable[..., PyTree], *args: PyTree, like: Callable[[], PyTree] | None = None) -> PyTree:
     """`fn(*args)` where XLA places all arrays, though some lie on a mesh with explicit axes, or one is set.
 
-    Results lie there too: as XLA placed them, and where they are traced, those of a tuple as what `like()` has in
-    their places, all others whole on each device.
+    Results lie there too, as `like()`, a prefix of them, has a `PartitionSpec`. All others lie as XLA placed them, and
+    where they are traced, as the array that it has in their place, or whole on each device.
     """
-    there, is_set = list(filter(_is_explicit, jax.tree.leaves(args))), _has_explicit(jax.sharding.get_abstract_mesh())
+    there, is_set = list(filter(_is_explicit, jax.tree.leaves(args))), has_explicit(jax.sharding.get_abstract_mesh())
     if not there and not is_set:
         return fn(*args)
     given, rest = eqx.partition(args, eqx.is_array)
-    is_traced = any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(given))
     within: contextlib.AbstractContextManager = contextlib.nullcontext()
     if not is_set:
-        mesh = (jax.typeof(there[0]) if is_traced else there[0]).sharding.mesh
-        within = (jax.sharding.use_abstract_mesh if is_traced else jax.set_mesh)(mesh)
+        try:
+            within = jax.set_mesh(there[0].sharding.mesh)
+        except (ValueError, AttributeError):  # something is traced: devices are known from arrays that are put on them
+            given = jax.tree.map(_told, given)
+            within = jax.sharding.use_abstract_mesh(jax.typeof(there[0]).sharding.mesh)
     with within:
         mesh = jax.sharding.get_abstract_mesh()
         kinds = tuple(AxisType.Auto if kind == AxisType.Explicit else kind for kind in mesh.axis_types)
-        with jax.sharding.use_abstract_mesh(AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)):
+        with jax.sharding.use_abstract_mesh(mesh.update(axis_types=kinds)):
             given = jax.tree.map(lambda a: jax.sharding.reshard(a, P()) if _is_explicit(a) else a, given)
             found, static = eqx.partition(fn(*eqx.combine(given, rest)), eqx.is_array)
-        pairs = zip(found, like(), strict=True) if like else ()
-        places = tuple(jax.tree.map(_place, one, *[] if other is None else [other]) for one, other in pairs)
-        return eqx.combine(jax.tree.map(jax.sharding.reshard, found, places or jax.tree.map(_place, found)), static)
+        places = jax.tree.map(_places, like() if like else None, found, is_leaf=lambda node: node is None)
+        return eqx.combine(jax.tree.map(jax.sharding.reshard, found, places), static)
 
 
-def _has_explicit(mesh: Any) -> bool:
+def has_explicit(mesh: Any) -> bool:
     return AxisType.Explicit in mesh.axis_types
 
 
 def _is_explicit(leaf: object) -> bool:
     """Whether it is an array on a mesh with explicit axes."""
     if isinstance(leaf, jax.core.Tracer):
-        return _has_explicit(jax.typeof(leaf).sharding.mesh)
-    return (
-        isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and _has_explicit(leaf.sharding.mesh)
-    )
+        return has_explicit(jax.typeof(leaf).sharding.mesh)
+    return isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and has_explicit(leaf.sharding.mesh)
 
 
-def _place(array: Array, like: Array | None = None) -> P:
-    """Where a result is to lie."""
-    if not isinstance(array, jax.core.Tracer):
-        return getattr(array.sharding, "spec", P())
-    return P() if like is None else jax.typeof(like).sharding.spec
+def _told(leaf: Array) -> Array:
+    """An array on a mesh with explicit axes that a `jit` closes over, as one of which this says where it lies."""
+    is_known = _is_explicit(leaf) and not isinstance(leaf, jax.core.Tracer)
+    return jax.device_put(leaf, leaf.sharding) if is_known else leaf
+
+
+def _places(like: Array | P | None, found: PyTree[Array]) -> PyTree[P]:
+    """Where results are to lie."""
+
+    def one(array: Array) -> P:
+        if isinstance(like, P):
+            return like
+        if not isinstance(array, jax.core.Tracer):
+            return getattr(array.sharding, "spec", P())
+        return P() if like is None else jax.typeof(like).sharding.spec
+
+    return jax.tree.map(one, found)
 
 
 def apart(fn: Callable[..., PyTree], *args: PyTree) -> PyTree:

@@ -68,6 +68,36 @@ def on_explicit_mesh(learner, case, jit):
     return found
 
 
+def check_closed_over():
+    """Arrays on an explicit mesh, none of which is set, that a `jit` or a `vmap` closes over."""
+    case, learner = models.build("decay"), se.D_RTRL()
+    mesh = jax.make_mesh((len(jax.devices()),), ("d",), axis_types=(AxisType.Explicit,))
+    state, x = jax.device_put((case.twin.state, case.xs[0]), NamedSharding(mesh, P("d")))
+    xs, ys = (jax.device_put(a[:4], NamedSharding(mesh, P(None, "d"))) for a in (case.xs, case.ys))
+
+    def run():
+        carry = learner.init(case.model, state, x)
+        return se.predict(case.model, carry, xs), gradient(learner, case.model, carry, xs, ys)
+
+    expected = run()
+    assert oracles.relative_error(jax.jit(run)(), expected) < 1e-12
+    jax.vmap(lambda k: se.predict(case.model, state, xs)[0])(jnp.ones(2))
+    plans = [se.memory_plan(learner, case.model, *given) for given in ((state, x), (case.twin.state, case.xs[0]))]
+    assert plans[0] == plans[1]
+
+
+def check_active(op):
+    """Sets of active units that lie on an explicit mesh."""
+    param = op.param(KEY, 3, 2, *[1] if isinstance(op, se.LoraOp) else [])
+    mesh = jax.make_mesh((len(jax.devices()),), ("d",), axis_types=(AxisType.Explicit,))
+    ids = jnp.tile(jnp.array([[0, 2], [1, 3]]), (len(jax.devices()), 1))
+    alone, there = (se.spikes.Active(a, 3) for a in (ids, jax.device_put(ids, NamedSharding(mesh, P("d")))))
+    for run in (param, jax.jit(lambda x: param(x))):
+        np.testing.assert_allclose(run(there), param(alone), rtol=1e-12)
+    with jax.set_mesh(mesh):
+        np.testing.assert_array_equal(jax.jit(jnp.asarray)(there), jnp.asarray(alone))
+
+
 def _rest(carry):
     return carry.traces, carry.memory
 
@@ -95,12 +125,24 @@ def test_on_one_device(learner, way):
 def test_on_two_devices():
     code = "import jax, test_devices as t\njax.config.update('jax_enable_x64', True)\n"
     code += "assert len(jax.devices()) == 2\n[t.check(*case) for case in t.GRID]\n"
+    code += "t.check_closed_over()\nt.check_active(t.se.MatMulOp())\n"
     code += "[t.test_derivatives_are_summed_over_devices(n) for n in t.PRODUCTS]"
     flags = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **flags})
+
+
+@pytest.mark.usefixtures("x64")
+def test_arrays_on_explicit_meshes_that_are_closed_over():
+    check_closed_over()
+
+
+@pytest.mark.parametrize("op", [se.MatMulOp(), se.LoraOp()])
+@pytest.mark.usefixtures("x64")
+def test_active_units_on_explicit_meshes(op):
+    check_active(op)
 
 
 def summed_over_devices(fn, follows):

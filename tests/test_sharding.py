@@ -199,6 +199,32 @@ def compare(kind, name, shape, rtol=1e-12):
         np.testing.assert_allclose(b, a, rtol=0, atol=tolerance * (1e-30 + float(jnp.max(jnp.abs(a)))), err_msg=kind)
 
 
+def check_explicit(kind, shape):
+    """Where axes are explicit: outputs of a model called by hand, and losses and gradients, of arrays on the mesh."""
+    names, axes = ("units", "batch")[: len(shape)], (jax.sharding.AxisType.Explicit,) * len(shape)
+    mesh = jax.make_mesh(shape, names, axes, devices=jax.devices()[: int(np.prod(shape))])
+    (model, state), learner = build(kind), se.D_RTRL()
+    parted, xs = se.shard(model, mesh), jnp.asarray(np.random.default_rng(1).normal(size=(4, BATCH, 2)))
+
+    def run(model, state, xs):
+        out = model(model(state, xs[0])[0], xs[1])[1]
+        carry = learner.init(model, state, xs[0])
+        return out, *se.online_grad(learner, loss_fn, model, carry, xs, xs, chunk=2)[:2]
+
+    def place(leaf, front=0):
+        has_batch = leaf.shape[front : front + 1] == (BATCH,)
+        return jax.device_put(leaf, jax.NamedSharding(mesh, jax.P(*[None] * front, *names[1:] if has_batch else ())))
+
+    expected, there = jax.tree.leaves(eqx.filter_jit(run)(model, state, xs)), place(xs, 1)
+    out = [run(parted, jax.tree.map(place, state), there)]
+    with jax.set_mesh(mesh):
+        out.append(eqx.filter_jit(run)(parted, state, there))
+        assert se.explain(learner, parted, state, there[0]).rows
+    for y, losses, grads in out:
+        for a, b in zip(expected, jax.tree.leaves((y, losses, whole(grads, parted))), strict=True):
+            np.testing.assert_allclose(b, a, rtol=0, atol=1e-12 * float(jnp.max(jnp.abs(a))), err_msg=kind)
+
+
 COLLECTIVES = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
 
 
@@ -636,6 +662,17 @@ def test_each_learner_and_network_on_several_devices():
     on_devices("[t.compare(*case) for case in t.CASES + t.OTHERS]\nt.check_fit()")
 
 
+@pytest.mark.parametrize("kind", few(KINDS, ["late ties"]))
+@pytest.mark.usefixtures("x64")
+def test_layers_in_blocks_on_explicit_meshes(kind):
+    check_explicit(kind, (1,))
+
+
+@ONLY
+def test_layers_in_blocks_on_explicit_meshes_of_several_devices():
+    on_devices("[t.check_explicit(*case) for case in t.itertools.product(t.KINDS, t.MESHES)]")
+
+
 @ONLY
 def test_eight_devices_and_single_precision():
     names = "for name in ('D-RTRL', 'ES-D-RTRL', 'e-prop')]"
@@ -869,19 +906,15 @@ def test_layers_that_are_not_parted():
         se.ETraceParam({"weight": jnp.ones(3)}, param.op)(jnp.ones(22))
     with pytest.raises(TypeError, match=r"tree: expected a model, got one without indices, as gradients are"):
         se.unshard(eqx.filter(param, se.trainable(param)))
-    explicit = jax.make_mesh((1,), ("units",), axis_types=(jax.sharding.AxisType.Explicit,))
-    with (
-        jax.set_mesh(explicit),
-        pytest.raises(ValueError, match=r"mesh: a layer on several devices, .* cannot run under"),
-    ):
-        jax.jit(lambda x: param(x))(jnp.ones(UNITS))
+    explicit = jax.make_mesh((1,), ("other",), axis_types=(jax.sharding.AxisType.Explicit,))
     x = jax.device_put(jnp.ones(UNITS), jax.NamedSharding(explicit, jax.P()))
-    for run in (param, jax.jit(lambda x: param(x))):
-        with pytest.raises(
-            ValueError, match=r"mesh: a layer on several devices, .* put data on none but .* not explicit"
-        ):
-            run(x)
-    np.testing.assert_array_equal(se.shard(param, explicit)(jnp.ones(UNITS)), param(jnp.ones(UNITS)))
+    for run, given in (
+        (param, x),
+        (jax.jit(lambda x: param(x)), x),
+        (jax.shard_map(lambda x: param(x), mesh=explicit, in_specs=jax.P(), out_specs=jax.P()), jnp.ones(UNITS)),
+    ):
+        with pytest.raises(ValueError, match=r"mesh: a layer on several devices, .* and put data on no other"):
+            run(given)
     cell = se.cells.LeakyRate(UNITS, None, param)
     for learner in (se.SnAp(2), se.Bridged(3, se.SnAp(2))):
         with pytest.raises(NotImplementedError, match=r"op: ShardedOp does not say which unit .* Take se.RTRL\(\)"):

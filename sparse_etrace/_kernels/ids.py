@@ -16,9 +16,11 @@ from .products import Axes, Tangent, as_steps, connectivity_of, spmv
 
 def frame(ids: Int[Array, "*batch capacity"], size: int) -> Float[Array, "*batch size"]:
     """How often each of so many units is named; an id out of range names none."""
-    rows = as_steps(ids)
-    at = jnp.zeros((len(rows), size)).at[jnp.arange(len(rows))[:, None], rows]
-    return at.add(1, mode="drop", wrap_negative_indices=False).reshape(*ids.shape[:-1], size)
+
+    def one(ids: Int[Array, " capacity"]) -> Float[Array, " size"]:
+        return jnp.zeros(size).at[ids].add(1, mode="drop", wrap_negative_indices=False)
+
+    return jnp.vectorize(one, signature="(a)->(b)")(ids)
 
 
 def spmv_ids(

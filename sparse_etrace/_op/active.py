@@ -6,12 +6,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Inexact, Int
 
 from .. import _kernels
 from .._numbers import positive
 from .._sums import joined
+from .._varying import has_explicit
 
 
 class Active(eqx.Module):
@@ -70,8 +72,16 @@ def times(x: Any, weight: Inexact[Array, "pre post"]) -> Inexact[Array, "*batch 
     """`x @ weight`; of active units the sum of their rows, if there is room for no more than there are rows."""
     if not isinstance(x, Active) or x.ids.size > len(weight):
         return as_frame(x) @ weight
-    rows = weight.at[x.ids].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+    place = _place(x.ids, weight)
+    rows = weight.at[x.ids].get(mode="fill", fill_value=0, wrap_negative_indices=False, out_sharding=place)
     return jnp.sum(rows.astype(joined(weight.dtype, x.dtype)), axis=-2)
+
+
+def _place(ids: Array, weight: Array) -> NamedSharding | None:
+    """Where on a mesh with explicit axes rows of weights lie: as the units that name them, and their columns."""
+    ours, theirs = jax.typeof(ids).sharding, jax.typeof(weight).sharding
+    mesh = theirs.mesh if ours.mesh.empty else ours.mesh
+    return NamedSharding(mesh, P(*ours.spec, theirs.spec[-1])) if has_explicit(mesh) else None
 
 
 def as_frame(x: Any) -> Any:

@@ -25,6 +25,7 @@ from .._graph.connectivity import MAX_INDEX, Connectivity, from_slots, host_arra
 from .._graph.graph import Graph
 from .._kernels.ring import push, slots_of
 from .._numbers import positive
+from .._varying import freely
 from .weights import check_shape
 
 ATTRIBUTE = "delay"
@@ -130,8 +131,11 @@ class Ring(eqx.Module):
         *front, _, units = self.values.shape
         hint = "Make the ring with the batch axes (and features) of what is sent: op.ring(*batch)."
         check_shape("sent", sent.shape, (*front, units), f"{hint} Features come before units here.")
+        return freely(Ring._pushed, self, sent, like=lambda: Ring(self.values, self.pointer, self.axis))
+
+    def _pushed(self, sent: Array) -> "Ring":
         if (mesh := pushed_on.value) is not None:
-            spec = PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * len(front), None)
+            spec = PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * (sent.ndim - 1), None)
             sent = jax.lax.with_sharding_constraint(sent, NamedSharding(mesh, spec))
         values = _mapped(push, self.pointer)(self.values, sent, self.pointer)
         return Ring(values, (self.pointer + 1) % self.slots, self.axis)

@@ -8,12 +8,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Inexact, Int, PyTree, UInt32
 
 from .._blocks import Blocks
 from .._graph.connectivity import Connectivity, host_array, onto_synapses
 from .._kernels.windows import window_per_unit
+from .._varying import freely
 from .active import as_frame
 from .boundary import call_op
 from .contract import ETraceOp, PartedError, Uses
@@ -102,6 +103,9 @@ class ShardedOp(ETraceOp):
         if not self.gated:
             return as_frame(self.op.read(x))
         x, gate = with_gate(x, self.length)
+        return freely(self._gated, x, gate, like=lambda: self._spec(x.ndim, self.axis, 0, self._batch(x, 0)))
+
+    def _gated(self, x: Array, gate: Array) -> Array:
         slots = np.arange(cast(SpMatMulOp, self.op).connectivity.num_synapses)
         size = len(slots) // self.count
         at = jnp.take(self.starts, slots // size) + slots % size
@@ -120,7 +124,8 @@ class ShardedOp(ETraceOp):
     def phi(self, theta: dict[str, Array]) -> Weights:
         read_weights(theta, 1 if isinstance(self.op, SpMatMulOp) else 2, "as se.shard lays it out")
         check_bias(theta, self.num_post, self.bias)
-        return theta | {"weight": self.weights(theta["weight"])}
+        place = self._spec(theta["weight"].ndim, -1)
+        return theta | {"weight": freely(self.weights, theta["weight"], like=lambda: place)}
 
     def weights(self, weight: Array) -> Array:
         """Those on synapses, of what fills up zero whatever it is."""
@@ -144,7 +149,8 @@ class ShardedOp(ETraceOp):
         if not isinstance(read, Ring):
             check_input(read, self.axis, self.op.wires.num_pre if isinstance(self.op, SpMatMulOp) else len(weight))
         specs = self._sent(read, 0, batch), self._spec(weight.ndim, -1)
-        y = self._run(local, specs, self._spec(read.ndim, self.axis, 0, batch), read, weight)
+        of_units, whole = self._spec(read.ndim, self.axis, 0, batch), self._spec(read.ndim, None, 0, batch)
+        y = self._run(local, specs, of_units, read, weight, outside=whole)
         y = jax.lax.slice_in_dim(y, 0, self.num_post, axis=y.ndim + self.axis)
         return self._last(with_bias(self._last(y), w))
 
@@ -213,17 +219,17 @@ class ShardedOp(ETraceOp):
             new["bias"], taught["bias"] = window_per_unit(v["bias"], bias, carried, entering, signal, direct, noise)
         return new, taught
 
-    def _run(self, fn: Callable[..., Any], specs: tuple, results: Any, *args: Any) -> Any:
-        """A function of the layer of each device and of what lies there."""
+    def _run(self, fn: Callable[..., Any], specs: tuple, results: Any, *args: Any, outside: Any = None) -> Any:
+        """A function of each device's layer and of what lies there; `outside`: how results lie on explicit axes."""
+        return freely(self._on_devices, fn, specs, results, *args, like=lambda: results if outside is None else outside)
+
+    def _on_devices(self, fn: Callable[..., Any], specs: tuple, results: Any, *args: Any) -> Any:
         own, now = self.mesh.abstract_mesh, jax.sharding.get_abstract_mesh()
-        of_data = (jax.typeof(a).sharding.mesh for a in jax.tree.leaves(args))
-        for mesh in (now, *(mesh for mesh in of_data if AxisType.Explicit in mesh.axis_types)):
-            if not mesh.empty and mesh != own:
-                raise ValueError(
-                    f"mesh: a layer on several devices, {own}, cannot run under another mesh, {mesh}. Call the model "
-                    "outside jax.shard_map, and set no mesh and put data on none but jax.sharding.Mesh(mesh.devices, "
-                    "mesh.axis_names), whose axes are not explicit."
-                )
+        if not now.empty and now != own:
+            raise ValueError(
+                f"mesh: a layer on several devices, {own}, cannot run under another mesh, {now}. Call the model "
+                "outside jax.shard_map, and set no other mesh and put data on no other."
+            )
         arrays, rest = eqx.partition(_for_blocks(self.op), eqx.is_array)
 
         def local(arrays: PyTree[Array], *args: Any) -> Any:
@@ -254,17 +260,14 @@ class ShardedOp(ETraceOp):
 
     def _with_deaf(self, y: Array) -> Array:
         """A post-shaped array of a block with the unit that synapses lead to which fill it up."""
-        if not isinstance(self.op, SpMatMulOp):
-            return y
-        ends = [(0, 0)] * y.ndim
-        ends[self.axis] = (0, 1)
-        return jnp.pad(y, ends)
+        return self._longer(y, 1) if isinstance(self.op, SpMatMulOp) else y
 
     def _filled(self, y: Array) -> Array:
         """A post-shaped array on as many units in each block."""
-        ends = [(0, 0)] * y.ndim
-        ends[self.axis] = (0, -self.num_post % self.count)
-        return jnp.pad(y, ends)
+        return self._longer(y, -self.num_post % self.count)
+
+    def _longer(self, y: Array, by: int) -> Array:
+        return jnp.pad(y, [(0, by * (k == y.ndim + self.axis)) for k in range(y.ndim)])
 
     def _last(self, x: Array) -> Array:
         """Move the axis of the units after all others."""

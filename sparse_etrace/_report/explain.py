@@ -17,6 +17,7 @@ from .._model.trained import is_array_like, leaf_names, struct, trained_filter
 from .._rule.engine import Use
 from .._text import DataFrame, as_table, data_frame
 from .._types import Model
+from .._varying import freely
 
 ORDER = (
     "exact", "unbiased", "truncated", "diagonal", "factorised", "feedback", "same-step only", "no gradient"
@@ -105,6 +106,10 @@ def explain(learner: Learner, model: Model, state: PyTree, x: PyTree) -> Explana
         >>> print(se.explain(se.D_RTRL(), cell, cell.init_state(), jnp.ones(2)).rows[0].rule)
         exact
     """
+    return freely(_explained, learner, model, state, x)
+
+
+def _explained(learner: Learner, model: Model, state: PyTree, x: PyTree) -> Explanation:
     engine = learner.prepare(model, state, x)
     carry = engine.carry_shapes(model, state, x)
     by_step = engine.of_plain or learner.gradient

@@ -18,6 +18,7 @@ from .._sharding import shard, unshard
 from .._text import DataFrame, as_table, data_frame, in_bytes
 from .._train.online import gradient, window_length
 from .._types import Model
+from .._varying import freely
 from .exchange import Exchange, as_mesh, exchanges
 
 
@@ -114,13 +115,17 @@ def memory_plan(
     steps, chunk = positive("steps", steps), None if chunk is None else positive("chunk", chunk)
     if mesh is not None:
         model = shard(_shapes(unshard(model)), as_mesh(mesh))
+    return freely(_planned, learner, model, *struct((state, x)), steps, chunk)
+
+
+def _planned(learner: Learner, model: Model, state: PyTree, x: PyTree, steps: int, chunk: int | None) -> MemoryPlan:
     engine = learner.prepare(model, state, x)
     carry = engine.carry_shapes(model, state, x)
     arrays, static = eqx.partition(model, is_array_like)
     carry = eqx.filter(carry, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
 
     def stacked(count: int) -> PyTree:
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype), struct(x))
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype), x)
 
     size = window_length(engine, model, carry, stacked(1), steps, chunk)
     mesh = next((node.mesh for node in jax.tree.leaves(model, is_leaf=_is_parted) if _is_parted(node)), None)
