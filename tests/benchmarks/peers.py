@@ -9,7 +9,8 @@ Then each op and batching of braintrace runs in a process of its own, and the fa
 `CSC` (sorted by target, as here) with numba on all cores or in plain XLA, and, for ES-D-RTRL, `FixedNumPerPost`, which
 its D-RTRL cannot use; batches as an axis of the model or through its vmap. Its `CSR` is left out: it folds the index
 arrays for minutes while compiling and is not faster then. The two sides take turns in one process; the ratio is taken
-within each turn. Peak memory is that of a process with only one side, the set-up of the network included.
+within each turn. This library runs twice, as it is called and with `donate=True`. Peak memory is that of a process with
+only one side, the set-up of the network included.
 
 Needs `braintrace brainevent numba` beside this package, and a machine that does nothing else.
 """
@@ -99,14 +100,14 @@ def start_peer(case, data, layout, backend, batching):
     return lambda: jax.block_until_ready(run(data.xs, data.ys))
 
 
-def start_ours(case, data):
+def start_ours(case, data, donate=False):
     """The same for this library."""
     learner, model = networks.learner(case), networks.net(case, data)
-    carry = learner.init(model, data.start, data.xs[0])
+    carry = learner.init(model, 1 * data.start, data.xs[0])
 
     def run():
         nonlocal carry
-        losses, grads, carry = se.online_grad(learner, networks.loss_fn, model, carry, data.xs, data.ys)
+        losses, grads, carry = se.online_grad(learner, networks.loss_fn, model, carry, data.xs, data.ys, donate=donate)
         return jax.block_until_ready((grads.rec.value["weight"], losses, carry))[:2]
 
     return run
@@ -138,23 +139,26 @@ def difference(ours, theirs):
 def together(case, peer, repeats):
     """Both sides in turns, after a comparison of their gradients in two calls that follow each other."""
     data = networks.make(case)
-    sides = {"ours": start_ours(case, data), "theirs": start_peer(case, data, *peer)}
-    found = [difference(sides["ours"](), sides["theirs"]()) for _ in range(2)]
-    times = {"ours": [], "theirs": []}
+    sides = {"ours": start_ours(case, data), "donated": start_ours(case, data, donate=True)}
+    sides["theirs"] = start_peer(case, data, *peer)
+    calls = [{name: run() for name, run in sides.items()} for _ in range(2)]
+    found = [difference(call[name], call["theirs"]) for call in calls for name in ("ours", "donated")]
+    times = {name: [] for name in sides}
     for turn in range(repeats):
-        for side in ("ours", "theirs") if turn % 2 else ("theirs", "ours"):
+        for side in list(sides) if turn % 2 else reversed(sides):
             times[side].append(timed(sides[side], case))
-    ratios = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
-    return {
+    row = {
         "difference_gradient": max(gradient for gradient, _ in found),
         "difference_losses": max(losses for _, losses in found),
         "active": networks.activity(case, data),
         "times_ms": times,
-        "ours_ms": statistics.median(times["ours"]) if repeats else None,
-        "theirs_ms": statistics.median(times["theirs"]) if repeats else None,
-        "ratio": statistics.median(ratios) if repeats else None,
-        "ratio_range": [min(ratios), max(ratios)] if repeats else None,
     }
+    if repeats:
+        row |= {f"{name}_ms": statistics.median(of) for name, of in times.items()}
+        for name, key in (("ours", "ratio"), ("donated", "ratio_donated")):
+            ratios = [b / a for a, b in zip(times[name], times["theirs"], strict=True)]
+            row |= {key: statistics.median(ratios), f"{key}_range": [min(ratios), max(ratios)]}
+    return row
 
 
 def compare(case, repeats):
@@ -164,12 +168,14 @@ def compare(case, repeats):
     row = in_process(together, case, best, repeats)
     row |= {"ours_alone": ours, "theirs_alone": peers[best], "theirs_op": " ".join(best)}
     row["tried"] = {" ".join(peer): result["ms"] for peer, result in peers.items()}
-    low, high = row["ratio_range"]
-    print(
-        f"{case.name:<70} {row['ours_ms']:8.2f} {row['theirs_ms']:10.2f} {row['ratio']:6.2f} ({low:.2f} to {high:.2f})"
-        f" {ours['peak_mb']:7.0f} {peers[best]['peak_mb']:7.0f}  {row['difference_gradient']:.0e}  {row['theirs_op']}",
-        flush=True,
-    )
+    for name, key in (("ours", "ratio"), ("donated", "ratio_donated")):
+        low, high = row[f"{key}_range"]
+        print(
+            f"{case.name + ', donated' * (name == 'donated'):<70} {row[f'{name}_ms']:8.2f} {row['theirs_ms']:10.2f}"
+            f" {row[key]:6.2f} ({low:.2f} to {high:.2f}) {ours['peak_mb']:7.0f} {peers[best]['peak_mb']:7.0f}"
+            f"  {row['difference_gradient']:.0e}  {row['theirs_op']}",
+            flush=True,
+        )
     return row
 
 
