@@ -347,6 +347,15 @@ def regularised(out, y):
 
 
 RULES = se.D_RTRL(), se.RTRL(), se.BPTT()
+
+
+def test_ids_beyond_32_bits_name_no_unit(x64):
+    sets = jnp.array([2**32 + 1, 2 - 2**32, 1]), jnp.array([2**32 + 1, 2**63, 1], jnp.uint64)
+    for param, ids in zip((se.SpMatMulOp(GRAPH).param(KEY), se.MatMulOp().param(KEY, 4, 3)), sets, strict=True):
+        found = jax.jit(lambda ids, param=param: param(spikes.Active(ids, 4)))(ids)
+        np.testing.assert_array_equal(found, param(spikes.Active([1], 4)))
+
+
 LOSSES = [(rule, decay, kind) for kind in ("at once", "delayed") for rule in RULES for decay in (None, 0.7)]
 
 

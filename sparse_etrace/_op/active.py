@@ -48,6 +48,8 @@ class Active(eqx.Module):
             raise TypeError(f"ids: expected whole numbers, (..., capacity), got {got}. Name the active units.")
         if not isinstance(ids, jax.core.Tracer) and np.any((found := np.asarray(ids)) < 0) | np.any(found > size):
             raise ValueError(f"ids: expected from 0 to {size}, got {found.min()} to {found.max()}.")
+        if self.ids.dtype.itemsize > 4:  # products take 32 bits
+            self.ids = jnp.clip(self.ids, -(self.ids.dtype.kind == "i"), size).astype(jnp.int32)
 
     @property
     def shape(self) -> tuple[int, ...]:
