@@ -1,5 +1,7 @@
 """Chains of elementwise operations in one pass, beside the same functions of XLA."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,8 +89,8 @@ def test_derivatives_and_batches_are_those_of_the_function():
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-def swept(xs, carried, steps, units):
-    """Backward through some steps: two variables with their matrix, which may be steady, and a sum over the steps."""
+def swept(xs, carried, steps, units, reverse=True, last=False):
+    """Through some steps: two variables with their matrix, which may be steady, and a sum over the steps."""
 
     def step(later, now):
         (lam, total), (d, m, y) = later, now
@@ -96,7 +98,7 @@ def swept(xs, carried, steps, units):
         lam = [m[a] + sum(d[b][a] * lam[b] for b in range(2)) for a in range(2)]
         return (lam, total + said), [lam, None, said]
 
-    return recursion.recursion(step, carried, xs, steps, units, reverse=True)
+    return recursion.recursion(step, carried, xs, steps, units, reverse, last)
 
 
 def sweep(rng, steps, shape, dtype, is_steady):
@@ -106,19 +108,32 @@ def sweep(rng, steps, shape, dtype, is_steady):
     return (of(1 if is_steady else steps, 2, 2), of(steps, 2), of(steps)), (of(2), of())
 
 
+def run_in_place(xs, carried, units, reverse):
+    lowered = jax.jit(lambda xs, carried: swept(xs, carried, 4, units, reverse, True)).lower(xs, carried)
+    assert lowered.as_text().count("output_operand_alias<") == 5
+    return lowered.compile()(xs, carried)
+
+
 @COMPILED
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("is_steady", [False, True])
 @pytest.mark.parametrize("shape", [(3, 171), (2049,), (2,)])
 def test_chain_backward_through_steps(on_cpu, dtype, is_steady, shape):
     with jax.enable_x64(True):
-        xs, carried = sweep(np.random.default_rng(0), 7, shape, dtype, is_steady)
-        run = jax.jit(lambda xs, carried: swept(xs, carried, 7, len(shape)))
-        assert calls(run, xs, carried) == 1
-        (lam, total), (lams, _, said) = run(xs, carried)
+        # Of a steady matrix there are as many numbers as of a stack of what is said.
+        xs, carried = sweep(np.random.default_rng(0), 4, shape, dtype, is_steady)
+        run = functools.partial(jax.jit(swept, static_argnums=(2, 3, 4, 5)), xs, carried, 4, len(shape))
+        assert calls(run) == 1
+        (lam, total), (lams, _, said) = run()
+        flipped = jax.tree.map(lambda a: a[::-1], xs)
+        # Where what it reads lay, and forward.
+        ends, (lams_forward, _, said_forward) = run_in_place(flipped, carried, len(shape), False)
+        for got in (ends, lams_forward[::-1], said_forward[::-1]), run_in_place(xs, carried, len(shape), True):
+            for a, b in zip(*map(jax.tree.leaves, (got, (lam, total, lams, said))), strict=True):
+                np.testing.assert_array_equal(a, b)
         close = {"rtol": 2e-4, "atol": 2e-4} if dtype == "float32" else {"rtol": 1e-12, "atol": 1e-12}
         (d, m, y), (last, expected) = jax.tree.map(np.asarray, (xs, carried))
-        for t in reversed(range(7)):
+        for t in reversed(range(4)):
             heard = last[0] * y[t] + m[t, 1]
             last = m[t] + np.einsum("ba...,b...->a...", d[0 if is_steady else t], last)
             expected = expected + heard
@@ -145,6 +160,23 @@ def test_derivatives_and_batches_of_steps_are_those_of_a_scan():
     expected = [swept(*jax.tree.map(lambda a, k=k: a[k], twice), 5, 2) for k in range(2)]
     for a, *b in zip(*map(jax.tree.leaves, (got, *expected)), strict=True):
         np.testing.assert_allclose(a, jnp.stack(b), rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_filter_of_xla_lies_where_its_input_lay(reverse):
+    def filtered(old, x):
+        return 0.9 * old + x, [0.9 * old + x]
+
+    def run(is_last, a):
+        return recursion.recursion(filtered, a[0], jnp.sin(a), len(a), 1, reverse, is_last)
+
+    a = jnp.linspace(0, 40, 8 * 1000).reshape(8, 1000)
+    with se.kernels("xla"):
+        made = [jax.jit(functools.partial(run, is_last)).lower(a).compile() for is_last in (False, True)]
+    there, here = (one.memory_analysis().temp_size_in_bytes for one in made)
+    assert here + a.nbytes // 2 < there
+    for got, expected in zip(*(jax.tree.leaves(one(a)) for one in made), strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 @COMPILED

@@ -178,6 +178,19 @@ def test_a_window_reads_its_inputs_where_they_lie(learner):
     assert (15, 7) in shapes and (5, 7) not in shapes
 
 
+@pytest.mark.skipif(native.KERNELS == "xla", reason="no compiled kernels")
+@pytest.mark.parametrize("learner", [D_RTRL, se.ES_D_RTRL(0.9)], ids=str)
+def test_what_recursions_of_a_window_say_lies_where_they_read(learner, on_cpu):
+    """Two values that are carried, and two stacks."""
+    graph = se.from_edges([0, 1, 2, 0], [1, 2, 0, 2], jnp.ones(4))
+    cell = se.cells.LeakyRate(3, None, se.ETraceParam({"weight": graph.weight}, se.SpMatMulOp(graph)), decay=0.9)
+    ys = jnp.zeros((8, 2, 3))
+    carry = learner.init(cell, cell.init_state(2), None)
+    run = eqx.filter_jit(lambda *given: se.online_grad(learner, oracles.loss_fn, *given, None, ys, chunk=4))
+    lines = run.lower(cell, carry).as_text().splitlines()
+    assert sum(line.count("output_operand_alias<") for line in lines if "sparse_etrace_elementwise" in line) == 4
+
+
 def test_what_the_host_says_is_new_in_each_step():
     numbers = iter(range(9))
 

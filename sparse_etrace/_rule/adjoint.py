@@ -1,5 +1,6 @@
 """Backward over a window, unit by unit: what enters the traces of an op call, and what meets its input at once."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -63,33 +64,41 @@ def scan_units(
     routes: Sequence[Route],
     counts: Sequence[int],
     reverse: bool = False,
+    last: PyTree[bool] = False,
 ) -> tuple:
     """`scan` of a step that does the same in each unit: in one pass where outputs of ops are the units of groups.
 
-    Units are the last `ndim` axes; groups have so many variables.
+    Units are the last `ndim` axes; groups have so many variables. `last` says what of `xs` nothing reads after this.
     """
     is_same = all(route.repeats is not None and max(route.repeats, default=1) == 1 for route in routes)
     # XLA joins a single step with what comes before and after.
     is_plain = steps > 1 and jax.sharding.get_abstract_mesh().empty
     if is_plain and is_same and all(0 < count <= FEW for count in counts):
-        return recursion(step, first, with_time(xs), steps, ndim, reverse)
+        return recursion(step, first, with_time(xs), steps, ndim, reverse, last)
     return scan(step, first, xs, steps, like, reverse)
 
 
-def adjoints(grouping: Grouping, terms: Terms, landings: Sequence[Landing], only: str | None = None) -> list[Adjoint]:
+def adjoints(
+    grouping: Grouping, terms: Terms, landings: Sequence[Landing], only: str | None = None, is_last: bool = False
+) -> list[Adjoint]:
     """`lam_{k-1} = m_k + D_k^T lam_k` and `P_{k-1} = P_k D_k` from the last step of a window to the first.
 
     What enters is `P_k F_k`, what meets the input at once `lam_k F_k + n_k`. P is not wanted for `"gradients"` only,
-    lam not for `"traces"` only; where terms know the first one, `n` holds all that comes later.
+    lam not for `"traces"` only; where terms know the first one, `n` holds all that comes later. `is_last`: nothing else
+    reads the terms.
     """
     found: dict[int, Adjoint] = {}
     for g in dict.fromkeys(landing.group for landing in landings):
         of = {k: landing for k, landing in enumerate(landings) if landing.group == g}
-        found |= zip(of, _in_group(len(grouping.groups[g].shape), terms, g, list(of.values()), only), strict=True)
+        found |= zip(
+            of, _in_group(len(grouping.groups[g].shape), terms, g, list(of.values()), only, is_last), strict=True
+        )
     return [found[k] for k in range(len(landings))]
 
 
-def _in_group(ndim: int, terms: Terms, g: int, landings: list[Landing], only: str | None) -> list[Adjoint]:
+def _in_group(
+    ndim: int, terms: Terms, g: int, landings: list[Landing], only: str | None, is_last: bool
+) -> list[Adjoint]:
     m, d = widened(terms.m[g]), widened(terms.hidden_jacobian[g])
     count, has_p, has_lam = len(m), only != "gradients", only != "traces" and terms.first is None
     makers = {a.into: a for a in landings if has_p or has_lam}
@@ -118,7 +127,8 @@ def _in_group(ndim: int, terms: Terms, g: int, landings: list[Landing], only: st
     first = last if has_lam else None, jnp.broadcast_to(eye, (size, *m.shape[1:])) if has_p else None, sums
     shapes = [None if a.has_no_input else jax.ShapeDtypeStruct(part.shape, a.dtype) for a, part in like]
     routes = [a.route for a in landings]
-    (lam, p, sums), said = scan_units(back, first, steps, count, ndim, shapes, routes, [size], reverse=True)
+    run = functools.partial(scan_units, reverse=True, last=is_last)
+    (lam, p, sums), said = run(back, first, steps, count, ndim, shapes, routes, [size])
     said = [a if b is None else b[None] for a, b in zip(said, sums, strict=True)]
     entering, direct = dict(zip(makers, said)) if has_p else {}, dict(zip(meetings, said[-len(meetings) :]))
     lam = lam if terms.first is None else widened(terms.first[g])

@@ -1,5 +1,6 @@
 """The two ways to keep eligibility traces, full and factorised, over a window of steps."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -144,7 +145,8 @@ def traces_after(
     for call in grouping.reading.learning:
         landed = _landings(grouping, call, traces[call.number], terms)
         landings |= {(call.number, number): landing for number, landing in enumerate(landed)}
-    found = dict(zip(landings, adjoints(grouping, terms, list(landings.values()), only), strict=True))
+    is_last = all(trace.factors is None for trace in traces.values())
+    found = dict(zip(landings, adjoints(grouping, terms, list(landings.values()), only, is_last), strict=True))
     for call in grouping.reading.learning:
         new[call.number], gradients[call.number] = _advance_call(
             grouping, call, weights[call.number], traces[call.number], terms, found, decay, only
@@ -203,7 +205,7 @@ def _advance_call(
         if only != "traces":
             parts.append(_leaves(route.total(gradient, v) if op.is_diagonal else gradient))
     if (factors := trace.factors) is not None:
-        factors, filtered, taught = _filter(grouping, call, factors, terms, decay, noise)
+        factors, filtered, taught = _filter(grouping, call, factors, terms, decay, noise, not any(in_full))
         sampled(filtered, taught, [keep and not is_full for keep, is_full in zip(trained, in_full, strict=True)])
     for leaf, *found in zip(jax.tree.leaves(given), *parts, strict=True):
         present = [part for part in found if part is not None]
@@ -273,9 +275,12 @@ def _leaves(tree: PyTree) -> list[Array | None]:
 
 
 def _filter(
-    grouping: Grouping, call: Call, factors: Factors, terms: Terms, decay: float, noise: Array | None
+    grouping: Grouping, call: Call, factors: Factors, terms: Terms, decay: float, noise: Array | None, is_own: bool
 ) -> tuple[Factors, Array, Array]:
-    """Factors through a window: the filtered input and the signal that it meets, at each step."""
+    """Factors through a window: the filtered input and the signal that it meets, at each step.
+
+    `is_own`: no full trace of the call reads its terms.
+    """
     dtype, routes = wide(terms.n[call.number].dtype), routes_of(grouping, call)
     x, n = each(terms.x[call.number]).astype(dtype), widened(terms.n[call.number])
 
@@ -294,14 +299,16 @@ def _filter(
         return f, [taught]
 
     like = [jax.ShapeDtypeStruct(part.shape[1:], dtype) for part in (x, n)]
-    new_x, (read,) = scan_units(filtered, factors.x.astype(dtype), x, len(x), x.ndim - 1, like[:1], [], [])
+    of_x, of_n = (sum(a[call.number] is b for b in a.values()) == 1 for a in (terms.x, terms.n))
+    new_x, (read,) = scan_units(filtered, factors.x.astype(dtype), x, len(x), x.ndim - 1, like[:1], [], [], last=of_x)
     later = jnp.arange(1, len(x) + 1, dtype=factors.steps.dtype).reshape(-1, *[1] * factors.steps.ndim)
     new_f, grown = [], factors.steps[None] + later
     if factors.f:
         parts = [(terms.hidden_jacobian[g], terms.m[g], terms.output_jacobian[(g, call.number)]) for g, _ in routes]
         start, (_, through) = [f.astype(dtype) for f in factors.f], zip(*routes, strict=True)
         counts = list(map(len, start))
-        new_f, (taught,) = scan_units(sensitivities, start, (n, parts), len(n), n.ndim - 1, like[1:], through, counts)
+        run = functools.partial(scan_units, last=(of_n and is_own, False))
+        new_f, (taught,) = run(sensitivities, start, (n, parts), len(n), n.ndim - 1, like[1:], through, counts)
         n = taught / (1 - jnp.power(jnp.asarray(decay, dtype), grown.astype(dtype)))
     new = Factors(new_x, tuple(new_f), grown[-1])
     leaves, layout = jax.tree.flatten(factors)
