@@ -21,7 +21,7 @@ class Steady(eqx.Module):
     steps: int = eqx.field(static=True)
 
 
-class Part(eqx.Module):
+class Slice(eqx.Module):
     """So many steps of an array from one on, for a loop to read where they lie."""
 
     whole: Array
@@ -47,8 +47,8 @@ def _is_steady(leaf: object) -> bool:
     return isinstance(leaf, Steady)
 
 
-def _is_part(leaf: object) -> bool:
-    return isinstance(leaf, Part)
+def _is_slice(leaf: object) -> bool:
+    return isinstance(leaf, Slice)
 
 
 def stacked(tree: PyTree[Steps]) -> PyTree[Array]:
@@ -83,12 +83,12 @@ def scan(
     `like` is the list that a step says, where nobody differentiates this: what takes much room is written where
     nothing lay before, as XLA would fill it with zeros first.
     """
-    leaves, layout = jax.tree.flatten(xs, is_leaf=lambda leaf: isinstance(leaf, Steady | Part))
+    leaves, layout = jax.tree.flatten(xs, is_leaf=lambda leaf: isinstance(leaf, Steady | Slice))
     places = jnp.arange(length)
-    moving = [None if _is_steady(a) else a.first + places if isinstance(a, Part) else a for a in leaves]
+    moving = [None if _is_steady(a) else a.first + places if isinstance(a, Slice) else a for a in leaves]
 
-    def given(leaf: Steps | Part, now: Array | None) -> Array | None:
-        return leaf.value if isinstance(leaf, Steady) else leaf.at(cast(Array, now)) if isinstance(leaf, Part) else now
+    def given(leaf: Steps | Slice, now: Array | None) -> Array | None:
+        return leaf.value if isinstance(leaf, Steady) else leaf.at(cast(Array, now)) if isinstance(leaf, Slice) else now
 
     def one(before: PyTree, now: list[Array | None]) -> tuple:
         return step(before, jax.tree.unflatten(layout, map(given, leaves, now)))
@@ -110,10 +110,10 @@ def scan(
     return last, [rooms.get(k, part) for k, part in enumerate(near)]
 
 
-def listened(step: Callable[..., tuple], start: PyTree, xs: PyTree[Array | Part]) -> tuple:
+def listened(step: Callable[..., tuple], start: PyTree, xs: PyTree[Array | Slice]) -> tuple:
     """`jax.lax.scan` that keeps once what a step puts out in several places, and makes once what no step changes."""
-    steps = len(jax.tree.leaves(xs, is_leaf=_is_part)[0])
-    first = jax.tree.map(lambda part: part[0], xs, is_leaf=_is_part)
+    steps = len(jax.tree.leaves(xs, is_leaf=_is_slice)[0])
+    first = jax.tree.map(lambda part: part[0], xs, is_leaf=_is_slice)
     closed, like = jax.make_jaxpr(step, return_shape=True)(start, first)
     jaxpr, layout, count = closed.jaxpr, jax.tree.structure(start), len(jax.tree.leaves(start))
     given, told = _moving(jaxpr), [v for v in jaxpr.outvars[count:] if isinstance(v, jex.Var)]

@@ -117,7 +117,7 @@ class Engine(abc.ABC):
     """What a learner makes of a model by reading it once; every step and window of one gradient asks it.
 
     Attributes:
-        reads_in_place: whether a window takes inputs and targets as each a `Part` of the whole.
+        reads_in_place: whether a window takes inputs and targets each as a `Slice` of the whole.
     """
 
     reads_in_place: bool = False

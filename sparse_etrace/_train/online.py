@@ -12,7 +12,7 @@ from .._arrays import on_device
 from .._learner import Carry, Learner
 from .._model.constant import constant, held, is_traced
 from .._model.origin import check_origin, scaled
-from .._model.steady import Part
+from .._model.steady import Slice
 from .._model.trained import trained_filter
 from .._numbers import positive
 from .._rule.engine import Engine
@@ -176,7 +176,7 @@ def gradient(
         def add(before: tuple[Carry, PyTree], part: PyTree[Array]) -> tuple[tuple[Carry, PyTree], tuple[Array, PyTree]]:
             carry, total = before
             if engine.reads_in_place:
-                part = jax.tree.map(lambda a: Part(a, part, size), (xs, ys))
+                part = jax.tree.map(lambda a: Slice(a, part, size), (xs, ys))
             carry, (losses, aux, grads) = run(carry, part)
             return (carry, jax.tree.map(jnp.add, total, widened(grads))), (losses, aux)
 
