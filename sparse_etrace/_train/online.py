@@ -171,17 +171,16 @@ def gradient(
     parts = []
     cut = jax.tree.map(lambda a: a[: count * size].reshape(count, size, *a.shape[1:]), (xs, ys))
     if count > 1:
-        places = jnp.arange(count) * size if engine.reads_in_place else cut
+        in_place = engine.reads_in_place
 
-        def add(before: tuple[Carry, PyTree], part: PyTree[Array]) -> tuple[tuple[Carry, PyTree], tuple[Array, PyTree]]:
+        def add(before: tuple[Carry, PyTree], now: PyTree[Array]) -> tuple[tuple[Carry, PyTree], tuple[Array, PyTree]]:
             carry, total = before
-            if engine.reads_in_place:
-                part = jax.tree.map(lambda a: Slice(a, part, size), (xs, ys))
+            part = jax.tree.map(lambda a: Slice(a, now, size), (xs, ys)) if in_place else now
             carry, (losses, aux, grads) = run(carry, part)
             return (carry, jax.tree.map(jnp.add, total, widened(grads))), (losses, aux)
 
         like = eqx.filter(model, trained_filter(model, learner.train))
-        (carry, grads), stacked = jax.lax.scan(add, (carry, zeros(like)), places)
+        (carry, grads), stacked = jax.lax.scan(add, (carry, zeros(like)), jnp.arange(count) * size if in_place else cut)
         parts.append((*jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:]), stacked), grads))
     else:
         carry, out = run(carry, jax.tree.map(lambda a: a[0], cut))
