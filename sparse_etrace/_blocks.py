@@ -43,7 +43,10 @@ def sizes_of(units: int, count: int) -> tuple[int, int]:
     size = -(-units // count)
     last = units - (count - 1) * size
     if last < 1:
-        raise ValueError(f"mesh: expected at most as many devices as units fill, got {count} for {units} units.")
+        raise ValueError(
+            f"mesh: expected at most as many devices as blocks of equal size fill, got {count} for {units} units. Take "
+            f"a mesh of {-(-units // size)}, of which each has up to {size}."
+        )
     return size, last
 
 

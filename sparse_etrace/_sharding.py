@@ -45,9 +45,9 @@ def shard(tree: Parted, mesh: Mesh) -> Parted:
 
     Raises:
         TypeError: `mesh` is no `jax.sharding.Mesh`; the model is traced.
-        ValueError: the mesh has devices of some processes only; a layer has too few units for each device to get one;
-            no layer of the model is sparse; a weight function reads more than a weight and its own arrays; or the graph
-            is not square.
+        ValueError: the mesh has devices of some processes only; blocks of equal size of a layer leave a device without
+            units; no layer of the model is sparse; a weight function reads more than a weight and its own arrays; or
+            the graph is not square.
         NotImplementedError: a layer has trained delays, or is on a raw matrix of which entries are no synapses.
 
     Example:
