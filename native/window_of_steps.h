@@ -113,7 +113,8 @@ INLINE void window_of_steps(const Window<T> work, int64_t b, int64_t begin, int6
     for (int64_t i = 0; i < A * A; ++i) fill(to++, work.carried, i);
     for (int64_t i = 0; i < A; ++i) fill(to++, work.signal, i);
     for (int64_t a = 0; a <= A; ++a, to += padded)
-      lay_out<T, 1>(coefficients<A>(work, a, b, unit), units, work.steps, padded, room + to, width, units);
+      if (work.steps == 1) fill(to, a < A ? work.entering : work.direct, a < A ? a : 0);
+      else lay_out<T, 1>(coefficients<A>(work, a, b, unit), units, work.steps, padded, room + to, width, units);
     int64_t own = 0;
     for (int64_t count = n; s < last; s += count) {
       while (!Across && synapses.post_ptr[unit + own + 1] <= s) ++own;
