@@ -3,10 +3,10 @@
 
 #include "dense.h"
 #include "elementwise.h"
-#include "features.h"
 #include "influences.h"
 #include "products.h"
 #include "window.h"
+#include "window_of_features.h"
 
 namespace sparse_etrace {
 namespace {

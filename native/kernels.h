@@ -56,7 +56,7 @@ struct Window {
   int64_t units;          // without lag the senders
   const uint8_t* bits;    // at most 16 steps of spikes: (batch, units, stride) in the place of rows, or null
   int64_t stride;
-  bool in_pairs;  // rows hold two elements of the batch together, and the last one alone if their number is odd
+  bool in_pairs;  // rows hold two elements of the batch together, 32 numbers of a unit; the last of an odd batch alone
 };
 constexpr int MOST_IN_PAIRS = 2;  // hidden variables
 
@@ -137,7 +137,7 @@ struct Kernels {
   // Where everything is connected, for all synapses of the senders of a range.
   void (*dense[5])(const Window<T>& work, int64_t begin, int64_t end);
   void (*dense_bf16[4])(const Window<T>& work, int64_t begin, int64_t end);
-  // For one batch element, or two in pairs, by number of hidden variables; those after the first add to the gradient.
+  // For one batch element, by number of hidden variables; those after the first add to the gradient.
   void (*features[4])(const FeatureWindow<T>& work, int64_t b, int64_t begin, int64_t end);
   void (*features_bf16[4])(const FeatureWindow<T>& work, int64_t b, int64_t begin, int64_t end);
   // For the units of a range; an output may be an operand of the same kind.

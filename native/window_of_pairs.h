@@ -15,7 +15,8 @@ void to_pairs(const Window<T>& work, int64_t b, T* rows, int64_t begin, int64_t 
 }
 
 // As in window_of_steps.h, without a lag and in at most 16 steps: half of a vector are steps of the one element, half
-// those of the other, so that lanes are summed for both together.
+// those of the other, so that lanes are summed for both together. The coefficients of a unit lie as the steps of
+// entering and direct, 32 numbers for each, and then carried and signal, each for both elements.
 template <class T, class Store, int A>
 void window_of_pairs(const Window<T>& work, int64_t b, int64_t begin, int64_t end) {
   constexpr int n = lanes<T>, half = n / 2, vectors = 32 / n, width = (A + 1) * (32 + 2 * A);

@@ -65,11 +65,12 @@ def freely(fn: Callable[..., PyTree], *args: PyTree, like: Callable[[], PyTree] 
         return fn(*args)
     given, rest = eqx.partition(args, eqx.is_array)
     within: contextlib.AbstractContextManager = contextlib.nullcontext()
+    put = jax.sharding.reshard
     if not is_set:
         try:
             within = jax.set_mesh(there[0].sharding.mesh)
         except (ValueError, AttributeError):  # something is traced: devices are known from arrays that are put on them
-            given = jax.tree.map(_told, given)
+            given, put = jax.tree.map(_told, given), _put_traced
             within = jax.sharding.use_abstract_mesh(jax.typeof(there[0]).sharding.mesh)
     with within:
         mesh = jax.sharding.get_abstract_mesh()
@@ -78,7 +79,12 @@ def freely(fn: Callable[..., PyTree], *args: PyTree, like: Callable[[], PyTree] 
             given = jax.tree.map(lambda a: jax.sharding.reshard(a, P()) if _is_explicit(a) else a, given)
             found, static = eqx.partition(fn(*eqx.combine(given, rest)), eqx.is_array)
         places = jax.tree.map(_places, like() if like else None, found, is_leaf=lambda node: node is None)
-        return eqx.combine(jax.tree.map(jax.sharding.reshard, found, places), static)
+        return eqx.combine(jax.tree.map(put, found, places), static)
+
+
+def _put_traced(array: Array, place: P) -> Array:
+    """What is not traced stays where it lies: a mesh without devices says nothing of it."""
+    return jax.sharding.reshard(array, place) if isinstance(array, jax.core.Tracer) else array
 
 
 def has_explicit(mesh: Any) -> bool:

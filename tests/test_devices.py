@@ -82,6 +82,9 @@ def check_closed_over():
     expected = run()
     assert oracles.relative_error(jax.jit(run)(), expected) < 1e-12
     jax.vmap(lambda k: se.predict(case.model, state, xs)[0])(jnp.ones(2))
+    carry = learner.init(case.model, case.twin.state, case.xs[0])
+    mapped = jax.vmap(lambda k: gradient(learner, case.model, carry, xs, k * case.ys[:4]))(jnp.ones(2))
+    assert oracles.relative_error(jax.tree.map(lambda a: a[1], mapped), expected[1]) < 1e-12
     plans = [se.memory_plan(learner, case.model, *given) for given in ((state, x), (case.twin.state, case.xs[0]))]
     assert plans[0] == plans[1]
 

@@ -20,7 +20,7 @@ from .products import Axes, Tangent
 LEAST = 2**15
 CALLS = {"jit", "pjit", "custom_jvp_call", "custom_vjp_call"}
 SAME = {"broadcast_in_dim", "reshape", "squeeze", "stop_gradient"}
-# As in native/kernels.cpp, by what they are of: floats (f) or integers (i), and truth values (b).
+# As in native/elementwise.h, by what they are of: floats (f) or integers (i), and truth values (b).
 BOTH = {
     "add": 2,
     "sub": 2,

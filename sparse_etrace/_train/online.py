@@ -53,7 +53,7 @@ def online_grad(
             None for all.
         has_aux: `loss_fn` returns `(loss, aux)`.
         donate: the carry is changed in place, which saves a copy of it in each call; it must not be used again, nor, in
-            the first call, the state that `init` was given, whose arrays it holds.
+            the first call, the state that `init` was given, whose arrays it holds; these cannot be `xs` or `ys`.
 
     Returns:
         `losses` `(T,)`, `grads` like the model with None where nothing is trained, and `carry`; with `has_aux` also the
