@@ -6,9 +6,9 @@
 namespace sparse_etrace {
 namespace {
 
-// Windows where everything is connected. The lanes of a vector are receivers; a tile of R senders and one vector stays
-// in registers through all steps. `room` holds rows of `pitch` numbers for the receivers of one batch element: for each
-// step those of entering and direct, then carried (A x A) and signal (A).
+// The lanes of a vector are receivers; a tile of R senders and one vector stays in registers through all steps. `room`
+// holds rows of `pitch` numbers for the receivers of one batch element: for each step those of entering and direct, then
+// carried (A x A) and signal (A).
 template <class T, class Store, int A>
 struct DenseWindow {
   static constexpr int n = lanes<T>, most = (VECTOR_BYTES == 64 ? 24 : 12) / (A + 1);
